@@ -1,0 +1,124 @@
+"""`msf generate`: images without a server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from msf_serve.cli.settings import read_settings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from msf_serve.engine.repository import ModelVersion
+
+GAP = 2  # pixels between the images of a grid
+
+
+@click.command()
+@click.option("--prompt", required=True, help="Class name or id.")
+@click.option("-n", "--num-images", type=click.IntRange(1, 1024), default=1, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Image file to write.")
+@click.option("--model", help="Model name, or name:version.  [default: the first of the repository]")
+@click.option("--seed", type=click.IntRange(0, 2**53 - 1), default=0, show_default=True)
+@click.option("--num-steps", type=click.IntRange(2), help="Steps of both stages together.  [default: the model's]")
+@click.option("--guidance-scale", type=float, help="1 is none.  [default: the model's]")
+@click.option("--scale", type=click.IntRange(1, 32), default=4, show_default=True, help="Enlarge pixels so many times.")
+def command(
+    prompt: str,
+    num_images: int,
+    out: Path,
+    model: str | None,
+    seed: int,
+    num_steps: int | None,
+    guidance_scale: float | None,
+    scale: int,
+) -> None:
+    """Make images of one class and write them as one grid."""
+    from msf_serve.engine.errors import EngineError
+
+    try:
+        version = _find_model(model)
+        images = _generate(version, _find_label(version, prompt), num_images, seed, num_steps, guidance_scale)
+        _grid(images, scale).save(out)
+    except (EngineError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(str(out))
+
+
+def _find_model(model: str | None) -> ModelVersion:
+    from msf_serve.engine.repository import find_models, read_version
+
+    repository = read_settings().model_repo
+    if model is None:
+        return read_version(repository, find_models(repository)[0].name)
+    name, _, version = model.partition(":")
+    return read_version(repository, name, version or None)
+
+
+def _find_label(version: ModelVersion, prompt: str) -> int:
+    names = [label.casefold() for label in version.labels]
+    if prompt.casefold() in names:
+        return names.index(prompt.casefold())
+    if prompt.isdecimal() and int(prompt) < len(names):
+        return int(prompt)
+    raise ValueError(
+        f"--prompt {prompt!r} is no class of {version.name}; allowed: {', '.join(version.labels)}, "
+        f"or 0 to {len(names) - 1}"
+    )
+
+
+def _generate(
+    version: ModelVersion,
+    label: int,
+    num_images: int,
+    seed: int,
+    num_steps: int | None,
+    guidance_scale: float | None,
+) -> list[Image]:
+    from PIL import Image
+
+    from msf_serve.engine.backends import get_backend
+    from msf_serve.engine.executor import Executor, SampleRequest
+    from msf_serve.engine.loading import load_plans
+    from msf_serve.engine.offline import generate
+    from msf_serve.engine.plans import PlanCache
+
+    config, settings = version.config, read_settings()
+    sampling = config.sampling
+    if num_steps is not None and num_steps > sampling.max_num_steps:
+        raise ValueError(f"--num-steps {num_steps} is out of range; allowed: 2 to {sampling.max_num_steps}")
+    scale = sampling.default_guidance_scale if guidance_scale is None else guidance_scale
+    if not 0 <= scale <= sampling.max_guidance_scale:
+        raise ValueError(f"--guidance-scale {scale} is out of range; allowed: 0 to {sampling.max_guidance_scale}")
+    steps = config.split_steps(num_steps or config.default_num_steps)
+    backend = get_backend(settings.backend, settings.precision, settings.threads)
+    started_at = time.monotonic()
+    executor = Executor(load_plans(version, backend, PlanCache(settings.cache_dir / "plans")), settings.slots)
+    loaded_at = time.monotonic()
+    images = generate(executor, [SampleRequest(label, seed, index, *steps, scale) for index in range(num_images)])
+    finished_at = time.monotonic()
+    click.echo(
+        f"{num_images} images in {finished_at - loaded_at:.2f} s (plans ready after {loaded_at - started_at:.1f} s)",
+        err=True,
+    )
+    return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in images]
+
+
+def _grid(images: Sequence[Image], scale: int) -> Image:
+    """A nearly square grid, pixels enlarged `scale` times and left sharp."""
+    from PIL import Image
+
+    columns = next(c for c in range(1, len(images) + 1) if c * c >= len(images))
+    rows = -(-len(images) // columns)
+    width, height = (side * scale for side in images[0].size)
+    sheet = Image.new(images[0].mode, (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP))
+    for place, image in enumerate(images):
+        row, column = divmod(place, columns)
+        large = image.resize((width, height), Image.Resampling.NEAREST)
+        sheet.paste(large, (column * (width + GAP), row * (height + GAP)))
+    return sheet

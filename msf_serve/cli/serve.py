@@ -1,0 +1,115 @@
+"""`msf serve`: the HTTP server in the foreground, its workers and, where no Redis is given, a Valkey behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+import time
+
+import click
+import uvicorn
+
+from msf_serve.cli.logs import configure_logging
+from msf_serve.cli.settings import Settings, describe_settings, read_settings
+from msf_serve.cli.supervisor import Supervisor
+from msf_serve.scheduler.connection import check, connect
+from msf_serve.scheduler.embedded import EmbeddedValkey
+from msf_serve.scheduler.errors import QueueUnavailable
+from msf_serve.scheduler.registry import Registry
+from msf_serve.server.app import create_app
+from msf_serve.server.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+GRACEFUL_SHUTDOWN_S = 30  # for answers that are still being made
+
+
+@click.command(epilog=describe_settings())
+def command() -> None:
+    """Serve images over HTTP until SIGINT or SIGTERM.
+
+    Starts MSF_WORKERS workers and, unless MSF_REDIS_URL is set, a Valkey that keeps its data in MSF_DATA_DIR. When
+    this process ends, in any way, so do they.
+    """
+    settings = read_settings()
+    configure_logging(settings.log_level, "server")
+    if settings.workers and not settings.model_repo.is_dir():
+        raise click.UsageError(f"MSF_MODEL_REPO={str(settings.model_repo)!r} is not a folder")
+    listener = _bind(settings.host, settings.port)
+    try:
+        with contextlib.ExitStack() as stack:
+            redis_url = settings.redis_url or stack.enter_context(EmbeddedValkey(settings.data_dir)).url
+            exit_status = asyncio.run(_serve(settings, redis_url, listener))
+    except QueueUnavailable as error:
+        raise click.ClickException(f"MSF_REDIS_URL: {error}" if settings.redis_url else str(error)) from error
+    except ValueError as error:
+        raise click.UsageError(f"MSF_REDIS_URL={settings.redis_url!r}: {error}") from error
+    sys.exit(exit_status)
+
+
+async def _serve(settings: Settings, redis_url: str, listener: socket.socket) -> int:
+    started_at = time.monotonic()
+    redis = connect(redis_url)
+    await check(redis)
+    host, port = listener.getsockname()[:2]
+    app = create_app(
+        ServerSettings(redis_url=redis_url, host=host, port=port, max_queued_samples=settings.max_queued_samples)
+    )
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S, server_header=False
+    )
+    server = _Server(config)
+    supervisor = Supervisor(settings.workers, redis_url)
+    announcing = asyncio.create_task(_announce(Registry(redis), f"http://{_shown(host)}:{port}", started_at))
+    supervising = asyncio.create_task(supervisor.run())
+    supervising.add_done_callback(lambda _: server.stop())
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        announcing.cancel()
+        await supervisor.stop(settings.drain_timeout_s)
+        await supervising
+        await redis.aclose()
+    return supervising.result()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, whose signals also turn readiness red before it stops accepting."""
+
+    def handle_exit(self, sig: int, frame: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        context = getattr(self.config.app.state, "context", None)  # type: ignore[union-attr]
+        if context is not None:
+            context.draining = True
+        self.should_exit = True
+
+
+async def _announce(registry: Registry, url: str, started_at: float) -> None:
+    """Say where to go once a worker can answer."""
+    workers = await registry.workers()
+    while not workers:
+        await asyncio.sleep(0.05)
+        workers = await registry.workers()
+    models = ", ".join(f"{model.name} {model.version}" for model in workers[0].models)
+    seconds = time.monotonic() - started_at
+    click.echo(f"\n  msf-serve is ready at {url}   ({models}; {seconds:.1f} s)\n")
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        raise click.ClickException(f"MSF_HOST={host} MSF_PORT={port}: cannot listen there: {error.strerror}") from error
+    return listener
+
+
+def _shown(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)

@@ -1,0 +1,53 @@
+"""The environment's `MSF_*` variables: the only place that reads them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import click
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msf-serve"
+
+
+class Settings(BaseSettings):
+    """Every setting of every command; each is the variable of its name, in capitals, behind `MSF_`."""
+
+    model_config = SettingsConfigDict(env_prefix="MSF_", frozen=True)
+
+    host: str = Field("127.0.0.1", description="address that the HTTP server binds")
+    port: int = Field(8000, ge=0, le=65535, description="port that the HTTP server binds")
+    redis_url: str | None = Field(None, description="Redis or Valkey to use; without it one is embedded")
+    model_repo: Path = Field(Path("model_repo"), description="folder of models")
+    cache_dir: Path = Field(default_factory=_cache_dir, description="folder of compiled plans")
+    data_dir: Path = Field(Path(".msf"), description="folder of the embedded Valkey's data")
+    workers: int = Field(1, ge=0, le=64, description="worker processes that `msf serve` starts")
+    backend: Literal["eager", "openvino"] = Field("openvino", description="what runs the networks")
+    precision: Literal["fp32", "bf16"] | None = Field(None, description="default: the fastest that is native")
+    threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="threads of one worker")
+    slots: int = Field(32, ge=1, le=1024, description="samples that one worker advances side by side")
+    max_queued_samples: int = Field(4096, ge=64, description="samples of one model that may wait and run at most")
+    drain_timeout_s: float = Field(25.0, ge=0, description="how long a stopping worker may finish what it has begun")
+    worker_metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port of `msf worker`; 0 for none")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
+
+
+def read_settings() -> Settings:
+    """Raises UsageError with one line that names the variable, its value and what is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        variable = f"MSF_{first['loc'][0]}".upper()
+        raise click.UsageError(f"{variable}={first['input']!r}: {first['msg']}") from error
+
+
+def describe_settings() -> str:
+    """The settings as `--help` shows them."""
+    lines = [f"MSF_{name.upper()}  {field.description}" for name, field in Settings.model_fields.items()]
+    return "\b\nEnvironment:\n" + "\n".join(f"  {line}" for line in lines)

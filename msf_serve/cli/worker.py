@@ -1,0 +1,69 @@
+"""`msf worker`: one worker process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+
+import click
+import setproctitle
+
+from msf_serve.cli.logs import configure_logging
+from msf_serve.cli.settings import Settings, read_settings
+from msf_serve.scheduler.errors import QueueUnavailable
+
+EXIT_MISCONFIGURED = 2  # starting again would not help
+
+
+@click.command()
+@click.option("--owner-fd", type=int, hidden=True, help="Exit when this pipe's other end is closed.")
+def command(owner_fd: int | None) -> None:
+    """Claim jobs from MSF_REDIS_URL and run them on this machine's device.
+
+    On SIGTERM it finishes what it has begun, within MSF_DRAIN_TIMEOUT_S, and hands back the rest.
+    """
+    if owner_fd is not None:
+        threading.Thread(target=_exit_with_owner, args=(owner_fd,), daemon=True).start()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in the terminal is for the owner, who then stops us
+    setproctitle.setproctitle("msf worker")
+    settings = read_settings()
+    configure_logging(settings.log_level, "worker")
+    asyncio.run(_work(settings))
+
+
+async def _work(settings: Settings) -> None:
+    if settings.redis_url is None:
+        raise click.UsageError("MSF_REDIS_URL is not set; a worker needs the Redis that its servers use")
+    from msf_serve.engine.errors import EngineError
+    from msf_serve.worker.process import run_worker
+    from msf_serve.worker.settings import WorkerSettings
+
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    try:
+        await run_worker(
+            WorkerSettings(
+                redis_url=settings.redis_url,
+                model_repo=settings.model_repo,
+                cache_dir=settings.cache_dir,
+                backend=settings.backend,
+                precision=settings.precision,
+                num_threads=settings.threads,
+                num_slots=settings.slots,
+                drain_timeout_s=settings.drain_timeout_s,
+                metrics_port=settings.worker_metrics_port,
+            ),
+            stop,
+        )
+    except (EngineError, QueueUnavailable) as error:
+        logging.error("%s", error)
+        sys.exit(EXIT_MISCONFIGURED)
+
+
+def _exit_with_owner(owner_fd: int) -> None:
+    os.read(owner_fd, 1)
+    os._exit(1)

@@ -1,0 +1,168 @@
+"""A model's `config.json`: architecture, latent statistics and sampling defaults, checked when it is loaded."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Stage(StrEnum):
+    """Where a sample is on its way."""
+
+    BASE = "base"
+    RESIDUAL = "residual"
+    DECODE = "decode"
+
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImageConfig(_Config):
+    """Images are `channels` x `size` x `size`, values in [-1, 1]."""
+
+    size: PositiveInt
+    channels: Literal[1, 3, 4]
+
+
+class AutoencoderConfig(_Config):
+    """diffusers' `AutoencoderKL` (its constructor's arguments in `kl`) behind space-to-depth by `patch_size`."""
+
+    patch_size: PositiveInt
+    kl: dict[str, Any]
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per latent position along one side."""
+        return self.patch_size * int(2 ** (len(self.kl["block_out_channels"]) - 1))
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.kl["latent_channels"])
+
+
+class Statistics(_Config):
+    """Mean and standard deviation per channel: what normalises a stage's latents to unit variance."""
+
+    mean: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} channels and std has {len(self.std)}; they must agree")
+        return self
+
+
+class DenoiserConfig(_Config):
+    """A DiT (arXiv 2212.09748): `depth` adaLN-Zero blocks of `width`, over `size` x `size` latents in patches."""
+
+    in_channels: PositiveInt  # noisy latent channels
+    cond_channels: Annotated[int, Field(ge=0)] = 0  # channels of the conditioning latent
+    size: PositiveInt
+    patch_size: PositiveInt = 1
+    width: PositiveInt
+    depth: PositiveInt
+    num_heads: PositiveInt
+    mlp_ratio: float = 4.0
+    num_classes: PositiveInt
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} must be a multiple of num_heads {self.num_heads}")
+        if self.size % self.patch_size:
+            raise ValueError(f"size {self.size} must be a multiple of patch_size {self.patch_size}")
+        return self
+
+
+class GuidanceConfig(_Config):
+    """Where classifier-free guidance acts: on all channels, at timesteps inside `interval` (t = 1 is noise)."""
+
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def scale_at(self, t: float, scale: float) -> float:
+        low, high = self.interval
+        return scale if low <= t <= high else 1.0
+
+
+class StageConfig(_Config):
+    """One denoising stage."""
+
+    denoiser: DenoiserConfig
+    statistics: Statistics
+    default_num_steps: PositiveInt
+    guidance: GuidanceConfig = GuidanceConfig()
+
+
+class SamplingConfig(_Config):
+    """Defaults and limits of a request."""
+
+    solver: Literal["euler", "ab2"]
+    time_shift: Annotated[float, Field(gt=0)] = 1.0
+    default_guidance_scale: float
+    max_guidance_scale: float = 10.0
+    max_num_steps: PositiveInt = 250
+
+
+class ModelConfig(_Config):
+    """Everything but the weights. `conditioning_noise` is the level at which the residual stage sees the base."""
+
+    format_version: Literal[1] = 1
+    description: str = ""
+    image: ImageConfig
+    autoencoder: AutoencoderConfig
+    base: StageConfig
+    residual: StageConfig
+    conditioning_noise: Annotated[float, Field(ge=0, lt=1)]
+    sampling: SamplingConfig
+
+    @property
+    def latent_size(self) -> int:
+        return self.image.size // self.autoencoder.downsampling
+
+    @property
+    def latent_channels(self) -> int:
+        return self.autoencoder.latent_channels
+
+    @property
+    def num_classes(self) -> int:
+        return self.base.denoiser.num_classes
+
+    @property
+    def default_num_steps(self) -> int:
+        return self.base.default_num_steps + self.residual.default_num_steps
+
+    def stage(self, stage: Stage) -> StageConfig:
+        """The config of a denoising stage."""
+        return {Stage.BASE: self.base, Stage.RESIDUAL: self.residual}[stage]
+
+    def split_steps(self, num_steps: int) -> tuple[int, int]:
+        """How BASE and RESIDUAL share `num_steps` (at least 2): as the defaults do, each getting at least one."""
+        share = self.residual.default_num_steps / self.default_num_steps
+        num_residual_steps = min(max(round(num_steps * share), 1), num_steps - 1)
+        return num_steps - num_residual_steps, num_residual_steps
+
+    @model_validator(mode="after")
+    def _stages_fit_the_latent(self) -> Self:
+        channels, half = self.latent_channels, self.latent_size // 2
+        expected = {
+            "base.denoiser.in_channels": (self.base.denoiser.in_channels, channels),
+            "base.denoiser.cond_channels": (self.base.denoiser.cond_channels, 0),
+            "base.denoiser.size": (self.base.denoiser.size, half),
+            "base.statistics": (len(self.base.statistics.mean), channels),
+            "residual.denoiser.in_channels": (self.residual.denoiser.in_channels, 3 * channels),
+            "residual.denoiser.cond_channels": (self.residual.denoiser.cond_channels, channels),
+            "residual.denoiser.size": (self.residual.denoiser.size, half),
+            "residual.statistics": (len(self.residual.statistics.mean), 3 * channels),
+            "residual.denoiser.num_classes": (self.residual.denoiser.num_classes, self.num_classes),
+        }
+        for name, (found, wanted) in expected.items():
+            if found != wanted:
+                raise ValueError(f"{name} is {found}; this latent ({channels} channels, {2 * half}²) needs {wanted}")
+        return self

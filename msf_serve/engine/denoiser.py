@@ -1,0 +1,150 @@
+"""The denoiser: a DiT with adaLN-Zero (Peebles & Xie, arXiv 2212.09748), for either stage.
+
+The order of the modules is the order of the data. The time embedding comes in ready-made: it is the same for every
+sample of a timestep, so it is computed once, and in float32 where the rest of the network may run in less.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from msf_serve.engine.config import DenoiserConfig
+
+TIME_FEATURES = 256
+
+
+def time_features(timesteps: Tensor) -> Tensor:
+    """Sinusoidal features of `timesteps` (B,) in [0, 1]: (B, 256) float32, computed in float64."""
+    half = TIME_FEATURES // 2
+    exponents = torch.arange(half, dtype=torch.float64) / half
+    frequencies = torch.exp(-math.log(10_000) * exponents)
+    angles = 1000 * timesteps.double()[:, None] * frequencies[None]
+    return torch.cat((angles.cos(), angles.sin()), dim=1).float()
+
+
+def position_embedding(size: int, width: int) -> Tensor:
+    """Fixed two-dimensional sine-cosine embedding: (size * size, width)."""
+    quarter = width // 4
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(quarter, dtype=torch.float64) / quarter)
+    angles = torch.arange(size, dtype=torch.float64)[:, None] * frequencies[None]  # (size, quarter)
+    axis = torch.cat((angles.sin(), angles.cos()), dim=1)  # (size, width / 2)
+    rows = axis[:, None].expand(size, size, -1)
+    columns = axis[None].expand(size, size, -1)
+    return torch.cat((rows, columns), dim=2).reshape(size * size, -1).float()
+
+
+class TimeEmbedding(nn.Module):
+    """What a denoiser is told of time and, where it has a condition, of the condition's noise level.
+
+    Both (B,) in [0, 1] -> (B, width) float32.
+    """
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        num_features = TIME_FEATURES * (2 if config.cond_channels else 1)
+        self.conditioned = config.cond_channels > 0
+        self.layers = nn.Sequential(
+            nn.Linear(num_features, config.width), nn.SiLU(), nn.Linear(config.width, config.width)
+        )
+
+    def forward(self, timesteps: Tensor, cond_levels: Tensor) -> Tensor:
+        features = time_features(timesteps)
+        if self.conditioned:
+            features = torch.cat((features, time_features(cond_levels)), dim=1)
+        out: Tensor = self.layers(features)
+        return out
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, D / heads)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        return out
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.modulation = nn.Linear(width, 6 * width)
+        self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.attention = Attention(width, num_heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        modulation: Tensor = self.modulation(condition)  # (B, 6 D)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=1)
+        attended: Tensor = self.attention(modulate(self.norm1(x), shift1, scale1))  # (B, N, D)
+        x = x + gate1[:, None] * attended
+        mixed: Tensor = self.mlp(modulate(self.norm2(x), shift2, scale2))
+        return x + gate2[:, None] * mixed
+
+
+class Denoiser(nn.Module):
+    """Predicts the velocity of `x` from its time embedding (`self.time` makes it), class and conditioning latent.
+
+    Label `num_classes` is the null label of classifier-free guidance.
+    """
+
+    positions: Tensor
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, patch = config.width, config.patch_size
+        self.patches = nn.Linear((config.in_channels + config.cond_channels) * patch**2, width)
+        self.register_buffer("positions", position_embedding(config.size // patch, width), persistent=False)
+        self.time = TimeEmbedding(config)
+        self.labels = nn.Embedding(config.num_classes + 1, width)
+        self.blocks = nn.ModuleList(Block(width, config.num_heads, config.mlp_ratio) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, config.in_channels * patch**2)
+        self._initialize()
+
+    @property
+    def null_label(self) -> int:
+        return self.config.num_classes
+
+    def forward(self, x: Tensor, time_embedding: Tensor, labels: Tensor, cond: Tensor) -> Tensor:
+        """x (B, C, h, w), time_embedding (B, D), labels (B,) int64, cond (B, K, h, w; K may be 0) -> (B, C, h, w)."""
+        patch, side = self.config.patch_size, self.config.size // self.config.patch_size
+        joint = torch.cat((x, cond), dim=1) if self.config.cond_channels else x
+        tokens = F.pixel_unshuffle(joint, patch).flatten(2).transpose(1, 2)  # (B, N, (C + K) p²)
+        tokens = self.patches(tokens) + self.positions  # (B, N, D)
+        condition = F.silu(time_embedding + self.labels(labels))  # (B, D)
+        for block in self.blocks:
+            tokens = block(tokens, condition)
+        shift, scale = self.modulation(condition).chunk(2, dim=1)
+        out = self.out(modulate(self.norm(tokens), shift, scale))  # (B, N, C p²)
+        return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, (side, side)), patch)
+
+    def _initialize(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.labels.weight, std=0.02)
+        zeroed = [block.modulation for block in self.blocks] + [self.modulation, self.out]
+        for linear in zeroed:
+            assert isinstance(linear, nn.Linear)
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)

@@ -1,0 +1,207 @@
+"""The step executor: samples in slots, advanced together one step at a time.
+
+Samples of one step batch may be at different steps and have different labels, seeds and guidance scales; they join and
+leave between steps. The executor does what it is told: which slots ride in a batch is the batching policy's choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from msf_serve.engine.config import Stage
+from msf_serve.engine.loading import ModelPlans
+from msf_serve.engine.noise import NoiseStream, gaussian_noise
+from msf_serve.engine.schedule import timesteps, updates
+
+NEXT_STAGE = {Stage.BASE: Stage.RESIDUAL, Stage.RESIDUAL: Stage.DECODE}
+NOISE = {Stage.BASE: NoiseStream.BASE, Stage.RESIDUAL: NoiseStream.RESIDUAL}
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One image to make. (`seed`, `index`) alone decide its noise."""
+
+    label: int
+    seed: int
+    index: int
+    num_base_steps: int
+    num_residual_steps: int
+    guidance_scale: float
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What the host feeds the plans at each step of a stage: `time_embedding` (N, D), `numbers` (N, 4) = w, a, b, c."""
+
+    time_embedding: Tensor
+    numbers: Tensor
+    guided: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        return len(self.guided)
+
+
+@dataclass
+class Slot:
+    """An active sample. Written by the executor only."""
+
+    request: SampleRequest
+    stage: Stage
+    step: int
+    trajectory: Trajectory | None  # None while decoding
+    x: Tensor  # (C, h, w) of the stage
+    d_prev: Tensor
+    cond: Tensor
+    base: Tensor | None = None  # normalised, once BASE has ended
+
+    @property
+    def guided(self) -> bool:
+        return self.trajectory is not None and self.trajectory.guided[self.step]
+
+    @property
+    def num_steps_left(self) -> int:
+        """Denoising steps of this stage and the next that are still to be made."""
+        if self.trajectory is None:
+            return 0
+        later = self.request.num_residual_steps if self.stage is Stage.BASE else 0
+        return len(self.trajectory) - self.step + later
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step batch led to. `images` (H, W, channels) uint8 by slot; `failed` slots met a non-finite number."""
+
+    stage: Stage
+    bucket: int
+    images: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+    failed: tuple[int, ...] = ()
+
+
+class Executor:
+    """Runs one model version's plans over at most `num_slots` samples. Not thread-safe: one caller at a time."""
+
+    def __init__(self, plans: ModelPlans, num_slots: int) -> None:
+        self.plans = plans
+        self.config = plans.config
+        self.num_slots = num_slots
+        self.slots: dict[int, Slot] = {}
+        self._free = list(reversed(range(num_slots)))
+        self._trajectory = lru_cache(maxsize=256)(self._make_trajectory)
+
+    @property
+    def num_free_slots(self) -> int:
+        return len(self._free)
+
+    def join(self, request: SampleRequest) -> int:
+        """Give a sample a slot. The caller has seen to it that one is free."""
+        shape = self._shape(Stage.BASE)
+        trajectory = self._trajectory(Stage.BASE, request.num_base_steps, request.guidance_scale)
+        noise = gaussian_noise(shape, seed=request.seed, index=request.index, stream=NoiseStream.BASE)
+        no_cond = torch.empty(0, *shape[1:])
+        number = self._free.pop()
+        self.slots[number] = Slot(request, Stage.BASE, 0, trajectory, noise, torch.zeros(shape), no_cond)
+        return number
+
+    def leave(self, slot: int) -> None:
+        """Free a slot, whatever its sample has reached."""
+        del self.slots[slot]
+        self._free.append(slot)
+
+    def step(self, numbers: Sequence[int]) -> StepResult:
+        """Advance the samples of these slots by one step, or decode them; all are of one stage, guided alike.
+
+        A sample that is decoded or that failed has left its slot when this returns.
+        """
+        slots = [self.slots[number] for number in numbers]
+        stage = slots[0].stage
+        assert all(slot.stage is stage and slot.guided == slots[0].guided for slot in slots)
+        bucket = self.plans.bucket_for(len(slots))
+        if stage is Stage.DECODE:
+            result = self._decode(numbers, slots, bucket)
+        else:
+            result = self._denoise(numbers, slots, bucket)
+        for number in (*result.images, *result.failed):
+            self.leave(number)
+        return result
+
+    def _denoise(self, numbers: Sequence[int], slots: list[Slot], bucket: int) -> StepResult:
+        stage = slots[0].stage
+        plan = self.plans.steps[stage, slots[0].guided, bucket]
+        trajectories = [(slot.trajectory, slot.step) for slot in slots]
+        scalars = _padded([t.numbers[step] for t, step in trajectories if t is not None], bucket)
+        d, x = plan(
+            _padded([slot.x for slot in slots], bucket),
+            _padded([slot.d_prev for slot in slots], bucket),
+            _padded([slot.cond for slot in slots], bucket),
+            _padded([t.time_embedding[step] for t, step in trajectories if t is not None], bucket),
+            _padded([torch.tensor(slot.request.label) for slot in slots], bucket),
+            *scalars.unbind(1),
+        )
+        finite = x.isfinite().flatten(1).all(dim=1).tolist()
+        for row, slot in enumerate(slots):
+            slot.x, slot.d_prev = x[row], d[row]
+            slot.step += 1
+            if slot.trajectory is not None and slot.step == len(slot.trajectory):
+                self._enter_next_stage(slot)
+        failed = tuple(number for number, ok in zip(numbers, finite, strict=False) if not ok)
+        return StepResult(stage, bucket, failed=failed)
+
+    def _decode(self, numbers: Sequence[int], slots: list[Slot], bucket: int) -> StepResult:
+        bases = [slot.base for slot in slots if slot.base is not None]
+        residuals = [slot.x for slot in slots]
+        (pixels,) = self.plans.decode[bucket](_padded(bases, bucket), _padded(residuals, bucket))
+        images = pixels.numpy()
+        return StepResult(Stage.DECODE, bucket, images={number: images[row] for row, number in enumerate(numbers)})
+
+    def _enter_next_stage(self, slot: Slot) -> None:
+        request = slot.request
+        slot.stage = NEXT_STAGE[slot.stage]
+        slot.step = 0
+        if slot.stage is Stage.DECODE:
+            slot.trajectory = None
+            return
+        slot.base = slot.x
+        shape = self._shape(Stage.RESIDUAL)
+        noise = gaussian_noise(
+            tuple(slot.base.shape), seed=request.seed, index=request.index, stream=NoiseStream.CONDITION
+        )
+        slot.cond = torch.lerp(slot.base, noise, self.config.conditioning_noise)
+        slot.x = gaussian_noise(shape, seed=request.seed, index=request.index, stream=NoiseStream.RESIDUAL)
+        slot.d_prev = torch.zeros(shape)
+        slot.trajectory = self._trajectory(Stage.RESIDUAL, request.num_residual_steps, request.guidance_scale)
+
+    def _shape(self, stage: Stage) -> tuple[int, int, int]:
+        denoiser = self.config.stage(stage).denoiser
+        return denoiser.in_channels, denoiser.size, denoiser.size
+
+    def _make_trajectory(self, stage: Stage, num_steps: int, guidance_scale: float) -> Trajectory:
+        return make_trajectory(self.plans, stage, num_steps, guidance_scale)
+
+
+def make_trajectory(plans: ModelPlans, stage: Stage, num_steps: int, guidance_scale: float) -> Trajectory:
+    """The inputs of a stage's steps that depend on the request alone, computed in float64 and kept in float32."""
+    config = plans.config
+    times = timesteps(num_steps, config.sampling.time_shift)
+    guidance = config.stage(stage).guidance
+    scales = [guidance.scale_at(t, guidance_scale) for t in times[:-1]]
+    levels = torch.full((num_steps,), config.conditioning_noise)
+    with torch.inference_mode():
+        time_embedding = plans.time_embeddings[stage](torch.tensor(times[:-1], dtype=torch.float64), levels)
+    rows = [
+        (w, update.a, update.b, update.c)
+        for w, update in zip(scales, updates(config.sampling.solver, times), strict=True)
+    ]
+    numbers = torch.tensor(rows, dtype=torch.float64).float()
+    return Trajectory(time_embedding, numbers, tuple(w != 1.0 for w in scales))
+
+
+def _padded(rows: list[Tensor], bucket: int) -> Tensor:
+    """Stack rows and fill the bucket with copies of the first: padding must be as harmless as a sample."""
+    return torch.stack(rows + [rows[0]] * (bucket - len(rows)))

@@ -1,0 +1,183 @@
+"""The model repository: `<model>/config.json`, `labels.json` and `<version>/*.safetensors` with their `SHA256SUMS`.
+
+A version may carry a `config.json` of its own, which then replaces the model's. Nothing is ever unpickled, and no file
+is used before its checksum is seen to agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from msf_serve.engine.config import ModelConfig, Stage
+from msf_serve.engine.denoiser import TimeEmbedding
+from msf_serve.engine.errors import ModelRepositoryError
+
+if TYPE_CHECKING:
+    from msf_serve.engine.model import MsfModel
+
+PARTS = ("autoencoder", "base", "residual")
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One version found in a repository: its checked description, its weights not yet loaded."""
+
+    name: str
+    version: str
+    folder: Path
+    config: ModelConfig
+    labels: tuple[str, ...]
+    digest: str  # SHA-256 over the version's SHA256SUMS: names weights, config and labels together
+
+    def load(self) -> MsfModel:
+        """Build the networks with their weights in float32. Raises ModelRepositoryError naming the file at fault."""
+        from msf_serve.engine.model import (
+            MsfModel,  # diffusers takes seconds to import; cached plans do without
+        )
+
+        verify(self.folder)
+        model = MsfModel(self.config)
+        for part in PARTS:
+            _load_part(model.get_submodule(part), self.folder / f"{part}.safetensors")
+        return model.eval().requires_grad_(False)
+
+    def load_time_embedding(self, stage: Stage) -> TimeEmbedding:
+        """A stage's time embedding alone, for the host beside compiled plans. Raises as `load` does."""
+        verify(self.folder)
+        embedding = TimeEmbedding(self.config.stage(stage).denoiser)
+        _load_part(embedding, self.folder / f"{stage}.safetensors", prefix="time.")
+        return embedding.eval().requires_grad_(False)
+
+
+def find_models(repository: Path) -> list[ModelVersion]:
+    """All versions of all models, newest last. Raises ModelRepositoryError when there is none or one is damaged."""
+    if not repository.is_dir():
+        raise ModelRepositoryError(f"model repository {repository} is not a folder")
+    found = [
+        read_version(repository, model.name, version.name)
+        for model in sorted(repository.iterdir())
+        if model.is_dir() and not model.name.startswith(".")
+        for version in _version_folders(model)
+    ]
+    if not found:
+        raise ModelRepositoryError(f"model repository {repository} has no model (no <model>/<version>/ folder)")
+    return found
+
+
+def read_version(repository: Path, name: str, version: str | None = None) -> ModelVersion:
+    """One version (the newest by default) with its config and labels checked. Raises ModelRepositoryError."""
+    model = repository / name
+    if not NAME.fullmatch(name) or not model.is_dir():
+        raise ModelRepositoryError(f"model {name!r} is not in {repository}")
+    versions = _version_folders(model)
+    if not versions:
+        raise ModelRepositoryError(f"model {name!r} in {repository} has no version folder")
+    folder = next((v for v in versions if v.name == version), None) if version else versions[-1]
+    if folder is None:
+        known = ", ".join(v.name for v in versions)
+        raise ModelRepositoryError(f"model {name!r} has no version {version!r}; it has {known}")
+    own_config = folder / "config.json"
+    config = _read_config(own_config if own_config.exists() else model / "config.json")
+    labels = _read_labels(model / "labels.json", config.num_classes)
+    sums = _read_bytes(folder / "SHA256SUMS")
+    return ModelVersion(name, folder.name, folder, config, labels, hashlib.sha256(sums).hexdigest())
+
+
+def save_version(repository: Path, name: str, version: str, model: MsfModel, labels: Sequence[str]) -> Path:
+    """Write a model as a new version, weights as bfloat16. Returns the version's folder."""
+    if not NAME.fullmatch(name) or not version.isdigit():
+        raise ModelRepositoryError(f"model {name!r} version {version!r}: want a-z 0-9 . _ - and a whole number")
+    folder = repository / name / version
+    folder.mkdir(parents=True, exist_ok=True)
+    config_file = repository / name / "config.json"
+    config_text = model.config.model_dump_json(indent=2) + "\n"
+    if config_file.exists() and config_file.read_text() != config_text:
+        config_file = folder / "config.json"
+    config_file.write_text(config_text)
+    labels_file = repository / name / "labels.json"
+    labels_file.write_text(json.dumps(list(labels), indent=2) + "\n")
+    weights = [folder / f"{part}.safetensors" for part in PARTS]
+    for part, file in zip(PARTS, weights, strict=True):
+        save_file(_weights(model.get_submodule(part)), file)
+    covered = [config_file, labels_file, *weights]
+    lines = (f"{_sha256(file)}  {os.path.relpath(file, folder)}\n" for file in covered)
+    (folder / "SHA256SUMS").write_text("".join(lines))
+    return folder
+
+
+def verify(folder: Path) -> None:
+    """Check every file that a version's SHA256SUMS names. Raises ModelRepositoryError naming the first that differs."""
+    listed = {}
+    for line in _read_bytes(folder / "SHA256SUMS").decode(errors="replace").splitlines():
+        digest, _, name = line.partition("  ")
+        listed[name] = digest
+    for part in PARTS:
+        if f"{part}.safetensors" not in listed:
+            raise ModelRepositoryError(f"{folder / 'SHA256SUMS'} does not list {part}.safetensors")
+    for name, digest in listed.items():
+        file = folder / name
+        if hashlib.sha256(_read_bytes(file)).hexdigest() != digest:
+            raise ModelRepositoryError(f"{file} is damaged: its SHA-256 is not the one in {folder / 'SHA256SUMS'}")
+
+
+def _load_part(module: torch.nn.Module, file: Path, prefix: str = "") -> None:
+    try:
+        tensors = load_file(file).items()
+        weights = {name.removeprefix(prefix): t.float() for name, t in tensors if name.startswith(prefix)}
+        module.load_state_dict(weights)
+    except (SafetensorError, RuntimeError) as error:
+        raise ModelRepositoryError(f"{file} does not hold this model's weights: {error}") from error
+
+
+def _weights(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in module.state_dict().items()}
+
+
+def _version_folders(model: Path) -> list[Path]:
+    return sorted((v for v in model.iterdir() if v.is_dir() and v.name.isdigit()), key=lambda v: int(v.name))
+
+
+def _read_config(file: Path) -> ModelConfig:
+    try:
+        return ModelConfig.model_validate_json(_read_bytes(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ModelRepositoryError(f"{file}: {where or 'config'}: {first['msg']}") from error
+
+
+def _read_labels(file: Path, num_classes: int) -> tuple[str, ...]:
+    try:
+        labels = json.loads(_read_bytes(file))
+    except ValueError as error:
+        raise ModelRepositoryError(f"{file} is not JSON: {error}") from error
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise ModelRepositoryError(f"{file} must be a list of class names")
+    if len(labels) != num_classes or len(set(labels)) != num_classes:
+        raise ModelRepositoryError(f"{file} has {len(labels)} names; the model has {num_classes} distinct classes")
+    return tuple(labels)
+
+
+def _read_bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ModelRepositoryError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,0 +1,108 @@
+"""The scheduler's data: what a job asks for, what it became, and what workers offer."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+OutputFormat = Literal["png", "webp", "jpeg"]
+
+MAX_SEED = 2**53 - 1  # the largest integer that every JSON client carries exactly
+
+
+class Record(BaseModel):
+    """Base of everything stored in Redis as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self not in (JobState.QUEUED, JobState.RUNNING)
+
+
+class JobSpec(Record):
+    """Everything that determines a job's bytes; defaults are resolved before admission."""
+
+    model: str
+    version: str
+    label: int
+    num_samples: int = Field(ge=1)
+    seed: int = Field(ge=0, le=MAX_SEED)
+    num_steps: int = Field(ge=2)  # both stages together; the model's config says how they share it
+    guidance_scale: float
+    output_format: OutputFormat = "png"
+
+
+class Timings(Record):
+    """Where a job's time went, in milliseconds.
+
+    `queue` ends when the first sample joins a step batch; the stages are the wall time of the step batches that the
+    job rode in; `total` runs from admission to the stored result, so it exceeds the sum by the waiting in between.
+    """
+
+    queue_ms: float
+    base_ms: float
+    residual_ms: float
+    decode_ms: float
+    encode_ms: float
+    total_ms: float
+
+
+class JobError(Record):
+    """Why a job failed: `code` is stable for programs, `message` is for people."""
+
+    code: str
+    message: str
+
+
+class JobRecord(Record):
+    """A job as stored: spec, state and history. Times are Unix seconds by Redis's clock."""
+
+    schema_version: int = 1
+    id: str
+    spec: JobSpec
+    state: JobState
+    attempt: int = 0
+    admitted_at: float
+    claimed_at: float | None = None  # by the latest attempt
+    finished_at: float | None = None
+    timings: Timings | None = None
+    error: JobError | None = None
+
+
+class ModelInfo(Record):
+    """What the server must know of a model version to validate a request; registered by workers."""
+
+    name: str
+    version: str
+    labels: tuple[str, ...]
+    image_size: int
+    image_channels: Literal[1, 3, 4]
+    default_num_steps: int
+    max_num_steps: int
+    default_guidance_scale: float
+    max_guidance_scale: float
+    description: str = ""
+    created: int = 0  # Unix seconds, for OpenAI's `created`
+
+
+class WorkerInfo(Record):
+    """One worker process as it registers itself."""
+
+    id: str
+    host: str
+    pid: int
+    backend: str
+    num_slots: int
+    models: tuple[ModelInfo, ...]

@@ -1,0 +1,36 @@
+"""How a job lies in Redis: a hash, as scripts change single fields and Lua's JSON would round large integers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from msf_serve.scheduler.errors import SchedulerError
+from msf_serve.scheduler.jobs import JobError, JobRecord, JobSpec, JobState, Timings
+
+SCHEMA_VERSION = 1
+
+
+def decode_job(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> JobRecord:
+    """A record from its hash, given as a mapping or as scripts return it: name, value, name, value, …"""
+    if not isinstance(fields, Mapping):
+        fields = dict(zip(fields[::2], fields[1::2], strict=True))
+    schema_version = int(fields[b"schema_version"])
+    if schema_version != SCHEMA_VERSION:
+        job_id = fields[b"id"].decode()
+        raise SchedulerError(f"job {job_id} has schema_version {schema_version}, we read {SCHEMA_VERSION}")
+    claimed_at = fields.get(b"claimed_at")
+    finished_at = fields.get(b"finished_at")
+    timings = fields.get(b"timings")
+    error = fields.get(b"error")
+    return JobRecord(
+        schema_version=schema_version,
+        id=fields[b"id"].decode(),
+        spec=JobSpec.model_validate_json(fields[b"spec"]),
+        state=JobState(fields[b"state"].decode()),
+        attempt=int(fields[b"attempt"]),
+        admitted_at=float(fields[b"admitted_at"]),
+        claimed_at=float(claimed_at) if claimed_at else None,
+        finished_at=float(finished_at) if finished_at else None,
+        timings=Timings.model_validate_json(timings) if timings else None,
+        error=JobError.model_validate_json(error) if error else None,
+    )

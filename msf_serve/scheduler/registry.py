@@ -1,0 +1,72 @@
+"""Which workers are alive and which models were ever offered."""
+
+from __future__ import annotations
+
+from redis.asyncio import Redis
+
+from msf_serve.scheduler import keys
+from msf_serve.scheduler.connection import call, guarded
+from msf_serve.scheduler.jobs import ModelInfo, WorkerInfo
+from msf_serve.scheduler.keys import QueueKeys
+from msf_serve.scheduler.scripts import Script
+
+
+class Registry:
+    """A worker is alive for `worker_ttl_s` after a heartbeat. Every method may raise `QueueUnavailable`."""
+
+    def __init__(self, redis: Redis, *, worker_ttl_s: float = 15.0) -> None:
+        self._redis = redis
+        self._worker_ttl_s = worker_ttl_s
+        self._registered: dict[str, WorkerInfo] = {}
+        self._heartbeat = Script(redis, "heartbeat")
+
+    async def register(self, worker: WorkerInfo) -> None:
+        """Announce a worker and its models; the models stay known when it goes, so that admission goes on."""
+        self._registered[worker.id] = worker
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.hset(keys.WORKERS, worker.id, worker.model_dump_json())
+            for model in worker.models:
+                name = QueueKeys.of(model.name, model.version).name
+                pipeline.hset(keys.MODELS, name, model.model_dump_json())
+            await guarded(self._redis, pipeline.execute())
+        await self._beat(worker.id)
+
+    async def heartbeat(self, worker_id: str) -> None:
+        """Keep a worker alive that was registered here; registers it again if Redis has lost it."""
+        if not await self._beat(worker_id):
+            await self.register(self._registered[worker_id])
+
+    async def _beat(self, worker_id: str) -> bool:
+        return bool(
+            await self._heartbeat([keys.WORKERS, keys.HEARTBEATS, keys.LAST_SEEN], [worker_id, self._worker_ttl_s])
+        )
+
+    async def unregister(self, worker_id: str) -> None:
+        self._registered.pop(worker_id, None)
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.hdel(keys.WORKERS, worker_id)
+            pipeline.zrem(keys.HEARTBEATS, worker_id)
+            await guarded(self._redis, pipeline.execute())
+
+    async def workers(self) -> list[WorkerInfo]:
+        """Alive now, ordered by id."""
+        alive_since = await self._now() - self._worker_ttl_s
+        ids = await call(self._redis, "ZRANGEBYSCORE", keys.HEARTBEATS, alive_since, "+inf")
+        stored = await call(self._redis, "HMGET", keys.WORKERS, *ids) if ids else []
+        workers = [WorkerInfo.model_validate_json(info) for info in stored if info is not None]
+        return sorted(workers, key=lambda worker: worker.id)
+
+    async def models(self) -> list[ModelInfo]:
+        """Every model version that a worker ever offered, ordered by name and version."""
+        stored = await call(self._redis, "HVALS", keys.MODELS)
+        models = [ModelInfo.model_validate_json(info) for info in stored]
+        return sorted(models, key=lambda model: (model.name, model.version))
+
+    async def last_seen_s(self) -> float | None:
+        """Seconds since any worker's heartbeat; None: never."""
+        last_seen = await call(self._redis, "GET", keys.LAST_SEEN)
+        return None if last_seen is None else max(await self._now() - float(last_seen), 0.0)
+
+    async def _now(self) -> float:
+        seconds, microseconds = await call(self._redis, "TIME")
+        return float(seconds) + float(microseconds) / 1e6

@@ -1,0 +1,111 @@
+"""How a server learns that its jobs ended: one blocking read per process, whatever the number of requests."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from redis.asyncio import Redis
+
+from msf_serve.scheduler import keys
+from msf_serve.scheduler.connection import MAX_BLOCK_S, call, guarded
+from msf_serve.scheduler.errors import QueueUnavailable
+from msf_serve.scheduler.jobs import JobState
+
+RECONNECT_FIRST_S = 0.05
+RECONNECT_MAX_S = 2.0
+CHECK_EVERY_S = 30.0
+LOST_AFTER_S = 30.0  # longer than any admission can take
+MAX_READ = 1024
+
+_START = b"0-0"
+
+
+@dataclass
+class _Awaited:
+    future: asyncio.Future[JobState]
+    since: float = field(default_factory=time.monotonic)
+
+
+class ReplyReader:
+    """Resolves the futures of the jobs that were admitted with `reply_to=reader.stream`.
+
+    Reading does not consume entries, so a read that is cut off loses nothing. The records are the truth: they are
+    checked after every outage and once in a while.
+    """
+
+    def __init__(self, redis: Redis, server_id: str) -> None:
+        self._redis = redis
+        self.stream = keys.replies(server_id)
+        self._last_id = _START
+        self._awaited: dict[str, _Awaited] = {}
+
+    def expect(self, job_id: str) -> asyncio.Future[JobState]:
+        """The job's terminal state, when it comes. Call before `admit`; `forget` it when it no longer matters.
+
+        The future fails with `QueueUnavailable` if Redis lost the job. Asking twice gives the same future.
+        """
+        if job_id not in self._awaited:
+            self._awaited[job_id] = _Awaited(asyncio.get_running_loop().create_future())
+        return self._awaited[job_id].future
+
+    def forget(self, job_id: str) -> None:
+        awaited = self._awaited.pop(job_id, None)
+        if awaited is not None:
+            awaited.future.cancel()
+
+    async def run(self) -> None:
+        """Read for ever; outlives Redis. Cancel to stop, run again to resume."""
+        delay_s = RECONNECT_FIRST_S
+        next_check = 0.0
+        while True:
+            try:
+                if time.monotonic() >= next_check:
+                    await self._check_records()
+                    next_check = time.monotonic() + CHECK_EVERY_S
+                await self._read()
+                delay_s = RECONNECT_FIRST_S
+            except QueueUnavailable:
+                # Redis may come back with another stream or none: start over; known ends do no harm.
+                self._last_id = _START
+                next_check = 0.0
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, RECONNECT_MAX_S)
+
+    async def _read(self) -> None:
+        block_ms = round(MAX_BLOCK_S * 1000)
+        streams = await call(
+            self._redis, "XREAD", "COUNT", MAX_READ, "BLOCK", block_ms, "STREAMS", self.stream, self._last_id
+        )
+        for _, entries in streams:
+            for entry_id, entry in entries:
+                self._resolve(entry[b"job"].decode(), JobState(entry[b"state"].decode()))
+                self._last_id = entry_id
+
+    async def _check_records(self) -> None:
+        job_ids = list(self._awaited)
+        if not job_ids:
+            return
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hget(keys.job(job_id), "state")
+            states = await guarded(self._redis, pipeline.execute())
+        for job_id, state in zip(job_ids, states, strict=True):
+            if state is None:
+                self._give_up(job_id)
+            elif JobState(state.decode()).is_terminal:
+                self._resolve(job_id, JobState(state.decode()))
+
+    def _resolve(self, job_id: str, state: JobState) -> None:
+        awaited = self._awaited.pop(job_id, None)
+        if awaited is not None and not awaited.future.done():
+            awaited.future.set_result(state)
+
+    def _give_up(self, job_id: str) -> None:
+        awaited = self._awaited.get(job_id)
+        if awaited is None or time.monotonic() - awaited.since < LOST_AFTER_S:
+            return  # forgotten meanwhile, or perhaps not admitted yet
+        del self._awaited[job_id]
+        if not awaited.future.done():
+            awaited.future.set_exception(QueueUnavailable(f"Redis no longer knows job {job_id}"))

@@ -1,0 +1,40 @@
+"""The Lua scripts: each transition of a job is one of them, so that it happens whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any, Literal
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+from msf_serve.scheduler.connection import call
+
+ScriptName = Literal["admit", "claim", "renew", "finish", "release", "reclaim", "cancel", "depth", "heartbeat"]
+
+_FOLDER = files("msf_serve.scheduler")
+
+
+class Script:
+    """One script of this package; sent once, then called by its hash.
+
+    Only admission is refused when Redis is out of memory: what was accepted can always be finished.
+    """
+
+    def __init__(self, redis: Redis, name: ScriptName) -> None:
+        flags = "" if name == "admit" else " flags=allow-oom"
+        parts = [f"#!lua{flags}", *((_FOLDER / f"{part}.lua").read_text() for part in ("common", name))]
+        self._redis = redis
+        self._source = "\n".join(parts)
+        self._sha = hashlib.sha1(self._source.encode()).hexdigest()
+
+    async def __call__(self, keys: Sequence[str], args: Sequence[str | bytes | int | float]) -> Any:
+        """The script's reply as Redis sent it (bytes, integers, lists); raises `QueueUnavailable`."""
+        command = ("EVALSHA", self._sha, len(keys), *keys, *args)
+        try:
+            return await call(self._redis, *command)
+        except NoScriptError:  # new to this server, or it was restarted; nothing has happened yet
+            await call(self._redis, "SCRIPT LOAD", self._source)
+            return await call(self._redis, *command)

@@ -1,0 +1,51 @@
+"""The HTTP application: which routes, which layers, and what lives as long as it does."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from msf_serve.scheduler.errors import SchedulerError
+from msf_serve.server import health, images, models, web
+from msf_serve.server.context import open_context
+from msf_serve.server.errors import respond, translate
+from msf_serve.server.middleware import BodyLimit, Edge
+from msf_serve.server.settings import ServerSettings
+
+DESCRIPTION = "Images by class from two-stage latent diffusion models, in the shapes of OpenAI's image API."
+
+
+def create_app(settings: ServerSettings) -> FastAPI:
+    """Connects to nothing until its lifespan starts; `app.state.context` is a ServerContext from then on."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_context(settings) as context:
+            app.state.context = context
+            yield
+
+    app = FastAPI(
+        title="msf-serve",
+        description=DESCRIPTION,
+        version=version("msf-serve"),
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    for part in (images, models, health, web):
+        app.include_router(part.router)
+    app.mount("/page", web.assets)
+    for handled in (HTTPException, RequestValidationError, SchedulerError):
+        app.add_exception_handler(handled, _answer)
+    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(Edge)  # added last, so outermost
+    return app
+
+
+async def _answer(request: Request, error: Exception) -> JSONResponse:
+    return respond(translate(error), request.url.path)

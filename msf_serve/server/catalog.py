@@ -1,0 +1,95 @@
+"""The models that requests may name and whether anyone serves them, as Redis knew it a moment ago."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+
+from msf_serve.scheduler.errors import QueueUnavailable
+from msf_serve.scheduler.jobs import ModelInfo
+from msf_serve.scheduler.registry import Registry
+from msf_serve.server.errors import ModelNotFound, Unavailable, shown
+
+ModelKey = tuple[str, str]  # name, version
+
+
+class Catalog:
+    """The registry, read again when older than `max_age_s`, so that validation costs no round trip."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        worker_absence_s: float,
+        max_age_s: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._registry = registry
+        self._worker_absence_s = worker_absence_s
+        self._max_age_s = max_age_s
+        self._clock = clock
+        self._reading = asyncio.Lock()
+        self._read_at = -math.inf
+        self._failure: str | None = None
+        self._models: tuple[ModelInfo, ...] = ()
+        self._served_at: dict[ModelKey, float] = {}
+
+    async def models(self) -> tuple[ModelInfo, ...]:
+        """Every model version ever registered, ordered by name and version; raises QueueUnavailable."""
+        async with self._reading:
+            if self._clock() - self._read_at > self._max_age_s:
+                await self._read()
+        if self._failure is not None:
+            raise QueueUnavailable(self._failure)
+        return self._models
+
+    async def find(self, wanted: str | None) -> ModelInfo:
+        """The model "name:version", the newest version of "name", or of the first model.
+
+        What was rolled back stays registered, so what nobody serves is chosen last.
+        Raises ModelNotFound, Unavailable, QueueUnavailable.
+        """
+        models = await self.models()
+        if not models:
+            raise Unavailable("No model is known yet: no worker has registered.", code="no_worker")
+        served = [model for model in models if self.is_served(model)]
+        if wanted is None:
+            wanted = (served or models)[0].name
+        matches = [model for model in models if wanted in (model.name, ":".join(_key(model)))]
+        if not matches:
+            known = ", ".join(":".join(_key(model)) for model in models)
+            raise ModelNotFound(f"Unknown model {shown(wanted)}. Allowed: {known}.", param="model")
+        return max(matches, key=lambda model: (model in served, *_version_order(model)))
+
+    def is_served(self, model: ModelInfo) -> bool:
+        """Whether a live worker that serves `model` was seen within the last `worker_absence_s`."""
+        return self._clock() - self._served_at.get(_key(model), -math.inf) <= self._worker_absence_s
+
+    async def _read(self) -> None:
+        try:
+            models, workers, last_seen_s = await asyncio.gather(
+                self._registry.models(), self._registry.workers(), self._registry.last_seen_s()
+            )
+        except QueueUnavailable as error:
+            self._failure = str(error)  # kept as long as an answer: callers must not queue up to fail slowly
+        else:
+            self._failure = None
+            self._models = tuple(models)
+            now = self._clock()
+            # Before our time: when all workers are away, they may be restarting and have served all of it.
+            away_s = math.inf if workers or last_seen_s is None else last_seen_s
+            for model in models:
+                self._served_at.setdefault(_key(model), now - away_s)
+            self._served_at.update({_key(model): now for worker in workers for model in worker.models})
+        self._read_at = self._clock()
+
+
+def _key(model: ModelInfo) -> ModelKey:
+    return (model.name, model.version)
+
+
+def _version_order(model: ModelInfo) -> tuple[bool, int, str]:
+    is_number = model.version.isdecimal()
+    return (is_number, int(model.version) if is_number else 0, model.version)

@@ -1,0 +1,166 @@
+"""Everything that can go wrong for a caller, and its one translation into HTTP."""
+
+from __future__ import annotations
+
+import json
+import math
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from msf_serve.scheduler.errors import QueueFull, SchedulerError
+from msf_serve.scheduler.jobs import JobError
+
+
+class ApiError(HTTPException):
+    """Root of what callers are told; an HTTPException, so that it passes through FastAPI's body parsing."""
+
+    status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
+    type: str = "server_error"
+    code: str = "internal_error"  # stable, for programs
+    outcome: str = "error"  # the metrics' label
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(self.status, message, headers)
+        self.param = param
+        self.code = code or self.code
+
+
+class InvalidRequest(ApiError):
+    status = HTTPStatus.BAD_REQUEST
+    type = "invalid_request_error"
+    code = "invalid_value"
+    outcome = "invalid"
+
+
+class ModelNotFound(InvalidRequest):
+    status = HTTPStatus.NOT_FOUND
+    code = "model_not_found"
+
+
+class BodyTooLarge(InvalidRequest):
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    code = "body_too_large"
+
+
+class Refused(ApiError):
+    """The queue is full: nothing was admitted."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    type = "rate_limit_error"
+    code = "queue_full"
+    outcome = "refused"
+
+
+class Unavailable(ApiError):
+    """The service cannot work now: no Redis, no worker, or draining."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    outcome = "unavailable"
+
+    def __init__(self, message: str, *, code: str, retry_after_s: int = 5) -> None:
+        super().__init__(message, code=code, headers={"Retry-After": str(retry_after_s)})
+
+
+class TimedOut(ApiError):
+    """The job did not end in time and was cancelled; asking again would queue the same work once more."""
+
+    status = HTTPStatus.GATEWAY_TIMEOUT
+    code = "timeout"
+    outcome = "timeout"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers={"x-should-retry": "false"})
+
+
+class JobFailed(ApiError):
+    outcome = "failed"
+
+    def __init__(self, job_id: str, error: JobError) -> None:
+        super().__init__(f"Job {job_id} failed: {error.message}", code=error.code)
+
+
+class Cancelled(ApiError):
+    """Someone cancelled the job. 499 is in no registry, but proxies know it and no client retries it."""
+
+    type = "cancelled"
+    code = "cancelled"
+    outcome = "cancelled"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.status_code = 499
+
+
+class ClientGone(Cancelled):
+    """Nobody reads this answer; it exists for the metrics."""
+
+    code = "client_gone"
+    outcome = "client_gone"
+
+
+def shown(value: object) -> str:
+    """`value` as its JSON in printable ASCII, cut short."""
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def translate(error: Exception) -> ApiError:
+    """What callers are told about `error`; what we did not foresee tells no internals."""
+    match error:
+        case ApiError():
+            return error
+        case QueueFull():
+            return Refused(str(error), headers={"Retry-After": str(max(1, math.ceil(error.retry_after_s)))})
+        case SchedulerError():
+            return Unavailable(str(error), code="queue_unavailable")
+        case RequestValidationError():
+            return _unreadable_body(error)
+        case HTTPException():
+            return _routing_error(error)
+        case _:
+            return ApiError("The server failed on this request; its log has the cause under this x-request-id.")
+
+
+def respond(error: ApiError, path: str) -> JSONResponse:
+    """OpenAI's error object; under /v2 the Open Inference Protocol's."""
+    body: dict[str, Any] = {
+        "error": error.detail
+        if path.startswith("/v2/")
+        else {"message": error.detail, "type": error.type, "param": error.param, "code": error.code}
+    }
+    return JSONResponse(body, error.status_code, headers=error.headers)
+
+
+def _unreadable_body(error: RequestValidationError) -> InvalidRequest:
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        reason = f"{first['ctx']['error']} at character {first['loc'][-1]}"
+        return InvalidRequest(f"The body is not valid JSON: {reason}.", code="invalid_json")
+    return InvalidRequest("The body is missing. Allowed: a JSON object.", code="invalid_json")
+
+
+def _routing_error(error: HTTPException) -> ApiError:
+    if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI could not read the body, and has hidden why
+        return InvalidRequest(f"The body is not valid JSON: {error.__cause__ or error.detail}.", code="invalid_json")
+    phrase = HTTPStatus(error.status_code).phrase
+    translated = InvalidRequest(
+        {
+            404: "There is nothing at this path.",
+            405: "This path does not answer to this method; see Allow.",
+        }.get(error.status_code, f"{phrase}."),
+        code=phrase.lower().replace(" ", "_"),
+        headers=dict(error.headers) if error.headers else None,
+    )
+    translated.status_code = error.status_code
+    return translated

@@ -1,0 +1,51 @@
+"""What orchestrators and Prometheus ask: health in the Open Inference Protocol's words, and /metrics."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from msf_serve.scheduler.errors import SchedulerError
+from msf_serve.server.context import Context, ServerContext
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/v2/health/live", summary="Is this process alive")
+async def live() -> dict[str, bool]:
+    return {"live": True}
+
+
+@router.get("/v2/health/ready", summary="Can a request be served now")
+async def ready(context: Context) -> JSONResponse:
+    """200 if Redis answers, a live worker is registered and this server stays; else 503 and why."""
+    reason = await _unreadiness(context)
+    if reason is None:
+        return JSONResponse({"ready": True})
+    return JSONResponse({"ready": False, "error": reason}, 503, headers={"Retry-After": "5"})
+
+
+@router.get("/metrics", summary="Metrics in Prometheus's text format", response_class=Response)
+async def metrics(context: Context) -> Response:
+    """Jobs, samples and the oldest age come from Redis; without it they are absent, and msf_redis_up is 0."""
+    try:
+        keys = [(model.name, model.version) for model in await context.catalog.models()]
+        depths = await asyncio.gather(*(context.queue.depth(*key) for key in keys))
+    except SchedulerError:
+        context.metrics.set_depths(None)
+    else:
+        context.metrics.set_depths(dict(zip(keys, depths, strict=True)))
+    return Response(generate_latest(context.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _unreadiness(context: ServerContext) -> str | None:
+    if context.draining:
+        return "This server is shutting down."
+    try:
+        workers = await context.registry.workers()
+    except SchedulerError as error:
+        return str(error)
+    return None if workers else "No live worker is registered."

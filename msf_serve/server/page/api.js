@@ -1,0 +1,46 @@
+// The service's API as the page uses it.
+
+export class ServiceError extends Error {}
+
+const PATH = "/v1/images/generations";
+
+export async function listModels() {
+  return (await answer(await reach("/v1/models"))).data;
+}
+
+export async function isReady() {
+  try {
+    return (await fetch("/v2/health/ready")).ok;
+  } catch {
+    return false;
+  }
+}
+
+export async function generate(request, signal) {
+  return answer(await reach(PATH, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(request),
+    signal,
+  }));
+}
+
+export function curlCommand(request) {
+  const body = JSON.stringify(request).replaceAll("'", `'\\''`);
+  return `curl ${location.origin}${PATH} \\\n  -H 'Content-Type: application/json' \\\n  -d '${body}'`;
+}
+
+async function reach(path, options) {
+  try {
+    return await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ServiceError("The service cannot be reached. Is it still running?");
+  }
+}
+
+async function answer(response) {
+  const body = await response.json().catch(() => null);
+  if (response.ok && body) return body;
+  throw new ServiceError(body?.error?.message ?? `The service answered with status ${response.status}.`);
+}

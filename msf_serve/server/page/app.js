@@ -1,0 +1,149 @@
+// The page's controls: what is asked for, and when.
+
+import { curlCommand, generate, isReady, listModels, ServiceError } from "./api.js";
+import { byId, showError, showImages, showNothing, showTimings, showWaiting } from "./view.js";
+
+const CHIPS_UP_TO = 40; // more classes than this are searched, not shown
+const NUMBERS = ["n", "seed", "num_steps", "guidance_scale"];
+
+let models = [];
+let running = null; // the AbortController of the request under way
+
+const model = () => models.find(({ id }) => id === byId("model").value);
+const hasChips = () => model().labels.length <= CHIPS_UP_TO;
+
+function prompt() {
+  return hasChips() ? document.querySelector("#chips input:checked").value : byId("search").value;
+}
+
+function request() {
+  const numbers = NUMBERS.filter((id) => byId(id).value !== "").map((id) => [id, Number(byId(id).value)]);
+  const named = models.length > 1 ? { model: model().id } : {};
+  return { ...named, prompt: prompt(), ...Object.fromEntries(numbers) };
+}
+
+function setNumber(id, value) {
+  byId(id).value = value;
+  const slider = document.querySelector(`[data-for="${id}"]`);
+  if (slider) slider.value = value;
+}
+
+function rollSeed() {
+  setNumber("seed", crypto.getRandomValues(new Uint32Array(1))[0]);
+}
+
+function limit(id, max, value) {
+  for (const input of [byId(id), document.querySelector(`[data-for="${id}"]`)]) input.max = max;
+  setNumber(id, value);
+}
+
+function showCurl() {
+  if (models.length) byId("curl").textContent = curlCommand(request());
+}
+
+function chip(label, index) {
+  const choice = document.createElement("label");
+  const radio = Object.assign(document.createElement("input"), { type: "radio", name: "class", value: label });
+  radio.checked = index === 0;
+  const text = document.createElement("span");
+  text.textContent = label;
+  choice.append(radio, text);
+  return choice;
+}
+
+function showModel() {
+  const { labels, max_n, max_num_steps, default_num_steps, max_guidance_scale, default_guidance_scale } = model();
+  byId("chips").hidden = !hasChips();
+  byId("search-field").hidden = hasChips();
+  byId("chips").replaceChildren(...(hasChips() ? labels.map(chip) : []));
+  byId("labels").replaceChildren(...(hasChips() ? [] : labels.map((label) => new Option(label, label))));
+  byId("search").value = labels[0];
+  limit("n", max_n, Math.min(byId("n").value || 4, max_n));
+  limit("num_steps", max_num_steps, default_num_steps);
+  limit("guidance_scale", max_guidance_scale, default_guidance_scale);
+  showCurl();
+}
+
+async function loadModels() {
+  models = await listModels();
+  if (!models.length) throw new ServiceError("No worker has registered a model yet. This page is waiting for one.");
+  byId("model").replaceChildren(...models.map(({ id }) => new Option(id, id)));
+  byId("model").value = (models.find(({ served }) => served) ?? models[0]).id;
+  byId("model-field").hidden = models.length === 1;
+  byId("generate").disabled = false;
+  showError(null);
+  showModel();
+}
+
+async function watchHealth() {
+  const ready = await isReady();
+  byId("health").className = `health ${ready ? "ready" : "away"}`;
+  byId("health").textContent = ready ? "ready" : "not ready";
+  if (!models.length) await loadModels().catch((error) => showError(error.message));
+  setTimeout(watchHealth, models.length ? 10000 : 2000);
+}
+
+function setRunning(controller) {
+  running = controller;
+  byId("generate").disabled = running !== null;
+  byId("generate").setAttribute("aria-busy", running !== null);
+  byId("generate-text").textContent = running ? "Generating…" : "Generate";
+  byId("cancel").hidden = running === null;
+}
+
+async function run() {
+  if (byId("reroll").checked) rollSeed();
+  showCurl();
+  const asked = request();
+  setRunning(new AbortController());
+  showError(null);
+  showWaiting(Math.min(Math.max(asked.n ?? 1, 1), model().max_n));
+  byId("summary").textContent = "Working…";
+  const started = performance.now();
+  try {
+    const answer = await generate(asked, running.signal);
+    showImages(answer, asked.prompt, model().image_size);
+    showTimings(answer.timings, performance.now() - started);
+    byId("summary").textContent =
+      `${answer.data.length} × ${asked.prompt}, seed ${answer.seed}, ${answer.num_steps} steps, guidance ${answer.guidance_scale}`;
+  } catch (error) {
+    showNothing();
+    byId("summary").textContent = error.name === "AbortError" ? "Cancelled." : "";
+    if (error.name !== "AbortError") showError(error.message);
+  } finally {
+    setRunning(null);
+  }
+}
+
+async function copyCurl() {
+  const selection = getSelection();
+  selection.selectAllChildren(byId("curl"));
+  // The clipboard API exists on secure origins only; the old command works everywhere else.
+  const copied = navigator.clipboard
+    ? await navigator.clipboard.writeText(byId("curl").textContent).then(() => true, () => false)
+    : document.execCommand("copy");
+  if (copied) selection.removeAllRanges();
+  byId("copy").textContent = copied ? "Copied" : "Selected";
+  setTimeout(() => { byId("copy").textContent = "Copy"; }, 1500);
+}
+
+byId("form").addEventListener("input", ({ target }) => {
+  if (target.dataset.for) byId(target.dataset.for).value = target.value;
+  else if (NUMBERS.includes(target.id)) setNumber(target.id, target.value);
+  if (target.id === "model") showModel();
+  if (target.id === "seed") byId("reroll").checked = false;
+  showCurl();
+});
+byId("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (!running && models.length) run();
+});
+byId("dice").addEventListener("click", () => {
+  rollSeed();
+  showCurl();
+});
+byId("cancel").addEventListener("click", () => running?.abort());
+byId("copy").addEventListener("click", copyCurl);
+
+rollSeed();
+watchHealth();

@@ -1,0 +1,70 @@
+"""From a request and its model to the job that it asks for: every default filled in, every limit checked."""
+
+from __future__ import annotations
+
+import difflib
+import secrets
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TypeVar
+
+from msf_serve.scheduler.jobs import MAX_SEED, JobSpec, ModelInfo
+from msf_serve.server.errors import InvalidRequest, shown
+from msf_serve.server.schemas import ImageRequest
+
+Number = TypeVar("Number", int, float)
+
+
+def resolve(request: ImageRequest, model: ModelInfo, max_images: int) -> JobSpec:
+    """Raises InvalidRequest for the first value that `model` or the server does not allow."""
+    own_size = f"{model.image_size}x{model.image_size}"
+    if request.size not in (None, "auto", own_size):
+        raise InvalidRequest(f'Invalid size: {shown(request.size)}. Allowed: "auto", "{own_size}".', param="size")
+    return JobSpec(
+        model=model.name,
+        version=model.version,
+        label=_label(request.prompt, model),
+        num_samples=_within("n", request.n, 1, default=1, highest=max_images),
+        seed=_within("seed", request.seed, 0, default=secrets.randbelow(MAX_SEED + 1), highest=MAX_SEED),
+        num_steps=_within("num_steps", request.num_steps, 2, model.default_num_steps, model.max_num_steps),
+        guidance_scale=_within(
+            "guidance_scale",
+            request.guidance_scale,
+            0.0,
+            model.default_guidance_scale,
+            model.max_guidance_scale,
+        ),
+        output_format=request.output_format or "png",
+    )
+
+
+def _within(param: str, value: Number | None, lowest: Number, default: Number, highest: Number) -> Number:
+    if value is None:
+        return default
+    if not lowest <= value <= highest:
+        raise InvalidRequest(f"Invalid {param}: {value}. Allowed: {lowest} to {highest}.", param=param)
+    return value
+
+
+@lru_cache(maxsize=64)
+def _ids_by_name(labels: tuple[str, ...]) -> Mapping[str, int]:
+    return {label.casefold(): label_id for label_id, label in reversed(list(enumerate(labels)))}
+
+
+def _label(prompt: str, model: ModelInfo) -> int:
+    """A name wins over an id, so that classes may be named by digits."""
+    ids = _ids_by_name(model.labels)
+    wanted = prompt.strip().casefold()
+    if (label := ids.get(wanted)) is not None:
+        return label
+    num_labels = len(model.labels)
+    if wanted.isdecimal() and wanted.isascii() and int(wanted) < num_labels:
+        return int(wanted)
+    close = [model.labels[ids[name]] for name in difflib.get_close_matches(wanted, ids, n=5, cutoff=0.4)]
+    hint = f"The closest are: {', '.join(close)}." if close else f"Such as: {', '.join(model.labels[:5])}."
+    raise InvalidRequest(
+        f"Invalid prompt: {shown(prompt)} is no class of {model.name}. Allowed: one of its {num_labels} "
+        f"class names, or an id from 0 to {num_labels - 1}. {hint}",
+        param="prompt",
+        code="unknown_class",
+    )

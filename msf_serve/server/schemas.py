@@ -1,0 +1,166 @@
+"""The bodies of requests and answers. A field's description says what it allows: docs and errors quote it."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+
+from msf_serve.scheduler.jobs import MAX_SEED, OutputFormat, Timings
+from msf_serve.server.errors import InvalidRequest, shown
+
+
+class RequestBody(BaseModel):
+    """Base of all request bodies: JSON types are taken strictly, and what is wrong is said in our words."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, value: object, parse: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return parse(value)
+        except ValidationError as error:
+            raise cls._explained(error) from error
+
+    @classmethod
+    def _explained(cls, error: ValidationError) -> InvalidRequest:
+        problems = error.errors(include_url=False)
+        path = problems[0]["loc"]
+        if not path:
+            hint = " sent as Content-Type: application/json" if isinstance(problems[0]["input"], bytes) else ""
+            return InvalidRequest(f"The body is not a JSON object. Allowed: a JSON object{hint}.", code="invalid_json")
+        sentences = (cls._sentence(str(p["loc"][0]), p["type"], p["input"]) for p in problems)
+        code = {"missing": "missing_field", "extra_forbidden": "unknown_field"}.get(problems[0]["type"])
+        return InvalidRequest(" ".join(sentences), param=str(path[0]), code=code)
+
+    @classmethod
+    def _sentence(cls, field: str, problem: str, value: object) -> str:
+        if problem == "extra_forbidden":
+            close = difflib.get_close_matches(field[:80], cls.model_fields, n=1)
+            hint = f"Did you mean {close[0]}? " if close else ""
+            return f"Unknown field {shown(field)}. {hint}Allowed: {', '.join(cls.model_fields)}."
+        allowed = cls.model_fields[field].description
+        if problem == "missing":
+            return f"{field} is missing. Allowed: {allowed}"
+        return f"Invalid {field}: {shown(value)}. Allowed: {allowed}"
+
+
+def _no_op(name: str) -> str:
+    return f"{name}; accepted for OpenAI's clients and without effect here."
+
+
+class ImageRequest(RequestBody):
+    """OpenAI's image request over classes; `seed`, `num_steps` and `guidance_scale` are extensions."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"prompt": "sneaker", "n": 4, "seed": 7, "num_steps": 12, "guidance_scale": 2.0}}
+    )
+
+    prompt: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=200,
+            description="a class name (in any case) or id, as a string; GET /v1/models lists the classes.",
+        ),
+    ]
+    model: str | None = Field(
+        default=None,
+        max_length=200,
+        description='a model of GET /v1/models as "name" (its newest version) or "name:version"; '
+        "without it, the first one.",
+    )
+    n: int | None = Field(
+        default=None, description="how many images, an integer from 1 to the model's max_n; without it, 1."
+    )
+    response_format: Literal["b64_json"] | None = Field(
+        default=None, description='"b64_json": images come inside the answer, there are no URLs.'
+    )
+    output_format: OutputFormat | None = Field(
+        default=None, description='"png", "webp" or "jpeg", the files\' type; without it, "png".'
+    )
+    seed: int | None = Field(
+        default=None,
+        description=f"an integer from 0 to {MAX_SEED} that fixes the noise; without it, one is drawn.",
+    )
+    num_steps: int | None = Field(
+        default=None,
+        description="denoising steps of both stages together, an integer from 2 to the model's "
+        "max_num_steps; without it, the model's default.",
+    )
+    guidance_scale: float | None = Field(
+        default=None,
+        allow_inf_nan=False,
+        description="how strongly to follow the class, a number from 0 to the model's max_guidance_scale, "
+        "where 1 is no guidance; without it, the model's default.",
+    )
+    size: str | None = Field(
+        default=None, max_length=20, description='"auto" or the model\'s own size, such as "32x32".'
+    )
+    quality: str | None = Field(default=None, max_length=64, description=_no_op("a string"))
+    background: str | None = Field(default=None, max_length=64, description=_no_op("a string"))
+    style: str | None = Field(default=None, max_length=64, description=_no_op("a string"))
+    moderation: str | None = Field(default=None, max_length=64, description=_no_op("a string"))
+    output_compression: int | None = Field(default=None, ge=0, le=100, description=_no_op("an integer from 0 to 100"))
+    user: str | None = Field(default=None, max_length=256, description=_no_op("a string"))
+
+
+class Image(BaseModel):
+    b64_json: str = Field(description="The encoded file in base64.")
+    index: int = Field(description="The sample's index: with the seed, it fixes this image.")
+
+
+class ImagesResponse(BaseModel):
+    """OpenAI's answer, with all that is needed to make the same images again."""
+
+    created: int = Field(description="Unix seconds.")
+    data: list[Image]
+    model: str
+    version: str
+    seed: int
+    num_steps: int
+    guidance_scale: float
+    output_format: OutputFormat
+    job_id: str
+    timings: Timings
+
+
+class ModelObject(BaseModel):
+    """OpenAI's model object, with what a request to it may ask for."""
+
+    id: str = Field(description='"name:version", what a request\'s `model` takes.')
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "msf-serve"
+    name: str
+    version: str
+    served: bool = Field(description="Whether a worker serves it now; requests to it get 503 otherwise.")
+    description: str
+    labels: tuple[str, ...] = Field(description="Class names; a class's id is its place here, from 0.")
+    image_size: int = Field(description="Pixels along one side.")
+    image_channels: int
+    default_num_steps: int
+    max_num_steps: int
+    default_guidance_scale: float
+    max_guidance_scale: float
+    max_n: int
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelObject]
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorResponse(BaseModel):
+    """OpenAI's error object."""
+
+    error: ErrorDetail

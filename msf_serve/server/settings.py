@@ -1,0 +1,31 @@
+"""What a server process is told at its start."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class ServerSettings(BaseModel):
+    """Passed in by the entry point; nothing here reads the environment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    redis_url: str
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    max_body_bytes: int = Field(default=64 * 1024, ge=1024)
+    max_images_per_request: int = Field(default=64, ge=1)
+    max_queued_samples: int = Field(default=4096, ge=1)
+    request_timeout_s: float = Field(default=300.0, gt=0)
+    worker_absence_s: float = Field(default=30.0, gt=0)
+
+    @model_validator(mode="after")
+    def _largest_request_fits(self) -> Self:
+        if self.max_images_per_request > self.max_queued_samples:
+            raise ValueError(
+                f"max_images_per_request {self.max_images_per_request} must not exceed max_queued_samples "
+                f"{self.max_queued_samples}: such a request could never be admitted"
+            )
+        return self

@@ -1,0 +1,134 @@
+"""The recipe of the shipped model: an autoencoder and two denoisers on Fashion-MNIST.
+
+    python -m msf_serve.training.fashion all --data data --out runs/fashion
+
+trains what is not trained yet (each part goes on from its checkpoint) and writes a model repository's version.
+The parts can also run side by side, a process each: `autoencoder` first, then `base` and `residual`, then `export`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+from msf_serve.engine.autoencoder import Autoencoder
+from msf_serve.engine.config import (
+    AutoencoderConfig,
+    DenoiserConfig,
+    ImageConfig,
+    ModelConfig,
+    SamplingConfig,
+    StageConfig,
+)
+from msf_serve.engine.denoiser import Denoiser
+from msf_serve.engine.model import MsfModel
+from msf_serve.engine.repository import save_version
+from msf_serve.training.autoencoder import AutoencoderObjective, autoencoder_loss
+from msf_serve.training.data import LABELS, FashionMnist, load_fashion_mnist
+from msf_serve.training.denoiser import DenoiserObjective, Latents, base_loss, encode_latents, residual_loss
+from msf_serve.training.loop import Loop, LoopConfig
+
+AUTOENCODER = AutoencoderConfig(
+    patch_size=2,
+    kl={
+        "in_channels": 4,
+        "out_channels": 4,
+        "latent_channels": 4,
+        "block_out_channels": [32, 64],
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "layers_per_block": 1,
+        "norm_num_groups": 16,
+        "sample_size": 16,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    },
+)
+BASE = DenoiserConfig(in_channels=4, size=4, width=256, depth=6, num_heads=4, num_classes=len(LABELS))
+RESIDUAL = DenoiserConfig(
+    in_channels=12, cond_channels=4, size=4, width=256, depth=4, num_heads=4, num_classes=len(LABELS)
+)
+AUTOENCODER_LOOP = LoopConfig(num_iterations=2800, learning_rate=1.5e-3)
+BASE_LOOP = LoopConfig(num_iterations=2000, learning_rate=6e-4)
+RESIDUAL_LOOP = LoopConfig(num_iterations=2000, learning_rate=6e-4)
+AUTOENCODER_OBJECTIVE = AutoencoderObjective(residual_share_weight=0.02)
+SERVED_AVERAGE = 0.995  # the EMA that is exported
+
+
+def train_autoencoder(data: FashionMnist, out: Path) -> Autoencoder:
+    torch.manual_seed(AUTOENCODER_LOOP.seed)
+    autoencoder = Autoencoder(AUTOENCODER).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loop = Loop(autoencoder, AUTOENCODER_LOOP, out / "autoencoder.pt")
+    loop.run(lambda generator: autoencoder_loss(autoencoder, data.train, AUTOENCODER_OBJECTIVE, generator))
+    average = loop.averages[SERVED_AVERAGE]
+    assert isinstance(average, Autoencoder)
+    return average
+
+
+def train_base(latents: Latents, out: Path) -> Denoiser:
+    torch.manual_seed(BASE_LOOP.seed)
+    denoiser = Denoiser(BASE)
+    loop = Loop(denoiser, BASE_LOOP, out / "base.pt")
+    loop.run(lambda generator: base_loss(denoiser, latents, DenoiserObjective(), generator))
+    average = loop.averages[SERVED_AVERAGE]
+    assert isinstance(average, Denoiser)
+    return average
+
+
+def train_residual(latents: Latents, out: Path) -> Denoiser:
+    torch.manual_seed(RESIDUAL_LOOP.seed)
+    denoiser = Denoiser(RESIDUAL)
+    loop = Loop(denoiser, RESIDUAL_LOOP, out / "residual.pt")
+    loop.run(lambda generator: residual_loss(denoiser, latents, DenoiserObjective(), generator))
+    average = loop.averages[SERVED_AVERAGE]
+    assert isinstance(average, Denoiser)
+    return average
+
+
+def export(autoencoder: Autoencoder, latents: Latents, base: Denoiser, residual: Denoiser, repository: Path) -> Path:
+    """Write the trained parts as version 1 of `fashion-mnist`."""
+    config = ModelConfig(
+        description="Clothes of Fashion-MNIST, ten classes, 32x32 grey",
+        image=ImageConfig(size=32, channels=1),
+        autoencoder=AUTOENCODER,
+        base=StageConfig(denoiser=BASE, statistics=latents.base_statistics, default_num_steps=16),
+        residual=StageConfig(denoiser=RESIDUAL, statistics=latents.residual_statistics, default_num_steps=4),
+        conditioning_noise=0.1,
+        sampling=SamplingConfig(solver="ab2", default_guidance_scale=1.5),
+    )
+    model = MsfModel(config)
+    model.autoencoder.load_state_dict(autoencoder.state_dict())
+    model.base.load_state_dict(base.state_dict())
+    model.residual.load_state_dict(residual.state_dict())
+    return save_version(repository, "fashion-mnist", "1", model, LABELS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("autoencoder", "base", "residual", "export", "all"))
+    parser.add_argument("--data", type=Path, required=True, help="folder with the Fashion-MNIST files")
+    parser.add_argument("--out", type=Path, default=Path("runs/fashion"), help="folder of checkpoints")
+    parser.add_argument("--model-repo", type=Path, default=Path("model_repo"))
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(arguments.threads)
+    part, out = arguments.part, arguments.out
+    data = load_fashion_mnist(arguments.data)
+    autoencoder = train_autoencoder(data, out)
+    if part == "autoencoder":
+        return
+    latents = encode_latents(autoencoder, data.train)
+    if part in ("base", "all", "export"):
+        base = train_base(latents, out)
+    if part in ("residual", "all", "export"):
+        residual = train_residual(latents, out)
+    if part in ("all", "export"):
+        print(export(autoencoder, latents, base, residual, arguments.model_repo))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""A training loop that can be killed at any moment and goes on from its last checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+LossFunction = Callable[[torch.Generator], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long and how fast. The learning rate warms up linearly and decays to 0 along a cosine."""
+
+    num_iterations: int
+    learning_rate: float
+    weight_decay: float = 0.0
+    warmup_iterations: int = 100
+    max_grad_norm: float = 1.0
+    ema_decays: tuple[float, ...] = (0.995, 0.999)
+    seed: int = 0
+    checkpoint_every_s: float = 60.0
+    log_every: int = 50
+
+    def learning_rate_at(self, iteration: int) -> float:
+        warmup = min(1.0, (iteration + 1) / self.warmup_iterations)
+        return self.learning_rate * warmup * (1 + math.cos(math.pi * iteration / self.num_iterations)) / 2
+
+
+class Loop:
+    """Trains `module` on `loss_function`; `averages[decay]` holds an exponential moving average of its weights.
+
+    The loss function draws all its randomness from the generator that it is handed, which depends only on the seed and
+    the iteration: a resumed run sees the very batches that an uninterrupted one sees.
+    """
+
+    def __init__(self, module: nn.Module, config: LoopConfig, checkpoint: Path) -> None:
+        self.module = module
+        self.config = config
+        self.checkpoint = checkpoint
+        self.averages = {decay: deepcopy(module).requires_grad_(False).eval() for decay in config.ema_decays}
+        self.optimizer = torch.optim.AdamW(
+            module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
+        )
+        self.iteration = 0
+
+    def run(self, loss_function: LossFunction) -> None:
+        self._resume()
+        started_at, started_from = time.monotonic(), self.iteration
+        saved_at = started_at
+        while self.iteration < self.config.num_iterations:
+            losses = self._step(loss_function)
+            now = time.monotonic()
+            if self.iteration % self.config.log_every == 0:
+                self._log(losses, seconds_per_iteration=(now - started_at) / (self.iteration - started_from))
+            if now - saved_at > self.config.checkpoint_every_s:
+                self._save()
+                saved_at = now
+        self._save()
+
+    def _step(self, loss_function: LossFunction) -> Mapping[str, Tensor]:
+        generator = torch.Generator().manual_seed((self.config.seed << 32) + self.iteration)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate_at(self.iteration)
+        losses = loss_function(generator)
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.module.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.iteration += 1
+        self._update_averages()
+        return losses
+
+    @torch.no_grad()
+    def _update_averages(self) -> None:
+        weights = list(self.module.parameters())
+        for decay, average in self.averages.items():
+            warm = min(decay, self.iteration / (self.iteration + 10))
+            torch._foreach_lerp_(list(average.parameters()), weights, 1 - warm)
+
+    def _log(self, losses: Mapping[str, Tensor], seconds_per_iteration: float) -> None:
+        values = " ".join(f"{name} {value.item():.4f}" for name, value in losses.items())
+        left_s = (self.config.num_iterations - self.iteration) * seconds_per_iteration
+        logger.info(
+            "%s %d/%d %s | %.2f s/it, %.0f min left",
+            self.checkpoint.stem,
+            self.iteration,
+            self.config.num_iterations,
+            values,
+            seconds_per_iteration,
+            left_s / 60,
+        )
+
+    def _save(self) -> None:
+        state = {
+            "iteration": self.iteration,
+            "module": self.module.state_dict(),
+            "averages": {str(decay): average.state_dict() for decay, average in self.averages.items()},
+            "optimizer": self.optimizer.state_dict(),
+        }
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.checkpoint.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.checkpoint)
+
+    def _resume(self) -> None:
+        if not self.checkpoint.exists():
+            return
+        state = torch.load(self.checkpoint, weights_only=True)
+        self.module.load_state_dict(state["module"])
+        for decay, average in self.averages.items():
+            average.load_state_dict(state["averages"][str(decay)])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.iteration = state["iteration"]
+        logger.info("%s resumes at iteration %d", self.checkpoint.stem, self.iteration)

@@ -1,0 +1,76 @@
+"""Figures that compare image sets in a network's feature space: FID, precision and recall, class consistency.
+
+FID is biased upwards, the more so the fewer images there are, by an amount that depends on the features (Chong
+& Forsyth, arXiv 1911.07023); the k-NN manifolds of precision and recall change with the number of images too.
+So a figure means something only beside others from the same network, reference and number of images.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def fid(a: Tensor, b: Tensor) -> float:
+    """Fréchet distance of Gaussians fitted to features (N, D), (M, D) (Heusel et al., arXiv 1706.08500)."""
+    _check_features(a, b)
+    a, b = a.double(), b.double()
+    mean_distance = (a.mean(0) - b.mean(0)).square().sum()
+    covariance_a, covariance_b = a.T.cov(), b.T.cov()
+    # tr sqrt(A B) is the sum of the singular values of sqrt(A) sqrt(B): only symmetric matrices need roots.
+    cross = torch.linalg.matrix_norm(_square_root(covariance_a) @ _square_root(covariance_b), "nuc")
+    return float(mean_distance + covariance_a.trace() + covariance_b.trace() - 2 * cross)
+
+
+def intra_class_fid(a: Tensor, labels_a: Tensor, b: Tensor, labels_b: Tensor) -> float:
+    """Mean over the classes of the FID between the two sets' images of that class: labels (N,) and (M,)."""
+    classes = torch.unique(labels_a)
+    if not torch.equal(classes, torch.unique(labels_b)):
+        raise ValueError(f"the sets' classes differ: {classes.tolist()} and {torch.unique(labels_b).tolist()}")
+    return sum(fid(a[labels_a == label], b[labels_b == label]) for label in classes) / len(classes)
+
+
+def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float, float]:
+    """Improved precision and recall (Kynkäänniemi et al., arXiv 1904.06991) of features (N, D) and (M, D).
+
+    A set's manifold is the union of balls around its members, each reaching to its k-th nearest neighbour.
+    Precision is the share of `generated` inside `real`'s manifold, recall that of `real` inside `generated`'s.
+    """
+    _check_features(real, generated)
+    if min(len(real), len(generated)) <= k:
+        raise ValueError(f"k = {k} neighbours need more images than {len(real)} real, {len(generated)} generated")
+    center = real.mean(0)  # distances come from products, whose rounding grows with the distance to the origin
+    real, generated = (real - center).float(), (generated - center).float()
+    precision = _share_inside(generated, real, _radii(real, k))
+    recall = _share_inside(real, generated, _radii(generated, k))
+    return precision, recall
+
+
+def class_consistency(predicted: Tensor, asked_for: Tensor) -> float:
+    """The share of images in which a classifier sees the class that was asked for: both (N,)."""
+    return (predicted == asked_for).double().mean().item()
+
+
+def _check_features(a: Tensor, b: Tensor) -> None:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"features must be (N, D) and (M, D), got {tuple(a.shape)} and {tuple(b.shape)}")
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"a covariance needs at least 2 images, got {len(a)} and {len(b)}")
+
+
+def _square_root(covariance: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(covariance)
+    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return root
+
+
+def _radii(points: Tensor, k: int, chunk: int = 1000) -> Tensor:
+    """Distance from each of the points (N, D) to its k-th nearest other point: (N,)."""
+    nearest = [torch.cdist(part, points).topk(k + 1, largest=False).values for part in torch.split(points, chunk)]
+    return torch.cat(nearest)[:, k]  # the nearest is the point itself
+
+
+def _share_inside(points: Tensor, centers: Tensor, radii: Tensor, chunk: int = 1000) -> float:
+    """The share of the points (N, D) that lie in at least one ball."""
+    inside = [(torch.cdist(part, centers) <= radii).any(dim=1) for part in torch.split(points, chunk)]
+    return torch.cat(inside).double().mean().item()

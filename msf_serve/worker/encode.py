@@ -1,0 +1,51 @@
+"""From pixels to an image file."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from msf_serve.scheduler.jobs import JobSpec, OutputFormat
+
+_OPTIONS: dict[OutputFormat, dict[str, object]] = {
+    "png": {"compress_level": 4},
+    "webp": {"lossless": True, "method": 2},
+    "jpeg": {"quality": 92},
+}
+
+
+def encode_image(pixels: NDArray[np.uint8], spec: JobSpec, *, index: int, fingerprint: str) -> bytes:
+    """Encode (H, W, 1 | 3 | 4) uint8 in the job's format.
+
+    A PNG carries in its text chunk `msf:parameters` what is needed to make it again, and nothing that varies.
+    """
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    options = dict(_OPTIONS[spec.output_format])
+    if spec.output_format == "png":
+        options["pnginfo"] = _text_chunks(spec, index, fingerprint)
+    elif spec.output_format == "jpeg" and image.mode == "RGBA":
+        image = image.convert("RGB")
+    file = io.BytesIO()
+    image.save(file, format=spec.output_format, **options)
+    return file.getvalue()
+
+
+def _text_chunks(spec: JobSpec, index: int, fingerprint: str) -> PngInfo:
+    parameters = {
+        "model": spec.model,
+        "version": spec.version,
+        "label": spec.label,
+        "seed": spec.seed,
+        "index": index,
+        "num_steps": spec.num_steps,
+        "guidance_scale": spec.guidance_scale,
+        "fingerprint": fingerprint,
+    }
+    info = PngInfo()
+    info.add_text("msf:parameters", json.dumps(parameters, sort_keys=True))
+    return info

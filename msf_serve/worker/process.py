@@ -1,0 +1,72 @@
+"""A worker process from its settings: load every model of the repository, warm up, serve."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+
+from msf_serve.engine.backends import Backend, get_backend
+from msf_serve.engine.executor import Executor
+from msf_serve.engine.loading import load_plans
+from msf_serve.engine.plans import PlanCache
+from msf_serve.engine.repository import find_models
+from msf_serve.scheduler.connection import check, connect
+from msf_serve.scheduler.jobs import WorkerInfo
+from msf_serve.scheduler.queue import JobQueue
+from msf_serve.scheduler.registry import Registry
+from msf_serve.worker.metrics import WorkerMetrics
+from msf_serve.worker.runner import ModelRunner
+from msf_serve.worker.service import Worker
+from msf_serve.worker.settings import WorkerSettings
+
+
+async def run_worker(settings: WorkerSettings, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set. Raises QueueUnavailable when Redis cannot be used at the start, and EngineError."""
+    redis = connect(settings.redis_url)
+    try:
+        await check(redis)
+        backend = get_backend(settings.backend, settings.precision, settings.num_threads)
+        loading = asyncio.create_task(asyncio.to_thread(load_runners, settings, backend))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():
+            os._exit(0)  # the compilation of a plan cannot be interrupted, and nothing has been claimed yet
+        stopping.cancel()
+        runners = loading.result()
+        metrics = WorkerMetrics(settings.num_slots)
+        if settings.metrics_port:
+            metrics.serve(settings.metrics_port)
+        host = socket.gethostname()
+        info = WorkerInfo(
+            id=f"{host}-{os.getpid()}-{secrets.token_hex(4)}",
+            host=host,
+            pid=os.getpid(),
+            backend=backend.fingerprint,
+            num_slots=settings.num_slots,
+            models=tuple(runner.info() for runner in runners),
+        )
+        worker = Worker(
+            info,
+            runners,
+            JobQueue(redis, lease_s=settings.lease_s),
+            Registry(redis, worker_ttl_s=settings.lease_s),
+            metrics,
+            lease_s=settings.lease_s,
+            drain_timeout_s=settings.drain_timeout_s,
+        )
+        await worker.run(stop)
+    finally:
+        await redis.aclose()
+
+
+def load_runners(settings: WorkerSettings, backend: Backend) -> list[ModelRunner]:
+    """Every version of every model, its plans loaded or compiled and run once."""
+    plan_cache = PlanCache(settings.cache_dir / "plans")
+    runners = []
+    for version in find_models(settings.model_repo):
+        runner = ModelRunner(version, Executor(load_plans(version, backend, plan_cache), settings.num_slots))
+        runner.warm_up()
+        runners.append(runner)
+    return runners

@@ -1,0 +1,254 @@
+"""The worker: claim jobs, step their samples, finish what is complete, until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from msf_serve.scheduler.errors import QueueUnavailable
+from msf_serve.scheduler.jobs import JobError, WorkerInfo
+from msf_serve.scheduler.policy import StepBatch
+from msf_serve.scheduler.queue import Claim, JobQueue
+from msf_serve.scheduler.registry import Registry
+from msf_serve.worker.active import ActiveJob
+from msf_serve.worker.encode import encode_image
+from msf_serve.worker.metrics import WorkerMetrics
+from msf_serve.worker.runner import ModelRunner
+
+logger = logging.getLogger(__name__)
+
+WAIT_FOR_WORK_S = 5.0
+T = TypeVar("T")
+
+RETRY_S = 0.5  # between attempts to reach Redis again
+
+
+class Worker:
+    """Four tasks share the runners: claiming, stepping, finishing (one task a job) and keeping the leases.
+
+    They all run on one event loop; the networks run in one thread beside it, the encoders in another.
+    """
+
+    def __init__(
+        self,
+        info: WorkerInfo,
+        runners: Sequence[ModelRunner],
+        queue: JobQueue,
+        registry: Registry,
+        metrics: WorkerMetrics,
+        *,
+        lease_s: float,
+        drain_timeout_s: float,
+    ) -> None:
+        self.info = info
+        self._runners = {runner.key: runner for runner in runners}
+        self._queue = queue
+        self._registry = registry
+        self._metrics = metrics
+        self._fingerprint = info.backend
+        self._heartbeat_s = lease_s / 3
+        self._drain_timeout_s = drain_timeout_s
+        self._held: dict[str, Claim] = {}  # every job whose lease is ours
+        self._lost: set[str] = set()  # to be dropped between two steps
+        self._finishing: set[asyncio.Task[None]] = set()
+        self._work = asyncio.Event()  # there may be a step to make
+        self._freed = asyncio.Event()  # a slot was freed, so there may be room to claim
+        self._nothing_held = asyncio.Event()
+        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set, then finish what runs, hand back what waits, and go."""
+        await self._until_redis_answers(lambda: self._registry.register(self.info))
+        claiming = asyncio.create_task(self._claim_until(stop))
+        serving = [asyncio.create_task(self._step_for_ever()), asyncio.create_task(self._keep_leases())]
+        try:
+            await _first(claiming, *serving)
+            await _first(self._drain(), *serving)
+        finally:
+            for task in (claiming, *serving):
+                task.cancel()
+            self._device.shutdown(wait=False)
+            self._encoder.shutdown(wait=False)
+
+    # Claiming
+
+    async def _claim_until(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            self._freed.clear()
+            try:
+                if not await self._claim():
+                    open_queues = [key for key, runner in self._runners.items() if runner.room]
+                    arrival = [self._queue.wait_for_work(open_queues, WAIT_FOR_WORK_S)] if open_queues else []
+                    await _first(self._freed.wait(), stop.wait(), *arrival)
+            except QueueUnavailable as error:
+                logger.warning("cannot claim: %s", error)
+                await _first(asyncio.sleep(RETRY_S), stop.wait())
+
+    async def _claim(self) -> bool:
+        """Claim as much as every runner has room for. False: there was nothing, or no room."""
+        claimed = False
+        for runner in self._runners.values():
+            if not runner.room:
+                continue
+            for claim in await self._queue.claim(self.info.id, *runner.key, runner.room):
+                self._held[claim.job.id] = claim
+                self._nothing_held.clear()
+                runner.add(claim)
+                claimed = True
+        if claimed:
+            self._work.set()
+        return claimed
+
+    # Stepping
+
+    async def _step_for_ever(self) -> None:
+        while True:
+            progressed = False
+            for runner in self._runners.values():
+                self._drop_lost(runner)
+                runner.fill_slots()
+                batch = runner.choose()
+                if batch is not None:
+                    await self._step(runner, batch)
+                    progressed = True
+            if not progressed:
+                self._work.clear()
+                await self._work.wait()
+
+    async def _step(self, runner: ModelRunner, batch: StepBatch) -> None:
+        started_at = time.monotonic()
+        try:
+            result = await asyncio.get_running_loop().run_in_executor(self._device, runner.execute, batch)
+        except Exception:
+            logger.exception("a step batch of %s %s failed", *runner.key)
+            for job in runner.jobs_in(batch):
+                self._drop(runner, job.id)
+                self._finish(self._fail(runner, job, JobError(code="engine_error", message="the engine failed")))
+            return
+        completed, failed = runner.account(batch, result, started_at)
+        self._metrics.record_step(runner.key, batch, result.bucket, time.monotonic() - started_at)
+        self._metrics.slots_in_use.labels(*runner.key).set(runner.num_slots_in_use)
+        if result.images or result.failed:
+            self._freed.set()
+        for job in completed:
+            self._finish(self._succeed(runner, job))
+        for job in failed:
+            error = JobError(code="non_finite", message="the model made a number that is not finite")
+            self._finish(self._fail(runner, job, error))
+
+    def _drop_lost(self, runner: ModelRunner) -> None:
+        for job_id in self._lost & runner.jobs.keys():
+            logger.info("job %s is no longer ours; its slots are freed", job_id)
+            self._lost.discard(job_id)
+            self._drop(runner, job_id)
+
+    def _drop(self, runner: ModelRunner, job_id: str) -> None:
+        runner.drop(job_id)
+        self._freed.set()
+
+    # Finishing
+
+    def _finish(self, ending: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(ending)
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
+
+    async def _succeed(self, runner: ModelRunner, job: ActiveJob) -> None:
+        images, encode_s = await asyncio.get_running_loop().run_in_executor(self._encoder, self._encode, job)
+        kept = await self._until_redis_answers(lambda: self._queue.succeed(job.claim, images, job.timings(encode_s)))
+        self._end(runner, job, "succeeded" if kept else "dropped")
+
+    async def _fail(self, runner: ModelRunner, job: ActiveJob, error: JobError) -> None:
+        kept = await self._until_redis_answers(lambda: self._queue.fail(job.claim, error))
+        self._end(runner, job, "failed" if kept else "dropped")
+
+    def _encode(self, job: ActiveJob) -> tuple[list[bytes], float]:
+        started_at = time.monotonic()
+        spec = job.claim.job.spec
+        images = [
+            encode_image(job.images[index], spec, index=index, fingerprint=self._fingerprint)
+            for index in range(spec.num_samples)
+        ]
+        return images, time.monotonic() - started_at
+
+    def _end(self, runner: ModelRunner, job: ActiveJob, outcome: str) -> None:
+        self._let_go(job.id)
+        self._lost.discard(job.id)
+        self._metrics.jobs.labels(*runner.key, outcome).inc()
+
+    # Leases
+
+    async def _keep_leases(self) -> None:
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
+            try:
+                await self._registry.heartbeat(self.info.id)
+                lost = await self._queue.renew(self.info.id, list(self._held.values()))
+                reclaimed = await self._queue.reclaim()
+            except QueueUnavailable as error:
+                logger.warning("cannot renew leases: %s", error)
+                continue
+            for job_id in lost & self._held.keys():
+                self._let_go(job_id)
+                self._lost.add(job_id)
+            if reclaimed.num_requeued or reclaimed.num_failed:
+                logger.warning(
+                    "took back %d jobs of dead workers, gave up %d", reclaimed.num_requeued, reclaimed.num_failed
+                )
+
+    async def _drain(self) -> None:
+        """Hand back what has not begun, wait for what has, hand back what is late."""
+        logger.info("draining: %d jobs are held", len(self._held))
+        waiting = [job for runner in self._runners.values() for job in runner.jobs.values() if job.started_at is None]
+        for job in waiting:
+            self._lost.add(job.id)
+            await self._release(job.claim)
+        if self._held:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._nothing_held.wait(), self._drain_timeout_s)
+        for claim in list(self._held.values()):
+            await self._release(claim)
+        try:
+            await self._registry.unregister(self.info.id)
+        except QueueUnavailable as error:
+            logger.warning("cannot unregister: %s", error)
+
+    async def _release(self, claim: Claim) -> None:
+        self._let_go(claim.job.id)
+        try:
+            await self._queue.release(claim)
+        except QueueUnavailable as error:
+            logger.warning("cannot hand back job %s, its lease will lapse: %s", claim.job.id, error)
+
+    def _let_go(self, job_id: str) -> None:
+        self._held.pop(job_id, None)
+        if not self._held:
+            self._nothing_held.set()
+
+    async def _until_redis_answers(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Try for as long as Redis is away: a result that was computed is not thrown away."""
+        while True:
+            try:
+                return await call()
+            except QueueUnavailable as error:
+                logger.warning("waiting for Redis: %s", error)
+                await asyncio.sleep(RETRY_S)
+
+
+async def _first(*awaitables: Awaitable[Any]) -> None:
+    """Return when one of them is done, raising what it raised. What was not a task before does not go on."""
+    tasks = {asyncio.ensure_future(awaitable): awaitable for awaitable in awaitables}
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task, awaitable in tasks.items():
+            if task is not awaitable:
+                task.cancel()

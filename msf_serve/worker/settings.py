@@ -1,0 +1,25 @@
+"""A worker's settings: typed, frozen, passed in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class WorkerSettings(BaseModel):
+    """`redis_url` in any form that redis-py reads; `num_threads` are the backend's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    redis_url: str
+    model_repo: Path
+    cache_dir: Path
+    backend: Literal["eager", "openvino"] = "openvino"
+    precision: Literal["fp32", "bf16"] | None = None
+    num_threads: Annotated[int, Field(ge=1)]
+    num_slots: Annotated[int, Field(ge=1, le=1024)] = 32
+    lease_s: Annotated[float, Field(ge=1)] = 15.0
+    drain_timeout_s: Annotated[float, Field(ge=0)] = 25.0
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0  # 0: no metrics endpoint

@@ -1,0 +1,31 @@
+"""A real Valkey for every test that wants one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from redis.asyncio import Redis
+
+from msf_serve.scheduler.connection import connect
+from msf_serve.scheduler.embedded import EmbeddedValkey
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
+    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as valkey:
+        yield valkey
+
+
+@pytest.fixture
+async def redis_url(valkey: EmbeddedValkey) -> str:
+    """The URL of an empty server."""
+    async with connect(valkey.url) as redis:
+        await redis.flushall()
+    return valkey.url
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    async with connect(redis_url) as redis:
+        yield redis

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+
+from msf_serve.scheduler.connection import check, connect
+from msf_serve.scheduler.errors import QueueFull, QueueUnavailable
+from msf_serve.scheduler.jobs import MAX_SEED, JobRecord, JobState
+from msf_serve.scheduler.keys import QueueKeys
+from msf_serve.scheduler.queue import JobQueue, QueueDepth, new_job_id
+from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, spec
+
+
+async def test_the_limit_holds_to_the_sample_under_concurrency(redis: Redis) -> None:
+    queue = JobQueue(redis, max_queued_samples=100)
+    outcomes = await asyncio.gather(*(admit(queue, 3) for _ in range(200)), return_exceptions=True)
+
+    accepted = [outcome for outcome in outcomes if isinstance(outcome, JobRecord)]
+    refused = [outcome for outcome in outcomes if isinstance(outcome, QueueFull)]
+    assert (len(accepted), len(refused)) == (33, 167)
+    assert {(full.model, full.num_samples, full.limit) for full in refused} == {(MODEL, 99, 100)}
+    assert (await queue.depth(MODEL, VERSION)).num_samples == 99
+
+    await admit(queue, 1)
+    with pytest.raises(QueueFull):
+        await admit(queue, 1)
+
+
+async def test_a_refusal_leaves_no_trace(redis: Redis) -> None:
+    queue = JobQueue(redis, max_queued_samples=1)
+    with pytest.raises(QueueFull):
+        await queue.admit(spec(2), job_id="refused", reply_to="replies")
+
+    assert await queue.get("refused") is None
+    assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
+    assert not await redis.exists("replies")
+
+
+async def test_running_jobs_count_and_finished_ones_make_room(redis: Redis) -> None:
+    queue = JobQueue(redis, max_queued_samples=2)
+    await admit(queue, 2)
+    [held] = await claim(queue)
+    with pytest.raises(QueueFull):
+        await admit(queue)
+
+    await queue.succeed(held, [b"a", b"b"], TIMINGS)
+    await admit(queue, 2)
+
+
+async def test_each_model_version_has_its_own_limit(redis: Redis) -> None:
+    queue = JobQueue(redis, max_queued_samples=1)
+    await admit(queue)
+    await queue.admit(spec(model="letters"), job_id=new_job_id(), reply_to=None)
+
+
+async def test_an_id_is_admitted_once(redis: Redis) -> None:
+    queue = JobQueue(redis)
+    first = await queue.admit(spec(2), job_id="same", reply_to=None)
+    assert await queue.admit(spec(2), job_id="same", reply_to=None) == first
+    assert (await queue.depth(MODEL, VERSION)).num_samples == 2
+    assert len(await claim(queue, max_samples=10)) == 1
+
+
+async def test_a_record_comes_back_as_it_went_in(redis: Redis) -> None:
+    queue = JobQueue(redis)
+    admitted = await queue.admit(spec(4, seed=MAX_SEED), job_id=new_job_id(), reply_to=None)
+    assert admitted == await queue.get(admitted.id)
+    assert admitted.spec == spec(4, seed=MAX_SEED)
+    assert (admitted.state, admitted.attempt, admitted.schema_version) == (JobState.QUEUED, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("done", "busy_s", "expected_s"),
+    [(400, 200, 10.0), (4000, 20, 1.0), (1, 200, 60.0), (0, 0, 1.0)],
+    ids=["measured", "at least a second", "at most a minute", "nothing known yet"],
+)
+async def test_retry_after_follows_the_measured_rate(redis: Redis, done: int, busy_s: int, expected_s: float) -> None:
+    queue = JobQueue(redis, max_queued_samples=20)
+    await admit(queue, 20)
+    seconds, _ = await redis.time()
+    counters = QueueKeys.of(MODEL, VERSION).counters
+    await redis.hset(counters, "rate_samples", done)
+    await redis.hset(counters, "rate_seconds", busy_s)
+    await redis.hset(counters, "rate_at", int(seconds) + 3600)  # no time has passed since
+
+    with pytest.raises(QueueFull) as caught:
+        await admit(queue, 20)
+    assert caught.value.retry_after_s == pytest.approx(expected_s)
+
+
+async def test_finished_samples_are_what_is_measured(redis: Redis) -> None:
+    queue = JobQueue(redis)
+    await admit(queue, 2)
+    await admit(queue, 3)
+    for held in await claim(queue, max_samples=5):
+        await queue.succeed(held, [], TIMINGS)
+    done = await redis.hget(QueueKeys.of(MODEL, VERSION).counters, "rate_samples")
+    assert float(done or 0) == pytest.approx(5, rel=0.5)
+
+
+async def test_out_of_memory_refuses_new_jobs_but_finishes_old_ones(redis: Redis) -> None:
+    queue = JobQueue(redis)
+    await admit(queue)
+    await admit(queue)
+    try:
+        await redis.config_set("maxmemory", "1")
+        with pytest.raises(QueueUnavailable, match="memory"):
+            await admit(queue)
+
+        finished, released = await claim(queue, max_samples=2)
+        assert await queue.renew("worker-1", [finished, released]) == set()
+        assert await queue.succeed(finished, [b"image"], TIMINGS)
+        assert await queue.release(released)
+        assert (await queue.depth(MODEL, VERSION)).num_samples == 1
+    finally:
+        await redis.config_set("maxmemory", "1gb")
+
+
+async def test_an_unreachable_redis_is_named_without_its_password() -> None:
+    async with connect("redis://user:secret@127.0.0.1:1/0") as redis:
+        with pytest.raises(QueueUnavailable, match=r"127\.0\.0\.1:1") as caught:
+            await admit(JobQueue(redis))
+    assert "secret" not in str(caught.value)
+
+
+async def test_check_accepts_a_redis_that_keeps_jobs_and_no_other(redis: Redis) -> None:
+    await check(redis)
+    try:
+        await redis.config_set("maxmemory-policy", "allkeys-lru")
+        with pytest.raises(QueueUnavailable, match="noeviction"):
+            await check(redis)
+    finally:
+        await redis.config_set("maxmemory-policy", "noeviction")
+
+
+def test_a_bad_url_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="redis://"):
+        connect("http://localhost")

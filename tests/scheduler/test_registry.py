@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from redis.asyncio import Redis
+
+from msf_serve.scheduler.jobs import ModelInfo, WorkerInfo
+from msf_serve.scheduler.registry import Registry
+from tests.scheduler.support import until
+
+
+def model(name: str, description: str = "") -> ModelInfo:
+    return ModelInfo(
+        name=name,
+        version="1",
+        labels=("circle", "square"),
+        image_size=64,
+        image_channels=3,
+        default_num_steps=20,
+        max_num_steps=100,
+        default_guidance_scale=2.0,
+        max_guidance_scale=8.0,
+        description=description,
+    )
+
+
+def worker(worker_id: str, *models: ModelInfo) -> WorkerInfo:
+    return WorkerInfo(id=worker_id, host="here", pid=1, backend="eager", num_slots=8, models=models)
+
+
+async def test_workers_and_models_are_found_by_others(redis: Redis) -> None:
+    first, second = worker("a", model("shapes")), worker("b", model("shapes"), model("letters"))
+    await Registry(redis).register(second)
+    await Registry(redis).register(first)
+    assert await Registry(redis).workers() == [first, second]
+    assert await Registry(redis).models() == [model("letters"), model("shapes")]
+
+
+async def test_nothing_was_ever_here(redis: Redis) -> None:
+    registry = Registry(redis)
+    assert await registry.workers() == []
+    assert await registry.models() == []
+    assert await registry.last_seen_s() is None
+
+
+async def test_models_outlive_their_workers(redis: Redis) -> None:
+    registry = Registry(redis)
+    await registry.register(worker("a", model("shapes")))
+    await registry.unregister("a")
+    assert await registry.workers() == []
+    assert await registry.models() == [model("shapes")]
+    last_seen_s = await registry.last_seen_s()
+    assert last_seen_s is not None
+    assert 0 <= last_seen_s < 60
+
+
+async def test_a_new_description_replaces_the_old(redis: Redis) -> None:
+    registry = Registry(redis)
+    await registry.register(worker("a", model("shapes", "old")))
+    await registry.register(worker("a", model("shapes", "new")))
+    assert await registry.models() == [model("shapes", "new")]
+
+
+async def test_a_silent_worker_is_dead_and_can_come_back(redis: Redis) -> None:
+    silent, lively = Registry(redis, worker_ttl_s=0.05), Registry(redis)
+    await silent.register(worker("silent", model("shapes")))
+
+    async def is_gone() -> bool:
+        return await silent.workers() == []
+
+    await until(is_gone)
+    await lively.register(worker("lively", model("shapes")))
+    await silent.heartbeat("silent")
+    assert [info.id for info in await lively.workers()] == ["lively", "silent"]
+
+
+async def test_a_heartbeat_registers_again_when_redis_lost_everything(redis: Redis) -> None:
+    registry = Registry(redis)
+    await registry.register(worker("a", model("shapes")))
+    await redis.flushall()
+    await registry.heartbeat("a")
+    assert [info.id for info in await registry.workers()] == ["a"]
+    assert await registry.models() == [model("shapes")]
+
+
+async def test_the_dead_are_forgotten(redis: Redis) -> None:
+    brief = Registry(redis, worker_ttl_s=0.05)
+    await brief.register(worker("dead", model("shapes")))
+    await brief.register(worker("alive", model("shapes")))
+
+    async def only_one_is_stored() -> bool:
+        await brief.heartbeat("alive")
+        return await redis.hlen("msf:workers") == 1
+
+    await until(only_one_is_stored)
+    assert [info.id for info in await brief.workers()] == ["alive"]

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from msf_serve.scheduler import replies
+from msf_serve.scheduler.connection import call, connect
+from msf_serve.scheduler.embedded import EmbeddedValkey
+from msf_serve.scheduler.errors import QueueUnavailable
+from msf_serve.scheduler.jobs import JobError, JobState
+from msf_serve.scheduler.queue import JobQueue, new_job_id
+from msf_serve.scheduler.replies import ReplyReader
+from tests.scheduler.support import TIMINGS, claim, spec, until, until_blocked
+
+
+@asynccontextmanager
+async def running(reader: ReplyReader) -> AsyncIterator[None]:
+    task = asyncio.create_task(reader.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@pytest.fixture
+def reader(redis: Redis) -> ReplyReader:
+    return ReplyReader(redis, "server-1")
+
+
+async def admit_awaited(queue: JobQueue, reader: ReplyReader) -> tuple[str, asyncio.Future[JobState]]:
+    job_id = new_job_id()
+    future = reader.expect(job_id)
+    await queue.admit(spec(), job_id=job_id, reply_to=reader.stream)
+    return job_id, future
+
+
+async def test_one_reader_resolves_many_jobs(redis: Redis, reader: ReplyReader) -> None:
+    queue = JobQueue(redis)
+    async with running(reader), asyncio.timeout(20):
+        jobs = await asyncio.gather(*(admit_awaited(queue, reader) for _ in range(300)))
+        for held in await claim(queue, max_samples=300):
+            if held.job.id == jobs[0][0]:
+                await queue.fail(held, JobError(code="broken", message=""))
+            else:
+                await queue.succeed(held, [b"image"], TIMINGS)
+        states = await asyncio.gather(*(future for _, future in jobs))
+    assert states == [JobState.FAILED] + 299 * [JobState.SUCCEEDED]
+
+
+async def test_cancelled_and_poisoned_jobs_are_answered(redis: Redis, reader: ReplyReader) -> None:
+    dying = JobQueue(redis, lease_s=0.0, max_attempts=1)
+    async with running(reader), asyncio.timeout(20):
+        cancelled_id, cancelled = await admit_awaited(dying, reader)
+        await dying.cancel(cancelled_id)
+        _, poisoned = await admit_awaited(dying, reader)
+        await claim(dying)
+        await dying.reclaim()
+        assert await cancelled is JobState.CANCELLED
+        assert await poisoned is JobState.FAILED
+
+
+async def test_each_server_hears_of_its_own_jobs(redis: Redis, reader: ReplyReader) -> None:
+    queue, other = JobQueue(redis), ReplyReader(redis, "server-2")
+    async with running(reader), running(other), asyncio.timeout(20):
+        _, mine = await admit_awaited(queue, reader)
+        _, theirs = await admit_awaited(queue, other)
+        first, second = await claim(queue, max_samples=2)
+        await queue.succeed(second, [], TIMINGS)
+        assert await theirs is JobState.SUCCEEDED
+        assert not mine.done()
+        await queue.succeed(first, [], TIMINGS)
+        assert await mine is JobState.SUCCEEDED
+
+
+async def test_stopping_the_reader_loses_nothing(redis: Redis, reader: ReplyReader) -> None:
+    queue = JobQueue(redis)
+    futures = []
+    for _ in range(20):
+        async with running(reader):
+            futures.append((await admit_awaited(queue, reader))[1])
+            [held] = await claim(queue)
+            await queue.succeed(held, [], TIMINGS)
+    async with running(reader), asyncio.timeout(20):
+        assert set(await asyncio.gather(*futures)) == {JobState.SUCCEEDED}
+
+
+async def test_a_forgotten_job_disturbs_nobody(redis: Redis, reader: ReplyReader) -> None:
+    queue = JobQueue(redis)
+    async with running(reader), asyncio.timeout(20):
+        job_id, forgotten = await admit_awaited(queue, reader)
+        _, awaited = await admit_awaited(queue, reader)
+        reader.forget(job_id)
+        reader.forget("never expected")
+        for held in await claim(queue, max_samples=2):
+            await queue.succeed(held, [], TIMINGS)
+        assert await awaited is JobState.SUCCEEDED
+    assert forgotten.cancelled()
+
+
+async def test_expecting_twice_is_waiting_for_the_same(reader: ReplyReader) -> None:
+    assert reader.expect("job") is reader.expect("job")
+
+
+async def test_records_speak_when_the_stream_is_gone(redis: Redis, reader: ReplyReader) -> None:
+    queue = JobQueue(redis)
+    _, future = await admit_awaited(queue, reader)
+    [held] = await claim(queue)
+    await queue.succeed(held, [], TIMINGS)
+    await redis.delete(reader.stream)
+    async with running(reader), asyncio.timeout(20):
+        assert await future is JobState.SUCCEEDED
+
+
+async def test_a_job_that_redis_lost_is_not_awaited_for_ever(
+    redis: Redis, reader: ReplyReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replies, "LOST_AFTER_S", 0.0)
+    future = reader.expect("lost")
+    async with running(reader), asyncio.timeout(20):
+        with pytest.raises(QueueUnavailable, match="lost"):
+            await future
+
+
+async def test_the_reader_survives_a_crash_of_valkey(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path) as valkey:
+        async with connect(valkey.url) as redis, asyncio.timeout(60):
+            queue, reader = JobQueue(redis), ReplyReader(redis, "server-1")
+            async with running(reader):
+                _, before = await admit_awaited(queue, reader)
+                _, after = await admit_awaited(queue, reader)
+                first, second = await claim(queue, max_samples=2)
+                await queue.succeed(first, [], TIMINGS)
+                assert await before is JobState.SUCCEEDED
+                await until_blocked(redis, 1)
+                await call(redis, "WAITAOF", 1, 0, 0)  # what was written is on disk
+                os.kill((await redis.info("server"))["process_id"], signal.SIGKILL)
+
+                async def finished() -> bool:
+                    with suppress(QueueUnavailable):
+                        return await queue.succeed(second, [], TIMINGS)
+                    return False
+
+                await until(finished)
+                assert await after is JobState.SUCCEEDED

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from msf_serve.scheduler.connection import connect
+from msf_serve.scheduler.embedded import EmbeddedValkey
+from msf_serve.server.app import create_app
+from msf_serve.server.settings import ServerSettings
+from tests.server.fake_worker import FakeWorker
+
+
+@pytest.fixture(scope="session")
+def _valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as valkey:
+        yield valkey.url
+
+
+@pytest.fixture
+async def redis_url(_valkey: str) -> str:
+    async with connect(_valkey) as redis:
+        await redis.flushall()
+    return _valkey
+
+
+@pytest.fixture
+def settings(redis_url: str) -> ServerSettings:
+    return ServerSettings(redis_url=redis_url, port=0, request_timeout_s=20)
+
+
+@pytest.fixture
+async def worker(redis_url: str) -> AsyncIterator[FakeWorker]:
+    async with FakeWorker(redis_url) as worker:
+        yield worker
+
+
+def client_of(app: FastAPI) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://msf", timeout=30)
+
+
+@asynccontextmanager
+async def serving(settings: ServerSettings) -> AsyncIterator[FastAPI]:
+    """A new app with its lifespan running, in this process."""
+    app = create_app(settings)
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+@pytest.fixture
+async def app(settings: ServerSettings) -> AsyncIterator[FastAPI]:
+    async with serving(settings) as app:
+        yield app
+
+
+@pytest.fixture
+async def client(app: FastAPI, worker: FakeWorker) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(app) as client:
+        yield client
+
+
+@pytest.fixture
+async def live_url(settings: ServerSettings, worker: FakeWorker) -> AsyncIterator[str]:
+    """The URL of the app behind a real socket."""
+    async with listening(settings) as url:
+        yield url
+
+
+@asynccontextmanager
+async def listening(settings: ServerSettings) -> AsyncIterator[str]:
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, log_level="warning", ws="none")
+    )
+    running = asyncio.create_task(server._serve())  # serve() would take the test run's signal handlers
+    try:
+        await until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        await running
+
+
+async def until(observe: Callable[[], object], wanted: object = True, timeout_s: float = 20.0) -> None:
+    """Poll until what `observe` returns, or what its awaitable does, is `wanted`."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            seen = observe()
+            if (await seen if inspect.isawaitable(seen) else seen) == wanted:
+                return
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def stoppable_valkey(tmp_path: Path) -> Iterator[EmbeddedValkey]:
+    valkey = EmbeddedValkey(tmp_path)
+    valkey.start()
+    yield valkey
+    valkey.stop()

@@ -1,0 +1,115 @@
+"""A worker without a model: the real queue and registry, and drawings in place of samples."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+import random
+from collections.abc import Sequence
+from contextlib import suppress
+
+from PIL import Image, ImageDraw
+
+from msf_serve.scheduler.connection import connect
+from msf_serve.scheduler.jobs import JobError, JobSpec, ModelInfo, Timings, WorkerInfo
+from msf_serve.scheduler.queue import Claim, JobQueue
+from msf_serve.scheduler.registry import Registry
+
+LABELS = (
+    "T-shirt",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+FASHION = ModelInfo(
+    name="fashion",
+    version="1",
+    labels=LABELS,
+    image_size=32,
+    image_channels=1,
+    default_num_steps=12,
+    max_num_steps=100,
+    default_guidance_scale=2.0,
+    max_guidance_scale=10.0,
+    description="Drawings of clothes.",
+    created=1_700_000_000,
+)
+TIMINGS = Timings(queue_ms=4.0, base_ms=30.0, residual_ms=22.5, decode_ms=12.0, encode_ms=2.0, total_ms=80.0)
+
+
+class FakeWorker:
+    """Runs until closed. While `holding`, it keeps what it claims; `failure` ends jobs as failed."""
+
+    def __init__(self, redis_url: str, models: Sequence[ModelInfo] = (FASHION,)) -> None:
+        redis = connect(redis_url)
+        self.info = WorkerInfo(id="fake", host="here", pid=1, backend="drawing", num_slots=8, models=tuple(models))
+        self.holding = False
+        self.failure: JobError | None = None
+        self.claimed: list[Claim] = []
+        self.lost: set[str] = set()
+        self.registry = Registry(redis)
+        self.queue = JobQueue(redis)
+        self._redis = redis
+        self._running: asyncio.Task[None]
+
+    async def __aenter__(self) -> FakeWorker:
+        await self.registry.register(self.info)
+        self._running = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._running.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._running
+        await self._redis.aclose()
+
+    async def _run(self) -> None:
+        models = [(model.name, model.version) for model in self.info.models]
+        held: list[Claim] = []
+        while True:
+            for model in models:
+                claims = await self.queue.claim(self.info.id, *model, max_samples=64)
+                self.claimed += claims
+                held += claims
+            self.lost |= await self.queue.renew(self.info.id, held)
+            held = [claim for claim in held if claim.job.id not in self.lost]
+            if not self.holding:
+                await asyncio.gather(*(self._finish(claim) for claim in held))
+                held = []
+            await self.queue.wait_for_work(models, timeout_s=0.02 if held else 0.2)
+
+    async def _finish(self, claim: Claim) -> None:
+        if self.failure is not None:
+            await self.queue.fail(claim, self.failure)
+        else:
+            await self.queue.succeed(claim, draw(claim.job.spec), TIMINGS)
+
+
+def draw(spec: JobSpec) -> list[bytes]:
+    """The job's files: the same spec gives the same bytes."""
+    return [_draw_one(spec, index) for index in range(spec.num_samples)]
+
+
+def _draw_one(spec: JobSpec, index: int) -> bytes:
+    dice = random.Random(f"{spec.seed} {index} {spec.label}")
+    image = Image.new("L", (32, 32), 12)
+    pen = ImageDraw.Draw(image)
+    for ring in range(9, 1, -1):
+        points = [
+            (
+                16 + (ring * 1.6 * dice.uniform(0.7, 1.0)) * math.cos(2 * math.pi * corner / (spec.label + 3)),
+                16 + (ring * 1.6 * dice.uniform(0.7, 1.0)) * math.sin(2 * math.pi * corner / (spec.label + 3)),
+            )
+            for corner in range(spec.label + 3)
+        ]
+        pen.polygon(points, fill=dice.randrange(60, 256))
+    file = io.BytesIO()
+    image.save(file, spec.output_format)
+    return file.getvalue()

@@ -1,0 +1,216 @@
+"""Full, draining, without workers, without Redis, too slow, failed, cancelled, abandoned: each ends clearly."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from msf_serve.scheduler.connection import connect
+from msf_serve.scheduler.embedded import EmbeddedValkey
+from msf_serve.scheduler.jobs import JobError, JobState
+from msf_serve.scheduler.queue import JobQueue
+from msf_serve.server.context import ServerContext
+from msf_serve.server.settings import ServerSettings
+from tests.server.conftest import client_of, listening, serving, until
+from tests.server.fake_worker import FASHION, FakeWorker
+
+PATH = "/v1/images/generations"
+BAG = {"prompt": "bag"}
+
+
+async def status(client: httpx.AsyncClient) -> int:
+    return (await client.post(PATH, json=BAG)).status_code
+
+
+async def num_jobs_queued(queue: JobQueue) -> int:
+    return (await queue.depth(FASHION.name, FASHION.version)).num_jobs_queued
+
+
+async def test_a_full_queue_refuses_and_says_when_to_return(settings: ServerSettings, worker: FakeWorker) -> None:
+    worker.holding = True
+    small = settings.model_copy(update={"max_queued_samples": 64})
+    async with serving(small) as app, client_of(app) as client:
+        held = asyncio.create_task(client.post(PATH, json={**BAG, "n": 60}))
+        await until(lambda: len(worker.claimed) == 1)
+        response = await client.post(PATH, json={**BAG, "n": 5})
+        assert response.status_code == 429
+        assert int(response.headers["retry-after"]) >= 1
+        assert response.json()["error"]["code"] == "queue_full"
+        worker.holding = False
+        assert (await held).status_code == 200
+        assert (await client.post(PATH, json={**BAG, "n": 5})).status_code == 200
+
+
+async def test_a_failed_job_tells_its_code(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+    worker.failure = JobError(code="non_finite", message="sample 0 is not finite")
+    response = await client.post(PATH, json=BAG)
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "non_finite"
+    assert "sample 0 is not finite" in response.json()["error"]["message"]
+
+
+async def test_a_job_cancelled_by_others_ends(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+    worker.holding = True
+    waiting = asyncio.create_task(client.post(PATH, json=BAG))
+    await until(lambda: len(worker.claimed) == 1)
+    await worker.queue.cancel(worker.claimed[0].job.id)
+    response = await waiting
+    assert response.status_code == 499
+    assert response.json()["error"]["code"] == "cancelled"
+
+
+async def test_a_job_that_takes_too_long_is_cancelled(settings: ServerSettings, worker: FakeWorker) -> None:
+    worker.holding = True
+    async with serving(settings.model_copy(update={"request_timeout_s": 0.2})) as app, client_of(app) as client:
+        response = await client.post(PATH, json=BAG)
+    assert response.status_code == 504
+    assert response.headers["x-should-retry"] == "false"
+    await until(lambda: {claim.job.id for claim in worker.claimed} == worker.lost != set())
+
+
+async def test_a_caller_that_leaves_cancels_its_job(live_url: str, worker: FakeWorker) -> None:
+    worker.holding = True
+    async with httpx.AsyncClient(base_url=live_url) as client:
+        abandoned = asyncio.create_task(client.post(PATH, json={**BAG, "n": 8}))
+        await until(lambda: len(worker.claimed) == 1)
+        abandoned.cancel()
+        await until(lambda: worker.claimed[0].job.id in worker.lost)
+        worker.holding = False
+        assert (await client.post(PATH, json=BAG)).status_code == 200
+        metrics = (await client.get("/metrics")).text
+    assert 'msf_clients_gone_total{model="fashion",version="1"} 1.0' in metrics
+
+
+async def test_a_queued_job_of_a_caller_that_leaves_never_runs(settings: ServerSettings, redis_url: str) -> None:
+    async with FakeWorker(redis_url):
+        pass  # its model stays known
+    async with (
+        listening(settings) as url,
+        httpx.AsyncClient(base_url=url) as client,
+        connect(redis_url) as redis,
+    ):
+        queue = JobQueue(redis)
+        abandoned = asyncio.create_task(client.post(PATH, json=BAG))
+        await until(lambda: num_jobs_queued(queue), 1)
+        abandoned.cancel()
+        await until(lambda: num_jobs_queued(queue), 0)
+
+
+async def test_without_any_worker_ever_there_is_no_model(app: FastAPI) -> None:
+    async with client_of(app) as client:
+        response = await client.post(PATH, json=BAG)
+    assert response.status_code == 503
+    assert response.headers["retry-after"]
+    assert response.json()["error"]["code"] == "no_worker"
+
+
+async def test_when_workers_are_gone_for_long_requests_are_refused(
+    settings: ServerSettings, worker: FakeWorker
+) -> None:
+    async with serving(settings.model_copy(update={"worker_absence_s": 0.01})) as app, client_of(app) as client:
+        assert (await client.get("/v1/models")).json()["data"]
+        await worker.registry.unregister(worker.info.id)
+        await until(lambda: status(client), 503)
+        assert (await client.post(PATH, json=BAG)).json()["error"]["code"] == "no_worker"
+        assert [model["served"] for model in (await client.get("/v1/models")).json()["data"]] == [False]
+
+
+async def test_a_rolled_back_version_is_not_chosen(
+    settings: ServerSettings, redis_url: str, worker: FakeWorker
+) -> None:
+    newer = FASHION.model_copy(update={"version": "2"})
+    async with FakeWorker(redis_url, [newer]) as other:
+        other_info = other.info.model_copy(update={"id": "other"})
+        await other.registry.register(other_info)
+        async with serving(settings) as app, client_of(app) as client:
+            assert (await client.get("/v1/models/fashion")).json()["version"] == "2"
+        await other.registry.unregister("other")
+    await worker.registry.register(worker.info)
+    async with serving(settings) as app, client_of(app) as client:
+        assert (await client.get("/v1/models/fashion")).json()["version"] == "1"
+        assert (await client.post(PATH, json=BAG)).json()["version"] == "1"
+        assert (await client.post(PATH, json={**BAG, "model": "fashion:2"})).status_code == 503
+
+
+async def test_while_draining_new_work_is_refused_and_old_work_ends(
+    app: FastAPI, client: httpx.AsyncClient, worker: FakeWorker
+) -> None:
+    context: ServerContext = app.state.context
+    worker.holding = True
+    accepted = asyncio.create_task(client.post(PATH, json=BAG))
+    await until(lambda: len(worker.claimed) == 1)
+    context.draining = True
+    response = await client.post(PATH, json=BAG)
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "draining"
+    assert (await client.get("/v2/health/ready")).status_code == 503
+    assert (await client.get("/v2/health/live")).status_code == 200
+    worker.holding = False
+    assert (await accepted).status_code == 200
+
+
+async def test_when_redis_goes_away_requests_are_refused_until_it_returns(stoppable_valkey: EmbeddedValkey) -> None:
+    settings = ServerSettings(redis_url=stoppable_valkey.url)
+    async with serving(settings) as app, client_of(app) as client:
+        async with FakeWorker(stoppable_valkey.url):
+            assert (await client.post(PATH, json=BAG)).status_code == 200
+        stoppable_valkey.stop()
+
+        response = await client.post(PATH, json=BAG)
+        assert response.status_code == 503
+        assert response.headers["retry-after"]
+        assert response.json()["error"]["code"] == "queue_unavailable"
+        assert (await client.get("/v2/health/ready")).status_code == 503
+        assert (await client.get("/v2/health/live")).status_code == 200
+        assert "msf_redis_up 0.0" in (await client.get("/metrics")).text
+
+        stoppable_valkey.start()
+        async with FakeWorker(stoppable_valkey.url):
+            await until(lambda: status(client), 200)
+            assert (await client.get("/v2/health/ready")).status_code == 200
+
+
+async def test_a_server_may_start_before_redis(stoppable_valkey: EmbeddedValkey) -> None:
+    stoppable_valkey.stop()
+    async with serving(ServerSettings(redis_url=stoppable_valkey.url)) as app, client_of(app) as client:
+        assert (await client.post(PATH, json=BAG)).status_code == 503
+        stoppable_valkey.start()
+        async with FakeWorker(stoppable_valkey.url):
+            await until(lambda: status(client), 200)
+
+
+async def test_a_waiting_request_survives_an_outage_of_redis(stoppable_valkey: EmbeddedValkey) -> None:
+    async with serving(ServerSettings(redis_url=stoppable_valkey.url)) as app, client_of(app) as client:
+        async with FakeWorker(stoppable_valkey.url):
+            pass  # its model stays known
+        context: ServerContext = app.state.context
+        waiting = asyncio.create_task(client.post(PATH, json={**BAG, "seed": 7}))
+        await until(lambda: num_jobs_queued(context.queue), 1)
+        stoppable_valkey.stop()
+        stoppable_valkey.start()
+        async with FakeWorker(stoppable_valkey.url):
+            response = await waiting
+    assert response.status_code == 200
+    assert response.json()["seed"] == 7
+
+
+async def test_results_that_ran_out_of_time_are_told(
+    app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def gone(_job_id: str) -> None:
+        return None
+
+    context: ServerContext = app.state.context
+    monkeypatch.setattr(context.queue, "get", gone)
+    response = await client.post(PATH, json=BAG)
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "result_gone"
+    assert JobState.SUCCEEDED in response.json()["error"]["message"]
+
+
+def test_settings_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ValueError, match="max_images_per_request 64 must not exceed max_queued_samples 10"):
+        ServerSettings(redis_url="redis://nowhere", max_queued_samples=10)

@@ -1,0 +1,195 @@
+"""Whatever is sent, the answer has one shape and says what is allowed, and the server goes on serving."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+PATH = "/v1/images/generations"
+JSON = {"Content-Type": "application/json"}
+
+
+async def refused(response: httpx.Response, status: int, client: httpx.AsyncClient) -> dict[str, Any]:
+    """The error of an answer that has OpenAI's shape, after which a good request still succeeds."""
+    assert response.status_code == status, response.text
+    assert response.headers["x-request-id"]
+    assert set(response.json()) == {"error"}
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (await client.post(PATH, json={"prompt": "bag"})).status_code == 200
+    return error
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("n", 0, ["0", "1 to 64"]),
+        ("n", 65, ["65", "1 to 64"]),
+        ("n", -1, ["-1", "1 to 64"]),
+        ("n", 10**400, ["1 to 64"]),
+        ("n", True, ["true", "an integer from 1"]),
+        ("n", "4", ['"4"', "an integer from 1"]),
+        ("n", 1.5, ["1.5", "an integer from 1"]),
+        ("n", [1], ["[1]", "an integer from 1"]),
+        ("n", float("nan"), ["NaN", "an integer from 1"]),
+        ("seed", -1, ["-1", "0 to 9007199254740991"]),
+        ("seed", 2**53, ["9007199254740992", "0 to 9007199254740991"]),
+        ("seed", False, ["false", "an integer from 0"]),
+        ("seed", "7", ['"7"', "an integer from 0"]),
+        ("num_steps", 1, ["1", "2 to 100"]),
+        ("num_steps", 101, ["101", "2 to 100"]),
+        ("num_steps", 12.5, ["12.5", "an integer from 2"]),
+        ("guidance_scale", -0.1, ["-0.1", "0.0 to 10.0"]),
+        ("guidance_scale", 10.01, ["10.01", "0.0 to 10.0"]),
+        ("guidance_scale", True, ["true", "a number from 0"]),
+        ("guidance_scale", "2", ['"2"', "a number from 0"]),
+        ("guidance_scale", float("nan"), ["NaN", "a number from 0"]),
+        ("guidance_scale", float("inf"), ["Infinity", "a number from 0"]),
+        ("guidance_scale", -float("inf"), ["-Infinity", "a number from 0"]),
+        ("response_format", "url", ['"url"', '"b64_json"']),
+        ("output_format", "gif", ['"gif"', '"png", "webp" or "jpeg"']),
+        ("output_format", 3, ["3", '"png", "webp" or "jpeg"']),
+        ("size", "1024x1024", ['"1024x1024"', '"auto", "32x32"']),
+        ("size", 32, ["32", '"auto"']),
+        ("quality", 1, ["1", "a string"]),
+        ("background", {}, ["{}", "a string"]),
+        ("style", [], ["[]", "a string"]),
+        ("moderation", True, ["true", "a string"]),
+        ("output_compression", 101, ["101", "0 to 100"]),
+        ("user", 5, ["5", "a string"]),
+        ("model", 5, ["5", '"name"']),
+        ("prompt", 7, ["7", "as a string"]),
+        ("prompt", None, ["null", "a class name"]),
+        ("prompt", "", ['""', "a class name"]),
+        ("prompt", "x" * 201, ['"xxx', "a class name"]),
+        ("prompt", "10", ['"10"', "0 to 9"]),
+        ("prompt", "-1", ['"-1"', "0 to 9"]),
+        ("prompt", "²", ["0 to 9"]),
+        ("prompt", "\ud800", ["a class name"]),
+    ],
+)
+async def test_a_wrong_value_is_named(client: httpx.AsyncClient, field: str, value: object, told: list[str]) -> None:
+
+    body = json.dumps({"prompt": "bag", field: value})  # httpx itself would refuse NaN
+    error = await refused(await client.post(PATH, content=body, headers=JSON), 400, client)
+    assert error["param"] == field
+    assert error["type"] == "invalid_request_error"
+    for words in (field, *told):
+        assert words in error["message"]
+
+
+async def test_an_unknown_class_names_the_closest(client: httpx.AsyncClient) -> None:
+    error = await refused(await client.post(PATH, json={"prompt": "shrt"}), 400, client)
+    assert error["code"] == "unknown_class"
+    assert "one of its 10 class names" in error["message"]
+    assert "The closest are: Shirt, T-shirt" in error["message"]
+
+
+async def test_an_unknown_field_is_named_with_those_that_exist(client: httpx.AsyncClient) -> None:
+    error = await refused(await client.post(PATH, json={"prompt": "bag", "guidance": 2}), 400, client)
+    assert error["code"] == "unknown_field"
+    assert error["param"] == "guidance"
+    assert "Did you mean guidance_scale?" in error["message"]
+    assert "num_steps" in error["message"]
+
+
+async def test_all_wrong_fields_are_told_at_once(client: httpx.AsyncClient) -> None:
+    error = await refused(await client.post(PATH, json={"n": "x", "seed": "y"}), 400, client)
+    for words in ("prompt is missing", "Invalid n", "Invalid seed"):
+        assert words in error["message"]
+
+
+@pytest.mark.parametrize("model", ["vehicles", "fashion:2", "fashion:", ":1", "", "../etc/passwd"])
+async def test_an_unknown_model_names_those_that_exist(client: httpx.AsyncClient, model: str) -> None:
+    error = await refused(await client.post(PATH, json={"prompt": "bag", "model": model}), 404, client)
+    assert error["code"] == "model_not_found"
+    assert "fashion:1" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"prompt=bag",
+        b"\xff\xfe{}",
+        b'{"prompt": "\xe9"}',
+        b"[]",
+        b'"bag"',
+        b"null",
+        b"7",
+        b"[" * 30_000,
+        b'{"n": ' + b"1" * 5_000 + b"}",
+        b"\x00",
+    ],
+)
+async def test_a_body_that_is_no_json_object(client: httpx.AsyncClient, body: bytes) -> None:
+    error = await refused(await client.post(PATH, content=body, headers=JSON), 400, client)
+    assert error["code"] == "invalid_json"
+    assert "body" in error["message"]
+
+
+async def test_a_body_without_its_content_type(client: httpx.AsyncClient) -> None:
+    response = await client.post(PATH, content=b'{"prompt": "bag"}', headers={"Content-Type": "text/plain"})
+    error = await refused(response, 400, client)
+    assert "Content-Type: application/json" in error["message"]
+
+
+async def chunks(num_bytes: int) -> AsyncIterator[bytes]:
+    for _ in range(num_bytes // 1024):
+        yield b" " * 1024
+
+
+async def test_a_large_body_is_refused(client: httpx.AsyncClient) -> None:
+    error = await refused(await client.post(PATH, content=b" " * 70_000, headers=JSON), 413, client)
+    assert error["code"] == "body_too_large"
+    assert "65536 bytes" in error["message"]
+
+
+async def test_a_large_body_of_unknown_length_is_refused(client: httpx.AsyncClient) -> None:
+    response = await client.post(PATH, content=chunks(70 * 1024), headers=JSON)
+    assert "content-length" not in response.request.headers
+    await refused(response, 413, client)
+
+
+async def test_a_large_body_is_refused_over_a_socket(live_url: str) -> None:
+    async with httpx.AsyncClient(base_url=live_url) as client:
+        await refused(await client.post(PATH, content=chunks(70 * 1024), headers=JSON), 413, client)
+
+
+async def test_a_wrong_method_is_told_the_right_one(client: httpx.AsyncClient) -> None:
+    response = await client.get(PATH)
+    error = await refused(response, 405, client)
+    assert response.headers["allow"] == "POST"
+    assert error["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize("path", ["/v1/nothing", "/nothing", "/page/nothing.js", "/page/../app.py", "/v1/models/x"])
+async def test_an_unknown_path(client: httpx.AsyncClient, path: str) -> None:
+    await refused(await client.get(path), 404, client)
+
+
+async def test_under_v2_errors_have_the_open_inference_shape(client: httpx.AsyncClient) -> None:
+    response = await client.get("/v2/nothing")
+    assert response.status_code == 404
+    assert isinstance(response.json()["error"], str)
+
+
+async def test_an_unforeseen_exception_tells_no_internals(
+    app: FastAPI, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    @app.get("/broken")
+    async def broken() -> None:
+        raise RuntimeError("the password is 1234")
+
+    response = await client.get("/broken")
+    error = await refused(response, 500, client)
+    assert error["type"] == "server_error"
+    assert "1234" not in response.text
+    assert "the password is 1234" in caplog.text
+    assert response.headers["x-request-id"] in caplog.text

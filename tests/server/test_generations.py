@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.server.fake_worker import FakeWorker, draw
+
+PATH = "/v1/images/generations"
+
+
+async def test_answer_carries_what_makes_the_images_again(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+    asked = {"prompt": "sneaker", "n": 3, "seed": 7, "num_steps": 10, "guidance_scale": 1.5}
+    response = await client.post(PATH, json=asked)
+    assert response.status_code == 200
+    answer = response.json()
+    spec = worker.claimed[0].job.spec
+    assert (spec.label, spec.num_samples, spec.num_steps, spec.guidance_scale) == (7, 3, 10, 1.5)
+    assert [base64.b64decode(image["b64_json"]) for image in answer["data"]] == draw(spec)
+    assert [image["index"] for image in answer["data"]] == [0, 1, 2]
+    assert {key: answer[key] for key in ("model", "version", "seed", "num_steps", "guidance_scale")} == {
+        "model": "fashion",
+        "version": "1",
+        "seed": 7,
+        "num_steps": 10,
+        "guidance_scale": 1.5,
+    }
+    assert answer["job_id"] == worker.claimed[0].job.id
+    assert answer["created"] > 1_600_000_000
+    assert answer["output_format"] == "png"
+
+
+async def test_timings_come_in_the_body_and_as_server_timing(client: httpx.AsyncClient) -> None:
+    response = await client.post(PATH, json={"prompt": "bag"})
+    assert response.json()["timings"] == {
+        "queue_ms": 4.0,
+        "base_ms": 30.0,
+        "residual_ms": 22.5,
+        "decode_ms": 12.0,
+        "encode_ms": 2.0,
+        "total_ms": 80.0,
+    }
+    parts = dict(part.split(";dur=") for part in response.headers["server-timing"].split(", "))
+    assert {f"{name}_ms": float(ms) for name, ms in parts.items()} == response.json()["timings"]
+
+
+async def test_defaults_come_from_the_model(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+    nulls = {
+        "n": None,
+        "seed": None,
+        "num_steps": None,
+        "guidance_scale": None,
+        "output_format": None,
+        "model": None,
+    }
+    response = await client.post(PATH, json={"prompt": "Dress", **nulls})
+    assert response.status_code == 200
+    spec = worker.claimed[0].job.spec
+    assert (spec.num_samples, spec.num_steps, spec.guidance_scale, spec.output_format) == (1, 12, 2.0, "png")
+
+
+async def test_a_seed_is_drawn_and_told(client: httpx.AsyncClient) -> None:
+    first, second = [(await client.post(PATH, json={"prompt": "bag"})).json() for _ in range(2)]
+    assert first["seed"] != second["seed"]
+    again = (await client.post(PATH, json={"prompt": "bag", "seed": first["seed"]})).json()
+    assert again["data"] == first["data"]
+
+
+@pytest.mark.parametrize("prompt", ["Ankle boot", "ANKLE BOOT", " ankle boot ", "9"])
+async def test_a_class_goes_by_name_or_id(client: httpx.AsyncClient, worker: FakeWorker, prompt: str) -> None:
+    assert (await client.post(PATH, json={"prompt": prompt})).status_code == 200
+    assert worker.claimed[0].job.spec.label == 9
+
+
+@pytest.mark.parametrize("model", ["fashion", "fashion:1"])
+async def test_a_model_goes_by_name_or_version(client: httpx.AsyncClient, model: str) -> None:
+    response = await client.post(PATH, json={"prompt": "bag", "model": model})
+    assert response.json()["model"] == "fashion"
+
+
+@pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
+async def test_files_have_the_format_asked_for(client: httpx.AsyncClient, output_format: str) -> None:
+    response = await client.post(PATH, json={"prompt": "bag", "output_format": output_format})
+    file = base64.b64decode(response.json()["data"][0]["b64_json"])
+    assert Image.open(io.BytesIO(file)).format == output_format.upper()
+
+
+async def test_fields_of_openai_clients_are_accepted(client: httpx.AsyncClient) -> None:
+    fields = {
+        "response_format": "b64_json",
+        "size": "32x32",
+        "quality": "high",
+        "background": "auto",
+        "style": "vivid",
+        "moderation": "low",
+        "output_compression": 90,
+        "user": "someone",
+    }
+    assert (await client.post(PATH, json={"prompt": "bag", **fields})).status_code == 200
+    assert (await client.post(PATH, json={"prompt": "bag", "size": "auto"})).status_code == 200
+
+
+async def test_many_at_once_each_get_their_own_images(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+    responses = await asyncio.gather(
+        *(client.post(PATH, json={"prompt": str(i % 10), "n": 1 + i % 3, "seed": i}) for i in range(200))
+    )
+    assert {response.status_code for response in responses} == {200}
+    specs = {claim.job.id: claim.job.spec for claim in worker.claimed}
+    for i, response in enumerate(responses):
+        answer = response.json()
+        assert answer["seed"] == i
+        files = [base64.b64decode(image["b64_json"]) for image in answer["data"]]
+        assert files == draw(specs[answer["job_id"]])
+        assert len(files) == 1 + i % 3
+
+
+async def test_request_ids_are_kept_or_made(client: httpx.AsyncClient) -> None:
+    given = await client.post(PATH, json={"prompt": "bag"}, headers={"x-request-id": "my-id.1"})
+    assert given.headers["x-request-id"] == "my-id.1"
+    strange = await client.post(PATH, json={"prompt": "?"}, headers={"x-request-id": "a b"})
+    assert strange.headers["x-request-id"].startswith("req-")
+
+
+async def test_the_api_is_documented(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    request = document["components"]["schemas"]["ImageRequest"]
+    assert all("description" in field for field in request["properties"].values())
+    assert (await client.post(PATH, json=request["example"])).status_code == 200
+    assert "422" not in document["paths"][PATH]["post"]["responses"]
+    assert (await client.get("/docs")).status_code == 200

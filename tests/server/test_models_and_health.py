@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import httpx
+from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
+
+from msf_serve.scheduler.jobs import JobError
+from tests.server.conftest import client_of
+from tests.server.fake_worker import LABELS, FakeWorker
+
+PATH = "/v1/images/generations"
+
+
+async def samples(client: httpx.AsyncClient) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """/metrics as a Prometheus server reads it, by name and labels."""
+    response = await client.get("/metrics")
+    assert response.status_code == 200
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+def of_model(**labels: str) -> frozenset[tuple[str, str]]:
+    return frozenset({"model": "fashion", "version": "1", **labels}.items())
+
+
+async def test_models_tell_what_may_be_asked_for(client: httpx.AsyncClient) -> None:
+    listed = (await client.get("/v1/models")).json()
+    assert listed["object"] == "list"
+    [model] = listed["data"]
+    assert model == {
+        "id": "fashion:1",
+        "object": "model",
+        "created": 1_700_000_000,
+        "owned_by": "msf-serve",
+        "name": "fashion",
+        "version": "1",
+        "served": True,
+        "description": "Drawings of clothes.",
+        "labels": list(LABELS),
+        "image_size": 32,
+        "image_channels": 1,
+        "default_num_steps": 12,
+        "max_num_steps": 100,
+        "default_guidance_scale": 2.0,
+        "max_guidance_scale": 10.0,
+        "max_n": 64,
+    }
+    for name in ("fashion", "fashion:1"):
+        assert (await client.get(f"/v1/models/{name}")).json() == model
+
+
+async def test_an_unknown_model_is_not_found(client: httpx.AsyncClient) -> None:
+    response = await client.get("/v1/models/vehicles")
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+    assert "fashion:1" in response.json()["error"]["message"]
+
+
+async def test_ready_while_a_worker_lives(app: FastAPI, worker: FakeWorker) -> None:
+    async with client_of(app) as client:
+        assert (await client.get("/v2/health/live")).status_code == 200
+        assert (await client.get("/v2/health/ready")).json() == {"ready": True}
+        await worker.registry.unregister(worker.info.id)
+        response = await client.get("/v2/health/ready")
+        assert response.status_code == 503
+        assert response.json() == {"ready": False, "error": "No live worker is registered."}
+
+
+async def test_metrics_count_each_request_once_by_outcome(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+    await client.post(PATH, json={"prompt": "bag", "n": 3})
+    await client.post(PATH, json={"prompt": "bag", "n": 65})
+    await client.post(PATH, content=b"{")
+    worker.failure = JobError(code="non_finite", message="sample 0 is not finite")
+    await client.post(PATH, json={"prompt": "bag"})
+    seen = await samples(client)
+    nameless = frozenset({"model": "", "version": "", "outcome": "invalid"}.items())
+    for labels in (of_model(outcome="succeeded"), of_model(outcome="invalid"), of_model(outcome="failed"), nameless):
+        assert seen["msf_requests_total", labels] == 1
+        assert seen["msf_request_seconds_count", labels] == 1
+    assert seen["msf_images_total", of_model()] == 3
+    assert seen["msf_redis_round_trip_seconds_count", frozenset()] == 2
+
+
+async def test_metrics_tell_where_time_goes_in_seconds(client: httpx.AsyncClient) -> None:
+    await client.post(PATH, json={"prompt": "bag"})
+    seen = await samples(client)
+    assert seen["msf_queue_seconds_sum", of_model()] == 0.004
+    assert seen["msf_stage_seconds_sum", of_model(stage="base")] == 0.03
+    assert seen["msf_stage_seconds_sum", of_model(stage="residual")] == 0.0225
+    assert seen["msf_stage_seconds_sum", of_model(stage="decode")] == 0.012
+    assert seen["msf_encode_seconds_sum", of_model()] == 0.002
+    assert seen["msf_encode_seconds_bucket", of_model(le="0.001")] == 0
+    assert seen["msf_encode_seconds_bucket", of_model(le="60.0")] == 1
+
+
+async def test_metrics_tell_the_queue(app: FastAPI, client: httpx.AsyncClient) -> None:
+    seen = await samples(client)
+    assert seen["msf_redis_up", frozenset()] == 1
+    for gauge in ("msf_jobs_queued", "msf_jobs_running", "msf_samples", "msf_queue_oldest_seconds"):
+        assert seen[gauge, of_model()] == 0
+
+
+async def test_callers_cannot_make_labels(client: httpx.AsyncClient) -> None:
+    for name in ("vehicles", "planes"):
+        await client.post(PATH, json={"prompt": "bag", "model": name})
+    assert not any("vehicles" in dict(labels).values() for _, labels in await samples(client))
