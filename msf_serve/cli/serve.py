@@ -63,7 +63,9 @@ async def _serve(settings: Settings, redis_url: str, listener: socket.socket) ->
     )
     server = _Server(config)
     supervisor = Supervisor(settings.workers, redis_url)
-    announcing = asyncio.create_task(_announce(Registry(redis), f"http://{_shown(host)}:{port}", started_at))
+    announcing = asyncio.create_task(
+        _announce(Registry(redis), supervisor, f"http://{_shown(host)}:{port}", started_at)
+    )
     supervising = asyncio.create_task(supervisor.run())
     supervising.add_done_callback(lambda _: server.stop())
     try:
@@ -89,13 +91,15 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def _announce(registry: Registry, url: str, started_at: float) -> None:
-    """Say where to go once a worker can answer."""
-    workers = await registry.workers()
-    while not workers:
-        await asyncio.sleep(0.05)
+async def _announce(registry: Registry, supervisor: Supervisor, url: str, started_at: float) -> None:
+    """Say where to go once a worker can answer: one of ours, or anybody's when we have none."""
+    while True:
         workers = await registry.workers()
-    models = ", ".join(f"{model.name} {model.version}" for model in workers[0].models)
+        ready = [worker for worker in workers if supervisor.owns(worker.pid)]
+        if ready:
+            break
+        await asyncio.sleep(0.05)
+    models = ", ".join(f"{model.name} {model.version}" for model in ready[0].models)
     seconds = time.monotonic() - started_at
     click.echo(f"\n  msf-serve is ready at {url}   ({models}; {seconds:.1f} s)\n")
 

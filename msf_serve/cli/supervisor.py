@@ -29,12 +29,17 @@ class Supervisor:
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._stopping = asyncio.Event()
 
+    def owns(self, pid: int) -> bool:
+        """Whether a worker is one of ours; with none to start, everybody's will do."""
+        return not self._num_workers or any(process.pid == pid for process in self._processes.values())
+
     async def run(self) -> int:
         """Until `stop` is called (then 0) or a worker cannot ever start (then its exit status)."""
         keepers = [asyncio.create_task(self._keep(number)) for number in range(self._num_workers)]
         stopping = asyncio.create_task(self._stopping.wait())
         done, _ = await asyncio.wait({stopping, *keepers}, return_when=asyncio.FIRST_COMPLETED)
         if stopping not in done:
+            self._stopping.set()
             return EXIT_MISCONFIGURED
         await asyncio.gather(*keepers)
         return 0

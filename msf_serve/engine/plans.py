@@ -22,7 +22,7 @@ from msf_serve.engine.config import ModelConfig, Stage
 logger = logging.getLogger(__name__)
 
 Input = tuple[tuple[int, ...], Literal["float32", "int64"]]
-_SOURCES = ("autoencoder.py", "denoiser.py", "factorization.py", "model.py")
+_SOURCES = ("autoencoder.py", "backends/openvino.py", "denoiser.py", "factorization.py", "model.py")
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,6 @@ class PlanCache:
 
 @cache
 def _source_digest() -> str:
-    """SHA-256 of the code that defines the networks: a changed network is another plan."""
+    """SHA-256 of the code that defines and compiles the networks: what it makes after a change is another plan."""
     package = resources.files("msf_serve.engine")
     return hashlib.sha256(b"".join((package / name).read_bytes() for name in _SOURCES)).hexdigest()

@@ -29,7 +29,7 @@ def timesteps(num_steps: int, shift: float = 1.0) -> tuple[float, ...]:
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     uniform = [1 - step / num_steps for step in range(num_steps + 1)]
-    return tuple(shift * t / (1 + (shift - 1) * t) for t in uniform)
+    return tuple(t / (t + (1 - t) / shift) for t in uniform)
 
 
 def euler(times: Sequence[float], step: int) -> Update:

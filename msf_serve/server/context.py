@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import socket
@@ -21,6 +22,10 @@ from msf_serve.scheduler.replies import ReplyReader
 from msf_serve.server.catalog import Catalog
 from msf_serve.server.metrics import Metrics
 from msf_serve.server.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+RESTART_READER_S = 1.0
 
 
 @dataclass
@@ -45,7 +50,7 @@ async def open_context(settings: ServerSettings) -> AsyncIterator[ServerContext]
     replies = ReplyReader(redis, f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
     queue = JobQueue(redis, max_queued_samples=settings.max_queued_samples)
     catalog = Catalog(registry, worker_absence_s=settings.worker_absence_s)
-    reading = asyncio.create_task(replies.run(), name="reply reader")
+    reading = asyncio.create_task(_read_for_ever(replies), name="reply reader")
     try:
         yield ServerContext(settings, redis, queue, registry, replies, catalog)
     finally:
@@ -53,6 +58,16 @@ async def open_context(settings: ServerSettings) -> AsyncIterator[ServerContext]
         with suppress(asyncio.CancelledError):
             await reading
         await redis.aclose()
+
+
+async def _read_for_ever(replies: ReplyReader) -> None:
+    """Without its reader no request would ever be answered, so not even a bug may end it."""
+    while True:
+        try:
+            await replies.run()
+        except Exception:
+            logger.exception("the reply reader failed and starts again")
+            await asyncio.sleep(RESTART_READER_S)
 
 
 def _context(request: Request) -> ServerContext:

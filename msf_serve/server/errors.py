@@ -152,7 +152,8 @@ def _unreadable_body(error: RequestValidationError) -> InvalidRequest:
 
 def _routing_error(error: HTTPException) -> ApiError:
     if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI could not read the body, and has hidden why
-        return InvalidRequest(f"The body is not valid JSON: {error.__cause__ or error.detail}.", code="invalid_json")
+        reason = str(error.__cause__ or error.detail).split(";")[0]  # after it, Python tells how to reconfigure it
+        return InvalidRequest(f"The body is not valid JSON: {reason}.", code="invalid_json")
     phrase = HTTPStatus(error.status_code).phrase
     translated = InvalidRequest(
         {

@@ -89,10 +89,12 @@ class MeasuredRoute(APIRoute):
 
         async def measured(request: Request) -> Response:
             started = time.perf_counter()
-            outcome = "succeeded"
+            outcome = "error"
             request.state.model = None
             try:
-                return await handle(request)
+                response = await handle(request)
+                outcome = "succeeded"
+                return response
             except Exception as error:
                 outcome = translate(error).outcome
                 raise

@@ -63,7 +63,7 @@ def autoencoder_loss(
         latents = mean + std * torch.randn(mean.shape, generator=generator)
         low = up(down(latents[:num_low]))
         decoded = autoencoder.decode(torch.cat((latents, low))).float()
-    output, output_low = decoded.split((len(images), num_low))
+    output, output_low = torch.split(decoded, [len(images), num_low])
     reconstruction = reconstruction_loss(output, images, objective.gradient_weight)
     equivariance = reconstruction_loss(output_low, low_pass(images[:num_low]), objective.gradient_weight)
     kl = posterior.kl().float().mean() / mean[0].numel()

@@ -41,7 +41,7 @@ def encode_latents(autoencoder: Autoencoder, data: Split, batch_size: int = 500)
     """Encode a whole split once (the posteriors' means), and measure the statistics that normalise it."""
     parts = [
         decompose(autoencoder.posterior(data.batch(indices)[0]).mean)
-        for indices in torch.arange(len(data)).split(batch_size)
+        for indices in torch.split(torch.arange(len(data)), batch_size)
     ]
     base, residual = (torch.cat(stage) for stage in zip(*parts, strict=True))
     base_statistics, residual_statistics = _measure(base), _measure(residual)

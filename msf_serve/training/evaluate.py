@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from msf_serve.engine.backends import BACKENDS
-from msf_serve.engine.errors import ModelRepositoryError
+from msf_serve.engine.errors import EngineError
 from msf_serve.engine.repository import read_version
 from msf_serve.training.aims import choose, judge
 from msf_serve.training.comparison import Describe, Figures, Reference, balanced
@@ -208,7 +208,8 @@ def main() -> None:
         _check_count("--num-images", args.num_images, len(data.test))
         _check_count("--sweep-images", args.sweep_images, len(data.held_out) // 2)
         version = read_version(args.model_repo, args.model)
-    except (ValueError, FileNotFoundError, ModelRepositoryError) as error:
+        sampler = load_sampler(version, args.backend, args.out / "plans")
+    except (ValueError, FileNotFoundError, EngineError) as error:
         parser.error(str(error))
     networks = train_networks(data.train, args.out)
     context = {
@@ -217,18 +218,13 @@ def main() -> None:
         "backend": args.backend,
         "seed": args.seed,
     }
-    evaluation = Evaluation(
-        sampler=load_sampler(version, args.backend, args.out / "plans"),
-        describe=networks.describe,
-        journal=Journal(args.out / "figures.jsonl", context),
-        seed=args.seed,
-    )
+    evaluation = Evaluation(sampler, networks.describe, Journal(args.out / "figures.jsonl", context), seed=args.seed)
     result = evaluate(
         evaluation,
         data,
         settings,
         model=f"{version.name} version {version.version}",
-        made_by=f"{args.backend} on {torch.get_num_threads()} threads, {BUCKET} at a time",
+        made_by=f"{args.backend} (threads: {torch.get_num_threads()}, batch: {BUCKET})",
         sweep_images=args.sweep_images,
         num_images=args.num_images,
     )

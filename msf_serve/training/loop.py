@@ -39,7 +39,8 @@ class LoopConfig:
 
 
 class Loop:
-    """Trains `module` on `loss_function`; `averages[decay]` holds an exponential moving average of its weights.
+    """Trains `module` on `loss_function`; `averages[decay]` holds an exponential moving average of its weights
+    (its parameters: a module with buffers that learn should use its own, with no decays).
 
     The loss function draws all its randomness from the generator that it is handed, which depends only on the seed and
     the iteration: a resumed run sees the very batches that an uninterrupted one sees.
@@ -84,10 +85,11 @@ class Loop:
 
     @torch.no_grad()
     def _update_averages(self) -> None:
-        weights = list(self.module.parameters())
+        weights: list[Tensor] = [*self.module.parameters()]
         for decay, average in self.averages.items():
             warm = min(decay, self.iteration / (self.iteration + 10))
-            torch._foreach_lerp_(list(average.parameters()), weights, 1 - warm)
+            averaged: list[Tensor] = [*average.parameters()]
+            torch._foreach_lerp_(averaged, weights, 1 - warm)
 
     def _log(self, losses: Mapping[str, Tensor], seconds_per_iteration: float) -> None:
         values = " ".join(f"{name} {value.item():.4f}" for name, value in losses.items())

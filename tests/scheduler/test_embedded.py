@@ -91,6 +91,25 @@ async def test_a_server_without_owner_is_gone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+async def test_two_servers_never_share_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with owner_process(tmp_path) as (owner, url):
+        async with connect(url) as redis:
+            server = (await redis.info("server"))["process_id"]
+        os.kill(server, signal.SIGSTOP)  # it cannot end yet
+        owner.send_signal(signal.SIGKILL)
+        owner.wait()
+        try:
+            monkeypatch.setattr(embedded, "START_TIMEOUT_S", 0.5)
+            with pytest.raises(QueueUnavailable, match="did not start"):
+                EmbeddedValkey(tmp_path).start()
+        finally:
+            os.kill(server, signal.SIGCONT)
+    monkeypatch.undo()
+    with EmbeddedValkey(tmp_path) as successor:
+        assert await answers(successor.url)
+
+
+@pytest.mark.slow
 def test_ctrl_c_reaches_the_owner_only(tmp_path: Path) -> None:
     with owner_process(tmp_path) as (owner, _):
         os.killpg(owner.pid, signal.SIGINT)

@@ -64,8 +64,9 @@ async def test_success_stores_images_timings_and_time(queue: JobQueue) -> None:
 
     record = await stored(queue, held.job.id)
     assert (record.state, record.timings, record.error) == (JobState.SUCCEEDED, TIMINGS, None)
+    assert record.claimed_at is not None
     assert record.finished_at is not None
-    assert record.finished_at >= record.admitted_at
+    assert record.admitted_at <= record.claimed_at <= record.finished_at
     assert await queue.images(held.job.id) == images
     assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
 

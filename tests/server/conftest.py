@@ -11,24 +11,10 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from msf_serve.scheduler.connection import connect
 from msf_serve.scheduler.embedded import EmbeddedValkey
 from msf_serve.server.app import create_app
 from msf_serve.server.settings import ServerSettings
 from tests.server.fake_worker import FakeWorker
-
-
-@pytest.fixture(scope="session")
-def _valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as valkey:
-        yield valkey.url
-
-
-@pytest.fixture
-async def redis_url(_valkey: str) -> str:
-    async with connect(_valkey) as redis:
-        await redis.flushall()
-    return _valkey
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from msf_serve.scheduler.connection import connect
 from msf_serve.scheduler.embedded import EmbeddedValkey
 from msf_serve.scheduler.jobs import JobError, JobState
 from msf_serve.scheduler.queue import JobQueue
+from msf_serve.scheduler.replies import ReplyReader
 from msf_serve.server.context import ServerContext
 from msf_serve.server.settings import ServerSettings
 from tests.server.conftest import client_of, listening, serving, until
@@ -195,6 +196,23 @@ async def test_a_waiting_request_survives_an_outage_of_redis(stoppable_valkey: E
             response = await waiting
     assert response.status_code == 200
     assert response.json()["seed"] == 7
+
+
+async def test_a_bug_in_the_reply_reader_ends_no_service(
+    settings: ServerSettings, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = ReplyReader.run
+    failures = iter([RuntimeError("a bug")])
+
+    async def run_after_failing(reader: ReplyReader) -> None:
+        for failure in failures:
+            raise failure
+        await run(reader)
+
+    monkeypatch.setattr(ReplyReader, "run", run_after_failing)
+    async with serving(settings) as app, client_of(app) as client:
+        assert await status(client) == 200
+    assert "a bug" in caplog.text
 
 
 async def test_results_that_ran_out_of_time_are_told(

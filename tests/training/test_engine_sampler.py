@@ -4,74 +4,25 @@ import pytest
 import torch
 
 from msf_serve.engine.backends import get_backend
-from msf_serve.engine.config import (
-    AutoencoderConfig,
-    DenoiserConfig,
-    ImageConfig,
-    ModelConfig,
-    SamplingConfig,
-    StageConfig,
-    Statistics,
-)
+from msf_serve.engine.config import Statistics
 from msf_serve.engine.executor import Executor, SampleRequest
 from msf_serve.engine.loading import load_plans
-from msf_serve.engine.model import DecodeModule, MsfModel
+from msf_serve.engine.model import DecodeModule
 from msf_serve.engine.plans import PlanCache
 from msf_serve.engine.repository import read_version, save_version
 from msf_serve.training.engine_sampler import EngineSampler
-
-LABELS = ("cat", "dog", "bird")
-AUTOENCODER = AutoencoderConfig(
-    patch_size=4,
-    kl={
-        "in_channels": 16,
-        "out_channels": 16,
-        "latent_channels": 2,
-        "block_out_channels": [8],
-        "down_block_types": ["DownEncoderBlock2D"],
-        "up_block_types": ["UpDecoderBlock2D"],
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "use_quant_conv": False,
-        "use_post_quant_conv": False,
-    },
-)
-
-
-def stage(in_channels: int, cond_channels: int) -> StageConfig:
-    return StageConfig(
-        denoiser=DenoiserConfig(
-            in_channels=in_channels,
-            cond_channels=cond_channels,
-            size=4,
-            width=16,
-            depth=1,
-            num_heads=2,
-            num_classes=len(LABELS),
-        ),
-        statistics=Statistics(mean=(0.3,) * in_channels, std=(0.7,) * in_channels),
-        default_num_steps=2,
-    )
+from tests.models import LABELS, tiny_model
 
 
 @pytest.fixture(scope="module")
 def sampler(tmp_path_factory: pytest.TempPathFactory) -> EngineSampler:
-    config = ModelConfig(
-        image=ImageConfig(size=32, channels=1),
-        autoencoder=AUTOENCODER,
-        base=stage(2, 0),
-        residual=stage(6, 2),
-        conditioning_noise=0.1,
-        sampling=SamplingConfig(solver="ab2", default_guidance_scale=1.5),
-    )
-    torch.manual_seed(0)
-    model = MsfModel(config)
-    for denoiser in (model.base, model.residual):
-        for parameter in denoiser.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
+    model = tiny_model()
+    off_center = Statistics(mean=(0.3,) * 6, std=(0.7,) * 6)  # a zero residual is then no zero once normalised
+    residual = model.config.residual.model_copy(update={"statistics": off_center})
+    model.config = model.config.model_copy(update={"residual": residual})
     folder = tmp_path_factory.mktemp("repository")
-    save_version(folder, "toy", "1", model, LABELS)
-    version = read_version(folder, "toy")
+    save_version(folder, "tiny", "1", model, LABELS)
+    version = read_version(folder, "tiny")
     backend = get_backend("eager", "fp32", torch.get_num_threads())
     plans = load_plans(version, backend, PlanCache(folder / "plans"), buckets=(4,))
     return EngineSampler(plans, DecodeModule(version.load()))
@@ -83,7 +34,7 @@ def test_images_are_those_of_the_executor(sampler: EngineSampler, guidance_scale
     base = sampler.base(labels, num_steps=3, guidance_scale=guidance_scale, seed=7)
     residual = sampler.residual(base, labels, num_steps=2, guidance_scale=guidance_scale, seed=7)
     images = sampler.decode(base, residual)
-    assert images.shape == (6, 1, 32, 32)
+    assert images.shape == (6, 1, 16, 16)
 
     executor = Executor(sampler.plans, num_slots=1)
     for index in (0, 5):
@@ -96,16 +47,16 @@ def test_images_are_those_of_the_executor(sampler: EngineSampler, guidance_scale
 
 
 def test_without_a_residual_the_base_alone_is_decoded(sampler: EngineSampler) -> None:
-    base = torch.randn(5, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    base = torch.randn(5, 2, 2, 2, generator=torch.Generator().manual_seed(0))
     preview = sampler.pixels.preview(base).movedim(-1, 1)
     assert (sampler.decode(base, None).int() - preview.int()).abs().max() <= 1
 
 
 def test_encoding_gives_latents_that_decode_to_the_reconstruction(sampler: EngineSampler) -> None:
-    images = torch.randint(256, (3, 1, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = torch.randint(256, (3, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     base, residual = sampler.encode(images)
-    assert base.shape == (3, 2, 4, 4)
-    assert residual.shape == (3, 6, 4, 4)
+    assert base.shape == (3, 2, 2, 2)
+    assert residual.shape == (3, 6, 2, 2)
     autoencoder = sampler.pixels.autoencoder
     with torch.no_grad():
         direct = autoencoder.decode(autoencoder.posterior(images.float() / 127.5 - 1).mean)

@@ -1,6 +1,11 @@
 // The service's API as the page uses it.
 
-export class ServiceError extends Error {}
+export class ServiceError extends Error {
+  constructor(message, param = null) {
+    super(message);
+    this.param = param; // the request's field that is wrong, if one is
+  }
+}
 
 const PATH = "/v1/images/generations";
 
@@ -42,5 +47,6 @@ async function reach(path, options) {
 async function answer(response) {
   const body = await response.json().catch(() => null);
   if (response.ok && body) return body;
-  throw new ServiceError(body?.error?.message ?? `The service answered with status ${response.status}.`);
+  const { message, param } = body?.error ?? { message: `The service answered with status ${response.status}.` };
+  throw new ServiceError(message, param);
 }

@@ -9,6 +9,7 @@ const NUMBERS = ["n", "seed", "num_steps", "guidance_scale"];
 let models = [];
 let running = null; // the AbortController of the request under way
 
+const sliderOf = (id) => document.querySelector(`[data-for="${id}"]`);
 const model = () => models.find(({ id }) => id === byId("model").value);
 const hasChips = () => model().labels.length <= CHIPS_UP_TO;
 
@@ -24,8 +25,10 @@ function request() {
 
 function setNumber(id, value) {
   byId(id).value = value;
-  const slider = document.querySelector(`[data-for="${id}"]`);
-  if (slider) slider.value = value;
+  const slider = sliderOf(id);
+  if (!slider) return;
+  slider.value = value;
+  slider.style.setProperty("--fill", `${(100 * (slider.value - slider.min)) / (slider.max - slider.min)}%`);
 }
 
 function rollSeed() {
@@ -33,7 +36,7 @@ function rollSeed() {
 }
 
 function limit(id, max, value) {
-  for (const input of [byId(id), document.querySelector(`[data-for="${id}"]`)]) input.max = max;
+  for (const input of [byId(id), sliderOf(id)]) input.max = max;
   setNumber(id, value);
 }
 
@@ -79,7 +82,7 @@ async function watchHealth() {
   const ready = await isReady();
   byId("health").className = `health ${ready ? "ready" : "away"}`;
   byId("health").textContent = ready ? "ready" : "not ready";
-  if (!models.length) await loadModels().catch((error) => showError(error.message));
+  if (!models.length) await loadModels().catch(showError);
   setTimeout(watchHealth, models.length ? 10000 : 2000);
 }
 
@@ -99,6 +102,7 @@ async function run() {
   showError(null);
   showWaiting(Math.min(Math.max(asked.n ?? 1, 1), model().max_n));
   byId("summary").textContent = "Working…";
+  byId("images").scrollIntoView({ block: "nearest", behavior: "smooth" });
   const started = performance.now();
   try {
     const answer = await generate(asked, running.signal);
@@ -109,7 +113,7 @@ async function run() {
   } catch (error) {
     showNothing();
     byId("summary").textContent = error.name === "AbortError" ? "Cancelled." : "";
-    if (error.name !== "AbortError") showError(error.message);
+    if (error.name !== "AbortError") showError(error);
   } finally {
     setRunning(null);
   }
@@ -128,8 +132,8 @@ async function copyCurl() {
 }
 
 byId("form").addEventListener("input", ({ target }) => {
-  if (target.dataset.for) byId(target.dataset.for).value = target.value;
-  else if (NUMBERS.includes(target.id)) setNumber(target.id, target.value);
+  const number = target.dataset.for ?? target.id;
+  if (NUMBERS.includes(number)) setNumber(number, target.value);
   if (target.id === "model") showModel();
   if (target.id === "seed") byId("reroll").checked = false;
   showCurl();

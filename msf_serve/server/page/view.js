@@ -12,7 +12,11 @@ function element(name, className, text = "") {
   return made;
 }
 
-const columns = (count) => (count <= 4 ? count : count <= 16 ? 4 : count <= 36 ? 6 : 8);
+function columns(count) {
+  if (count <= 4) return count;
+  if (count <= 6 || count === 9) return 3;
+  return count <= 16 ? 4 : count <= 36 ? 6 : 8;
+}
 
 function lay(tiles) {
   const grid = byId("images");
@@ -78,8 +82,12 @@ export function showTimings(timings, roundTripMs) {
   byId("timing").hidden = false;
 }
 
-export function showError(message) {
+export function showError(error) {
   const box = byId("error");
-  box.hidden = message === null;
-  box.replaceChildren(element("strong", "", "That did not work"), message ?? "");
+  box.hidden = error === null;
+  box.replaceChildren(element("strong", "", "That did not work"), error?.message ?? "");
+  for (const input of document.querySelectorAll("#form input")) {
+    input.toggleAttribute("aria-invalid", false);
+    if (error?.param && input.id === error.param) input.setAttribute("aria-invalid", "true");
+  }
 }

@@ -1,0 +1,68 @@
+# Settings of the service are environment variables (`.venv/bin/msf serve --help`); these are the build's.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+# Where the small CPU build of torch is; without it pip's own index is asked.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+DATA ?= data
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Ends the service when make is killed.
+TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
+
+.PHONY: help serve check lint types contracts test data train-fashion evaluate bench-serve clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+serve: $(VENV)/.worker ## images at http://127.0.0.1:8000 from a fresh machine
+	@exec $(TIED) $(BIN)/msf serve
+
+check: lint types contracts test ## everything that must hold
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+contracts: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+test: $(VENV)/.dev
+	$(BIN)/pytest
+
+data: $(DATA)/.fashion-mnist ## fetch Fashion-MNIST from Debian's archive
+
+train-fashion: $(VENV)/.dev $(DATA)/.fashion-mnist ## train the shipped model again (about an hour on 2 cores)
+	$(BIN)/python -m msf_serve.training.fashion all --data $(DATA) --out runs/fashion --model-repo runs/model_repo
+
+evaluate: $(VENV)/.dev $(DATA)/.fashion-mnist ## measure the shipped model's quality
+	$(BIN)/python -m msf_serve.training.evaluate --model-repo model_repo --model fashion-mnist --data $(DATA) --out runs/evaluation
+
+bench-serve: $(VENV)/.dev ## measure the served speed
+	$(BIN)/python -m msf_serve.bench.serve
+
+clean: ## remove what these targets made, but for data and runs
+	rm -rf $(VENV) .msf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/.torch:
+	@echo "Installing into $(VENV) (some minutes the first time)"
+	@$(PYTHON) -m venv $(VENV) || { echo "make: a virtual environment needs Debian's package python3-venv"; exit 1; }
+	@$(PIP) install --retries 0 --timeout 10 --index-url $(TORCH_INDEX) "$(TORCH)" 2>/dev/null || $(PIP) install "$(TORCH)"
+	@touch $@
+
+$(VENV)/.worker: $(VENV)/.torch pyproject.toml
+	@$(PIP) install --editable '.[worker]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	@$(PIP) install --editable '.[dev]'
+	@touch $@
+
+$(DATA)/.fashion-mnist:
+	@mkdir -p $(DATA)
+	cd $(DATA) && apt-get download dataset-fashion-mnist && dpkg-deb --extract dataset-fashion-mnist_*.deb . && rm dataset-fashion-mnist_*.deb
+	@touch $@

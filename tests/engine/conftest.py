@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from msf_serve.engine.backends import get_backend
+from msf_serve.engine.loading import ModelPlans, load_plans
+from msf_serve.engine.plans import PlanCache
+from msf_serve.engine.repository import ModelVersion
+from tests.models import tiny_repository
+
+
+@pytest.fixture(scope="session")
+def version(tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
+    return tiny_repository(tmp_path_factory.mktemp("model_repo"))
+
+
+@pytest.fixture(scope="session")
+def eager_plans(version: ModelVersion, tmp_path_factory: pytest.TempPathFactory) -> ModelPlans:
+    return load_plans(version, get_backend("eager", "fp32", 1), PlanCache(tmp_path_factory.mktemp("plans")), (1, 2, 4))
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository that a test may damage."""
+    tiny_repository(tmp_path / "model_repo")
+    return tmp_path / "model_repo"

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import torch
+
+from msf_serve.engine.denoiser import Denoiser
+from msf_serve.engine.model import StepModule
+from tests.models import tiny_config, tiny_model
+
+
+def _inputs(batch: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    return (
+        torch.randn(batch, 6, 2, 2, generator=generator),
+        torch.randn(batch, 32, generator=generator),
+        torch.arange(batch) % 3,
+        torch.randn(batch, 2, 2, 2, generator=generator),
+    )
+
+
+def test_an_untrained_denoiser_predicts_nothing() -> None:
+    """adaLN-Zero: every block starts as the identity and the output layer at zero."""
+    denoiser = Denoiser(tiny_config().residual.denoiser)
+    assert not denoiser(*_inputs(2)).any()
+
+
+def test_each_input_matters() -> None:
+    denoiser = tiny_model().residual
+    inputs = _inputs(2)
+    velocity = denoiser(*inputs)
+    assert velocity.shape == (2, 6, 2, 2)
+    for changed in range(4):
+        others = [(tensor + 1 if place == changed else tensor) for place, tensor in enumerate(inputs)]
+        assert not torch.allclose(denoiser(*others), velocity)
+
+
+def test_samples_of_a_batch_do_not_meet() -> None:
+    denoiser = tiny_model().residual
+    together = denoiser(*_inputs(4))
+    for row in range(4):
+        alone = denoiser(*(tensor[row : row + 1] for tensor in _inputs(4)))
+        torch.testing.assert_close(alone[0], together[row])
+
+
+def test_the_time_embedding_tells_time_and_noise_level_apart() -> None:
+    model = tiny_model()
+    half, zero = torch.tensor([0.5]), torch.tensor([0.0])
+    assert not torch.allclose(model.residual.time(half, zero), model.residual.time(zero, half))
+    torch.testing.assert_close(model.base.time(half, zero), model.base.time(half, half))  # it has no condition
+
+
+def test_a_guided_step_moves_away_from_the_null_label() -> None:
+    """d = null + w (given - null), and x' = a x + b d + c d_prev, per row."""
+    model = tiny_model()
+    x, time_embedding, labels, cond = _inputs(3)
+    d_prev = torch.randn(3, 6, 2, 2)
+    w, a, b, c = (
+        torch.tensor([0.0, 1.0, 3.0]),
+        torch.tensor([1.0, 0.5, 2.0]),
+        torch.tensor([-0.1, -0.2, 0.3]),
+        torch.ones(3),
+    )
+    d, moved = StepModule(model.residual, guided=True)(x, d_prev, cond, time_embedding, labels, w, a, b, c)
+    given = model.residual(x, time_embedding, labels, cond)
+    null = model.residual(x, time_embedding, torch.full_like(labels, model.residual.null_label), cond)
+    rows = [value[:, None, None, None] for value in (w, a, b, c)]
+    torch.testing.assert_close(d, null + rows[0] * (given - null))
+    torch.testing.assert_close(moved, rows[1] * x + rows[2] * d + rows[3] * d_prev)
+    plain, _ = StepModule(model.residual, guided=False)(x, d_prev, cond, time_embedding, labels, w, a, b, c)
+    torch.testing.assert_close(plain, given)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from msf_serve.engine.config import GuidanceConfig, Stage
+from msf_serve.engine.executor import Executor, SampleRequest
+from msf_serve.engine.loading import ModelPlans
+from msf_serve.engine.noise import NoiseStream, gaussian_noise
+from msf_serve.engine.offline import generate
+from msf_serve.engine.repository import ModelVersion
+from msf_serve.engine.schedule import integrate, timesteps
+
+REQUESTS = [
+    SampleRequest(label=0, seed=1, index=0, num_base_steps=4, num_residual_steps=2, guidance_scale=1.5),
+    SampleRequest(label=1, seed=1, index=1, num_base_steps=7, num_residual_steps=1, guidance_scale=4.0),
+    SampleRequest(label=2, seed=9, index=0, num_base_steps=1, num_residual_steps=3, guidance_scale=1.0),
+    SampleRequest(label=2, seed=9, index=5, num_base_steps=3, num_residual_steps=2, guidance_scale=0.0),
+]
+
+
+def _advance(executor: Executor, numbers: list[int]) -> dict[int, NDArray[np.uint8]]:
+    return dict(executor.step(numbers).images)
+
+
+def test_an_image_is_the_integral_of_both_stages_decoded(eager_plans: ModelPlans, version: ModelVersion) -> None:
+    """The executor against the mathematics written out for one sample."""
+    request = REQUESTS[0]
+    config, model = eager_plans.config, version.load()
+
+    def stage(stage: Stage, stream: NoiseStream, num_steps: int, cond: Tensor, shape: tuple[int, ...]) -> Tensor:
+        denoiser, level = model.denoiser(stage), torch.full((1,), config.conditioning_noise)
+        labels, null = torch.tensor([request.label]), torch.tensor([denoiser.null_label])
+
+        def velocity(x: Tensor, t: float) -> Tensor:
+            embedding = denoiser.time(torch.tensor([t], dtype=torch.float64), level)
+            given: Tensor = denoiser(x, embedding, labels, cond)
+            unguided: Tensor = denoiser(x, embedding, null, cond)
+            return unguided + request.guidance_scale * (given - unguided)
+
+        noise = gaussian_noise(shape, seed=request.seed, index=request.index, stream=stream)[None]
+        return integrate(velocity, noise, timesteps(num_steps), config.sampling.solver)
+
+    base = stage(Stage.BASE, NoiseStream.BASE, 4, torch.empty(1, 0, 2, 2), (2, 2, 2))
+    blur = gaussian_noise((2, 2, 2), seed=request.seed, index=request.index, stream=NoiseStream.CONDITION)[None]
+    residual = stage(Stage.RESIDUAL, NoiseStream.RESIDUAL, 2, torch.lerp(base, blur, 0.1), (6, 2, 2))
+    (pixels,) = eager_plans.decode[1](base, residual)
+    (image,) = generate(Executor(eager_plans, 1), [request])
+    assert np.abs(image.astype(int) - pixels[0].numpy().astype(int)).max() <= 1
+
+
+def test_samples_do_not_depend_on_their_batch(eager_plans: ModelPlans) -> None:
+    alone = [generate(Executor(eager_plans, 1), [request])[0] for request in REQUESTS]
+    together = generate(Executor(eager_plans, 4), REQUESTS)
+    for one, other in zip(alone, together, strict=True):
+        assert one.shape == (16, 16, 1)
+        assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
+
+
+def test_samples_join_between_steps_and_ride_at_different_steps(eager_plans: ModelPlans) -> None:
+    executor = Executor(eager_plans, 2)
+    early = executor.join(REQUESTS[1])
+    executor.step([early])
+    executor.step([early])
+    late = executor.join(REQUESTS[0])
+    executor.step([early, late])
+    assert (executor.slots[early].step, executor.slots[late].step) == (3, 1)
+    assert executor.slots[early].num_steps_left == 5
+    images: dict[int, NDArray[np.uint8]] = {}
+    while executor.slots:
+        stage = max(slot.stage for slot in executor.slots.values())
+        images |= _advance(executor, [n for n, slot in executor.slots.items() if slot.stage is stage])
+    expected = [generate(Executor(eager_plans, 1), [REQUESTS[place]])[0] for place in (1, 0)]
+    for slot, image in zip((early, late), expected, strict=True):
+        assert np.abs(images[slot].astype(int) - image.astype(int)).max() <= 1
+
+
+def test_leaving_frees_the_slot_and_disturbs_nobody(eager_plans: ModelPlans) -> None:
+    executor = Executor(eager_plans, 2)
+    stays, goes = executor.join(REQUESTS[0]), executor.join(REQUESTS[1])
+    executor.step([stays, goes])
+    executor.leave(goes)
+    assert executor.num_free_slots == 1
+    images: dict[int, NDArray[np.uint8]] = {}
+    while executor.slots:
+        images |= _advance(executor, [stays])
+    expected = generate(Executor(eager_plans, 1), [REQUESTS[0]])[0]
+    assert np.abs(images[stays].astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_more_images_than_slots_come_in_order(eager_plans: ModelPlans) -> None:
+    requests = [replace(REQUESTS[0], index=index) for index in range(7)]
+    images = generate(Executor(eager_plans, 3), requests)
+    assert len(images) == 7
+    last = generate(Executor(eager_plans, 1), requests[-1:])[0]
+    assert np.abs(images[-1].astype(int) - last.astype(int)).max() <= 1
+
+
+def test_a_sample_that_is_not_finite_fails_alone(eager_plans: ModelPlans) -> None:
+    executor = Executor(eager_plans, 2)
+    healthy, sick = executor.join(REQUESTS[0]), executor.join(REQUESTS[1])
+    executor.slots[sick].x[0, 0, 0] = torch.nan
+    result = executor.step([healthy, sick])
+    assert result.failed == (sick,)
+    assert list(executor.slots) == [healthy]
+    assert executor.slots[healthy].x.isfinite().all()
+
+
+def test_guidance_acts_inside_its_interval_only(eager_plans: ModelPlans) -> None:
+    guidance = GuidanceConfig(interval=(0.3, 0.8))
+    config = eager_plans.config
+    config = config.model_copy(update={"base": config.base.model_copy(update={"guidance": guidance})})
+    executor = Executor(replace(eager_plans, config=config), 1)
+    slot = executor.slots[executor.join(REQUESTS[0])]
+    assert slot.trajectory is not None
+    assert slot.trajectory.guided == (False, True, True, False)  # t = 1, 0.75, 0.5, 0.25
+
+
+@pytest.mark.parametrize(("total", "split"), [(2, (1, 1)), (3, (2, 1)), (6, (4, 2)), (30, (20, 10))])
+def test_stages_share_steps_as_the_defaults_do(eager_plans: ModelPlans, total: int, split: tuple[int, int]) -> None:
+    assert eager_plans.config.split_steps(total) == split

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from msf_serve.engine.config import Stage
+from msf_serve.engine.errors import ModelRepositoryError
+from msf_serve.engine.repository import find_models, read_version, save_version
+from tests.models import LABELS, tiny_model
+
+
+def test_a_saved_model_comes_back(repository: Path) -> None:
+    (found,) = find_models(repository)
+    assert (found.name, found.version, found.labels) == ("tiny", "1", LABELS)
+    loaded, saved = found.load(), tiny_model()
+    assert found.config == saved.config
+    for name, weight in saved.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], weight.bfloat16().float())
+    embedding = found.load_time_embedding(Stage.BASE)
+    half = torch.tensor([0.5])
+    torch.testing.assert_close(embedding(half, half), loaded.base.time(half, half))
+
+
+def test_the_checksums_are_those_of_sha256sum(repository: Path) -> None:
+    command = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
+    assert subprocess.run(command, cwd=repository / "tiny" / "1", check=False).returncode == 0
+
+
+def test_versions_count_as_numbers_and_the_newest_is_the_default(repository: Path) -> None:
+    for version in ("2", "10"):
+        save_version(repository, "tiny", version, tiny_model(seed=int(version)), LABELS)
+    assert [model.version for model in find_models(repository)] == ["1", "2", "10"]
+    assert read_version(repository, "tiny").version == "10"
+    assert read_version(repository, "tiny", "2").version == "2"
+    with pytest.raises(ModelRepositoryError, match="has no version '3'; it has 1, 2, 10"):
+        read_version(repository, "tiny", "3")
+
+
+def test_a_version_of_another_shape_carries_its_own_config(repository: Path) -> None:
+    model = tiny_model()
+    model.config = model.config.model_copy(update={"description": "another"})
+    save_version(repository, "tiny", "2", model, LABELS)
+    assert [found.config.description for found in find_models(repository)] == ["for tests", "another"]
+
+
+@pytest.mark.parametrize("part", ["autoencoder", "base", "residual"])
+def test_a_flipped_byte_is_found(repository: Path, part: str) -> None:
+    file = repository / "tiny" / "1" / f"{part}.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ModelRepositoryError, match=rf"{part}\.safetensors is damaged"):
+        read_version(repository, "tiny").load()
+
+
+@pytest.mark.parametrize("name", ["1/base.safetensors", "labels.json", "config.json", "1/SHA256SUMS"])
+def test_a_missing_file_is_named(repository: Path, name: str) -> None:
+    (repository / "tiny" / name).unlink()
+    with pytest.raises(ModelRepositoryError, match=Path(name).name):
+        read_version(repository, "tiny").load()
+
+
+def _forge(file: Path, content: bytes) -> None:
+    """Replace a file and its checksum, as somebody would who means it."""
+    file.write_bytes(content)
+    command = "sha256sum autoencoder.safetensors base.safetensors residual.safetensors > SHA256SUMS"
+    subprocess.run(command, shell=True, cwd=file.parent, check=True)
+
+
+def test_weights_of_another_model_are_refused(repository: Path, tmp_path: Path) -> None:
+    file = repository / "tiny" / "1" / "residual.safetensors"
+    save_file({"stranger": torch.zeros(3)}, tmp_path / "other.safetensors")
+    _forge(file, (tmp_path / "other.safetensors").read_bytes())
+    with pytest.raises(ModelRepositoryError, match=r"residual\.safetensors does not hold this model's weights"):
+        read_version(repository, "tiny").load()
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (pytest.fail, ("a pickle was run",))
+
+
+def test_a_pickle_is_refused_and_not_run(repository: Path) -> None:
+    _forge(repository / "tiny" / "1" / "base.safetensors", pickle.dumps(_Bomb()))
+    with pytest.raises(ModelRepositoryError, match=r"base\.safetensors does not hold"):
+        read_version(repository, "tiny").load()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("conditioning_noise", 1.5, r"conditioning_noise: .*less than 1"),
+        ("surprise", 1, r"surprise: Extra inputs are not permitted"),
+        ("image", {"size": 16, "channels": 2}, r"image\.channels: .*1, 3 or 4"),
+        ("image", {"size": 32, "channels": 1}, r"base\.denoiser\.size is 2; this latent .* needs 4"),
+    ],
+)
+def test_a_wrong_config_names_the_field(repository: Path, key: str, value: object, message: str) -> None:
+    file = repository / "tiny" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(ModelRepositoryError, match=message) as raised:
+        read_version(repository, "tiny")
+    assert "config.json" in str(raised.value)
+
+
+@pytest.mark.parametrize("labels", ['["a", "b"]', '["a", "a", "b"]', '{"a": 1}', "["])
+def test_wrong_labels_are_refused(repository: Path, labels: str) -> None:
+    (repository / "tiny" / "labels.json").write_text(labels)
+    with pytest.raises(ModelRepositoryError, match=r"labels\.json"):
+        read_version(repository, "tiny")
+
+
+def test_an_empty_or_absent_repository_is_refused(repository: Path) -> None:
+    shutil.rmtree(repository / "tiny" / "1")
+    with pytest.raises(ModelRepositoryError, match="has no model"):
+        find_models(repository)
+    with pytest.raises(ModelRepositoryError, match="is not a folder"):
+        find_models(repository / "absent")
+
+
+@pytest.mark.parametrize("name", ["../tiny", "absent", "", "Tiny"])
+def test_unknown_names_are_refused(repository: Path, name: str) -> None:
+    with pytest.raises(ModelRepositoryError, match="is not in"):
+        read_version(repository, name)

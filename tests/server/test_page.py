@@ -1,0 +1,132 @@
+"""The page as a person meets it, in a real browser against the real server."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from playwright.async_api import Page, async_playwright, expect
+
+from msf_serve.server.settings import ServerSettings
+from tests.server.conftest import listening, until
+from tests.server.fake_worker import FASHION, LABELS, FakeWorker
+
+CHROMIUM = shutil.which("chromium")
+
+expect.set_options(timeout=20_000)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+
+
+@asynccontextmanager
+async def browsing(url: str) -> AsyncIterator[Page]:
+    """The page, open; it must load nothing from elsewhere and throw nothing."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        page = await browser.new_page()
+        visited: list[str] = []
+        thrown: list[str] = []
+        page.on("request", lambda request: visited.append(request.url))
+        page.on("pageerror", lambda error: thrown.append(str(error)))
+        await page.goto(url)
+        yield page
+        await browser.close()
+        assert [seen for seen in visited if not seen.startswith((url, "data:"))] == []
+        assert thrown == []
+
+
+@pytest.fixture
+async def page(live_url: str) -> AsyncIterator[Page]:
+    async with browsing(live_url) as page:
+        yield page
+
+
+@pytest.mark.browser
+@needs_chromium
+async def test_a_person_makes_images(page: Page, worker: FakeWorker) -> None:
+    await expect(page).to_have_title("msf-serve")
+    await expect(page.get_by_role("status")).to_have_text("ready")
+    await expect(page.get_by_role("radio")).to_have_count(len(LABELS))
+
+    worker.holding = True
+    await page.get_by_role("radio", name="Sneaker").check(force=True)
+    await page.get_by_label("How many").fill("3")
+    await page.get_by_label("Seed", exact=True).fill("7")
+    await page.get_by_role("button", name="Generate").click()
+    await expect(page.get_by_role("button", name="Generating…")).to_be_disabled()
+    worker.holding = False
+
+    images = page.get_by_role("img", name="Sneaker, image")
+    await expect(images).to_have_count(3)
+    await expect(page.get_by_role("link", name="Sneaker, image 1")).to_have_attribute("download", "Sneaker-seed7-0.png")
+    assert await images.first.evaluate("image => image.complete && image.naturalWidth") == 32
+    await expect(page.get_by_role("img", name="queue 4.0 ms, base 30 ms, residual 23 ms")).to_be_visible()
+    await expect(page.get_by_text("3 × Sneaker, seed 7")).to_be_visible()
+    await expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    assert worker.claimed[0].job.spec.seed == 7
+
+
+@pytest.mark.browser
+@needs_chromium
+async def test_an_error_is_said_plainly(page: Page) -> None:
+    await page.get_by_label("Steps").fill("1000")
+    await page.get_by_role("button", name="Generate").click()
+    await expect(page.get_by_role("alert")).to_contain_text("Invalid num_steps: 1000. Allowed: 2 to 100.")
+    await expect(page.get_by_label("Steps")).to_have_attribute("aria-invalid", "true")
+    await expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+
+
+@pytest.mark.browser
+@needs_chromium
+async def test_cancel_stops_the_work(page: Page, worker: FakeWorker) -> None:
+    worker.holding = True
+    await page.get_by_role("button", name="Generate").click()
+    await page.get_by_role("button", name="Cancel").click()
+    await expect(page.get_by_text("Cancelled.")).to_be_visible()
+    await expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+
+    async def num_samples() -> int:
+        return (await worker.queue.depth(FASHION.name, FASHION.version)).num_samples
+
+    await until(num_samples, 0)
+
+
+@pytest.mark.browser
+@needs_chromium
+async def test_it_fits_a_phone_and_needs_no_mouse(page: Page) -> None:
+    await page.set_viewport_size({"width": 360, "height": 740})
+    await page.get_by_role("radio", name="T-shirt").focus()
+    await page.keyboard.press("ArrowRight")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("img", name="Trouser, image")).to_have_count(4)
+    assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.mark.browser
+@needs_chromium
+async def test_many_classes_are_searched_and_models_chosen(redis_url: str, settings: ServerSettings) -> None:
+    animals = FASHION.model_copy(
+        update={"name": "animals", "labels": tuple(f"animal {i}" for i in range(1000)), "default_num_steps": 20}
+    )
+    async with FakeWorker(redis_url, [FASHION, animals]) as worker, listening(settings) as url:
+        async with browsing(url) as page:
+            await page.get_by_label("Model").select_option("animals:1")
+            await expect(page.get_by_label("Steps")).to_have_value("20")
+            await page.get_by_label("Class, by name or id").fill("animal 321")
+            await page.get_by_role("button", name="Generate").click()
+            await expect(page.get_by_role("img", name="animal 321, image")).to_have_count(4)
+        assert (worker.claimed[0].job.spec.model, worker.claimed[0].job.spec.label) == ("animals", 321)
+
+
+async def test_the_page_and_its_parts_are_served(client: httpx.AsyncClient) -> None:
+    page = await client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert (await client.head("/")).status_code == 200
+    for name, kind in {"app.js": "javascript", "style.css": "css", "icon.svg": "svg"}.items():
+        part = await client.get(f"/page/{name}")
+        assert kind in part.headers["content-type"]
