@@ -9,6 +9,7 @@ from importlib.metadata import version
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from msf_serve.scheduler.errors import SchedulerError
@@ -30,7 +31,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
             app.state.context = context
             yield
 
-    app = FastAPI(
+    app = FastAPIOffline(  # FastAPI, whose /docs asks no CDN
         title="msf-serve",
         description=DESCRIPTION,
         version=version("msf-serve"),

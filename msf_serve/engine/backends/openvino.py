@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -57,7 +58,9 @@ class OpenVinoBackend:
                 return self._runner(self._core.import_model(blob, "CPU", self._config(spec)))
             except RuntimeError as error:
                 logger.warning("cached plan %s cannot be loaded and is built again: %s", spec, error)
+        started_at = time.monotonic()
         compiled = self._compile(spec, source)
+        logger.info("compiled plan %s in %.1f s", spec, time.monotonic() - started_at)
         cache.put(spec, self.fingerprint, compiled.export_model().getvalue())
         return self._runner(compiled)
 
