@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import Request
 
-from msf_serve.scheduler.errors import SchedulerError
+from msf_serve.scheduler.errors import QueueFull, SchedulerError
 from msf_serve.scheduler.jobs import JobRecord, JobSpec, JobState, Timings
 from msf_serve.scheduler.queue import new_job_id
 from msf_serve.server.context import ServerContext
@@ -31,7 +31,7 @@ async def complete(spec: JobSpec, context: ServerContext, request: Request) -> C
     """Admits `spec` and waits for its images.
 
     Raises QueueFull, QueueUnavailable, TimedOut, ClientGone, Cancelled, JobFailed. A job whose caller stops
-    waiting, for whatever reason, is cancelled.
+    waiting, for whatever reason, is cancelled, even one whose admission was never confirmed.
     """
     job_id = new_job_id()
     end = context.replies.expect(job_id)
@@ -39,12 +39,13 @@ async def complete(spec: JobSpec, context: ServerContext, request: Request) -> C
         started = time.perf_counter()
         await context.queue.admit(spec, job_id=job_id, reply_to=context.replies.stream)
         context.metrics.round_trip_s.observe(time.perf_counter() - started)
-        try:
-            state = await _first(end, request, context.settings.request_timeout_s)
-        except BaseException:
-            with suppress(SchedulerError):
-                await context.queue.cancel(job_id)
-            raise
+        state = await _first(end, request, context.settings.request_timeout_s)
+    except QueueFull:
+        raise
+    except BaseException:
+        with suppress(SchedulerError):
+            await context.queue.cancel(job_id)
+        raise
     finally:
         context.replies.forget(job_id)
     record, images = await asyncio.gather(context.queue.get(job_id), context.queue.images(job_id))

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from msf_serve.engine.autoencoder import Autoencoder
 from msf_serve.engine.config import (
@@ -29,7 +32,9 @@ from msf_serve.engine.repository import save_version
 from msf_serve.training.autoencoder import AutoencoderObjective, autoencoder_loss
 from msf_serve.training.data import LABELS, FashionMnist, load_fashion_mnist
 from msf_serve.training.denoiser import DenoiserObjective, Latents, base_loss, encode_latents, residual_loss
-from msf_serve.training.loop import Loop, LoopConfig
+from msf_serve.training.loop import Loop, LoopConfig, LossFunction
+
+Module = TypeVar("Module", bound=nn.Module)
 
 AUTOENCODER = AutoencoderConfig(
     patch_size=2,
@@ -60,31 +65,31 @@ SERVED_AVERAGE = 0.995  # the EMA that is exported
 
 def train_autoencoder(data: FashionMnist, out: Path) -> Autoencoder:
     torch.manual_seed(AUTOENCODER_LOOP.seed)
-    autoencoder = Autoencoder(AUTOENCODER).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loop = Loop(autoencoder, AUTOENCODER_LOOP, out / "autoencoder.pt")
-    loop.run(lambda generator: autoencoder_loss(autoencoder, data.train, AUTOENCODER_OBJECTIVE, generator))
+    autoencoder: Autoencoder = Autoencoder(AUTOENCODER).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def loss(generator: torch.Generator) -> Mapping[str, Tensor]:
+        return autoencoder_loss(autoencoder, data.train, AUTOENCODER_OBJECTIVE, generator)
+
+    return _trained(autoencoder, AUTOENCODER_LOOP, out / "autoencoder.pt", loss)
+
+
+def train_denoiser(config: DenoiserConfig, loop: LoopConfig, latents: Latents, checkpoint: Path) -> Denoiser:
+    torch.manual_seed(loop.seed)
+    denoiser = Denoiser(config)
+    objective = residual_loss if config.cond_channels else base_loss
+
+    def loss(generator: torch.Generator) -> Mapping[str, Tensor]:
+        return objective(denoiser, latents, DenoiserObjective(), generator)
+
+    return _trained(denoiser, loop, checkpoint, loss)
+
+
+def _trained(module: Module, config: LoopConfig, checkpoint: Path, loss: LossFunction) -> Module:
+    """The average that is served."""
+    loop = Loop(module, config, checkpoint)
+    loop.run(loss)
     average = loop.averages[SERVED_AVERAGE]
-    assert isinstance(average, Autoencoder)
-    return average
-
-
-def train_base(latents: Latents, out: Path) -> Denoiser:
-    torch.manual_seed(BASE_LOOP.seed)
-    denoiser = Denoiser(BASE)
-    loop = Loop(denoiser, BASE_LOOP, out / "base.pt")
-    loop.run(lambda generator: base_loss(denoiser, latents, DenoiserObjective(), generator))
-    average = loop.averages[SERVED_AVERAGE]
-    assert isinstance(average, Denoiser)
-    return average
-
-
-def train_residual(latents: Latents, out: Path) -> Denoiser:
-    torch.manual_seed(RESIDUAL_LOOP.seed)
-    denoiser = Denoiser(RESIDUAL)
-    loop = Loop(denoiser, RESIDUAL_LOOP, out / "residual.pt")
-    loop.run(lambda generator: residual_loss(denoiser, latents, DenoiserObjective(), generator))
-    average = loop.averages[SERVED_AVERAGE]
-    assert isinstance(average, Denoiser)
+    assert isinstance(average, type(module))
     return average
 
 
@@ -123,9 +128,9 @@ def main() -> None:
         return
     latents = encode_latents(autoencoder, data.train)
     if part in ("base", "all", "export"):
-        base = train_base(latents, out)
+        base = train_denoiser(BASE, BASE_LOOP, latents, out / "base.pt")
     if part in ("residual", "all", "export"):
-        residual = train_residual(latents, out)
+        residual = train_denoiser(RESIDUAL, RESIDUAL_LOOP, latents, out / "residual.pt")
     if part in ("all", "export"):
         print(export(autoencoder, latents, base, residual, arguments.model_repo))
 
