@@ -42,12 +42,23 @@ def command(
     from msf_serve.engine.errors import EngineError
 
     try:
+        _check_out(out)
         version = _find_model(model)
         images = _generate(version, _find_label(version, prompt), num_images, seed, num_steps, guidance_scale)
         _grid(images, scale).save(out)
-    except (EngineError, ValueError) as error:
+    except (EngineError, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(str(out))
+
+
+def _check_out(out: Path) -> None:
+    from PIL import Image
+
+    suffixes = sorted(suffix for suffix, name in Image.registered_extensions().items() if name in Image.SAVE)
+    if out.suffix.lower() not in suffixes:
+        raise ValueError(f"--out {out}: {out.suffix or 'no suffix'} is no image format; allowed: {', '.join(suffixes)}")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: {out.parent} is not a folder")
 
 
 def _find_model(model: str | None) -> ModelVersion:

@@ -8,6 +8,7 @@ import logging
 import socket
 import sys
 import time
+from pathlib import Path
 
 import click
 import uvicorn
@@ -18,6 +19,7 @@ from msf_serve.cli.supervisor import Supervisor
 from msf_serve.scheduler.connection import check, connect
 from msf_serve.scheduler.embedded import EmbeddedValkey
 from msf_serve.scheduler.errors import QueueUnavailable
+from msf_serve.scheduler.jobs import WorkerInfo
 from msf_serve.scheduler.registry import Registry
 from msf_serve.server.app import create_app
 from msf_serve.server.settings import ServerSettings
@@ -38,22 +40,18 @@ def command() -> None:
     configure_logging(settings.log_level, "server")
     if settings.workers and not settings.model_repo.is_dir():
         raise click.UsageError(f"MSF_MODEL_REPO={str(settings.model_repo)!r} is not a folder")
-    listener = _bind(settings.host, settings.port)
     try:
         with contextlib.ExitStack() as stack:
-            redis_url = settings.redis_url or stack.enter_context(EmbeddedValkey(settings.data_dir)).url
+            listener = stack.enter_context(_bind(settings.host, settings.port))
+            redis_url = settings.redis_url or _start_valkey(settings.data_dir, stack)
             exit_status = asyncio.run(_serve(settings, redis_url, listener))
     except QueueUnavailable as error:
         raise click.ClickException(f"MSF_REDIS_URL: {error}" if settings.redis_url else str(error)) from error
-    except ValueError as error:
-        raise click.UsageError(f"MSF_REDIS_URL={settings.redis_url!r}: {error}") from error
     sys.exit(exit_status)
 
 
 async def _serve(settings: Settings, redis_url: str, listener: socket.socket) -> int:
     started_at = time.monotonic()
-    redis = connect(redis_url)
-    await check(redis)
     host, port = listener.getsockname()[:2]
     app = create_app(
         ServerSettings(redis_url=redis_url, host=host, port=port, max_queued_samples=settings.max_queued_samples)
@@ -62,20 +60,25 @@ async def _serve(settings: Settings, redis_url: str, listener: socket.socket) ->
         app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S, server_header=False
     )
     server = _Server(config)
-    supervisor = Supervisor(settings.workers, redis_url)
-    announcing = asyncio.create_task(
-        _announce(Registry(redis), supervisor, f"http://{_shown(host)}:{port}", started_at)
+    supervisor = Supervisor(
+        settings.workers,
+        redis_url,
+        metrics_port=settings.worker_metrics_port,
+        drain_timeout_s=settings.drain_timeout_s,
     )
-    supervising = asyncio.create_task(supervisor.run())
-    supervising.add_done_callback(lambda _: server.stop())
-    try:
-        await server.serve(sockets=[listener])
-    finally:
-        announcing.cancel()
-        await supervisor.stop(settings.drain_timeout_s)
-        await supervising
-        await redis.aclose()
-    return supervising.result()
+    async with connect(redis_url) as redis:
+        await check(redis)
+        url = f"http://{_shown(host)}:{port}"
+        announcing = asyncio.create_task(_announce(Registry(redis), supervisor, url, started_at))
+        supervising = asyncio.create_task(supervisor.run())
+        supervising.add_done_callback(lambda _: server.stop())
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            announcing.cancel()
+            supervisor.stop()
+            exit_status = await supervising
+    return exit_status
 
 
 class _Server(uvicorn.Server):
@@ -93,15 +96,21 @@ class _Server(uvicorn.Server):
 
 async def _announce(registry: Registry, supervisor: Supervisor, url: str, started_at: float) -> None:
     """Say where to go once a worker can answer: one of ours, or anybody's when we have none."""
-    while True:
-        workers = await registry.workers()
-        ready = [worker for worker in workers if supervisor.owns(worker.pid)]
-        if ready:
-            break
+    ready: list[WorkerInfo] = []
+    while not ready:
         await asyncio.sleep(0.05)
+        with contextlib.suppress(QueueUnavailable):
+            ready = [worker for worker in await registry.workers() if supervisor.owns(worker.pid)]
     models = ", ".join(f"{model.name} {model.version}" for model in ready[0].models)
     seconds = time.monotonic() - started_at
     click.echo(f"\n  msf-serve is ready at {url}   ({models}; {seconds:.1f} s)\n")
+
+
+def _start_valkey(data_dir: Path, stack: contextlib.ExitStack) -> str:
+    try:
+        return stack.enter_context(EmbeddedValkey(data_dir)).url
+    except OSError as error:
+        raise click.ClickException(f"MSF_DATA_DIR={data_dir}: {error.strerror}") from error
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -110,7 +119,9 @@ def _bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # a bound port alone would not be refused to another process
     except OSError as error:
+        listener.close()
         raise click.ClickException(f"MSF_HOST={host} MSF_PORT={port}: cannot listen there: {error.strerror}") from error
     return listener
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import click
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -18,7 +18,7 @@ def _cache_dir() -> Path:
 class Settings(BaseSettings):
     """Every setting of every command; each is the variable of its name, in capitals, behind `MSF_`."""
 
-    model_config = SettingsConfigDict(env_prefix="MSF_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="MSF_", env_ignore_empty=True, frozen=True)
 
     host: str = Field("127.0.0.1", description="address that the HTTP server binds")
     port: int = Field(8000, ge=0, le=65535, description="port that the HTTP server binds")
@@ -32,19 +32,33 @@ class Settings(BaseSettings):
     threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="threads of one worker")
     slots: int = Field(32, ge=1, le=1024, description="samples that one worker advances side by side")
     max_queued_samples: int = Field(4096, ge=64, description="samples of one model that may wait and run at most")
+    lease_s: float = Field(15.0, ge=1, description="after how long a dead worker's jobs start again elsewhere")
     drain_timeout_s: float = Field(25.0, ge=0, description="how long a stopping worker may finish what it has begun")
-    worker_metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port of `msf worker`; 0 for none")
+    worker_metrics_port: int = Field(
+        0, ge=0, le=65535, description="Prometheus port of a worker, of the second one the next; 0: none"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _well_formed(cls, url: str | None) -> str | None:
+        from msf_serve.scheduler.connection import connect
+
+        if url is not None:
+            connect(url)  # raises ValueError; it opens no connection yet
+        return url
 
 
 def read_settings() -> Settings:
-    """Raises UsageError with one line that names the variable, its value and what is wrong."""
+    """Raises UsageError with one line that names the variable, its value (unless it may hold a password) and why."""
     try:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
-        variable = f"MSF_{first['loc'][0]}".upper()
-        raise click.UsageError(f"{variable}={first['input']!r}: {first['msg']}") from error
+        name = first["loc"][0]
+        value = "" if name == "redis_url" else f"={first['input']!r}"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise click.UsageError(f"MSF_{name}".upper() + f"{value}: {reason}") from error
 
 
 def describe_settings() -> str:

@@ -16,6 +16,7 @@ from msf_serve.cli.logs import configure_logging
 from msf_serve.cli.settings import Settings, read_settings
 from msf_serve.scheduler.errors import QueueUnavailable
 
+EXIT_UNAVAILABLE = 1  # starting again may help
 EXIT_MISCONFIGURED = 2  # starting again would not help
 
 
@@ -24,11 +25,10 @@ EXIT_MISCONFIGURED = 2  # starting again would not help
 def command(owner_fd: int | None) -> None:
     """Claim jobs from MSF_REDIS_URL and run them on this machine's device.
 
-    On SIGTERM it finishes what it has begun, within MSF_DRAIN_TIMEOUT_S, and hands back the rest.
+    On SIGTERM or SIGINT it finishes what it has begun, within MSF_DRAIN_TIMEOUT_S, and hands back the rest.
     """
     if owner_fd is not None:
         threading.Thread(target=_exit_with_owner, args=(owner_fd,), daemon=True).start()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in the terminal is for the owner, who then stops us
     setproctitle.setproctitle("msf worker")
     settings = read_settings()
     configure_logging(settings.log_level, "worker")
@@ -39,11 +39,13 @@ async def _work(settings: Settings) -> None:
     if settings.redis_url is None:
         raise click.UsageError("MSF_REDIS_URL is not set; a worker needs the Redis that its servers use")
     from msf_serve.engine.errors import EngineError
+    from msf_serve.worker.errors import WorkerError
     from msf_serve.worker.process import run_worker
     from msf_serve.worker.settings import WorkerSettings
 
     stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    for order in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(order, stop.set)
     try:
         await run_worker(
             WorkerSettings(
@@ -54,14 +56,18 @@ async def _work(settings: Settings) -> None:
                 precision=settings.precision,
                 num_threads=settings.threads,
                 num_slots=settings.slots,
+                lease_s=settings.lease_s,
                 drain_timeout_s=settings.drain_timeout_s,
                 metrics_port=settings.worker_metrics_port,
             ),
             stop,
         )
-    except (EngineError, QueueUnavailable) as error:
+    except (EngineError, WorkerError) as error:
         logging.error("%s", error)
         sys.exit(EXIT_MISCONFIGURED)
+    except QueueUnavailable as error:
+        logging.error("MSF_REDIS_URL: %s", error)
+        sys.exit(EXIT_UNAVAILABLE)
 
 
 def _exit_with_owner(owner_fd: int) -> None:

@@ -57,7 +57,7 @@ RESIDUAL = DenoiserConfig(
     in_channels=12, cond_channels=4, size=4, width=256, depth=4, num_heads=4, num_classes=len(LABELS)
 )
 AUTOENCODER_LOOP = LoopConfig(num_iterations=2800, learning_rate=1.5e-3)
-BASE_LOOP = LoopConfig(num_iterations=2000, learning_rate=6e-4)
+BASE_LOOP = LoopConfig(num_iterations=2700, learning_rate=6e-4)
 RESIDUAL_LOOP = LoopConfig(num_iterations=2000, learning_rate=6e-4)
 AUTOENCODER_OBJECTIVE = AutoencoderObjective(residual_share_weight=0.02)
 SERVED_AVERAGE = 0.995  # the EMA that is exported

@@ -16,6 +16,7 @@ from msf_serve.scheduler.connection import check, connect
 from msf_serve.scheduler.jobs import WorkerInfo
 from msf_serve.scheduler.queue import JobQueue
 from msf_serve.scheduler.registry import Registry
+from msf_serve.worker.errors import WorkerError
 from msf_serve.worker.metrics import WorkerMetrics
 from msf_serve.worker.runner import ModelRunner
 from msf_serve.worker.service import Worker
@@ -23,10 +24,16 @@ from msf_serve.worker.settings import WorkerSettings
 
 
 async def run_worker(settings: WorkerSettings, stop: asyncio.Event) -> None:
-    """Serve until `stop` is set. Raises QueueUnavailable when Redis cannot be used at the start, and EngineError."""
+    """Serve until `stop` is set.
+
+    Raises QueueUnavailable when Redis cannot be used at the start, EngineError, and WorkerError for a bad setting.
+    """
     redis = connect(settings.redis_url)
     try:
         await check(redis)
+        metrics = WorkerMetrics(settings.num_slots)
+        if settings.metrics_port:
+            _serve_metrics(metrics, settings.metrics_port)
         backend = get_backend(settings.backend, settings.precision, settings.num_threads)
         loading = asyncio.create_task(asyncio.to_thread(load_runners, settings, backend))
         stopping = asyncio.create_task(stop.wait())
@@ -35,9 +42,6 @@ async def run_worker(settings: WorkerSettings, stop: asyncio.Event) -> None:
             os._exit(0)  # the compilation of a plan cannot be interrupted, and nothing has been claimed yet
         stopping.cancel()
         runners = loading.result()
-        metrics = WorkerMetrics(settings.num_slots)
-        if settings.metrics_port:
-            metrics.serve(settings.metrics_port)
         host = socket.gethostname()
         info = WorkerInfo(
             id=f"{host}-{os.getpid()}-{secrets.token_hex(4)}",
@@ -59,6 +63,13 @@ async def run_worker(settings: WorkerSettings, stop: asyncio.Event) -> None:
         await worker.run(stop)
     finally:
         await redis.aclose()
+
+
+def _serve_metrics(metrics: WorkerMetrics, port: int) -> None:
+    try:
+        metrics.serve(port)
+    except OSError as error:
+        raise WorkerError(f"metrics port {port}: cannot listen there: {error.strerror}") from error
 
 
 def load_runners(settings: WorkerSettings, backend: Backend) -> list[ModelRunner]:

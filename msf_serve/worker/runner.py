@@ -28,7 +28,6 @@ class ModelRunner:
     def key(self) -> tuple[str, str]:
         return self.model.name, self.model.version
 
-    @property
     def num_slots_in_use(self) -> int:
         return len(self._riders)
 
@@ -55,7 +54,9 @@ class ModelRunner:
         )
 
     def add(self, claim: Claim) -> None:
-        self.jobs[claim.job.id] = ActiveJob(claim)
+        """Take a job in. One that was lost and came back before its slots were freed goes on under its new claim."""
+        job = self.jobs.setdefault(claim.job.id, ActiveJob(claim))
+        job.claim, job.claimed_at = claim, time.monotonic()
 
     def drop(self, job_id: str) -> None:
         """Forget a job and free its slots at once; its batch-mates do not notice."""
@@ -98,7 +99,6 @@ class ModelRunner:
         """Book a step batch's time and images. Returns the jobs that it completed and those that it failed."""
         seconds = time.monotonic() - started_at
         for job in self.jobs_in(batch):
-            job.started_at = job.started_at or started_at
             job.stage_s[Stage(batch.stage)] += seconds
         for slot, image in result.images.items():
             job, index = self._riders.pop(slot)

@@ -61,18 +61,22 @@ class Worker:
         self._nothing_held = asyncio.Event()
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        for runner in runners:
+            metrics.slots_in_use.labels(*runner.key).set_function(runner.num_slots_in_use)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then finish what runs, hand back what waits, and go."""
-        await self._until_redis_answers(lambda: self._registry.register(self.info))
+        await _first(self._until_redis_answers(lambda: self._registry.register(self.info)), stop.wait())
         claiming = asyncio.create_task(self._claim_until(stop))
         serving = [asyncio.create_task(self._step_for_ever()), asyncio.create_task(self._keep_leases())]
         try:
             await _first(claiming, *serving)
             await _first(self._drain(), *serving)
         finally:
-            for task in (claiming, *serving):
+            tasks = (claiming, *serving, *self._finishing)
+            for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             self._device.shutdown(wait=False)
             self._encoder.shutdown(wait=False)
 
@@ -98,11 +102,11 @@ class Worker:
                 continue
             for claim in await self._queue.claim(self.info.id, *runner.key, runner.room):
                 self._held[claim.job.id] = claim
+                self._lost.discard(claim.job.id)
                 self._nothing_held.clear()
                 runner.add(claim)
+                self._work.set()
                 claimed = True
-        if claimed:
-            self._work.set()
         return claimed
 
     # Stepping
@@ -123,6 +127,8 @@ class Worker:
 
     async def _step(self, runner: ModelRunner, batch: StepBatch) -> None:
         started_at = time.monotonic()
+        for job in runner.jobs_in(batch):
+            job.started_at = job.started_at or started_at
         try:
             result = await asyncio.get_running_loop().run_in_executor(self._device, runner.execute, batch)
         except Exception:
@@ -133,7 +139,6 @@ class Worker:
             return
         completed, failed = runner.account(batch, result, started_at)
         self._metrics.record_step(runner.key, batch, result.bucket, time.monotonic() - started_at)
-        self._metrics.slots_in_use.labels(*runner.key).set(runner.num_slots_in_use)
         if result.images or result.failed:
             self._freed.set()
         for job in completed:
@@ -160,9 +165,17 @@ class Worker:
         task.add_done_callback(self._finishing.discard)
 
     async def _succeed(self, runner: ModelRunner, job: ActiveJob) -> None:
-        images, encode_s = await asyncio.get_running_loop().run_in_executor(self._encoder, self._encode, job)
-        kept = await self._until_redis_answers(lambda: self._queue.succeed(job.claim, images, job.timings(encode_s)))
-        self._end(runner, job, "succeeded" if kept else "dropped")
+        try:
+            images, encode_s = await asyncio.get_running_loop().run_in_executor(self._encoder, self._encode, job)
+            kept = await self._until_redis_answers(
+                lambda: self._queue.succeed(job.claim, images, job.timings(encode_s))
+            )
+        except Exception:
+            logger.exception("the images of job %s cannot be encoded or stored", job.id)
+            error = JobError(code="engine_error", message="the images could not be encoded or stored")
+            await self._fail(runner, job, error)
+        else:
+            self._end(runner, job, "succeeded" if kept else "dropped")
 
     async def _fail(self, runner: ModelRunner, job: ActiveJob, error: JobError) -> None:
         kept = await self._until_redis_answers(lambda: self._queue.fail(job.claim, error))
@@ -178,7 +191,7 @@ class Worker:
         return images, time.monotonic() - started_at
 
     def _end(self, runner: ModelRunner, job: ActiveJob, outcome: str) -> None:
-        self._let_go(job.id)
+        self._let_go(job.claim)
         self._lost.discard(job.id)
         self._metrics.jobs.labels(*runner.key, outcome).inc()
 
@@ -187,16 +200,17 @@ class Worker:
     async def _keep_leases(self) -> None:
         while True:
             await asyncio.sleep(self._heartbeat_s)
+            claims = list(self._held.values())
             try:
                 await self._registry.heartbeat(self.info.id)
-                lost = await self._queue.renew(self.info.id, list(self._held.values()))
+                lost = await self._queue.renew(self.info.id, claims)
                 reclaimed = await self._queue.reclaim()
             except QueueUnavailable as error:
                 logger.warning("cannot renew leases: %s", error)
                 continue
-            for job_id in lost & self._held.keys():
-                self._let_go(job_id)
-                self._lost.add(job_id)
+            for claim in claims:
+                if claim.job.id in lost and self._let_go(claim):
+                    self._lost.add(claim.job.id)
             if reclaimed.num_requeued or reclaimed.num_failed:
                 logger.warning(
                     "took back %d jobs of dead workers, gave up %d", reclaimed.num_requeued, reclaimed.num_failed
@@ -205,10 +219,11 @@ class Worker:
     async def _drain(self) -> None:
         """Hand back what has not begun, wait for what has, hand back what is late."""
         logger.info("draining: %d jobs are held", len(self._held))
-        waiting = [job for runner in self._runners.values() for job in runner.jobs.values() if job.started_at is None]
-        for job in waiting:
-            self._lost.add(job.id)
-            await self._release(job.claim)
+        jobs = [job for runner in self._runners.values() for job in runner.jobs.values()]
+        waiting = [job.claim for job in jobs if job.started_at is None]
+        self._lost.update(claim.job.id for claim in waiting)
+        for claim in waiting:
+            await self._release(claim)
         if self._held:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._nothing_held.wait(), self._drain_timeout_s)
@@ -220,16 +235,20 @@ class Worker:
             logger.warning("cannot unregister: %s", error)
 
     async def _release(self, claim: Claim) -> None:
-        self._let_go(claim.job.id)
+        self._let_go(claim)
         try:
             await self._queue.release(claim)
         except QueueUnavailable as error:
             logger.warning("cannot hand back job %s, its lease will lapse: %s", claim.job.id, error)
 
-    def _let_go(self, job_id: str) -> None:
-        self._held.pop(job_id, None)
+    def _let_go(self, claim: Claim) -> bool:
+        """False: it was let go before, and if the job is held again, that is another claim."""
+        if self._held.get(claim.job.id) is not claim:
+            return False
+        del self._held[claim.job.id]
         if not self._held:
             self._nothing_held.set()
+        return True
 
     async def _until_redis_answers(self, call: Callable[[], Awaitable[T]]) -> T:
         """Try for as long as Redis is away: a result that was computed is not thrown away."""

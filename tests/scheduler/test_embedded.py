@@ -22,8 +22,8 @@ from pathlib import Path
 from msf_serve.scheduler.embedded import EmbeddedValkey
 
 with EmbeddedValkey(Path(sys.argv[1])) as valkey:
-    print(valkey.url, flush=True)
     try:
+        print(valkey.url, flush=True)
         time.sleep(600)
     except KeyboardInterrupt:
         with socket.socket(socket.AF_UNIX) as connection:

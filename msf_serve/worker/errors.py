@@ -1,0 +1,7 @@
+"""What keeps a worker from working."""
+
+from __future__ import annotations
+
+
+class WorkerError(Exception):
+    """The message names the setting, its value and what is wrong."""

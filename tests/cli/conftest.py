@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.models import tiny_repository
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model_repo")
+    tiny_repository(folder)
+    return folder
+
+
+@pytest.fixture
+def settings(repository: Path, tmp_path: Path) -> dict[str, str]:
+    """What every command of a test gets; a test may change its own."""
+    return {
+        "MSF_MODEL_REPO": str(repository),
+        "MSF_CACHE_DIR": str(tmp_path / "cache"),
+        "MSF_DATA_DIR": str(tmp_path / "data"),
+        "MSF_BACKEND": "eager",
+        "MSF_THREADS": "1",
+        "MSF_PORT": "0",
+    }
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("MSF_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def damaged(repository: Path, tmp_path: Path) -> Path:
+    """A weight file of a copy of the repository, one byte of which was flipped."""
+    copy = shutil.copytree(repository, tmp_path / "damaged")
+    file = copy / "tiny" / "1" / "residual.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    return file

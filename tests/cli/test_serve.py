@@ -1,0 +1,113 @@
+"""`msf serve` as its user meets it: it answers, it survives its worker, and it leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.cli.support import TIMEOUT_S, Msf, are_gone, msf, num_jobs_running, until
+
+pytestmark = pytest.mark.slow
+
+LONG = {"prompt": "star", "n": 64, "num_steps": 50}
+
+
+def make_images(url: str, **body: object) -> httpx.Response:
+    return httpx.post(f"{url}/v1/images/generations", json=body, timeout=TIMEOUT_S)
+
+
+def family_of(server: Msf) -> str:
+    return "\n".join(server.descendants().values())
+
+
+@pytest.mark.parametrize("order", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_until_told_to_stop_and_answers_what_it_accepted(
+    order: signal.Signals, settings: dict[str, str], tmp_path: Path
+) -> None:
+    with msf("serve", settings=settings, log=tmp_path / "log") as server, ThreadPoolExecutor() as threads:
+        url = server.url()
+        answer = make_images(url, prompt="circle", seed=3)
+        assert answer.status_code == 200, answer.text
+        image = Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"])))
+        assert (image.format, image.size) == ("PNG", (16, 16))
+
+        family = server.descendants()
+        assert server.worker_pid() is not None
+        assert any("valkey" in line for line in family.values())
+        accepted = threads.submit(make_images, url, **LONG)
+        until(lambda: accepted.done() or num_jobs_running(url) == 1)
+        os.killpg(server.process.pid, order)  # as a terminal and service managers do
+        assert len(accepted.result().json()["data"]) == 64
+        assert server.wait() == 0, server.output
+        assert are_gone(family), family
+        assert "Traceback" not in server.output
+        assert "starting it again" not in server.output
+
+
+def test_nothing_outlives_a_killed_server(settings: dict[str, str], tmp_path: Path) -> None:
+    with msf("serve", settings=settings, log=tmp_path / "log") as server:
+        until(lambda: "msf worker" in family_of(server) and "valkey.conf" in family_of(server))
+        family = server.descendants()
+        assert len(family) >= 3  # worker, warden, Valkey
+        server.process.kill()
+        until(lambda: are_gone(family))
+
+
+def test_it_can_be_stopped_while_its_worker_loads(settings: dict[str, str], tmp_path: Path) -> None:
+    with msf("serve", settings=settings, log=tmp_path / "log") as server:
+        until(lambda: "msf worker" in family_of(server) and "startup complete" in server.output)
+        family = server.descendants()
+        server.process.terminate()
+        assert server.wait() == 0, server.output
+        assert are_gone(family), family
+        assert "is ready" not in server.output
+
+
+async def test_a_killed_worker_is_replaced_and_every_request_is_answered(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    settings |= {"MSF_LEASE_S": "1", "MSF_SLOTS": "8"}
+    with msf("serve", settings=settings, log=tmp_path / "log") as server:
+        url = await asyncio.to_thread(server.url)
+        async with httpx.AsyncClient(timeout=TIMEOUT_S, base_url=url) as client:
+            bodies = [{"prompt": "square", "n": 4, "num_steps": 50, "seed": seed} for seed in range(30)]
+            requests = [asyncio.create_task(client.post("/v1/images/generations", json=body)) for body in bodies]
+            await asyncio.to_thread(until, lambda: num_jobs_running(url) > 0)
+            killed = server.worker_pid()
+            assert killed is not None
+            os.kill(killed, signal.SIGKILL)
+            answers = await asyncio.gather(*requests)
+        assert [answer.status_code for answer in answers] == [200] * 30
+        assert [(answer.json()["seed"], len(answer.json()["data"])) for answer in answers] == [
+            (seed, 4) for seed in range(30)
+        ]
+        assert server.worker_pid() not in (None, killed)
+        assert "ended with status -9; starting it again" in server.output
+        assert num_jobs_running(url) == 0
+
+
+def test_damaged_weights_are_named_and_end_it(settings: dict[str, str], tmp_path: Path, damaged: Path) -> None:
+    settings["MSF_MODEL_REPO"] = str(damaged.parents[2])
+    with msf("serve", settings=settings, log=tmp_path / "log") as server:
+        assert server.wait() == 2, server.output
+        assert f"{damaged} is damaged" in server.output
+        assert "Traceback" not in server.output
+
+
+def test_an_empty_model_repository_is_named_and_ends_it(settings: dict[str, str], tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    settings["MSF_MODEL_REPO"] = str(empty)
+    with msf("serve", settings=settings, log=tmp_path / "log") as server:
+        assert server.wait() == 2, server.output
+        assert f"model repository {empty} has no model" in server.output
+        assert "Traceback" not in server.output

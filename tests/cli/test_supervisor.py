@@ -1,0 +1,102 @@
+"""Workers are kept running, and go when they are told to."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from msf_serve.cli import supervisor
+from msf_serve.cli.supervisor import Supervisor
+
+StandIn = Callable[[str], None]
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """Puts a shell script in the place of the worker."""
+
+    def write(script: str) -> None:
+        file = tmp_path / "program"
+        file.write_text(f"#!/bin/sh\ncd {tmp_path}\n{script}\n")
+        file.chmod(0o700)
+        monkeypatch.setattr(sys, "executable", str(file))
+
+    return write
+
+
+def supervise(num_workers: int = 1, drain_timeout_s: float = 60.0) -> Supervisor:
+    return Supervisor(num_workers, "redis://host", metrics_port=9100, drain_timeout_s=drain_timeout_s)
+
+
+def content(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110  another process decides
+            await asyncio.sleep(0.01)
+
+
+async def test_each_worker_knows_redis_and_has_its_own_metrics_port(program: StandIn, tmp_path: Path) -> None:
+    program('echo "$MSF_REDIS_URL" > "$MSF_WORKER_METRICS_PORT"; exec sleep 600')
+    supervised = supervise(num_workers=2)
+    running = asyncio.create_task(supervised.run())
+    await until(lambda: all(content(tmp_path / port) == "redis://host\n" for port in ("9100", "9101")))
+    supervised.stop()
+    assert await running == 0
+
+
+async def test_a_worker_that_dies_is_started_again(
+    program: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "MIN_BACKOFF_S", 0.01)
+    program("echo started >> log; exit 1")
+    supervised = supervise()
+    running = asyncio.create_task(supervised.run())
+    await until(lambda: content(tmp_path / "log").count("started") >= 3)
+    supervised.stop()
+    assert await running == 0
+
+
+async def test_a_worker_that_cannot_start_ends_it_with_its_status(program: StandIn, tmp_path: Path) -> None:
+    program("if mkdir first; then exec sleep 600; fi; exit 2")
+    assert await asyncio.wait_for(supervise(num_workers=2).run(), 60) == 2
+
+
+async def test_stopping_waits_for_no_backoff(
+    program: StandIn, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "MIN_BACKOFF_S", 600.0)
+    monkeypatch.setattr(supervisor, "MAX_BACKOFF_S", 600.0)
+    program("exit 1")
+    supervised = supervise()
+    running = asyncio.create_task(supervised.run())
+    await until(lambda: "starting it again" in caplog.text)
+    supervised.stop()
+    assert await asyncio.wait_for(running, 60) == 0
+
+
+async def test_a_worker_that_does_not_drain_in_time_is_killed(
+    program: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "KILL_AFTER_S", 0.05)
+    program("trap '' TERM; touch ready; while true; do sleep 0.05; done")
+    supervised = supervise(drain_timeout_s=0)
+    running = asyncio.create_task(supervised.run())
+    await until((tmp_path / "ready").exists)
+    supervised.stop()
+    assert await asyncio.wait_for(running, 60) == 0
+
+
+async def test_stopping_at_once_leaves_no_worker(program: StandIn) -> None:
+    program("exec sleep 600")
+    supervised = supervise(num_workers=3)
+    running = asyncio.create_task(supervised.run())
+    await asyncio.sleep(0)  # its workers are just being started
+    supervised.stop()
+    assert await asyncio.wait_for(running, 60) == 0

@@ -1,0 +1,58 @@
+"""`msf worker` on its own, against a Redis of others."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from msf_serve.scheduler.jobs import JobSpec, JobState
+from msf_serve.scheduler.queue import JobQueue, new_job_id
+from msf_serve.scheduler.registry import Registry
+from tests.cli.support import TIMEOUT_S, Msf, msf
+
+
+@pytest.mark.slow
+async def test_it_works_for_any_server_and_ends_what_it_has_begun(
+    redis: Redis, redis_url: str, settings: dict[str, str], tmp_path: Path
+) -> None:
+    spec = JobSpec(model="tiny", version="1", label=0, num_samples=64, seed=7, num_steps=50, guidance_scale=2.0)
+    queue, registry, port = JobQueue(redis), Registry(redis), free_port()
+    job_id = (await queue.admit(spec, job_id=new_job_id(), reply_to=None)).id
+    settings |= {"MSF_REDIS_URL": redis_url, "MSF_WORKER_METRICS_PORT": str(port), "MSF_SLOTS": "8"}
+    with msf("worker", settings=settings, log=tmp_path / "log") as worker:
+        await until_begun(port, worker)
+        [info] = await registry.workers()
+        assert (info.pid, info.num_slots, [model.name for model in info.models]) == (worker.process.pid, 8, ["tiny"])
+        worker.process.send_signal(signal.SIGINT)
+        assert await asyncio.to_thread(worker.wait) == 0, worker.output
+        assert "Traceback" not in worker.output
+    job = await queue.get(job_id)
+    assert job is not None
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
+    assert len(await queue.images(job_id)) == 64
+    assert await registry.workers() == []
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+async def until_begun(port: int, worker: Msf) -> None:
+    """Wait until the worker's metrics tell of a step."""
+    async with httpx.AsyncClient() as client, asyncio.timeout(TIMEOUT_S):
+        while True:
+            assert worker.process.poll() is None, worker.output
+            try:
+                if "msf_steps_total{" in (await client.get(f"http://127.0.0.1:{port}/metrics")).text:
+                    return
+            except httpx.ConnectError:
+                pass
+            await asyncio.sleep(0.02)

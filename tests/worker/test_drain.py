@@ -1,0 +1,78 @@
+"""Being told to stop: what has begun is finished, the rest goes back."""
+
+from __future__ import annotations
+
+from redis.asyncio import Redis
+
+from msf_serve.engine.config import Stage
+from msf_serve.engine.loading import ModelPlans
+from msf_serve.engine.repository import ModelVersion
+from msf_serve.scheduler.jobs import JobState
+from msf_serve.scheduler.queue import JobQueue
+from msf_serve.scheduler.registry import Registry
+from tests.worker.support import SPEC, Gate, RunningWorker, admit, running, until, with_plans
+
+UNGUIDED = SPEC.model_copy(update={"guidance_scale": 1.0})  # rides in a batch of its own, after the others
+QUEUED = (JobState.QUEUED, 0)
+
+
+async def state(worker: RunningWorker, job_id: str) -> tuple[JobState, int]:
+    job = await worker.job(job_id)
+    return job.state, job.attempt
+
+
+async def test_what_has_begun_is_finished_and_the_rest_is_handed_back(
+    redis: Redis, version: ModelVersion, plans: ModelPlans
+) -> None:
+    queue, gate = JobQueue(redis), Gate()
+    begun, claimed, waiting = [await admit(queue, spec) for spec in (SPEC, UNGUIDED, UNGUIDED)]
+    async with running(redis, version, with_plans(plans, Stage.BASE, gate), num_slots=2) as worker:
+        await until(gate.reached.is_set)
+        assert await state(worker, claimed) == (JobState.RUNNING, 1)
+        worker.stop.set()
+
+        async def is_back() -> bool:
+            return await state(worker, claimed) == QUEUED
+
+        await until(is_back)
+        late = await worker.admit(SPEC)
+        gate.open.set()
+        await worker.ended
+        assert await state(worker, begun) == (JobState.SUCCEEDED, 1)
+        assert len(await queue.images(begun)) == 1
+        for job_id in (claimed, waiting, late):
+            assert await state(worker, job_id) == QUEUED
+        assert (await queue.depth("tiny", "1")).num_jobs_running == 0
+        assert await Registry(redis).workers() == []
+        assert worker.num_jobs("succeeded") == 1
+
+    async with running(redis, version, plans) as successor:
+        for job_id in (claimed, waiting, late):
+            job = await successor.end_of(job_id)
+            assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
+
+
+async def test_with_no_time_to_drain_everything_is_handed_back(
+    redis: Redis, version: ModelVersion, plans: ModelPlans
+) -> None:
+    queue, gate = JobQueue(redis), Gate()
+    job_ids = [await admit(queue, spec) for spec in (SPEC, UNGUIDED, SPEC)]
+    async with running(redis, version, with_plans(plans, Stage.BASE, gate), num_slots=2, drain_timeout_s=0) as worker:
+        await until(gate.reached.is_set)
+        worker.stop.set()
+        await worker.ended
+        for job_id in job_ids:
+            assert await state(worker, job_id) == QUEUED
+        assert (await queue.depth("tiny", "1")).num_jobs_running == 0
+        assert await Registry(redis).workers() == []
+        gate.open.set()
+
+
+async def test_an_idle_worker_stops_at_once(redis: Redis, worker: RunningWorker) -> None:
+    async def is_registered() -> bool:
+        return len(await Registry(redis).workers()) == 1
+
+    await until(is_registered)
+    worker.stop.set()
+    await worker.ended
+    assert not await is_registered()

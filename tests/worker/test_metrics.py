@@ -1,0 +1,57 @@
+"""The counters agree with what ran."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from redis.asyncio import Redis
+from torch import Tensor
+
+from msf_serve.engine.backends import Plan
+from msf_serve.engine.config import Stage
+from msf_serve.engine.loading import ModelPlans
+from msf_serve.engine.repository import ModelVersion
+from tests.worker.support import RunningWorker, running, until, with_plans
+from tests.worker.test_results import CROWD
+
+REASONS = ("oldest", "full", "fullest")
+
+
+def counting(rows: Counter[Stage], stage: Stage) -> Callable[[Plan], Plan]:
+    def wrap(plan: Plan) -> Plan:
+        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+            rows[stage] += len(inputs[0])
+            return plan(*inputs)
+
+        return run
+
+    return wrap
+
+
+async def test_counters_agree_with_what_ran(redis: Redis, version: ModelVersion, plans: ModelPlans) -> None:
+    rows: Counter[Stage] = Counter()
+    counted = plans
+    for stage in Stage:
+        counted = with_plans(counted, stage, counting(rows, stage))
+    async with running(redis, version, counted) as worker:
+        for job_id in [await worker.admit(spec) for spec in CROWD]:
+            await worker.end_of(job_id)
+        await until(lambda: worker.num_jobs("succeeded") == len(CROWD))
+        splits = [(spec.num_samples, *plans.config.split_steps(spec.num_steps)) for spec in CROWD]
+        made = {
+            Stage.BASE: sum(num_samples * num_base for num_samples, num_base, _ in splits),
+            Stage.RESIDUAL: sum(num_samples * num_residual for num_samples, _, num_residual in splits),
+            Stage.DECODE: sum(num_samples for num_samples, _, _ in splits),
+        }
+        for stage in Stage:
+            assert worker.count("msf_steps_total", stage=stage) == made[stage]
+            assert worker.count("msf_step_batch_size_sum", stage=stage) == made[stage]
+            assert made[stage] + worker.count("msf_padded_rows_total", stage=stage) == rows[stage]
+            assert worker.count("msf_step_batch_seconds_count", stage=stage) == num_batches(worker, stage)
+        assert worker.count("msf_slots_in_use") == 0
+        assert worker.metrics.registry.get_sample_value("msf_slots") == 8
+
+
+def num_batches(worker: RunningWorker, stage: Stage) -> float:
+    return sum(worker.count("msf_step_batches_total", stage=stage, reason=reason) for reason in REASONS)
