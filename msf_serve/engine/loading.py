@@ -81,7 +81,7 @@ class _Networks:
 
     @cached_property
     def model(self) -> MsfModel:
-        logger.info("%s %s: plans must be compiled for this machine, once", self.version.name, self.version.version)
+        logger.info("%s %s: loading the networks to make plans of them", self.version.name, self.version.version)
         return self.version.load()
 
     @property

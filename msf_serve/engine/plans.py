@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from msf_serve.engine.config import ModelConfig, Stage
+from msf_serve.engine.errors import PlanError
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +98,13 @@ class PlanCache:
         return None
 
     def put(self, spec: PlanSpec, fingerprint: str, artefact: bytes) -> None:
-        """Keep an artefact. Another process that was faster wins."""
-        entry = self._entry(spec, fingerprint)
+        """Keep an artefact. Another process that was faster wins. Raises PlanError where nothing can be written."""
+        try:
+            self._write(self._entry(spec, fingerprint), spec, fingerprint, artefact)
+        except OSError as error:
+            raise PlanError(f"plan cache {self.folder} cannot be written: {error.strerror}") from error
+
+    def _write(self, entry: Path, spec: PlanSpec, fingerprint: str, artefact: bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.folder))
         (partial / "plan.bin").write_bytes(artefact)

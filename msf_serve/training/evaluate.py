@@ -43,7 +43,7 @@ from msf_serve.training.sampler import (
 
 logger = logging.getLogger(__name__)
 
-SETTINGS = ("8+2@1.5", "12+3@1.5", "16+4@1", "16+4@1.25", "16+4@1.5", "16+4@2", "32+8@1.5")
+SETTINGS = ("8+2@1.4", "12+3@1.4", "16+4@1", "16+4@1.25", "16+4@1.4", "16+4@1.6")
 GRID_COLUMNS = 12
 MIN_IMAGES = 100  # ten of each class
 

@@ -102,7 +102,7 @@ def export(autoencoder: Autoencoder, latents: Latents, base: Denoiser, residual:
         base=StageConfig(denoiser=BASE, statistics=latents.base_statistics, default_num_steps=16),
         residual=StageConfig(denoiser=RESIDUAL, statistics=latents.residual_statistics, default_num_steps=4),
         conditioning_noise=0.1,
-        sampling=SamplingConfig(solver="ab2", default_guidance_scale=1.5),
+        sampling=SamplingConfig(solver="ab2", default_guidance_scale=1.25),
     )
     model = MsfModel(config)
     model.autoencoder.load_state_dict(autoencoder.state_dict())

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import httpx
 
@@ -101,9 +102,9 @@ def is_alive(process: ProcessId) -> bool:
     return _processes().get(pid, (0, ""))[1] == start
 
 
-def num_jobs_running(url: str) -> float:
+def num_jobs(url: str, state: Literal["queued", "running"]) -> float:
     metrics = httpx.get(f"{url}/metrics", timeout=TIMEOUT_S).text
-    return sum(float(line.split()[-1]) for line in metrics.splitlines() if line.startswith("msf_jobs_running{"))
+    return sum(float(line.split()[-1]) for line in metrics.splitlines() if line.startswith(f"msf_jobs_{state}{{"))
 
 
 def _processes() -> dict[int, tuple[int, str]]:

@@ -12,7 +12,7 @@ import torch
 
 from msf_serve.engine.backends import Backend, get_backend
 from msf_serve.engine.config import Stage
-from msf_serve.engine.errors import BackendUnavailable
+from msf_serve.engine.errors import BackendUnavailable, PlanError
 from msf_serve.engine.executor import Executor, SampleRequest
 from msf_serve.engine.loading import ModelPlans, load_plans
 from msf_serve.engine.offline import generate
@@ -102,6 +102,13 @@ def test_the_first_of_two_writers_wins_and_nothing_is_left_over(version: ModelVe
     cache.put(spec, "this CPU", b"second")
     assert cache.get(spec, "this CPU") == b"first"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_named(version: ModelVersion, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    spec = step_spec(version.config, version.digest, Stage.BASE, guided=True, bucket=2)
+    with pytest.raises(PlanError, match=r"plan cache .*file cannot be written"):
+        PlanCache(tmp_path / "file").put(spec, "this CPU", b"plan")
 
 
 def test_unknown_backends_are_refused() -> None:
