@@ -11,6 +11,9 @@ _COMMANDS = {
     "worker": "run one worker against a Redis",
     "generate": "make images without a server",
     "models": "list the models of the repository",
+    "jobs": "list failed jobs, look at one, cancel it, or queue it again",
+    "load": "send a load to a server and report its latencies",
+    "plan": "how many workers for so many images per second at which latency",
     "compile": "build the plans of the repository's models ahead of time",
 }
 

@@ -8,10 +8,12 @@ import logging
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import click
 import uvicorn
+from redis.asyncio import Redis
 
 from msf_serve.cli.logs import configure_logging
 from msf_serve.cli.settings import Settings, describe_settings, read_settings
@@ -20,6 +22,7 @@ from msf_serve.scheduler.connection import check, connect
 from msf_serve.scheduler.embedded import EmbeddedValkey
 from msf_serve.scheduler.errors import QueueUnavailable
 from msf_serve.scheduler.jobs import WorkerInfo
+from msf_serve.scheduler.leases import Leases
 from msf_serve.scheduler.registry import Registry
 from msf_serve.server.app import create_app
 from msf_serve.server.settings import ServerSettings
@@ -54,20 +57,28 @@ async def _serve(settings: Settings, redis_url: str, listener: socket.socket) ->
     started_at = time.monotonic()
     host, port = listener.getsockname()[:2]
     app = create_app(
-        ServerSettings(redis_url=redis_url, host=host, port=port, max_queued_samples=settings.max_queued_samples)
+        ServerSettings(
+            redis_url=redis_url,
+            host=host,
+            port=port,
+            max_queued_samples=settings.max_queued_samples,
+            tenant_weights=settings.tenant_weights,
+            lease_s=settings.lease_s,
+        )
     )
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S, server_header=False
     )
     server = _Server(config)
-    supervisor = Supervisor(
-        settings.workers,
-        redis_url,
-        metrics_port=settings.worker_metrics_port,
-        drain_timeout_s=settings.drain_timeout_s,
-    )
     async with connect(redis_url) as redis:
         await check(redis)
+        supervisor = Supervisor(
+            settings.workers,
+            redis_url,
+            metrics_port=settings.worker_metrics_port,
+            drain_timeout_s=settings.drain_timeout_s,
+            on_death=partial(_bury, redis),
+        )
         url = f"http://{_shown(host)}:{port}"
         announcing = asyncio.create_task(_announce(Registry(redis), supervisor, url, started_at))
         supervising = asyncio.create_task(supervisor.run())
@@ -104,6 +115,17 @@ async def _announce(registry: Registry, supervisor: Supervisor, url: str, starte
     models = ", ".join(f"{model.name} {model.version}" for model in ready[0].models)
     seconds = time.monotonic() - started_at
     click.echo(f"\n  msf-serve is ready at {url}   ({models}; {seconds:.1f} s)\n")
+
+
+async def _bury(redis: Redis, pid: int) -> None:
+    """What a worker of ours held when it died starts again at once, not when its lease runs out."""
+    registry, leases = Registry(redis), Leases(redis)
+    with contextlib.suppress(QueueUnavailable):
+        for worker in await registry.workers():
+            if (worker.host, worker.pid) == (socket.gethostname(), pid):
+                buried = await leases.bury(worker.id)
+                await registry.unregister(worker.id)
+                logger.warning("took back %d jobs of worker %s", buried.num_requeued, worker.id)
 
 
 def _start_valkey(data_dir: Path, stack: contextlib.ExitStack) -> str:

@@ -27,13 +27,25 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(default_factory=_cache_dir, description="folder of compiled plans")
     data_dir: Path = Field(Path(".msf"), description="folder of the embedded Valkey's data")
     workers: int = Field(1, ge=0, le=64, description="worker processes that `msf serve` starts")
-    backend: Literal["eager", "openvino"] = Field("openvino", description="what runs the networks")
+    backend: Literal["eager", "openvino", "noop"] = Field(
+        "openvino", description="what runs the networks; noop computes nothing, to measure the rest"
+    )
     precision: Literal["fp32", "bf16"] | None = Field(None, description="default: the fastest that is native")
     threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="threads of one worker")
     slots: int = Field(32, ge=1, le=1024, description="samples that one worker advances side by side")
     max_queued_samples: int = Field(4096, ge=64, description="samples of one model that may wait and run at most")
     lease_s: float = Field(15.0, ge=1, description="after how long a dead worker's jobs start again elsewhere")
     drain_timeout_s: float = Field(25.0, ge=0, description="how long a stopping worker may finish what it has begun")
+    step_timeout_s: float = Field(60.0, gt=0, description="after how long a step counts as hung and its worker ends")
+    tenant_weights: dict[str, float] = Field(
+        default_factory=dict, description='shares of tenants that are not 1, as JSON: {"team-a": 4}'
+    )
+    batching: Literal["step", "request"] = Field("step", description="request: as others do it, to compare with")
+    batch_size: int = Field(8, ge=1, description="samples that a batch takes, with request-level batching")
+    batch_delay_s: float = Field(0.02, ge=0, description="how long a batch waits for company, with the same")
+    trace_dir: Path | None = Field(None, description="folder for time lines of the workers, for ui.perfetto.dev")
+    fatal_seed: int | None = Field(None, description="for tests: a job of this seed kills its worker")
+    hanging_seed: int | None = Field(None, description="for tests: a job of this seed hangs its worker")
     worker_metrics_port: int = Field(
         0, ge=0, le=65535, description="Prometheus port of a worker, of the second one the next; 0: none"
     )

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 logger = logging.getLogger(__name__)
@@ -24,11 +25,21 @@ class Supervisor:
     Each holds the reading end of a pipe whose writing end only this process has: when we go, however, they see it.
     """
 
-    def __init__(self, num_workers: int, redis_url: str, *, metrics_port: int, drain_timeout_s: float) -> None:
+    def __init__(
+        self,
+        num_workers: int,
+        redis_url: str,
+        *,
+        metrics_port: int,
+        drain_timeout_s: float,
+        on_death: Callable[[int], Awaitable[None]],
+    ) -> None:
+        """`on_death` is told the pid of a worker that has ended by itself."""
         self._num_workers = num_workers
         self._environment = {**os.environ, "MSF_REDIS_URL": redis_url}
         self._metrics_port = metrics_port
         self._drain_timeout_s = drain_timeout_s
+        self._on_death = on_death
         self._owner_fd, self._alive_fd = os.pipe()
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._stopping = asyncio.Event()
@@ -55,6 +66,8 @@ class Supervisor:
             started_at = time.monotonic()
             process = self._processes[number] = await self._start(number)
             status = await self._end_of(process)
+            if status:
+                await self._on_death(process.pid)
             if self._stopping.is_set():
                 break
             if status == EXIT_MISCONFIGURED:

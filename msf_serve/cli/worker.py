@@ -18,6 +18,7 @@ from msf_serve.scheduler.errors import QueueUnavailable
 
 EXIT_UNAVAILABLE = 1  # starting again may help
 EXIT_MISCONFIGURED = 2  # starting again would not help
+EXIT_HUNG = 3
 
 
 @click.command()
@@ -39,7 +40,7 @@ async def _work(settings: Settings) -> None:
     if settings.redis_url is None:
         raise click.UsageError("MSF_REDIS_URL is not set; a worker needs the Redis that its servers use")
     from msf_serve.engine.errors import EngineError
-    from msf_serve.worker.errors import WorkerError
+    from msf_serve.worker.errors import StepTimeout, WorkerError
     from msf_serve.worker.process import run_worker
     from msf_serve.worker.settings import WorkerSettings
 
@@ -58,6 +59,13 @@ async def _work(settings: Settings) -> None:
                 num_slots=settings.slots,
                 lease_s=settings.lease_s,
                 drain_timeout_s=settings.drain_timeout_s,
+                step_timeout_s=settings.step_timeout_s,
+                batching=settings.batching,
+                batch_size=settings.batch_size,
+                batch_delay_s=settings.batch_delay_s,
+                trace_dir=settings.trace_dir,
+                fatal_seed=settings.fatal_seed,
+                hanging_seed=settings.hanging_seed,
                 metrics_port=settings.worker_metrics_port,
             ),
             stop,
@@ -65,6 +73,9 @@ async def _work(settings: Settings) -> None:
     except (EngineError, WorkerError) as error:
         logging.error("%s", error)
         sys.exit(EXIT_MISCONFIGURED)
+    except StepTimeout as error:
+        logging.error("%s; ending the process", error)
+        os._exit(EXIT_HUNG)  # the hanging thread would keep an orderly exit waiting
     except QueueUnavailable as error:
         logging.error("MSF_REDIS_URL: %s", error)
         sys.exit(EXIT_UNAVAILABLE)

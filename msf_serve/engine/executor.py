@@ -66,12 +66,12 @@ class Slot:
         return self.trajectory is not None and self.trajectory.guided[self.step]
 
     @property
-    def num_steps_left(self) -> int:
-        """Denoising steps of this stage and the next that are still to be made."""
+    def steps_left(self) -> tuple[int, int]:
+        """Denoising steps of BASE and of RESIDUAL that are still to be made."""
         if self.trajectory is None:
-            return 0
-        later = self.request.num_residual_steps if self.stage is Stage.BASE else 0
-        return len(self.trajectory) - self.step + later
+            return 0, 0
+        left = len(self.trajectory) - self.step
+        return (left, self.request.num_residual_steps) if self.stage is Stage.BASE else (0, left)
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,16 @@ class Executor:
         del self.slots[slot]
         self._free.append(slot)
 
-    def step(self, numbers: Sequence[int]) -> StepResult:
+    def step(self, numbers: Sequence[int], bucket: int | None = None) -> StepResult:
         """Advance the samples of these slots by one step, or decode them; all are of one stage, guided alike.
 
-        A sample that is decoded or that failed has left its slot when this returns.
+        A sample that is decoded or that failed has left its slot when this returns. `bucket`: the smallest that holds
+        them, unless told.
         """
         slots = [self.slots[number] for number in numbers]
         stage = slots[0].stage
         assert all(slot.stage is stage and slot.guided == slots[0].guided for slot in slots)
-        bucket = self.plans.bucket_for(len(slots))
+        bucket = bucket or self.plans.bucket_for(len(slots))
         if stage is Stage.DECODE:
             result = self._decode(numbers, slots, bucket)
         else:

@@ -26,3 +26,21 @@ class QueueFull(SchedulerError):
         self.num_samples = num_samples
         self.limit = limit
         self.retry_after_s = retry_after_s
+
+
+class MemoryFull(SchedulerError):
+    """Admission was refused, as Redis might not hold the result; nothing was stored."""
+
+
+class DeadlineTooShort(SchedulerError):
+    """Admission was refused: not even the fastest worker could be done in `timeout_s`; nothing was stored."""
+
+    def __init__(self, timeout_s: float, least_s: float) -> None:
+        super().__init__(f"this takes {least_s:.3g} s at the least, and timeout_s is {timeout_s:g}")
+
+
+class IdempotencyConflict(SchedulerError):
+    """The caller's idempotency key stands for another request; nothing was stored."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"this idempotency key was used for another request, job {job_id}")

@@ -31,6 +31,12 @@ class JobState(StrEnum):
         return self not in (JobState.QUEUED, JobState.RUNNING)
 
 
+class Priority(StrEnum):
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
 class JobSpec(Record):
     """Everything that determines a job's bytes; defaults are resolved before admission."""
 
@@ -42,6 +48,19 @@ class JobSpec(Record):
     num_steps: int = Field(ge=2)  # both stages together; the model's config says how they share it
     guidance_scale: float
     output_format: OutputFormat = "png"
+
+
+class Terms(Record):
+    """How a job is to be treated; nothing here changes its bytes.
+
+    Tenants share the device by `weight`; the users of a tenant take turns. `timeout_s` covers queue and execution.
+    """
+
+    priority: Priority = Priority.NORMAL
+    tenant: str = ""
+    user: str = ""
+    weight: float = Field(default=1.0, gt=0)
+    timeout_s: float | None = Field(default=None, gt=0)
 
 
 class Timings(Record):
@@ -72,13 +91,29 @@ class JobRecord(Record):
     schema_version: int = 1
     id: str
     spec: JobSpec
+    terms: Terms = Terms()
     state: JobState
-    attempt: int = 0
+    attempt: int = 0  # how often it was claimed
     admitted_at: float
+    deadline_at: float | None = None
     claimed_at: float | None = None  # by the latest attempt
     finished_at: float | None = None
+    is_suspect: bool = False  # workers died while they ran it, so it runs alone
+    images_of: str | None = None  # the identical job whose files are also this one's
     timings: Timings | None = None
     error: JobError | None = None
+
+
+class LeastSeconds(Record):
+    """The fastest that a worker was ever measured, in seconds: what no deadline can be below."""
+
+    step_s: float = 0.0  # one denoising step of a sample
+    sample_step_s: float = 0.0  # a sample's part of a step in the bucket that suits the device best
+    decode_s: float = 0.0
+
+    def bound_s(self, num_steps: int, num_samples: int) -> float:
+        """No job of so many samples can be done sooner."""
+        return max(num_steps * self.step_s, num_samples * num_steps * self.sample_step_s) + self.decode_s
 
 
 class ModelInfo(Record):
@@ -95,6 +130,7 @@ class ModelInfo(Record):
     max_guidance_scale: float
     description: str = ""
     created: int = 0  # Unix seconds, for OpenAI's `created`
+    least: LeastSeconds = LeastSeconds()
 
 
 class WorkerInfo(Record):
@@ -103,6 +139,6 @@ class WorkerInfo(Record):
     id: str
     host: str
     pid: int
-    backend: str
+    backend: str  # the fingerprint of what runs the plans
     num_slots: int
     models: tuple[ModelInfo, ...]

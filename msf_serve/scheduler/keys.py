@@ -1,4 +1,4 @@
-"""Every Redis key of the scheduler.
+"""Every Redis key of the scheduler, for Python and (through `LUA_NAMES`) for the scripts.
 
 What belongs to one model version carries the same hash tag (the braces). Jobs do not, because they are found
 by id alone: a clustered Redis would need the tag in the id, which only this file and `new_job_id` would notice.
@@ -8,13 +8,40 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-JOB_PREFIX = "msf:job:"
+JOB_PREFIX = "msf:job:"  # hash, the record; with ":images" list of files, ":waiters" set, ":followers" list of ids
+REPLIES_PREFIX = "msf:replies:"  # stream: the ends of the jobs that one server process waits for
+NOTICES_PREFIX = "msf:notices:"  # stream: the jobs of one worker that were cancelled
+IDEMPOTENCY_PREFIX = "msf:idempotency:"  # hash: the job that a caller's key stands for, and the digest of its body
+SHARE_PREFIX = "msf:share:"  # id of the job that does, or did, a certain deterministic work
 
-QUEUES = "msf:queues"  # set of "model/version" where a job was ever claimed: where reclaim looks
+QUEUES = "msf:queues"  # set of "model/version" where a job was ever admitted: where sweeps look
 WORKERS = "msf:workers"  # hash, worker id → WorkerInfo
 HEARTBEATS = "msf:heartbeats"  # sorted set, worker id by the time of its last heartbeat
 LAST_SEEN = "msf:last_seen"  # time of any worker's last heartbeat
 MODELS = "msf:models"  # hash, "model/version" → ModelInfo
+RESERVED = "msf:reserved"  # bytes that the results of accepted jobs may still take
+
+_QUEUE_KEYS = (
+    "waiting",  # sorted set: queued job ids by admission number
+    "suspects",  # sorted set: those of them that must run alone
+    "deadlines",  # sorted set: job ids by the time at which they must have begun
+    "leases",  # sorted set: running job ids by the time at which their lease runs out
+    "dead",  # sorted set: failed job ids by the time of their end
+    "counters",  # hash: samples queued or running, admission number, virtual time, turns, service rate
+    "wake",  # stream of length one: grows whenever the lanes stop being empty
+    "passes",  # sorted set: tenants by the virtual time up to which they have been served
+    "tenants",  # prefix, by band; sorted set: tenants with queued jobs by virtual time
+    "users",  # prefix, by band and tenant; sorted set: its users with queued jobs by turn
+    "lane",  # prefix, by band, tenant and user; sorted set: their queued job ids by admission number
+)
+
+LUA_NAMES = "\n".join(
+    [
+        *(f"local {name} = '{globals()[name]}'" for name in ("JOB_PREFIX", "NOTICES_PREFIX", "QUEUES", "WORKERS")),
+        *(f"local {name} = '{globals()[name]}'" for name in ("HEARTBEATS", "LAST_SEEN", "RESERVED")),
+        *(f"local {key} = KEYS[1] .. '{key}'" for key in _QUEUE_KEYS),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -28,36 +55,35 @@ class QueueKeys:
         return cls(f"{model}/{version}")
 
     @property
-    def waiting(self) -> str:
-        """Sorted set: queued job ids by admission number."""
-        return f"msf:{{{self.name}}}:waiting"
+    def prefix(self) -> str:
+        """What the scripts are given as their key."""
+        return f"msf:{{{self.name}}}:"
 
     @property
     def leases(self) -> str:
-        """Sorted set: running job ids by the time at which their lease runs out."""
-        return f"msf:{{{self.name}}}:leases"
-
-    @property
-    def counters(self) -> str:
-        """Hash: samples queued or running, the last admission number, and the measured service rate."""
-        return f"msf:{{{self.name}}}:counters"
+        return f"{self.prefix}leases"
 
     @property
     def wake(self) -> str:
-        """Stream of length one: grows whenever the queue stops being empty."""
-        return f"msf:{{{self.name}}}:wake"
+        return f"{self.prefix}wake"
+
+    @property
+    def dead(self) -> str:
+        return f"{self.prefix}dead"
 
 
 def job(job_id: str) -> str:
-    """Hash: the job's record."""
     return f"{JOB_PREFIX}{job_id}"
 
 
 def images(job_id: str) -> str:
-    """List: the job's encoded files, in the order of its samples."""
+    """The job's encoded files, in the order of its samples."""
     return f"{JOB_PREFIX}{job_id}:images"
 
 
 def replies(server_id: str) -> str:
-    """Stream: the ends of the jobs that one server process waits for."""
-    return f"msf:replies:{server_id}"
+    return f"{REPLIES_PREFIX}{server_id}"
+
+
+def notices(worker_id: str) -> str:
+    return f"{NOTICES_PREFIX}{worker_id}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from msf_serve.scheduler.errors import SchedulerError
-from msf_serve.scheduler.jobs import JobError, JobRecord, JobSpec, JobState, Timings
+from msf_serve.scheduler.jobs import JobError, JobRecord, JobSpec, JobState, Terms, Timings
 
 SCHEMA_VERSION = 1
 
@@ -18,19 +18,26 @@ def decode_job(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> JobRecord:
     if schema_version != SCHEMA_VERSION:
         job_id = fields[b"id"].decode()
         raise SchedulerError(f"job {job_id} has schema_version {schema_version}, we read {SCHEMA_VERSION}")
-    claimed_at = fields.get(b"claimed_at")
-    finished_at = fields.get(b"finished_at")
     timings = fields.get(b"timings")
     error = fields.get(b"error")
+    images_of = fields.get(b"images_of")
     return JobRecord(
         schema_version=schema_version,
         id=fields[b"id"].decode(),
         spec=JobSpec.model_validate_json(fields[b"spec"]),
+        terms=Terms.model_validate_json(fields[b"terms"]),
         state=JobState(fields[b"state"].decode()),
         attempt=int(fields[b"attempt"]),
         admitted_at=float(fields[b"admitted_at"]),
-        claimed_at=float(claimed_at) if claimed_at else None,
-        finished_at=float(finished_at) if finished_at else None,
+        deadline_at=_number(fields.get(b"deadline_at")),
+        claimed_at=_number(fields.get(b"claimed_at")),
+        finished_at=_number(fields.get(b"finished_at")),
+        is_suspect=fields.get(b"suspect") == b"1",
+        images_of=images_of.decode() if images_of else None,
         timings=Timings.model_validate_json(timings) if timings else None,
         error=JobError.model_validate_json(error) if error else None,
     )
+
+
+def _number(field: bytes | None) -> float | None:
+    return None if field is None else float(field)

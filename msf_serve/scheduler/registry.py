@@ -37,9 +37,7 @@ class Registry:
             await self.register(self._registered[worker_id])
 
     async def _beat(self, worker_id: str) -> bool:
-        return bool(
-            await self._heartbeat([keys.WORKERS, keys.HEARTBEATS, keys.LAST_SEEN], [worker_id, self._worker_ttl_s])
-        )
+        return bool(await self._heartbeat("msf:", worker=worker_id, ttl_s=self._worker_ttl_s))
 
     async def unregister(self, worker_id: str) -> None:
         self._registered.pop(worker_id, None)

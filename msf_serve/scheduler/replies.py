@@ -24,7 +24,7 @@ _START = b"0-0"
 
 @dataclass
 class _Awaited:
-    future: asyncio.Future[JobState]
+    futures: list[asyncio.Future[JobState]] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
 
 
@@ -44,16 +44,19 @@ class ReplyReader:
     def expect(self, job_id: str) -> asyncio.Future[JobState]:
         """The job's terminal state, when it comes. Call before `admit`; `forget` it when it no longer matters.
 
-        The future fails with `QueueUnavailable` if Redis lost the job. Asking twice gives the same future.
+        The future fails with `QueueUnavailable` if Redis lost the job. Each call gives a future of its own.
         """
-        if job_id not in self._awaited:
-            self._awaited[job_id] = _Awaited(asyncio.get_running_loop().create_future())
-        return self._awaited[job_id].future
+        future: asyncio.Future[JobState] = asyncio.get_running_loop().create_future()
+        self._awaited.setdefault(job_id, _Awaited()).futures.append(future)
+        return future
 
-    def forget(self, job_id: str) -> None:
-        awaited = self._awaited.pop(job_id, None)
-        if awaited is not None:
-            awaited.future.cancel()
+    def forget(self, job_id: str, future: asyncio.Future[JobState]) -> None:
+        future.cancel()
+        awaited = self._awaited.get(job_id)
+        if awaited is not None and future in awaited.futures:
+            awaited.futures.remove(future)
+            if not awaited.futures:
+                del self._awaited[job_id]
 
     async def run(self) -> None:
         """Read for ever; outlives Redis. Cancel to stop, run again to resume."""
@@ -99,13 +102,15 @@ class ReplyReader:
 
     def _resolve(self, job_id: str, state: JobState) -> None:
         awaited = self._awaited.pop(job_id, None)
-        if awaited is not None and not awaited.future.done():
-            awaited.future.set_result(state)
+        for future in awaited.futures if awaited else ():
+            if not future.done():
+                future.set_result(state)
 
     def _give_up(self, job_id: str) -> None:
         awaited = self._awaited.get(job_id)
         if awaited is None or time.monotonic() - awaited.since < LOST_AFTER_S:
             return  # forgotten meanwhile, or perhaps not admitted yet
         del self._awaited[job_id]
-        if not awaited.future.done():
-            awaited.future.set_exception(QueueUnavailable(f"Redis no longer knows job {job_id}"))
+        for future in awaited.futures:
+            if not future.done():
+                future.set_exception(QueueUnavailable(f"Redis no longer knows job {job_id}"))

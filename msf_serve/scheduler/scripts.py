@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -11,10 +11,11 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from msf_serve.scheduler.connection import call
+from msf_serve.scheduler.keys import LUA_NAMES
 
-ScriptName = Literal["admit", "claim", "renew", "finish", "release", "reclaim", "cancel", "depth", "heartbeat"]
+ScriptName = Literal["admit", "claim", "renew", "finish", "release", "sweep", "bury", "cancel", "depth", "heartbeat"]
 
-_FOLDER = files("msf_serve.scheduler")
+_FOLDER = files("msf_serve.scheduler") / "lua"
 
 
 class Script:
@@ -25,14 +26,18 @@ class Script:
 
     def __init__(self, redis: Redis, name: ScriptName) -> None:
         flags = "" if name == "admit" else " flags=allow-oom"
-        parts = [f"#!lua{flags}", *((_FOLDER / f"{part}.lua").read_text() for part in ("common", name))]
+        parts = [f"#!lua{flags}", LUA_NAMES, *((_FOLDER / f"{part}.lua").read_text() for part in ("common", name))]
         self._redis = redis
         self._source = "\n".join(parts)
         self._sha = hashlib.sha1(self._source.encode()).hexdigest()
 
-    async def __call__(self, keys: Sequence[str], args: Sequence[str | bytes | int | float]) -> Any:
-        """The script's reply as Redis sent it (bytes, integers, lists); raises `QueueUnavailable`."""
-        command = ("EVALSHA", self._sha, len(keys), *keys, *args)
+    async def __call__(self, queue_prefix: str, /, *blobs: bytes, **arguments: Any) -> Any:
+        """The script's reply as Redis sent it (bytes, integers, lists); raises `QueueUnavailable`.
+
+        `arguments` are JSON values; one that is None is left out, which Lua reads as nil.
+        """
+        named = json.dumps({name: value for name, value in arguments.items() if value is not None})
+        command: tuple[str | bytes | int, ...] = ("EVALSHA", self._sha, 1, queue_prefix, named, *blobs)
         try:
             return await call(self._redis, *command)
         except NoScriptError:  # new to this server, or it was restarted; nothing has happened yet

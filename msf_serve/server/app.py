@@ -13,7 +13,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from msf_serve.scheduler.errors import SchedulerError
-from msf_serve.server import health, images, models, web
+from msf_serve.server import health, images, jobs, models, web
 from msf_serve.server.context import open_context
 from msf_serve.server.errors import respond, translate
 from msf_serve.server.middleware import BodyLimit, Edge
@@ -38,7 +38,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         lifespan=lifespan,
         redoc_url=None,
     )
-    for part in (images, models, health, web):
+    for part in (images, jobs, models, health, web):
         app.include_router(part.router)
     app.mount("/page", web.assets)
     for handled in (HTTPException, RequestValidationError, SchedulerError):

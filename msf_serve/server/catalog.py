@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable
 
 from msf_serve.scheduler.errors import QueueUnavailable
@@ -35,6 +36,7 @@ class Catalog:
         self._failure: str | None = None
         self._models: tuple[ModelInfo, ...] = ()
         self._served_at: dict[ModelKey, float] = {}
+        self._plans: dict[ModelKey, set[str]] = {}
 
     async def models(self) -> tuple[ModelInfo, ...]:
         """Every model version ever registered, ordered by name and version; raises QueueUnavailable."""
@@ -67,6 +69,11 @@ class Catalog:
         """Whether a live worker that serves `model` was seen within the last `worker_absence_s`."""
         return self._clock() - self._served_at.get(_key(model), -math.inf) <= self._worker_absence_s
 
+    def plan(self, model: ModelInfo) -> str | None:
+        """The fingerprint of what runs `model`, or None when its live workers differ in it or there are none."""
+        fingerprints = self._plans.get(_key(model), set())
+        return next(iter(fingerprints)) if len(fingerprints) == 1 else None
+
     async def _read(self) -> None:
         try:
             models, workers, last_seen_s = await asyncio.gather(
@@ -83,6 +90,10 @@ class Catalog:
             for model in models:
                 self._served_at.setdefault(_key(model), now - away_s)
             self._served_at.update({_key(model): now for worker in workers for model in worker.models})
+            self._plans = defaultdict(set)
+            for worker in workers:
+                for model in worker.models:
+                    self._plans[_key(model)].add(worker.backend)
         self._read_at = self._clock()
 
 

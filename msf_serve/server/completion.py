@@ -3,65 +3,80 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
 
-from msf_serve.scheduler.errors import QueueFull, SchedulerError
-from msf_serve.scheduler.jobs import JobRecord, JobSpec, JobState, Timings
+from msf_serve.scheduler.errors import QueueUnavailable, SchedulerError
+from msf_serve.scheduler.jobs import JobRecord, JobState, Timings
 from msf_serve.scheduler.queue import new_job_id
+from msf_serve.server.admission import Order, admit
 from msf_serve.server.context import ServerContext
 from msf_serve.server.errors import ApiError, Cancelled, ClientGone, JobFailed, TimedOut
+
+LATE_S = 5.0  # how much later than its deadline a job's end may reach us
 
 
 @dataclass(frozen=True)
 class Completed:
     """A job that succeeded: encoded files in the order of their sample indices."""
 
-    job_id: str
+    job: JobRecord
     images: list[bytes]
     timings: Timings
     finished_at: float
 
 
-async def complete(spec: JobSpec, context: ServerContext, request: Request) -> Completed:
-    """Admits `spec` and waits for its images.
+async def complete(order: Order, context: ServerContext, request: Request) -> Completed:
+    """Admits the job and waits for its images.
 
-    Raises QueueFull, QueueUnavailable, TimedOut, ClientGone, Cancelled, JobFailed. A job whose caller stops
-    waiting, for whatever reason, is cancelled, even one whose admission was never confirmed.
+    Raises QueueFull, MemoryFull, DeadlineTooShort, IdempotencyConflict, QueueUnavailable, TimedOut, ClientGone,
+    Cancelled, JobFailed. A job whose caller stops waiting is cancelled unless it is to finish alone; so is one whose
+    admission was never confirmed.
     """
     job_id = new_job_id()
     end = context.replies.expect(job_id)
     try:
-        started = time.perf_counter()
-        await context.queue.admit(spec, job_id=job_id, reply_to=context.replies.stream)
-        context.metrics.round_trip_s.observe(time.perf_counter() - started)
-        state = await _first(end, request, context.settings.request_timeout_s)
-    except QueueFull:
-        raise
-    except BaseException:
-        with suppress(SchedulerError):
-            await context.queue.cancel(job_id)
-        raise
+        try:
+            job = await admit(order, context, job_id=job_id, reply_to=context.replies.stream)
+        except (QueueUnavailable, asyncio.CancelledError):
+            await _cancel(job_id, context)
+            raise
+        if job.id != job_id:
+            context.replies.forget(job_id, end)
+            job_id, end = job.id, context.replies.expect(job.id)
+            job = await context.queue.get(job_id) or job  # it may have ended before we expected that
+        try:
+            state = job.state if job.state.is_terminal else await _first(end, order, request)
+        except TimedOut:
+            state = await context.queue.expire(job_id) or JobState.EXPIRED
+        except BaseException:
+            if not order.finish_alone:
+                await _cancel(job_id, context)
+            raise
     finally:
-        context.replies.forget(job_id)
-    record, images = await asyncio.gather(context.queue.get(job_id), context.queue.images(job_id))
-    return _completed(job_id, state, record, images)
+        context.replies.forget(job_id, end)
+    return await _completed(job_id, state, context)
 
 
-async def _first(end: asyncio.Future[JobState], request: Request, timeout_s: float) -> JobState:
+async def _cancel(job_id: str, context: ServerContext) -> None:
+    with suppress(SchedulerError):
+        await context.queue.cancel(job_id)
+
+
+async def _first(end: asyncio.Future[JobState], order: Order, request: Request) -> JobState:
     gone = asyncio.create_task(_disconnected(request))
     either: set[asyncio.Future[Any]] = {end, gone}
+    timeout_s = None if order.terms.timeout_s is None else order.terms.timeout_s + LATE_S
     try:
         await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if end.done():
             return end.result()
         if gone.done():
-            raise ClientGone("The caller closed the connection; its job was cancelled.")
-        raise TimedOut(f"The job did not end within {timeout_s:g} s and was cancelled.")
+            raise ClientGone("The caller closed the connection.")
+        raise TimedOut("The job did not end in time.")
     finally:
         gone.cancel()
 
@@ -71,13 +86,16 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _completed(job_id: str, state: JobState, record: JobRecord | None, images: list[bytes]) -> Completed:
+async def _completed(job_id: str, state: JobState, context: ServerContext) -> Completed:
+    job = await context.queue.get(job_id)
     if state is JobState.CANCELLED:
         raise Cancelled(f"Job {job_id} was cancelled.")
     if state is JobState.EXPIRED:
-        raise TimedOut(f"Job {job_id} passed its deadline.")
-    if record is not None and record.error is not None:
-        raise JobFailed(job_id, record.error)
-    if record is None or record.timings is None or record.finished_at is None or not images:
+        timeout_s = job.terms.timeout_s if job else None
+        raise TimedOut(f"Job {job_id} could not end within {timeout_s or 0:g} s and was dropped.")
+    if job is not None and job.error is not None:
+        raise JobFailed(job_id, job.error)
+    images = await context.queue.images(job) if job else []
+    if job is None or job.timings is None or job.finished_at is None or not images:
         raise ApiError(f"Job {job_id} ended as {state}, but its result is gone.", code="result_gone")
-    return Completed(job_id, images, record.timings, record.finished_at)
+    return Completed(job, images, job.timings, job.finished_at)

@@ -16,6 +16,8 @@ from fastapi import Depends, Request
 from redis.asyncio import Redis
 
 from msf_serve.scheduler.connection import connect
+from msf_serve.scheduler.errors import QueueUnavailable
+from msf_serve.scheduler.leases import Leases
 from msf_serve.scheduler.queue import JobQueue
 from msf_serve.scheduler.registry import Registry
 from msf_serve.scheduler.replies import ReplyReader
@@ -26,6 +28,7 @@ from msf_serve.server.settings import ServerSettings
 logger = logging.getLogger(__name__)
 
 RESTART_READER_S = 1.0
+SWEEP_EVERY_S = 1.0  # how late the end of a job that waits past its deadline may be told
 
 
 @dataclass
@@ -50,13 +53,15 @@ async def open_context(settings: ServerSettings) -> AsyncIterator[ServerContext]
     replies = ReplyReader(redis, f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
     queue = JobQueue(redis, max_queued_samples=settings.max_queued_samples)
     catalog = Catalog(registry, worker_absence_s=settings.worker_absence_s)
-    reading = asyncio.create_task(_read_for_ever(replies), name="reply reader")
+    leases = Leases(redis, lease_s=settings.lease_s)
+    tasks = [asyncio.create_task(_read_for_ever(replies)), asyncio.create_task(_sweep_for_ever(leases))]
     try:
         yield ServerContext(settings, redis, queue, registry, replies, catalog)
     finally:
-        reading.cancel()
-        with suppress(asyncio.CancelledError):
-            await reading
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
         await redis.aclose()
 
 
@@ -68,6 +73,18 @@ async def _read_for_ever(replies: ReplyReader) -> None:
         except Exception:
             logger.exception("the reply reader failed and starts again")
             await asyncio.sleep(RESTART_READER_S)
+
+
+async def _sweep_for_ever(leases: Leases) -> None:
+    """Workers do it too; without any, jobs must still end at their deadlines."""
+    while True:
+        await asyncio.sleep(SWEEP_EVERY_S)
+        try:
+            await leases.sweep()
+        except QueueUnavailable:
+            continue
+        except Exception:
+            logger.exception("a sweep of the queues failed")
 
 
 def _context(request: Request) -> ServerContext:

@@ -11,8 +11,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from msf_serve.scheduler.errors import QueueFull, SchedulerError
+from msf_serve.scheduler.errors import (
+    DeadlineTooShort,
+    IdempotencyConflict,
+    MemoryFull,
+    QueueFull,
+    SchedulerError,
+)
 from msf_serve.scheduler.jobs import JobError
+
+MEMORY_RETRY_AFTER_S = 30  # results are dropped after some minutes, a few at a time
 
 
 class ApiError(HTTPException):
@@ -48,13 +56,30 @@ class ModelNotFound(InvalidRequest):
     code = "model_not_found"
 
 
+class JobNotFound(InvalidRequest):
+    status = HTTPStatus.NOT_FOUND
+    code = "job_not_found"
+
+
+class Conflict(ApiError):
+    """Asking again would be refused again."""
+
+    status = HTTPStatus.CONFLICT
+    type = "invalid_request_error"
+    code = "idempotency_conflict"
+    outcome = "invalid"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="Idempotency-Key", headers={"x-should-retry": "false"})
+
+
 class BodyTooLarge(InvalidRequest):
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     code = "body_too_large"
 
 
 class Refused(ApiError):
-    """The queue is full: nothing was admitted."""
+    """There is no room: nothing was admitted."""
 
     status = HTTPStatus.TOO_MANY_REQUESTS
     type = "rate_limit_error"
@@ -122,6 +147,12 @@ def translate(error: Exception) -> ApiError:
             return error
         case QueueFull():
             return Refused(str(error), headers={"Retry-After": str(max(1, math.ceil(error.retry_after_s)))})
+        case MemoryFull():
+            return Refused(str(error), code="storage_full", headers={"Retry-After": str(MEMORY_RETRY_AFTER_S)})
+        case DeadlineTooShort():
+            return TimedOut(f"Refused: {error}.")
+        case IdempotencyConflict():
+            return Conflict(f"Refused: {error}.")
         case SchedulerError():
             return Unavailable(str(error), code="queue_unavailable")
         case RequestValidationError():

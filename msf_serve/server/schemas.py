@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
-from msf_serve.scheduler.jobs import MAX_SEED, OutputFormat, Timings
+from msf_serve.scheduler.jobs import MAX_SEED, JobError, JobSpec, JobState, OutputFormat, Priority, Timings
 from msf_serve.server.errors import InvalidRequest, shown
 
 
@@ -51,8 +51,11 @@ def _no_op(name: str) -> str:
     return f"{name}; accepted for OpenAI's clients and without effect here."
 
 
+MAX_TIMEOUT_S = 3600.0
+
+
 class ImageRequest(RequestBody):
-    """OpenAI's image request over classes; `seed`, `num_steps` and `guidance_scale` are extensions."""
+    """OpenAI's image request over classes; from `seed` to `cache`, the fields are extensions."""
 
     model_config = ConfigDict(
         json_schema_extra={"example": {"prompt": "sneaker", "n": 4, "seed": 7, "num_steps": 12, "guidance_scale": 2.0}}
@@ -96,6 +99,27 @@ class ImageRequest(RequestBody):
         description="how strongly to follow the class, a number from 0 to the model's max_guidance_scale, "
         "where 1 is no guidance; without it, the model's default.",
     )
+    priority: Annotated[Priority, Field(strict=False)] | None = Field(
+        default=None, description='"high", "normal" or "low": who is claimed first; without it, "normal".'
+    )
+    timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=MAX_TIMEOUT_S,
+        allow_inf_nan=False,
+        description=f"seconds that queue and execution may take together, a number above 0 and up to "
+        f"{MAX_TIMEOUT_S:g}; the job is dropped once it cannot end in time.",
+    )
+    on_disconnect: Literal["cancel", "finish"] | None = Field(
+        default=None,
+        description='"cancel" or "finish": what becomes of the job when its caller goes away; without it, "finish" '
+        'with an Idempotency-Key and "cancel" otherwise.',
+    )
+    cache: bool | None = Field(
+        default=None,
+        description="true or false: whether the result of an identical job (same seed and all) may be the answer; "
+        "without it, true.",
+    )
     size: str | None = Field(
         default=None, max_length=20, description='"auto" or the model\'s own size, such as "32x32".'
     )
@@ -104,7 +128,9 @@ class ImageRequest(RequestBody):
     style: str | None = Field(default=None, max_length=64, description=_no_op("a string"))
     moderation: str | None = Field(default=None, max_length=64, description=_no_op("a string"))
     output_compression: int | None = Field(default=None, ge=0, le=100, description=_no_op("an integer from 0 to 100"))
-    user: str | None = Field(default=None, max_length=256, description=_no_op("a string"))
+    user: str | None = Field(
+        default=None, max_length=256, description="a string; the users of one API key or address take turns."
+    )
 
 
 class Image(BaseModel):
@@ -124,7 +150,25 @@ class ImagesResponse(BaseModel):
     guidance_scale: float
     output_format: OutputFormat
     job_id: str
+    cached: bool = Field(description="Whether an identical job made these images.")
     timings: Timings
+
+
+class JobObject(BaseModel):
+    """A job; times are Unix seconds."""
+
+    id: str
+    object: Literal["job"] = "job"
+    status: JobState
+    created_at: float
+    deadline_at: float | None
+    finished_at: float | None
+    attempt: int = Field(description="How many workers have taken it up so far.")
+    spec: JobSpec
+    priority: Priority
+    timings: Timings | None
+    error: JobError | None
+    data: list[Image] | None = Field(description="The images, once it has succeeded.")
 
 
 class ModelObject(BaseModel):
@@ -164,3 +208,20 @@ class ErrorResponse(BaseModel):
     """OpenAI's error object."""
 
     error: ErrorDetail
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    "default": {"model": ErrorResponse, "description": "Every error has this shape."},
+    400: {
+        "model": ErrorResponse,
+        "description": "A field or the body is wrong; the message says what is allowed.",
+    },
+    404: {"model": ErrorResponse, "description": "No such model, version or job."},
+    409: {"model": ErrorResponse, "description": "The Idempotency-Key stands for another request."},
+    413: {"model": ErrorResponse, "description": "The body is too large."},
+    429: {"model": ErrorResponse, "description": "The queue is full; `Retry-After` says when to ask again."},
+    499: {"model": ErrorResponse, "description": "The job was cancelled by someone else."},
+    500: {"model": ErrorResponse, "description": "The job failed; `code` says how."},
+    503: {"model": ErrorResponse, "description": "Draining, Redis is away, or no worker serves the model."},
+    504: {"model": ErrorResponse, "description": "The job cannot end, or has not ended, within its timeout_s."},
+}

@@ -18,7 +18,9 @@ class ServerSettings(BaseModel):
     max_body_bytes: int = Field(default=64 * 1024, ge=1024)
     max_images_per_request: int = Field(default=64, ge=1)
     max_queued_samples: int = Field(default=4096, ge=1)
-    request_timeout_s: float = Field(default=300.0, gt=0)
+    request_timeout_s: float = Field(default=300.0, gt=0)  # of requests that name none
+    tenant_weights: dict[str, float] = Field(default_factory=dict)  # shares that are not 1
+    lease_s: float = Field(default=15.0, ge=1)  # the workers'
     worker_absence_s: float = Field(default=30.0, gt=0)
 
     @model_validator(mode="after")

@@ -11,15 +11,21 @@ from numpy.typing import NDArray
 
 from msf_serve.engine.config import ModelConfig, Stage
 from msf_serve.engine.executor import SampleRequest
+from msf_serve.scheduler.costs import StepCosts, Work
 from msf_serve.scheduler.jobs import Timings
-from msf_serve.scheduler.queue import Claim
+from msf_serve.scheduler.leases import Claim
 
 
 @dataclass
 class ActiveJob:
-    """Written by the worker's event loop only. Samples wait here until a slot is free for them."""
+    """Written by the worker's event loop only. Samples wait here until a slot is free for them.
+
+    Times are this process's monotonic seconds: before the claim Redis's clock counts, after it ours, and the two never
+    meet in one difference.
+    """
 
     claim: Claim
+    config: ModelConfig
     claimed_at: float = field(default_factory=time.monotonic)
     waiting: deque[int] = field(default_factory=deque)  # sample indices
     images: dict[int, NDArray[np.uint8]] = field(default_factory=dict)  # by sample index
@@ -27,7 +33,9 @@ class ActiveJob:
     stage_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(Stage, 0.0))
 
     def __post_init__(self) -> None:
-        self.waiting.extend(range(self.claim.job.spec.num_samples))
+        spec = self.claim.job.spec
+        self.waiting.extend(range(spec.num_samples))
+        self.work = Work(*self.config.split_steps(spec.num_steps), guided=spec.guidance_scale != 1.0)
 
     @property
     def id(self) -> str:
@@ -37,29 +45,43 @@ class ActiveJob:
     def is_complete(self) -> bool:
         return len(self.images) == self.claim.job.spec.num_samples
 
-    def next_sample(self, config: ModelConfig) -> SampleRequest:
+    @property
+    def arrived_at(self) -> float:
+        return self.claimed_at - self._queued_s
+
+    @property
+    def deadline(self) -> float | None:
+        job = self.claim.job
+        return None if job.deadline_at is None else self.arrived_at + job.deadline_at - job.admitted_at
+
+    @property
+    def _queued_s(self) -> float:
+        job = self.claim.job
+        return (job.claimed_at or job.admitted_at) - job.admitted_at
+
+    def next_sample(self) -> SampleRequest:
         """Take the next waiting sample."""
         spec = self.claim.job.spec
-        num_base_steps, num_residual_steps = config.split_steps(spec.num_steps)
         return SampleRequest(
             label=spec.label,
             seed=spec.seed,
             index=self.waiting.popleft(),
-            num_base_steps=num_base_steps,
-            num_residual_steps=num_residual_steps,
+            num_base_steps=self.work.num_base_steps,
+            num_residual_steps=self.work.num_residual_steps,
             guidance_scale=spec.guidance_scale,
         )
 
+    def is_late(self, left: Work, costs: StepCosts, now: float) -> bool:
+        """Whether a sample with this work left misses the deadline, however fast it goes from now on."""
+        deadline = self.deadline
+        return deadline is not None and now + costs.least_s(left) > deadline
+
     def timings(self, encode_s: float) -> Timings:
-        """Before the claim Redis's clock counts, after it ours: two clocks never meet in one difference."""
-        job = self.claim.job
-        claim_delay_s = (job.claimed_at or job.admitted_at) - job.admitted_at
-        started_at = self.started_at or self.claimed_at
         return Timings(
-            queue_ms=1000 * (claim_delay_s + started_at - self.claimed_at),
+            queue_ms=1000 * ((self.started_at or self.claimed_at) - self.arrived_at),
             base_ms=1000 * self.stage_s[Stage.BASE],
             residual_ms=1000 * self.stage_s[Stage.RESIDUAL],
             decode_ms=1000 * self.stage_s[Stage.DECODE],
             encode_ms=1000 * encode_s,
-            total_ms=1000 * (claim_delay_s + time.monotonic() - self.claimed_at),
+            total_ms=1000 * (time.monotonic() - self.arrived_at),
         )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from msf_serve.scheduler.leases import Swept
 from msf_serve.scheduler.policy import StepBatch
 
 _STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -32,17 +31,26 @@ class WorkerMetrics:
             "msf_step_batches", "Step batches by why they were chosen.", (*_STAGE, "reason"), registry=registry
         )
         self.jobs = Counter("msf_worker_jobs", "Jobs that ended here.", (*_MODEL, "outcome"), registry=registry)
+        self.claims = Counter("msf_claims", "Jobs claimed.", _MODEL, registry=registry)
+        self.reclaims = Counter("msf_reclaims", "Jobs taken back from lost workers, by this one.", registry=registry)
+        self.poisoned = Counter("msf_jobs_poisoned", "Jobs given up that killed workers.", registry=registry)
+        self.expired = Counter("msf_jobs_expired_queued", "Jobs dropped in the queue, past hope.", registry=registry)
         self.slots_in_use = Gauge("msf_slots_in_use", "Slots that hold a sample.", _MODEL, registry=registry)
         Gauge("msf_slots", "Slots for each model.", registry=registry).set(num_slots)
 
     def serve(self, port: int) -> None:
         start_http_server(port, registry=self.registry)
 
-    def record_step(self, model: Sequence[str], batch: StepBatch, bucket: int, seconds: float) -> None:
-        labels = (*model, batch.stage)
+    def record_step(self, batch: StepBatch, seconds: float) -> None:
+        labels = (*batch.model, batch.stage)
         size = len(batch.slots)
         self.step_seconds.labels(*labels).observe(seconds)
         self.batch_size.labels(*labels).observe(size)
         self.steps.labels(*labels).inc(size)
-        self.padded_rows.labels(*labels).inc(bucket - size)
+        self.padded_rows.labels(*labels).inc(batch.bucket - size)
         self.batches.labels(*labels, batch.reason).inc()
+
+    def record_sweep(self, swept: Swept) -> None:
+        self.reclaims.inc(swept.num_requeued)
+        self.poisoned.inc(swept.num_poisoned)
+        self.expired.inc(swept.num_expired)

@@ -11,22 +11,25 @@ from msf_serve.engine.backends import Backend, get_backend
 from msf_serve.engine.executor import Executor
 from msf_serve.engine.loading import load_plans
 from msf_serve.engine.plans import PlanCache
-from msf_serve.engine.repository import find_models
+from msf_serve.engine.repository import ModelVersion, find_models
 from msf_serve.scheduler.connection import check, connect
 from msf_serve.scheduler.jobs import WorkerInfo
-from msf_serve.scheduler.queue import JobQueue
-from msf_serve.scheduler.registry import Registry
+from msf_serve.scheduler.policy import BatchingPolicy, StepLevel
+from msf_serve.scheduler.request_level import RequestLevel
 from msf_serve.worker.errors import WorkerError
+from msf_serve.worker.faults import FaultyRunner
 from msf_serve.worker.metrics import WorkerMetrics
 from msf_serve.worker.runner import ModelRunner
 from msf_serve.worker.service import Worker
 from msf_serve.worker.settings import WorkerSettings
+from msf_serve.worker.trace import Trace
 
 
 async def run_worker(settings: WorkerSettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set.
 
-    Raises QueueUnavailable when Redis cannot be used at the start, EngineError, and WorkerError for a bad setting.
+    Raises QueueUnavailable when Redis cannot be used at the start, EngineError, WorkerError for a bad setting, and
+    StepTimeout when the device hangs.
     """
     redis = connect(settings.redis_url)
     try:
@@ -54,11 +57,13 @@ async def run_worker(settings: WorkerSettings, stop: asyncio.Event) -> None:
         worker = Worker(
             info,
             runners,
-            JobQueue(redis, lease_s=settings.lease_s),
-            Registry(redis, worker_ttl_s=settings.lease_s),
+            redis,
             metrics,
             lease_s=settings.lease_s,
             drain_timeout_s=settings.drain_timeout_s,
+            step_timeout_s=settings.step_timeout_s,
+            policy=_policy(settings),
+            trace=Trace(settings.trace_dir, info.id) if settings.trace_dir else None,
         )
         await worker.run(stop)
     finally:
@@ -77,7 +82,21 @@ def load_runners(settings: WorkerSettings, backend: Backend) -> list[ModelRunner
     plan_cache = PlanCache(settings.cache_dir / "plans")
     runners = []
     for version in find_models(settings.model_repo):
-        runner = ModelRunner(version, Executor(load_plans(version, backend, plan_cache), settings.num_slots))
+        runner = _runner(settings, version, Executor(load_plans(version, backend, plan_cache), settings.num_slots))
         runner.warm_up()
         runners.append(runner)
     return runners
+
+
+def _policy(settings: WorkerSettings) -> BatchingPolicy:
+    if settings.batching == "request":
+        return RequestLevel(settings.batch_size, settings.batch_delay_s)
+    return StepLevel()
+
+
+def _runner(settings: WorkerSettings, version: ModelVersion, executor: Executor) -> ModelRunner:
+    if settings.fatal_seed is None and settings.hanging_seed is None:
+        return ModelRunner(version, executor)
+    runner = FaultyRunner(version, executor)
+    runner.fatal_seed, runner.hanging_seed = settings.fatal_seed, settings.hanging_seed
+    return runner

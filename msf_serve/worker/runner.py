@@ -1,18 +1,21 @@
-"""One model version in a worker: its jobs, the slots their samples ride in, and the next step batch."""
+"""One model version in a worker: its jobs, the slots their samples ride in, and what a step costs there."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
 
 from msf_serve.engine.config import Stage
 from msf_serve.engine.executor import Executor, SampleRequest, StepResult
-from msf_serve.engine.offline import generate
 from msf_serve.engine.repository import ModelVersion
-from msf_serve.scheduler import policy
-from msf_serve.scheduler.jobs import ModelInfo
-from msf_serve.scheduler.policy import Candidate, StepBatch
-from msf_serve.scheduler.queue import Claim
+from msf_serve.scheduler import costs
+from msf_serve.scheduler.costs import StepCosts, Work
+from msf_serve.scheduler.jobs import LeastSeconds, ModelInfo
+from msf_serve.scheduler.leases import Claim
+from msf_serve.scheduler.policy import ActiveWork, Candidate, StepBatch
 from msf_serve.worker.active import ActiveJob
+
+WARM_UP_ROUNDS = 3
 
 
 class ModelRunner:
@@ -21,8 +24,10 @@ class ModelRunner:
     def __init__(self, model: ModelVersion, executor: Executor) -> None:
         self.model = model
         self.executor = executor
+        self.costs = StepCosts(executor.plans.buckets)
         self.jobs: dict[str, ActiveJob] = {}
         self._riders: dict[int, tuple[ActiveJob, int]] = {}  # slot -> job, sample index
+        self._ridden_at: dict[int, float] = {}  # slot -> when its sample last rode, or joined
 
     @property
     def key(self) -> tuple[str, str]:
@@ -51,60 +56,119 @@ class ModelRunner:
             max_guidance_scale=config.sampling.max_guidance_scale,
             description=config.description,
             created=int((self.model.folder / "SHA256SUMS").stat().st_mtime),
+            least=self._least(),
+        )
+
+    def _least(self) -> LeastSeconds:
+        steps = [cost for cost in self.costs if cost.stage is not costs.Stage.DECODE]
+        decodes = [cost.least_s for cost in self.costs if cost.stage is costs.Stage.DECODE]
+        return LeastSeconds(
+            step_s=min((cost.least_s for cost in steps), default=0.0),
+            sample_step_s=min((cost.least_s / cost.bucket for cost in steps), default=0.0),
+            decode_s=min(decodes, default=0.0),
         )
 
     def add(self, claim: Claim) -> None:
         """Take a job in. One that was lost and came back before its slots were freed goes on under its new claim."""
-        job = self.jobs.setdefault(claim.job.id, ActiveJob(claim))
+        job = self.jobs.setdefault(claim.job.id, ActiveJob(claim, self.model.config))
         job.claim, job.claimed_at = claim, time.monotonic()
 
     def drop(self, job_id: str) -> None:
         """Forget a job and free its slots at once; its batch-mates do not notice."""
         job = self.jobs.pop(job_id, None)
         for slot in [slot for slot, (rider, _) in self._riders.items() if rider is job]:
-            del self._riders[slot]
+            self._leave(slot)
             self.executor.leave(slot)
+
+    def _leave(self, slot: int) -> tuple[ActiveJob, int]:
+        del self._ridden_at[slot]
+        return self._riders.pop(slot)
 
     def fill_slots(self) -> None:
         """Let waiting samples join, oldest claim first, while slots are free."""
         for job in self.jobs.values():
             while job.waiting and self.executor.num_free_slots:
-                sample = job.next_sample(self.model.config)
-                self._riders[self.executor.join(sample)] = job, sample.index
+                sample = job.next_sample()
+                slot = self.executor.join(sample)
+                self._riders[slot] = job, sample.index
+                self._ridden_at[slot] = time.monotonic()
 
-    def choose(self) -> StepBatch | None:
-        """The next step batch, as the batching policy has it."""
-        candidates = [
+    def work_left(self) -> Iterator[tuple[int, ActiveJob, int, Work]]:
+        """Slot, job, sample index and work of every active sample."""
+        for slot, (job, index) in self._riders.items():
+            yield slot, job, index, Work(*self.executor.slots[slot].steps_left, guided=job.work.guided)
+
+    def candidates(self, shares: Mapping[str, float]) -> list[Candidate]:
+        """What the batching policy may choose from; `shares` as of `policy.active_shares`."""
+        left_s = {job.id: len(job.waiting) * self.costs.work_s(job.work) for job in self.jobs.values()}
+        samples = list(self.work_left())
+        for _, job, _, work in samples:
+            left_s[job.id] += self.costs.work_s(work)
+        jobs = {job.id: self._active_work(job, left_s[job.id], shares) for job in self.jobs.values()}
+        slots = self.executor.slots
+        return [
             Candidate(
-                slot=number,
-                stage=policy.Stage(slot.stage),
-                guided=slot.guided,
-                joined_at=self._riders[number][0].claimed_at,
-                num_steps_left=slot.num_steps_left,
+                slot=slot,
+                index=index,
+                job=jobs[job.id],
+                model=self.key,
+                stage=costs.Stage(slots[slot].stage),
+                guided=slots[slot].guided,
+                ridden_at=self._ridden_at[slot],
             )
-            for number, slot in self.executor.slots.items()
+            for slot, job, index, _ in samples
         ]
-        return policy.choose(candidates, buckets=self.executor.plans.buckets, now=time.monotonic())
+
+    def _active_work(self, job: ActiveJob, left_s: float, shares: Mapping[str, float]) -> ActiveWork:
+        record = job.claim.job
+        return ActiveWork(
+            id=job.id,
+            arrived_at=job.arrived_at,
+            whole_s=record.spec.num_samples * self.costs.work_s(job.work),
+            left_s=left_s,
+            priority=record.terms.priority,
+            deadline=job.deadline,
+            share=shares[record.terms.tenant],
+        )
+
+    def late_jobs(self) -> list[ActiveJob]:
+        """Jobs whose deadline cannot be met any more, however fast they go."""
+        now = time.monotonic()
+        late = {job.id: job for _, job, _, left in self.work_left() if job.is_late(left, self.costs, now)}
+        late |= {job.id: job for job in self.jobs.values() if job.waiting and job.is_late(job.work, self.costs, now)}
+        return list(late.values())
 
     def execute(self, batch: StepBatch) -> StepResult:
-        return self.executor.step(batch.slots)
+        return self.executor.step(batch.slots, batch.bucket)
 
     def jobs_in(self, batch: StepBatch) -> list[ActiveJob]:
         """The jobs that ride in a step batch, each once."""
         return list({job.id: job for job, _ in (self._riders[slot] for slot in batch.slots)}.values())
 
+    def riders(self, batch: StepBatch) -> list[dict[str, str | int]]:
+        """Who rides in a step batch and at which step of its stage, for a trace."""
+        return [
+            {"job": job.id, "sample": index, "step": self.executor.slots[slot].step}
+            for slot, (job, index) in ((slot, self._riders[slot]) for slot in batch.slots)
+        ]
+
     def account(
         self, batch: StepBatch, result: StepResult, started_at: float
     ) -> tuple[list[ActiveJob], list[ActiveJob]]:
         """Book a step batch's time and images. Returns the jobs that it completed and those that it failed."""
-        seconds = time.monotonic() - started_at
-        for job in self.jobs_in(batch):
+        now = time.monotonic()
+        seconds = now - started_at
+        self.costs.observe(batch.stage, batch.guided, batch.bucket, seconds)
+        touched = self.jobs_in(batch)
+        for job in touched:
             job.stage_s[Stage(batch.stage)] += seconds
+        for slot in batch.slots:
+            self._ridden_at[slot] = now
         for slot, image in result.images.items():
-            job, index = self._riders.pop(slot)
+            job, index = self._leave(slot)
             job.images[index] = image
-        failed = list({job.id: job for job, _ in (self._riders.pop(slot) for slot in result.failed)}.values())
-        completed = [job for job in self.jobs.values() if job.is_complete]
+        failed = list({job.id: job for job, _ in (self._leave(slot) for slot in result.failed)}.values())
+        completed = [job for job in touched if job.is_complete]
         for job in completed:
             del self.jobs[job.id]
         for job in failed:
@@ -112,7 +176,20 @@ class ModelRunner:
         return completed, failed
 
     def warm_up(self) -> None:
-        """Make images the shortest way, in a full bucket and alone: the first run of a plan is slow."""
-        scale = self.model.config.sampling.default_guidance_scale
-        for count in (self.executor.plans.buckets[-1], 1):
-            generate(self.executor, [SampleRequest(0, 0, index, 1, 1, scale) for index in range(count)])
+        """Run every plan some times: the first run of a plan is slow, and the policy wants to know what each costs."""
+        default_scale = self.model.config.sampling.default_guidance_scale
+        for bucket in self.executor.plans.buckets:
+            for scale in (1.0, default_scale):
+                for round_number in range(WARM_UP_ROUNDS):
+                    self._run_alone(min(bucket, self.executor.num_slots), bucket, scale, observe=round_number > 0)
+
+    def _run_alone(self, count: int, bucket: int, guidance_scale: float, *, observe: bool) -> None:
+        for index in range(count):
+            self.executor.join(SampleRequest(0, 0, index, 1, 1, guidance_scale))
+        while self.executor.slots:
+            first = next(iter(self.executor.slots.values()))
+            stage, guided = costs.Stage(first.stage), first.guided
+            started_at = time.monotonic()
+            self.executor.step(tuple(self.executor.slots), bucket)
+            if observe:
+                self.costs.observe(stage, guided, bucket, time.monotonic() - started_at)

@@ -10,15 +10,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from redis.asyncio import Redis
+
 from msf_serve.scheduler.errors import QueueUnavailable
 from msf_serve.scheduler.jobs import JobError, WorkerInfo
-from msf_serve.scheduler.policy import StepBatch
-from msf_serve.scheduler.queue import Claim, JobQueue
+from msf_serve.scheduler.leases import Claim, Leases
+from msf_serve.scheduler.notices import cancelled_jobs
+from msf_serve.scheduler.policy import BatchingPolicy, Hold, StepBatch, StepLevel, active_shares
 from msf_serve.scheduler.registry import Registry
 from msf_serve.worker.active import ActiveJob
 from msf_serve.worker.encode import encode_image
+from msf_serve.worker.errors import StepTimeout
 from msf_serve.worker.metrics import WorkerMetrics
 from msf_serve.worker.runner import ModelRunner
+from msf_serve.worker.trace import Trace
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +34,8 @@ RETRY_S = 0.5  # between attempts to reach Redis again
 
 
 class Worker:
-    """Four tasks share the runners: claiming, stepping, finishing (one task a job) and keeping the leases.
+    """Five tasks share the runners: claiming, stepping, finishing (one task a job), keeping the leases, and heeding
+    cancellations.
 
     They all run on one event loop; the networks run in one thread beside it, the encoders in another.
     """
@@ -38,21 +44,28 @@ class Worker:
         self,
         info: WorkerInfo,
         runners: Sequence[ModelRunner],
-        queue: JobQueue,
-        registry: Registry,
+        redis: Redis,
         metrics: WorkerMetrics,
         *,
         lease_s: float,
         drain_timeout_s: float,
+        step_timeout_s: float,
+        policy: BatchingPolicy | None = None,
+        trace: Trace | None = None,
     ) -> None:
         self.info = info
         self._runners = {runner.key: runner for runner in runners}
-        self._queue = queue
-        self._registry = registry
+        self._redis = redis
+        self._leases = Leases(redis, lease_s=lease_s)
+        self._registry = Registry(redis, worker_ttl_s=lease_s)
         self._metrics = metrics
-        self._fingerprint = info.backend
+        self._policy = policy or StepLevel()
+        self._trace = trace
         self._heartbeat_s = lease_s / 3
         self._drain_timeout_s = drain_timeout_s
+        self._step_timeout_s = step_timeout_s
+        self._step_began_at: float | None = None
+        self._alone = False  # nothing is claimed until nothing is held: a suspect is, or waits to be, claimed
         self._held: dict[str, Claim] = {}  # every job whose lease is ours
         self._lost: set[str] = set()  # to be dropped between two steps
         self._finishing: set[asyncio.Task[None]] = set()
@@ -68,7 +81,10 @@ class Worker:
         """Serve until `stop` is set, then finish what runs, hand back what waits, and go."""
         await _first(self._until_redis_answers(lambda: self._registry.register(self.info)), stop.wait())
         claiming = asyncio.create_task(self._claim_until(stop))
-        serving = [asyncio.create_task(self._step_for_ever()), asyncio.create_task(self._keep_leases())]
+        serving = [
+            asyncio.create_task(task)
+            for task in (self._step_for_ever(), self._keep_leases(), self._heed_cancellations())
+        ]
         try:
             await _first(claiming, *serving)
             await _first(self._drain(), *serving)
@@ -87,8 +103,8 @@ class Worker:
             self._freed.clear()
             try:
                 if not await self._claim():
-                    open_queues = [key for key, runner in self._runners.items() if runner.room]
-                    arrival = [self._queue.wait_for_work(open_queues, WAIT_FOR_WORK_S)] if open_queues else []
+                    open_queues = [key for key, runner in self._runners.items() if runner.room and not self._alone]
+                    arrival = [self._leases.wait_for_work(open_queues, WAIT_FOR_WORK_S)] if open_queues else []
                     await _first(self._freed.wait(), stop.wait(), *arrival)
             except QueueUnavailable as error:
                 logger.warning("cannot claim: %s", error)
@@ -96,39 +112,61 @@ class Worker:
 
     async def _claim(self) -> bool:
         """Claim as much as every runner has room for. False: there was nothing, or no room."""
+        if self._alone and self._held:
+            return False
+        self._alone = False
         claimed = False
         for runner in self._runners.values():
             if not runner.room:
                 continue
-            for claim in await self._queue.claim(self.info.id, *runner.key, runner.room):
+            answer = await self._leases.claim(self.info.id, *runner.key, runner.room, idle=not self._held)
+            self._alone = answer.alone
+            for claim in answer.claims:
                 self._held[claim.job.id] = claim
                 self._lost.discard(claim.job.id)
                 self._nothing_held.clear()
                 runner.add(claim)
                 self._work.set()
                 claimed = True
+            self._metrics.claims.labels(*runner.key).inc(len(answer.claims))
+            if self._alone:
+                return claimed or not self._held
         return claimed
 
     # Stepping
 
     async def _step_for_ever(self) -> None:
         while True:
-            progressed = False
             for runner in self._runners.values():
                 self._drop_lost(runner)
+                self._drop_late(runner)
                 runner.fill_slots()
-                batch = runner.choose()
-                if batch is not None:
-                    await self._step(runner, batch)
-                    progressed = True
-            if not progressed:
+            choice = self._choose()
+            if isinstance(choice, StepBatch):
+                await self._step(self._runners[choice.model], choice)
+            else:
                 self._work.clear()
-                await self._work.wait()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._work.wait(), _seconds_until(choice))
+
+    def _choose(self) -> StepBatch | Hold | None:
+        terms = (job.claim.job.terms for runner in self._runners.values() for job in runner.jobs.values())
+        shares = active_shares((each.tenant, each.weight) for each in terms)
+        return self._policy.choose(
+            [candidate for runner in self._runners.values() for candidate in runner.candidates(shares)],
+            costs={key: runner.costs for key, runner in self._runners.items()},
+            pressure=max(
+                (runner.num_slots_in_use() / runner.executor.num_slots for runner in self._runners.values()),
+                default=0.0,
+            ),
+            now=time.monotonic(),
+        )
 
     async def _step(self, runner: ModelRunner, batch: StepBatch) -> None:
-        started_at = time.monotonic()
+        started_at = self._step_began_at = time.monotonic()
         for job in runner.jobs_in(batch):
             job.started_at = job.started_at or started_at
+        riders = runner.riders(batch) if self._trace else []
         try:
             result = await asyncio.get_running_loop().run_in_executor(self._device, runner.execute, batch)
         except Exception:
@@ -137,8 +175,13 @@ class Worker:
                 self._drop(runner, job.id)
                 self._finish(self._fail(runner, job, JobError(code="engine_error", message="the engine failed")))
             return
+        finally:
+            self._step_began_at = None
         completed, failed = runner.account(batch, result, started_at)
-        self._metrics.record_step(runner.key, batch, result.bucket, time.monotonic() - started_at)
+        ended_at = time.monotonic()
+        self._metrics.record_step(batch, ended_at - started_at)
+        if self._trace:
+            self._trace.record(batch, riders, started_at, ended_at)
         if result.images or result.failed:
             self._freed.set()
         for job in completed:
@@ -152,6 +195,11 @@ class Worker:
             logger.info("job %s is no longer ours; its slots are freed", job_id)
             self._lost.discard(job_id)
             self._drop(runner, job_id)
+
+    def _drop_late(self, runner: ModelRunner) -> None:
+        for job in runner.late_jobs():
+            self._drop(runner, job.id)
+            self._finish(self._expire(runner, job))
 
     def _drop(self, runner: ModelRunner, job_id: str) -> None:
         runner.drop(job_id)
@@ -168,7 +216,7 @@ class Worker:
         try:
             images, encode_s = await asyncio.get_running_loop().run_in_executor(self._encoder, self._encode, job)
             kept = await self._until_redis_answers(
-                lambda: self._queue.succeed(job.claim, images, job.timings(encode_s))
+                lambda: self._leases.succeed(job.claim, images, job.timings(encode_s), plan=self.info.backend)
             )
         except Exception:
             logger.exception("the images of job %s cannot be encoded or stored", job.id)
@@ -178,14 +226,18 @@ class Worker:
             self._end(runner, job, "succeeded" if kept else "dropped")
 
     async def _fail(self, runner: ModelRunner, job: ActiveJob, error: JobError) -> None:
-        kept = await self._until_redis_answers(lambda: self._queue.fail(job.claim, error))
+        kept = await self._until_redis_answers(lambda: self._leases.fail(job.claim, error))
         self._end(runner, job, "failed" if kept else "dropped")
+
+    async def _expire(self, runner: ModelRunner, job: ActiveJob) -> None:
+        kept = await self._until_redis_answers(lambda: self._leases.expire(job.claim))
+        self._end(runner, job, "expired" if kept else "dropped")
 
     def _encode(self, job: ActiveJob) -> tuple[list[bytes], float]:
         started_at = time.monotonic()
         spec = job.claim.job.spec
         images = [
-            encode_image(job.images[index], spec, index=index, fingerprint=self._fingerprint)
+            encode_image(job.images[index], spec, index=index, fingerprint=self.info.backend)
             for index in range(spec.num_samples)
         ]
         return images, time.monotonic() - started_at
@@ -200,21 +252,44 @@ class Worker:
     async def _keep_leases(self) -> None:
         while True:
             await asyncio.sleep(self._heartbeat_s)
+            self._check_step()
             claims = list(self._held.values())
             try:
                 await self._registry.heartbeat(self.info.id)
-                lost = await self._queue.renew(self.info.id, claims)
-                reclaimed = await self._queue.reclaim()
+                lost = await self._leases.renew(self.info.id, claims)
+                swept = await self._leases.sweep()
             except QueueUnavailable as error:
                 logger.warning("cannot renew leases: %s", error)
                 continue
             for claim in claims:
-                if claim.job.id in lost and self._let_go(claim):
-                    self._lost.add(claim.job.id)
-            if reclaimed.num_requeued or reclaimed.num_failed:
-                logger.warning(
-                    "took back %d jobs of dead workers, gave up %d", reclaimed.num_requeued, reclaimed.num_failed
-                )
+                if claim.job.id in lost:
+                    self._lose(claim)
+            self._metrics.record_sweep(swept)
+            if swept.num_requeued or swept.num_poisoned:
+                logger.warning("took back %d jobs of lost workers, gave up %d", swept.num_requeued, swept.num_poisoned)
+
+    def _check_step(self) -> None:
+        """A step that hangs cannot be ended, only its process; others then take over what it held."""
+        began_at = self._step_began_at
+        if began_at is not None and time.monotonic() - began_at > self._step_timeout_s:
+            raise StepTimeout(f"a step batch did not end within MSF_STEP_TIMEOUT_S={self._step_timeout_s:g}")
+
+    async def _heed_cancellations(self) -> None:
+        while True:
+            try:
+                async for job_ids in cancelled_jobs(self._redis, self.info.id):
+                    for claim in [self._held[job_id] for job_id in job_ids if job_id in self._held]:
+                        self._lose(claim)
+            except QueueUnavailable as error:
+                logger.warning("cannot hear of cancellations: %s", error)
+                await asyncio.sleep(RETRY_S)
+
+    def _lose(self, claim: Claim) -> None:
+        if self._let_go(claim):
+            self._lost.add(claim.job.id)
+            runner = self._runners[claim.job.spec.model, claim.job.spec.version]
+            self._metrics.jobs.labels(*runner.key, "lost").inc()
+            self._work.set()
 
     async def _drain(self) -> None:
         """Hand back what has not begun, wait for what has, hand back what is late."""
@@ -237,7 +312,7 @@ class Worker:
     async def _release(self, claim: Claim) -> None:
         self._let_go(claim)
         try:
-            await self._queue.release(claim)
+            await self._leases.release(claim)
         except QueueUnavailable as error:
             logger.warning("cannot hand back job %s, its lease will lapse: %s", claim.job.id, error)
 
@@ -248,6 +323,7 @@ class Worker:
         del self._held[claim.job.id]
         if not self._held:
             self._nothing_held.set()
+            self._freed.set()
         return True
 
     async def _until_redis_answers(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -258,6 +334,10 @@ class Worker:
             except QueueUnavailable as error:
                 logger.warning("waiting for Redis: %s", error)
                 await asyncio.sleep(RETRY_S)
+
+
+def _seconds_until(choice: Hold | None) -> float | None:
+    return None if choice is None else max(choice.until - time.monotonic(), 0.0)
 
 
 async def _first(*awaitables: Awaitable[Any]) -> None:

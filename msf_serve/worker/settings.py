@@ -16,10 +16,17 @@ class WorkerSettings(BaseModel):
     redis_url: str
     model_repo: Path
     cache_dir: Path
-    backend: Literal["eager", "openvino"] = "openvino"
+    backend: Literal["eager", "openvino", "noop"] = "openvino"
     precision: Literal["fp32", "bf16"] | None = None
     num_threads: Annotated[int, Field(ge=1)]
     num_slots: Annotated[int, Field(ge=1, le=1024)] = 32
     lease_s: Annotated[float, Field(ge=1)] = 15.0
     drain_timeout_s: Annotated[float, Field(ge=0)] = 25.0
+    step_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    batching: Literal["step", "request"] = "step"
+    batch_size: Annotated[int, Field(ge=1)] = 8  # of request-level batching, as is the delay
+    batch_delay_s: Annotated[float, Field(ge=0)] = 0.02
+    trace_dir: Path | None = None
+    fatal_seed: int | None = None  # faults on purpose, for tests
+    hanging_seed: int | None = None
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0  # 0: no metrics endpoint

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from msf_serve.engine.plans import PlanCache, PlanSpec
 
 Precision = Literal["fp32", "bf16"]
-BACKENDS = ("eager", "openvino")
+BACKENDS = ("eager", "openvino", "noop")
 
 
 class Plan(Protocol):
@@ -42,4 +42,8 @@ def get_backend(name: str, precision: Precision | None, num_threads: int) -> Bac
         from msf_serve.engine.backends.openvino import OpenVinoBackend
 
         return OpenVinoBackend(precision, num_threads)
+    if name == "noop":
+        from msf_serve.engine.backends.noop import NoopBackend
+
+        return NoopBackend()
     raise ValueError(f"backend {name!r} is unknown; allowed: {', '.join(BACKENDS)}")

@@ -1,0 +1,102 @@
+"""What a step batch costs, as measured: the policy weighs by it, deadlines are judged by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+FADE = 0.1  # weight of the newest measurement in the running mean
+
+
+class Stage(StrEnum):
+    BASE = "base"
+    RESIDUAL = "residual"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds that a step batch takes in one bucket: on average lately, and at the least ever."""
+
+    stage: Stage
+    guided: bool
+    bucket: int
+    mean_s: float
+    least_s: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is left of a sample: denoising steps by stage; its decode comes on top."""
+
+    num_base_steps: int
+    num_residual_steps: int
+    guided: bool
+
+
+class StepCosts:
+    """The costs of one model version on one device. `observe` is the only writer.
+
+    What has not been measured is estimated from the nearest bucket of the same plan that was, as if cost grew with
+    size; with nothing measured at all, a step costs nothing, and the policy is left with fill and age.
+    """
+
+    def __init__(self, buckets: Sequence[int], costs: Iterable[StepCost] = ()) -> None:
+        self.buckets = tuple(sorted(buckets))
+        self._costs = {(cost.stage, cost.guided, cost.bucket): cost for cost in costs}
+        self._shares: dict[tuple[Stage, bool], float] = {}
+
+    def __iter__(self) -> Iterator[StepCost]:
+        return iter(self._costs.values())
+
+    def observe(self, stage: Stage, guided: bool, bucket: int, seconds: float) -> None:
+        """Book the duration of a step batch."""
+        key = stage, guided, bucket
+        known = self._costs.get(key)
+        mean_s = seconds if known is None else known.mean_s + FADE * (seconds - known.mean_s)
+        least_s = seconds if known is None else min(known.least_s, seconds)
+        self._costs[key] = StepCost(stage, guided, bucket, mean_s, least_s)
+        self._shares.pop((stage, guided), None)
+
+    def bucket_for(self, count: int) -> int:
+        """The smallest bucket that holds `count` samples, or the largest there is."""
+        return next((bucket for bucket in self.buckets if bucket >= count), self.buckets[-1])
+
+    def mean_s(self, stage: Stage, guided: bool, bucket: int) -> float:
+        """Expected seconds of a step batch."""
+        known = self._costs.get((stage, guided, bucket))
+        if known is not None:
+            return known.mean_s
+        measured = [cost for cost in self._costs.values() if (cost.stage, cost.guided) == (stage, guided)]
+        if not measured:
+            return 0.0
+        nearest = min(measured, key=lambda cost: abs(cost.bucket - bucket))
+        return nearest.mean_s * max(bucket / nearest.bucket, 1.0)
+
+    def share_s(self, stage: Stage, guided: bool) -> float:
+        """A sample's part of a step batch in the bucket that suits the device best, in seconds."""
+        key = stage, guided
+        if key not in self._shares:
+            self._shares[key] = min(self.mean_s(stage, guided, bucket) / bucket for bucket in self.buckets)
+        return self._shares[key]
+
+    def work_s(self, work: Work) -> float:
+        """Device seconds that a sample still needs, in good company."""
+        return (
+            work.num_base_steps * self.share_s(Stage.BASE, work.guided)
+            + work.num_residual_steps * self.share_s(Stage.RESIDUAL, work.guided)
+            + self.share_s(Stage.DECODE, False)
+        )
+
+    def least_s(self, work: Work) -> float:
+        """The optimistic bound: no sample with this work left can be done sooner, in seconds."""
+        return (
+            work.num_base_steps * self._least_step_s(Stage.BASE, work.guided)
+            + work.num_residual_steps * self._least_step_s(Stage.RESIDUAL, work.guided)
+            + self._least_step_s(Stage.DECODE, False)
+        )
+
+    def _least_step_s(self, stage: Stage, guided: bool) -> float:
+        measured = [cost.least_s for cost in self._costs.values() if (cost.stage, cost.guided) == (stage, guided)]
+        return min(measured, default=0.0)

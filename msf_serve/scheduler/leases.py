@@ -1,0 +1,183 @@
+"""The queue of jobs in Redis, as workers use it: claim, keep, give up.
+
+A lease is worth `attempt` and worker id together: whoever lost it can no longer change the job.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from msf_serve.scheduler import keys
+from msf_serve.scheduler.connection import MAX_BLOCK_S, call
+from msf_serve.scheduler.jobs import JobError, JobRecord, JobState, Timings
+from msf_serve.scheduler.keys import QueueKeys
+from msf_serve.scheduler.queue import EXPIRED, RESULT_TTL_S
+from msf_serve.scheduler.records import decode_job
+from msf_serve.scheduler.scripts import Script
+
+NEVER_WOKEN = b"0-0"
+DEAD_TTL_S = 7 * 86400.0
+POISONED = JobError(code="poisoned", message="every worker that ran this job stopped; it is not tried again")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job leased to a worker; `job.attempt` is the fencing token."""
+
+    job: JobRecord
+    worker_id: str
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """What a claim brought. `alone`: a suspect waits (or was claimed), so the worker must hold nothing else."""
+
+    claims: tuple[Claim, ...] = ()
+    alone: bool = False
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What upkeep did: jobs taken back from workers, given up as poisoned, and dropped past their deadline."""
+
+    num_requeued: int = 0
+    num_poisoned: int = 0
+    num_expired: int = 0
+
+    def __add__(self, other: Swept) -> Swept:
+        return Swept(
+            self.num_requeued + other.num_requeued,
+            self.num_poisoned + other.num_poisoned,
+            self.num_expired + other.num_expired,
+        )
+
+
+class Leases:
+    """Every method raises `QueueUnavailable` when Redis cannot be used; it may then have taken effect or not."""
+
+    def __init__(self, redis: Redis, *, lease_s: float = 15.0, result_ttl_s: float = RESULT_TTL_S) -> None:
+        self._redis = redis
+        self._lease_s = lease_s
+        self._lives = {"ttl_ms": round(result_ttl_s * 1000), "dead_ttl_ms": round(DEAD_TTL_S * 1000)}
+        self._woken: dict[QueueKeys, bytes] = {}  # the last wake-up that a claim has already answered
+        self._claim = Script(redis, "claim")
+        self._renew = Script(redis, "renew")
+        self._finish = Script(redis, "finish")
+        self._release = Script(redis, "release")
+        self._sweep = Script(redis, "sweep")
+        self._bury = Script(redis, "bury")
+
+    async def claim(self, worker_id: str, model: str, version: str, max_samples: int, *, idle: bool) -> Claimed:
+        """Lease the next jobs, whole, while they hold fewer than `max_samples`; the last may overshoot.
+
+        `idle`: the worker holds nothing, of no model; only then does it get a suspect.
+        """
+        queue = QueueKeys.of(model, version)
+        woken, alone, *claimed = await self._claim(
+            queue.prefix,
+            worker=worker_id,
+            max_samples=max_samples,
+            lease_s=self._lease_s,
+            idle=idle,
+            expired=EXPIRED.model_dump_json(),
+            **self._lives,
+        )
+        self._woken[queue] = woken
+        return Claimed(tuple(Claim(decode_job(fields), worker_id) for fields in claimed), bool(alone))
+
+    async def wait_for_work(self, models: Sequence[tuple[str, str]], timeout_s: float) -> None:
+        """Return when a `claim` from one of these (model, version) may find work, or after `timeout_s`.
+
+        At most `MAX_BLOCK_S`, whatever `timeout_s` says; claim again in any case. Nothing is missed that came
+        after this object's last claim. All waiting workers wake, and the first to claim gets the job.
+        """
+        queues = [QueueKeys.of(model, version) for model, version in models]
+        cursors = [self._woken.get(queue, NEVER_WOKEN) for queue in queues]
+        block_ms = max(round(min(timeout_s, MAX_BLOCK_S) * 1000), 1)  # 0 would block for ever
+        await call(self._redis, "XREAD", "BLOCK", block_ms, "STREAMS", *(q.wake for q in queues), *cursors)
+
+    async def renew(self, worker_id: str, claims: Sequence[Claim]) -> set[str]:
+        """Extend the leases; returns the ids of jobs that are no longer this worker's (lost or ended)."""
+        held: dict[QueueKeys, list[tuple[str, int]]] = defaultdict(list)
+        for claim in claims:
+            held[_queue_of(claim)].append((claim.job.id, claim.job.attempt))
+        lost: set[str] = set()
+        for queue, jobs in held.items():
+            answer = await self._renew(queue.prefix, worker=worker_id, lease_s=self._lease_s, held=jobs)
+            lost.update(job_id.decode() for job_id in answer)
+        return lost
+
+    async def succeed(self, claim: Claim, images: Sequence[bytes], timings: Timings, *, plan: str = "") -> bool:
+        """Store the encoded files in the order of the samples, made by `plan`. False: dropped, the lease was lost."""
+        return await self._end(claim, JobState.SUCCEEDED, "timings", timings.model_dump_json(), images, plan)
+
+    async def fail(self, claim: Claim, error: JobError) -> bool:
+        """End the job with an error. False: dropped, the lease was lost."""
+        return await self._end(claim, JobState.FAILED, "error", error.model_dump_json())
+
+    async def expire(self, claim: Claim) -> bool:
+        """End the job because its deadline cannot be met. False: dropped, the lease was lost."""
+        return await self._end(claim, JobState.EXPIRED, "error", EXPIRED.model_dump_json())
+
+    async def _end(
+        self, claim: Claim, state: JobState, field: str, value: str, images: Sequence[bytes] = (), plan: str = ""
+    ) -> bool:
+        ttl_ms = self._lives["dead_ttl_ms" if state is JobState.FAILED else "ttl_ms"]
+        return bool(
+            await self._finish(
+                _queue_of(claim).prefix,
+                *images,
+                **_token(claim),
+                state=state,
+                field=field,
+                value=value,
+                plan=plan,
+                ttl_ms=ttl_ms,
+            )
+        )
+
+    async def release(self, claim: Claim) -> bool:
+        """Give the job back, to its old place, not held against it. False: the lease was lost."""
+        return bool(await self._release(_queue_of(claim).prefix, **_token(claim)))
+
+    async def sweep(self) -> Swept:
+        """Take back the jobs, of any model, whose lease ran out, and end those that wait past their deadline.
+
+        Every worker and every server calls it on a timer.
+        """
+        swept = Swept()
+        for queue in await self._queues():
+            answer = await self._sweep(
+                queue.prefix,
+                lease_s=self._lease_s,
+                expired=EXPIRED.model_dump_json(),
+                poisoned=POISONED.model_dump_json(),
+                **self._lives,
+            )
+            swept += Swept(*answer)
+        return swept
+
+    async def bury(self, worker_id: str) -> Swept:
+        """Take back at once what a worker held that is known to be dead."""
+        swept = Swept()
+        for queue in await self._queues():
+            answer = await self._bury(
+                queue.prefix, worker=worker_id, poisoned=POISONED.model_dump_json(), **self._lives
+            )
+            swept += Swept(*answer)
+        return swept
+
+    async def _queues(self) -> list[QueueKeys]:
+        return [QueueKeys(name.decode()) for name in await call(self._redis, "SMEMBERS", keys.QUEUES)]
+
+
+def _queue_of(claim: Claim) -> QueueKeys:
+    return QueueKeys.of(claim.job.spec.model, claim.job.spec.version)
+
+
+def _token(claim: Claim) -> dict[str, str | int]:
+    return {"id": claim.job.id, "worker": claim.worker_id, "attempt": claim.job.attempt}

@@ -1,0 +1,99 @@
+-- Lease the jobs whose turn it is to a worker, whole, until they hold at least max_samples.
+-- → {cursor for the wake stream, 1 if the worker must be (or is now) alone with a suspect, record, record, …}
+local now = clock()
+local claimed = {'0-0', 0}
+local num_samples = 0
+
+local function lease(job, id)
+  redis.call('ZADD', leases, stamp(now + args.lease_s), id)
+  redis.call('HSET', job, 'state', 'running', 'worker', args.worker, 'claimed_at', stamp(now))
+  redis.call('HINCRBY', job, 'attempt', 1)
+  num_samples = num_samples + redis.call('HGET', job, 'num_samples')
+  claimed[#claimed + 1] = redis.call('HGETALL', job)
+end
+
+-- The band that is served next: the highest, as raised by the time for which it was passed over.
+local function next_band()
+  local best, best_level, best_since
+  for _, band in ipairs(BANDS) do
+    if redis.call('EXISTS', tenants .. band) == 1 then
+      local since = tonumber(redis.call('HGET', counters, 'band' .. band))
+      local level = band - math.floor(math.max(now - since, 0) / AGEING_S)
+      if not best or level < best_level or (level == best_level and since < best_since) then
+        best, best_level, best_since = band, level, since
+      end
+    end
+  end
+  return best
+end
+
+local function next_job(band)
+  local tenant, pass = unpack(redis.call('ZRANGE', tenants .. band, 0, 0, 'WITHSCORES'))
+  local its_users = users .. band .. ':' .. tenant
+  local user = redis.call('ZRANGE', its_users, 0, 0)[1]
+  local id = redis.call('ZRANGE', lane .. band .. ':' .. #tenant .. ':' .. tenant .. ':' .. user, 0, 0)[1]
+  local virtual_time = tonumber(redis.call('HGET', counters, 'virtual_time') or 0)
+  redis.call('HSET', counters, 'virtual_time', string.format('%.17g', math.max(virtual_time, pass)),
+    'band' .. band, stamp(now))
+  redis.call('ZADD', passes, pass, tenant)
+  redis.call('ZADD', its_users, redis.call('HINCRBY', counters, 'turn', 1), user)
+  return id
+end
+
+local function is_late(job)
+  local found = redis.call('HMGET', job, 'deadline_at', 'least_s')
+  return found[1] and now + found[2] > tonumber(found[1])
+end
+
+local function expire(job, id)
+  redis.call('HSET', job, 'error', args.expired)
+  finish(job, id, 'expired', now, args.ttl_ms)
+end
+
+-- Suspects run alone: the first worker to see one takes nothing more, and takes it when it holds nothing else.
+local suspect = redis.call('ZRANGE', suspects, 0, 0)[1]
+if suspect and args.max_samples > 0 then
+  local reserved = redis.call('HMGET', counters, 'alone_worker', 'alone_until')
+  if not reserved[1] or reserved[1] == args.worker or now > tonumber(reserved[2]) then
+    redis.call('HSET', counters, 'alone_worker', args.worker, 'alone_until', stamp(now + args.lease_s))
+    claimed[2] = 1
+    if args.idle then
+      local job = JOB_PREFIX .. suspect
+      redis.call('HDEL', counters, 'alone_worker', 'alone_until')
+      dequeue(job, suspect)
+      if is_late(job) then
+        expire(job, suspect)
+      else
+        charge(job, 1)
+        lease(job, suspect)
+      end
+    end
+  end
+end
+
+while claimed[2] == 0 and num_samples < args.max_samples do
+  local band = next_band()
+  if not band then
+    break
+  end
+  local id = next_job(band)
+  local job = JOB_PREFIX .. id
+  if is_late(job) then
+    dequeue(job, id)
+    expire(job, id)
+  else
+    charge(job, 1)
+    dequeue(job, id)
+    lease(job, id)
+  end
+end
+redis.call('ZREMRANGEBYSCORE', passes, '-inf', redis.call('HGET', counters, 'virtual_time') or 0)
+
+-- Whoever waits from here on missed nothing: at this entry of the stream the lanes were empty.
+if not has_lanes() then
+  local last = redis.call('XREVRANGE', wake, '+', '-', 'COUNT', 1)
+  if last[1] then
+    claimed[1] = last[1][1]
+  end
+end
+return claimed

@@ -1,0 +1,255 @@
+-- Stands in front of every script, behind the names of the queue's keys (keys.py): what the transitions share.
+-- ARGV[1] is JSON with the script's arguments by name.
+local args = cjson.decode(ARGV[1])
+
+-- Samples per second are measured over the busy time of about the last minute.
+local RATE_WINDOW_S = 60
+-- A server reads its replies at once; the caps only bound what one that is gone leaves behind.
+local MAX_REPLIES = 100000
+local MAX_NOTICES = 10000
+local MAX_DEAD = 1000
+-- A lower priority is served as one level higher for each so many seconds that it was passed over.
+local AGEING_S = 5
+local BANDS = {0, 1, 2}
+-- How often a job may lose a worker before it runs alone, and how often alone before it is given up.
+local SUSPECT_AFTER = 2
+local POISONED_AFTER = 3
+
+local function clock()
+  local time = redis.call('TIME')
+  return time[1] + time[2] / 1000000
+end
+
+-- Lua would print large numbers with too few digits.
+local function stamp(seconds)
+  return string.format('%.6f', seconds)
+end
+
+local function is_terminal(state)
+  return state ~= 'queued' and state ~= 'running'
+end
+
+-- A stale owner differs in worker or attempt, whatever the job's state is by now.
+local function owns(job, worker, attempt)
+  local found = redis.call('HMGET', job, 'state', 'worker', 'attempt')
+  return found[1] == 'running' and found[2] == worker and tonumber(found[3]) == attempt
+end
+
+-- Lanes: who goes next. Band (priority) → tenants by virtual time (start-time fair queuing, in sample steps over
+-- weight) → the tenant's users in turn → the user's jobs by admission.
+
+local function lane_keys(job)
+  local found = redis.call('HMGET', job, 'band', 'tenant', 'user')
+  local band, tenant, user = found[1], found[2], found[3]
+  return {
+    band = band, tenant = tenant, user = user,
+    tenants = tenants .. band,
+    users = users .. band .. ':' .. tenant,
+    jobs = lane .. band .. ':' .. #tenant .. ':' .. tenant .. ':' .. user,
+  }
+end
+
+local function join_lane(job, id)
+  local keys = lane_keys(job)
+  redis.call('ZADD', keys.jobs, redis.call('HGET', job, 'seq'), id)
+  if redis.call('ZCARD', keys.jobs) > 1 then
+    return
+  end
+  redis.call('ZADD', keys.users, redis.call('HINCRBY', counters, 'turn', 1), keys.user)
+  if redis.call('ZCARD', keys.users) > 1 then
+    return
+  end
+  local virtual_time = tonumber(redis.call('HGET', counters, 'virtual_time') or 0)
+  local pass = tonumber(redis.call('ZSCORE', passes, keys.tenant) or 0)
+  redis.call('ZADD', keys.tenants, math.max(virtual_time, pass), keys.tenant)
+  if redis.call('ZCARD', keys.tenants) == 1 then
+    redis.call('HSET', counters, 'band' .. keys.band, stamp(clock()))
+  end
+end
+
+local function leave_lane(job, id)
+  local keys = lane_keys(job)
+  if redis.call('ZREM', keys.jobs, id) == 0 then
+    return
+  end
+  if redis.call('EXISTS', keys.jobs) == 1 then
+    return
+  end
+  redis.call('ZREM', keys.users, keys.user)
+  if redis.call('EXISTS', keys.users) == 0 then
+    redis.call('ZREM', keys.tenants, keys.tenant)
+  end
+end
+
+-- What a tenant has used, moved by a job's cost over its weight (sign -1: the job was given back).
+local function charge(job, sign)
+  local found = redis.call('HMGET', job, 'tenant', 'cost', 'weight')
+  local tenant = found[1]
+  local pass = redis.call('ZSCORE', passes, tenant) or redis.call('HGET', counters, 'virtual_time') or 0
+  pass = pass + sign * found[2] / found[3]
+  redis.call('ZADD', passes, pass, tenant)
+  for _, band in ipairs(BANDS) do
+    redis.call('ZADD', tenants .. band, 'XX', pass, tenant)
+  end
+end
+
+local function has_lanes()
+  for _, band in ipairs(BANDS) do
+    if redis.call('EXISTS', tenants .. band) == 1 then
+      return true
+    end
+  end
+  return false
+end
+
+-- Only the end of emptiness wakes: whoever waits has seen the lanes empty (claim.lua).
+local function enqueue(job, id)
+  local is_suspect = redis.call('HGET', job, 'suspect') == '1'
+  if is_suspect or not has_lanes() then
+    redis.call('XADD', wake, 'MAXLEN', 1, '*', 'job', id)
+  end
+  local seq = redis.call('HGET', job, 'seq')
+  redis.call('ZADD', waiting, seq, id)
+  if is_suspect then
+    redis.call('ZADD', suspects, seq, id)
+  else
+    join_lane(job, id)
+  end
+end
+
+local function dequeue(job, id)
+  redis.call('ZREM', waiting, id)
+  if redis.call('ZREM', suspects, id) == 0 then
+    leave_lane(job, id)
+  end
+  if redis.call('EXISTS', waiting) == 0 then
+    redis.call('DEL', passes)  -- an empty queue owes nobody anything
+  end
+end
+
+local function requeue(job, id)
+  redis.call('ZREM', leases, id)
+  redis.call('HSET', job, 'state', 'queued')
+  redis.call('HDEL', job, 'worker')
+  charge(job, -1)
+  enqueue(job, id)
+end
+
+local function tell_waiters(job, id, state, ttl_ms)
+  for _, stream in ipairs(redis.call('SMEMBERS', job .. ':waiters')) do
+    redis.call('XADD', stream, 'MAXLEN', '~', MAX_REPLIES, '*', 'job', id, 'state', state)
+    redis.call('PEXPIRE', stream, ttl_ms)
+  end
+  redis.call('DEL', job .. ':waiters')
+end
+
+-- The record's own end: its state, its life from here on, and who waits for it.
+local function close(job, id, state, now, ttl_ms)
+  redis.call('ZREM', deadlines, id)
+  redis.call('HSET', job, 'state', state, 'finished_at', stamp(now))
+  redis.call('HDEL', job, 'worker', 'leader')
+  redis.call('PEXPIRE', job, ttl_ms)
+  local idempotency = redis.call('HGET', job, 'idempotency')
+  if idempotency then
+    redis.call('PEXPIRE', idempotency, ttl_ms)
+  end
+  tell_waiters(job, id, state, ttl_ms)
+end
+
+local function count_in(job)
+  local found = redis.call('HMGET', job, 'num_samples', 'result_bytes')
+  redis.call('HINCRBY', counters, 'samples', found[1])
+  redis.call('INCRBY', RESERVED, found[2])
+end
+
+local function count_out(job)
+  local found = redis.call('HMGET', job, 'num_samples', 'result_bytes')
+  redis.call('HINCRBY', counters, 'samples', -found[1])
+  redis.call('DECRBY', RESERVED, found[2])
+end
+
+-- The leader of identical jobs ended without a result: the first that followed it does the work, for all others.
+local function promote(job)
+  local followers = job .. ':followers'
+  local id = redis.call('LPOP', followers)
+  if not id then
+    return
+  end
+  local next_job = JOB_PREFIX .. id
+  redis.call('HDEL', next_job, 'leader')
+  if redis.call('EXISTS', followers) == 1 then
+    redis.call('RENAME', followers, next_job .. ':followers')
+    for _, follower in ipairs(redis.call('LRANGE', next_job .. ':followers', 0, -1)) do
+      redis.call('HSET', JOB_PREFIX .. follower, 'leader', id)
+    end
+  end
+  redis.call('SET', redis.call('HGET', next_job, 'share'), id)
+  count_in(next_job)
+  enqueue(next_job, id)
+end
+
+-- The only way into a terminal state, for a job and those that follow it.
+local function finish(job, id, state, now, ttl_ms)
+  local leader = redis.call('HGET', job, 'leader')
+  if leader then
+    redis.call('LREM', JOB_PREFIX .. leader .. ':followers', 1, id)
+    close(job, id, state, now, ttl_ms)
+    return
+  end
+  count_out(job)
+  close(job, id, state, now, ttl_ms)
+  if state == 'failed' then
+    redis.call('ZADD', dead, stamp(now), id)
+    redis.call('ZREMRANGEBYRANK', dead, 0, -MAX_DEAD - 1)
+  end
+  local share = redis.call('HGET', job, 'share')
+  if not share then
+    return
+  end
+  if state == 'succeeded' then
+    redis.call('PEXPIRE', share, ttl_ms)
+  else
+    redis.call('DEL', share)
+  end
+  if state == 'cancelled' or state == 'expired' then
+    promote(job)
+    return
+  end
+  local result = redis.call('HMGET', job, 'timings', 'error')
+  for _, follower in ipairs(redis.call('LRANGE', job .. ':followers', 0, -1)) do
+    local its_job = JOB_PREFIX .. follower
+    redis.call('HSET', its_job, 'images_of', id, 'cached', 1)
+    redis.call('HSET', its_job, result[1] and 'timings' or 'error', result[1] or result[2])
+    close(its_job, follower, state, now, ttl_ms)
+  end
+  redis.call('DEL', job .. ':followers')
+end
+
+-- A worker stopped while it held the job. → whether the job is given up
+local function bereave(job, id, now)
+  redis.call('HINCRBY', job, 'deaths', 1)
+  if redis.call('HGET', job, 'suspect') == '1' then
+    if redis.call('HINCRBY', job, 'deaths_alone', 1) >= POISONED_AFTER then
+      redis.call('ZREM', leases, id)
+      redis.call('HSET', job, 'error', args.poisoned)
+      finish(job, id, 'failed', now, args.dead_ttl_ms)
+      return true
+    end
+  elseif tonumber(redis.call('HGET', job, 'deaths')) >= SUSPECT_AFTER then
+    redis.call('HSET', job, 'suspect', 1)
+  end
+  requeue(job, id)
+  return false
+end
+
+-- {samples done, busy seconds} of the window as seen now; what is older fades away exponentially.
+local function service(now)
+  local found = redis.call('HMGET', counters, 'rate_samples', 'rate_seconds', 'rate_at')
+  local elapsed = math.max(now - (found[3] or now), 0)
+  local fade = math.exp(-elapsed / RATE_WINDOW_S)
+  return (found[1] or 0) * fade, (found[2] or 0) * fade + elapsed
+end
+
+local function store_service(samples, seconds, now)
+  redis.call('HSET', counters, 'rate_samples', stamp(samples), 'rate_seconds', stamp(seconds), 'rate_at', stamp(now))
+end

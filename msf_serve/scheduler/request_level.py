@@ -1,0 +1,72 @@
+"""Request-level batching, to compare with: what a server does that batches calls of a whole pipeline.
+
+As Triton's dynamic batcher does (https://github.com/triton-inference-server/server, docs/user_guide/batcher.md): a
+batch forms from the oldest requests, waits `delay_s` at most for company, runs to its end in one size, and all of it is
+answered then. Nobody joins meanwhile, and rows that are done ride along as padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from msf_serve.scheduler.costs import Stage, StepCosts
+from msf_serve.scheduler.policy import ActiveWork, Candidate, Hold, ModelKey, StepBatch
+
+_ORDER = {stage: place for place, stage in enumerate(Stage)}
+Sample = tuple[str, int]  # job id, index
+
+
+@dataclass
+class RequestLevel:
+    """Batches of at most `size` samples, whole jobs unless one alone is larger. Remembers the batch that runs."""
+
+    size: int
+    delay_s: float
+    _members: set[Sample] = field(default_factory=set)
+    _bucket: int = 1
+
+    def choose(
+        self, candidates: Sequence[Candidate], *, costs: Mapping[ModelKey, StepCosts], pressure: float, now: float
+    ) -> StepBatch | Hold | None:
+        if not candidates:
+            self._members = set()
+            return None
+        running = [candidate for candidate in candidates if _sample(candidate) in self._members]
+        if not running:
+            running = self._next_batch(candidates)
+            oldest = min(candidate.ridden_at for candidate in running)
+            if len(running) < self.size and pressure < 1 and now < oldest + self.delay_s:
+                return Hold(oldest + self.delay_s)
+            self._members = {_sample(candidate) for candidate in running}
+            self._bucket = costs[running[0].model].bucket_for(len(running))
+        stage = min((candidate.stage for candidate in running), key=_ORDER.__getitem__)
+        riders = [candidate for candidate in running if candidate.stage is stage][: self._bucket]
+        first = riders[0]
+        alike = [candidate for candidate in riders if candidate.guided == first.guided]
+        return StepBatch(
+            first.model, stage, first.guided, tuple(c.slot for c in alike), bucket=self._bucket, reason="request"
+        )
+
+    def _next_batch(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The samples of the oldest jobs that fit together: of one model, guided alike."""
+        ordered = sorted(candidates, key=lambda c: (c.job.arrived_at, c.job.id, c.index))
+        first = ordered[0]
+        batch: list[Candidate] = []
+        for job in _distinct(candidate.job for candidate in ordered):
+            samples = [candidate for candidate in ordered if candidate.job.id == job.id]
+            if batch and (
+                len(batch) + len(samples) > self.size
+                or (samples[0].model, samples[0].guided) != (first.model, first.guided)
+            ):
+                break
+            batch += samples
+        return batch
+
+
+def _sample(candidate: Candidate) -> Sample:
+    return candidate.job.id, candidate.index
+
+
+def _distinct(jobs: Iterable[ActiveWork]) -> Iterable[ActiveWork]:
+    return {job.id: job for job in jobs}.values()

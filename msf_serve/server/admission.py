@@ -1,0 +1,101 @@
+"""From a validated request to an accepted job: who asks, on which terms, and what may be refused at once."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from msf_serve.scheduler.jobs import JobRecord, JobSpec, ModelInfo, Terms
+from msf_serve.scheduler.queue import Idempotency
+from msf_serve.server.context import ServerContext
+from msf_serve.server.errors import InvalidRequest, Unavailable, shown
+from msf_serve.server.resolve import resolve
+from msf_serve.server.schemas import ImageRequest
+
+MAX_IDEMPOTENCY_KEY = 255
+FILE_OVERHEAD_BYTES = 8192  # headers and text chunks
+WORST_COMPRESSION = 1.05  # of pixels that are pure noise
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request that was found valid, ready to be admitted."""
+
+    model: ModelInfo
+    spec: JobSpec
+    terms: Terms
+    idempotency: Idempotency | None
+    shares_results: bool
+    finish_alone: bool  # go on when the caller has gone away
+
+
+async def read_order(body: ImageRequest, request: Request, context: ServerContext) -> Order:
+    """Raises InvalidRequest, ModelNotFound, Unavailable, QueueUnavailable."""
+    model = request.state.model = await context.catalog.find(body.model)
+    spec = resolve(body, model, context.settings.max_images_per_request)
+    if context.draining:
+        raise Unavailable("This server is shutting down.", code="draining")
+    if not context.catalog.is_served(model):
+        raise Unavailable(f"No worker serves {model.name}:{model.version} now.", code="no_worker")
+    idempotency = _idempotency(body, request)
+    return Order(
+        model=model,
+        spec=spec,
+        terms=_terms(body, request, context),
+        idempotency=idempotency,
+        shares_results=body.cache is not False and body.seed is not None,
+        finish_alone=(body.on_disconnect or ("finish" if idempotency else "cancel")) == "finish",
+    )
+
+
+async def admit(order: Order, context: ServerContext, *, job_id: str, reply_to: str | None) -> JobRecord:
+    """Raises QueueFull, MemoryFull, DeadlineTooShort, IdempotencyConflict, QueueUnavailable."""
+    model, spec = order.model, order.spec
+    pixels = model.image_size**2 * model.image_channels
+    started = time.perf_counter()
+    job = await context.queue.admit(
+        spec,
+        order.terms,
+        job_id=job_id,
+        reply_to=reply_to,
+        least_s=model.least.bound_s(spec.num_steps, spec.num_samples),
+        result_bytes=spec.num_samples * round(pixels * WORST_COMPRESSION + FILE_OVERHEAD_BYTES),
+        idempotency=order.idempotency,
+        plan=context.catalog.plan(model) if order.shares_results else None,
+    )
+    context.metrics.round_trip_s.observe(time.perf_counter() - started)
+    return job
+
+
+def _terms(body: ImageRequest, request: Request, context: ServerContext) -> Terms:
+    tenant = _tenant(request)
+    return Terms(
+        priority=body.priority or Terms().priority,
+        tenant=tenant,
+        user=body.user or "",
+        weight=context.settings.tenant_weights.get(tenant, 1.0),
+        timeout_s=body.timeout_s or context.settings.request_timeout_s,
+    )
+
+
+def _tenant(request: Request) -> str:
+    """The API key's digest (a queue is no place for secrets), else the caller's address."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and key:
+        return f"key-{hashlib.sha256(key.strip().encode()).hexdigest()[:16]}"
+    return f"address-{request.client.host if request.client else 'unknown'}"
+
+
+def _idempotency(body: ImageRequest, request: Request) -> Idempotency | None:
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not 0 < len(key) <= MAX_IDEMPOTENCY_KEY:
+        raise InvalidRequest(
+            f"Invalid Idempotency-Key: {shown(key)}. Allowed: 1 to {MAX_IDEMPOTENCY_KEY} characters.",
+            param="Idempotency-Key",
+        )
+    return Idempotency(key, body.model_dump_json(exclude_none=True).encode())
