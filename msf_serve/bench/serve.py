@@ -48,12 +48,18 @@ class Service:
 
 
 @contextmanager
-def running_service(folder: Path) -> Iterator[Service]:
-    """Start `msf serve` on a free port and wait until it is ready."""
+def running_service(folder: Path, **settings: str) -> Iterator[Service]:
+    """Start `msf serve` on a free port, with settings of its own, and wait until it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "MSF_PORT": str(port), "MSF_DATA_DIR": str(folder), "MSF_LOG_LEVEL": "warning"}
+    environment = {
+        **os.environ,
+        "MSF_PORT": str(port),
+        "MSF_DATA_DIR": str(folder),
+        "MSF_LOG_LEVEL": "warning",
+        **settings,
+    }
     started_at = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", "msf_serve.cli.main", "serve"], env=environment, stdout=-1)
     try:

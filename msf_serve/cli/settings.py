@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     slots: int = Field(32, ge=1, le=1024, description="samples that one worker advances side by side")
     max_queued_samples: int = Field(4096, ge=64, description="samples of one model that may wait and run at most")
     lease_s: float = Field(15.0, ge=1, description="after how long a dead worker's jobs start again elsewhere")
+    result_ttl_s: float = Field(600.0, ge=1, description="how long a job's images are kept")
     drain_timeout_s: float = Field(25.0, ge=0, description="how long a stopping worker may finish what it has begun")
     step_timeout_s: float = Field(60.0, gt=0, description="after how long a step counts as hung and its worker ends")
     tenant_weights: dict[str, float] = Field(

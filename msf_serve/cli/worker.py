@@ -58,6 +58,7 @@ async def _work(settings: Settings) -> None:
                 num_threads=settings.threads,
                 num_slots=settings.slots,
                 lease_s=settings.lease_s,
+                result_ttl_s=settings.result_ttl_s,
                 drain_timeout_s=settings.drain_timeout_s,
                 step_timeout_s=settings.step_timeout_s,
                 batching=settings.batching,

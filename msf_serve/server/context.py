@@ -9,7 +9,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -41,7 +41,7 @@ class ServerContext:
     registry: Registry
     replies: ReplyReader
     catalog: Catalog
-    metrics: Metrics = field(default_factory=Metrics)
+    metrics: Metrics
     draining: bool = False
 
 
@@ -51,12 +51,12 @@ async def open_context(settings: ServerSettings) -> AsyncIterator[ServerContext]
     redis = connect(settings.redis_url)
     registry = Registry(redis)
     replies = ReplyReader(redis, f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
-    queue = JobQueue(redis, max_queued_samples=settings.max_queued_samples)
+    queue = JobQueue(redis, max_queued_samples=settings.max_queued_samples, result_ttl_s=settings.result_ttl_s)
     catalog = Catalog(registry, worker_absence_s=settings.worker_absence_s)
-    leases = Leases(redis, lease_s=settings.lease_s)
+    leases = Leases(redis, lease_s=settings.lease_s, result_ttl_s=settings.result_ttl_s)
     tasks = [asyncio.create_task(_read_for_ever(replies)), asyncio.create_task(_sweep_for_ever(leases))]
     try:
-        yield ServerContext(settings, redis, queue, registry, replies, catalog)
+        yield ServerContext(settings, redis, queue, registry, replies, catalog, Metrics(asyncio.get_running_loop()))
     finally:
         for task in tasks:
             task.cancel()

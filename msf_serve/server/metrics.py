@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
@@ -21,8 +22,10 @@ MODEL = ("model", "version")
 class Metrics:
     """One registry per app. Every server reads the same gauges from Redis: aggregate them by max."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.registry = CollectorRegistry()
+        tasks = self._gauge("msf_asyncio_tasks", "Tasks of the event loop", ())
+        tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
         ProcessCollector(registry=self.registry)
         self.requests = self._counter("msf_requests", "Image requests by outcome", (*MODEL, "outcome"))
         self.request_s = self._histogram("msf_request_seconds", "Image requests' duration", (*MODEL, "outcome"))

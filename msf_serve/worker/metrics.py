@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from msf_serve.scheduler.leases import Swept
@@ -37,6 +39,11 @@ class WorkerMetrics:
         self.expired = Counter("msf_jobs_expired_queued", "Jobs dropped in the queue, past hope.", registry=registry)
         self.slots_in_use = Gauge("msf_slots_in_use", "Slots that hold a sample.", _MODEL, registry=registry)
         Gauge("msf_slots", "Slots for each model.", registry=registry).set(num_slots)
+
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Count the tasks of the event loop at every scrape."""
+        tasks = Gauge("msf_asyncio_tasks", "Tasks of the event loop.", registry=self.registry)
+        tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
 
     def serve(self, port: int) -> None:
         start_http_server(port, registry=self.registry)

@@ -35,6 +35,7 @@ async def run_worker(settings: WorkerSettings, stop: asyncio.Event) -> None:
     try:
         await check(redis)
         metrics = WorkerMetrics(settings.num_slots)
+        metrics.watch(asyncio.get_running_loop())
         if settings.metrics_port:
             _serve_metrics(metrics, settings.metrics_port)
         backend = get_backend(settings.backend, settings.precision, settings.num_threads)
@@ -60,6 +61,7 @@ async def run_worker(settings: WorkerSettings, stop: asyncio.Event) -> None:
             redis,
             metrics,
             lease_s=settings.lease_s,
+            result_ttl_s=settings.result_ttl_s,
             drain_timeout_s=settings.drain_timeout_s,
             step_timeout_s=settings.step_timeout_s,
             policy=_policy(settings),

@@ -17,6 +17,7 @@ from msf_serve.scheduler.jobs import JobError, WorkerInfo
 from msf_serve.scheduler.leases import Claim, Leases
 from msf_serve.scheduler.notices import cancelled_jobs
 from msf_serve.scheduler.policy import BatchingPolicy, Hold, StepBatch, StepLevel, active_shares
+from msf_serve.scheduler.queue import RESULT_TTL_S
 from msf_serve.scheduler.registry import Registry
 from msf_serve.worker.active import ActiveJob
 from msf_serve.worker.encode import encode_image
@@ -48,6 +49,7 @@ class Worker:
         metrics: WorkerMetrics,
         *,
         lease_s: float,
+        result_ttl_s: float = RESULT_TTL_S,
         drain_timeout_s: float,
         step_timeout_s: float,
         policy: BatchingPolicy | None = None,
@@ -56,7 +58,7 @@ class Worker:
         self.info = info
         self._runners = {runner.key: runner for runner in runners}
         self._redis = redis
-        self._leases = Leases(redis, lease_s=lease_s)
+        self._leases = Leases(redis, lease_s=lease_s, result_ttl_s=result_ttl_s)
         self._registry = Registry(redis, worker_ttl_s=lease_s)
         self._metrics = metrics
         self._policy = policy or StepLevel()

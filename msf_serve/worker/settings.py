@@ -21,6 +21,7 @@ class WorkerSettings(BaseModel):
     num_threads: Annotated[int, Field(ge=1)]
     num_slots: Annotated[int, Field(ge=1, le=1024)] = 32
     lease_s: Annotated[float, Field(ge=1)] = 15.0
+    result_ttl_s: Annotated[float, Field(ge=1)] = 600.0
     drain_timeout_s: Annotated[float, Field(ge=0)] = 25.0
     step_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     batching: Literal["step", "request"] = "step"
