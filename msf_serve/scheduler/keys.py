@@ -19,6 +19,7 @@ WORKERS = "msf:workers"  # hash, worker id → WorkerInfo
 HEARTBEATS = "msf:heartbeats"  # sorted set, worker id by the time of its last heartbeat
 LAST_SEEN = "msf:last_seen"  # time of any worker's last heartbeat
 MODELS = "msf:models"  # hash, "model/version" → ModelInfo
+CLOCK = "msf:clock"  # hash: Redis's time when last seen, and what to add so that it never jumps
 RESERVED = "msf:reserved"  # bytes that the results of accepted jobs may still take
 
 _QUEUE_KEYS = (
@@ -26,6 +27,7 @@ _QUEUE_KEYS = (
     "suspects",  # sorted set: those of them that must run alone
     "deadlines",  # sorted set: job ids by the time at which they must have begun
     "leases",  # sorted set: running job ids by the time at which their lease runs out
+    "ends",  # sorted set: ended job ids by the time at which they are forgotten
     "dead",  # sorted set: failed job ids by the time of their end
     "counters",  # hash: samples queued or running, admission number, virtual time, turns, service rate
     "wake",  # stream of length one: grows whenever the lanes stop being empty
@@ -38,7 +40,7 @@ _QUEUE_KEYS = (
 LUA_NAMES = "\n".join(
     [
         *(f"local {name} = '{globals()[name]}'" for name in ("JOB_PREFIX", "NOTICES_PREFIX", "QUEUES", "WORKERS")),
-        *(f"local {name} = '{globals()[name]}'" for name in ("HEARTBEATS", "LAST_SEEN", "RESERVED")),
+        *(f"local {name} = '{globals()[name]}'" for name in ("HEARTBEATS", "LAST_SEEN", "CLOCK", "RESERVED")),
         *(f"local {key} = KEYS[1] .. '{key}'" for key in _QUEUE_KEYS),
     ]
 )

@@ -62,7 +62,7 @@ class Leases:
     def __init__(self, redis: Redis, *, lease_s: float = 15.0, result_ttl_s: float = RESULT_TTL_S) -> None:
         self._redis = redis
         self._lease_s = lease_s
-        self._lives = {"ttl_ms": round(result_ttl_s * 1000), "dead_ttl_ms": round(DEAD_TTL_S * 1000)}
+        self._lives = {"ttl_s": result_ttl_s, "dead_ttl_s": DEAD_TTL_S}
         self._woken: dict[QueueKeys, bytes] = {}  # the last wake-up that a claim has already answered
         self._claim = Script(redis, "claim")
         self._renew = Script(redis, "renew")
@@ -126,7 +126,6 @@ class Leases:
     async def _end(
         self, claim: Claim, state: JobState, field: str, value: str, images: Sequence[bytes] = (), plan: str = ""
     ) -> bool:
-        ttl_ms = self._lives["dead_ttl_ms" if state is JobState.FAILED else "ttl_ms"]
         return bool(
             await self._finish(
                 _queue_of(claim).prefix,
@@ -136,7 +135,7 @@ class Leases:
                 field=field,
                 value=value,
                 plan=plan,
-                ttl_ms=ttl_ms,
+                ttl_s=self._lives["dead_ttl_s" if state is JobState.FAILED else "ttl_s"],
             )
         )
 

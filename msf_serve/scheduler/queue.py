@@ -59,7 +59,7 @@ class JobQueue:
     def __init__(self, redis: Redis, *, max_queued_samples: int = 4096, result_ttl_s: float = RESULT_TTL_S) -> None:
         self._redis = redis
         self._max_queued_samples = max_queued_samples
-        self._result_ttl_ms = round(result_ttl_s * 1000)
+        self._result_ttl_s = result_ttl_s
         self._admit = Script(redis, "admit")
         self._cancel = Script(redis, "cancel")
         self._depth = Script(redis, "depth")
@@ -108,7 +108,7 @@ class JobQueue:
             digest=idempotency and hashlib.sha256(idempotency.body).hexdigest(),
             plan=plan,
             share=plan and f"{keys.SHARE_PREFIX}{_digest(plan, spec.model_dump_json())}",
-            ttl_ms=self._result_ttl_ms,
+            ttl_s=self._result_ttl_s,
         )
         match outcome:
             case b"accepted":
@@ -157,7 +157,7 @@ class JobQueue:
             id=job_id,
             state=state,
             error=error and error.model_dump_json(),
-            ttl_ms=self._result_ttl_ms,
+            ttl_s=self._result_ttl_s,
         )
         return JobState(left_in.decode()) if left_in else None
 

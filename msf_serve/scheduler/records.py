@@ -18,6 +18,7 @@ def decode_job(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> JobRecord:
     if schema_version != SCHEMA_VERSION:
         job_id = fields[b"id"].decode()
         raise SchedulerError(f"job {job_id} has schema_version {schema_version}, we read {SCHEMA_VERSION}")
+    offset = float(fields[b"clock_offset"])
     timings = fields.get(b"timings")
     error = fields.get(b"error")
     images_of = fields.get(b"images_of")
@@ -28,10 +29,10 @@ def decode_job(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> JobRecord:
         terms=Terms.model_validate_json(fields[b"terms"]),
         state=JobState(fields[b"state"].decode()),
         attempt=int(fields[b"attempt"]),
-        admitted_at=float(fields[b"admitted_at"]),
-        deadline_at=_number(fields.get(b"deadline_at")),
-        claimed_at=_number(fields.get(b"claimed_at")),
-        finished_at=_number(fields.get(b"finished_at")),
+        admitted_at=float(fields[b"admitted_at"]) - offset,
+        deadline_at=_time(fields.get(b"deadline_at"), offset),
+        claimed_at=_time(fields.get(b"claimed_at"), offset),
+        finished_at=_time(fields.get(b"finished_at"), offset),
         is_suspect=fields.get(b"suspect") == b"1",
         images_of=images_of.decode() if images_of else None,
         timings=Timings.model_validate_json(timings) if timings else None,
@@ -39,5 +40,6 @@ def decode_job(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> JobRecord:
     )
 
 
-def _number(field: bytes | None) -> float | None:
-    return None if field is None else float(field)
+def _time(field: bytes | None, offset: float) -> float | None:
+    """Unix seconds of a time on the scripts' clock, whose difference from Redis's at admission is `offset`."""
+    return None if field is None else float(field) - offset

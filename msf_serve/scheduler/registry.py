@@ -19,6 +19,7 @@ class Registry:
         self._worker_ttl_s = worker_ttl_s
         self._registered: dict[str, WorkerInfo] = {}
         self._heartbeat = Script(redis, "heartbeat")
+        self._clock = Script(redis, "now")
 
     async def register(self, worker: WorkerInfo) -> None:
         """Announce a worker and its models; the models stay known when it goes, so that admission goes on."""
@@ -66,5 +67,4 @@ class Registry:
         return None if last_seen is None else max(await self._now() - float(last_seen), 0.0)
 
     async def _now(self) -> float:
-        seconds, microseconds = await call(self._redis, "TIME")
-        return float(seconds) + float(microseconds) / 1e6
+        return float(await self._clock("msf:"))

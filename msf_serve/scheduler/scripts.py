@@ -13,7 +13,9 @@ from redis.exceptions import NoScriptError
 from msf_serve.scheduler.connection import call
 from msf_serve.scheduler.keys import LUA_NAMES
 
-ScriptName = Literal["admit", "claim", "renew", "finish", "release", "sweep", "bury", "cancel", "depth", "heartbeat"]
+ScriptName = Literal[
+    "admit", "claim", "renew", "finish", "release", "sweep", "bury", "cancel", "depth", "heartbeat", "now"
+]
 
 _FOLDER = files("msf_serve.scheduler") / "lua"
 

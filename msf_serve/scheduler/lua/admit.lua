@@ -9,10 +9,10 @@ local function answer(found)
   return {'accepted', redis.call('HGETALL', found)}
 end
 
-local function store(state, now)
+local function store(state, now, offset)
   redis.call('HSET', job, 'schema_version', args.schema_version, 'id', args.id, 'spec', args.spec, 'terms', args.terms,
     'model', args.model, 'version', args.version, 'num_samples', args.num_samples, 'state', state, 'attempt', 0,
-    'seq', redis.call('HINCRBY', counters, 'seq', 1), 'admitted_at', stamp(now), 'band', args.band,
+    'seq', redis.call('HINCRBY', counters, 'seq', 1), 'admitted_at', stamp(now), 'clock_offset', stamp(offset), 'band', args.band,
     'tenant', args.tenant, 'user', args.user, 'weight', args.weight, 'cost', args.cost, 'least_s', args.least_s,
     'result_bytes', args.result_bytes)
   if args.timeout_s then
@@ -21,7 +21,6 @@ local function store(state, now)
   end
   if args.idempotency then
     redis.call('HSET', args.idempotency, 'job', args.id, 'digest', args.digest)
-    redis.call('PERSIST', args.idempotency)
     redis.call('HSET', job, 'idempotency', args.idempotency)
   end
   if args.share then
@@ -30,20 +29,19 @@ local function store(state, now)
 end
 
 -- Identical deterministic work: its result if it is done, else its result once it will be.
-local function share(now)
+local function share(now, offset)
   local leader = redis.call('GET', args.share)
   local leading = leader and JOB_PREFIX .. leader
   local state = leading and redis.call('HGET', leading, 'state')
-  if state == 'succeeded' and redis.call('PEXPIRE', leading .. ':images', args.ttl_ms) == 1 then
-    store('succeeded', now)
+  if state == 'succeeded' then
+    store('succeeded', now, offset)
     redis.call('HSET', job, 'images_of', leader, 'cached', 1, 'timings', redis.call('HGET', leading, 'timings'))
-    redis.call('PEXPIRE', leading, args.ttl_ms)
-    redis.call('PEXPIRE', args.share, args.ttl_ms)
-    close(job, args.id, 'succeeded', now, args.ttl_ms)
+    redis.call('ZADD', ends, stamp(now + args.ttl_s), leader)
+    close(job, args.id, 'succeeded', now, args.ttl_s)
     return true
   end
   if state and not is_terminal(state) then
-    store('queued', now)
+    store('queued', now, offset)
     redis.call('HSET', job, 'leader', leader)
     redis.call('RPUSH', leading .. ':followers', args.id)
     return true
@@ -71,8 +69,8 @@ if args.idempotency then
   end
 end
 
-local now = clock()
-if args.share and share(now) then
+local now, offset = clock()
+if args.share and share(now, offset) then
   return answer(job)
 end
 if args.timeout_s and args.timeout_s < args.least_s then
@@ -93,7 +91,7 @@ end
 if samples == 0 then
   redis.call('HSET', counters, 'rate_at', stamp(now))  -- idle time says nothing about the rate
 end
-store('queued', now)
+store('queued', now, offset)
 if args.share then
   redis.call('SET', args.share, args.id)
 end

@@ -11,10 +11,10 @@ if state == 'queued' then
 else
   redis.call('ZREM', leases, args.id)
   redis.call('XADD', NOTICES_PREFIX .. worker, 'MAXLEN', '~', MAX_NOTICES, '*', 'job', args.id)
-  redis.call('PEXPIRE', NOTICES_PREFIX .. worker, args.ttl_ms)
+  redis.call('PEXPIRE', NOTICES_PREFIX .. worker, STREAM_TTL_MS)
 end
 if args.error then
   redis.call('HSET', job, 'error', args.error)
 end
-finish(job, args.id, args.state, clock(), args.ttl_ms)
+finish(job, args.id, args.state, clock(), args.ttl_s)
 return args.state

@@ -47,7 +47,7 @@ end
 
 local function expire(job, id)
   redis.call('HSET', job, 'error', args.expired)
-  finish(job, id, 'expired', now, args.ttl_ms)
+  finish(job, id, 'expired', now, args.ttl_s)
 end
 
 -- Suspects run alone: the first worker to see one takes nothing more, and takes it when it holds nothing else.

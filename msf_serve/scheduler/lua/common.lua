@@ -15,9 +15,25 @@ local BANDS = {0, 1, 2}
 local SUSPECT_AFTER = 2
 local POISONED_AFTER = 3
 
+-- Somebody sweeps every second: a longer gap means that the clock was set, or that the whole service was down.
+local MAX_GAP_S = 60
+local STREAM_TTL_MS = 86400000
+
+-- Seconds that never jump: leases, deadlines and the lives of results must not end because a clock was set.
+-- Returns what to subtract for Redis's own time, too.
 local function clock()
   local time = redis.call('TIME')
-  return time[1] + time[2] / 1000000
+  local wall = time[1] + time[2] / 1000000
+  local seen = redis.call('HMGET', CLOCK, 'wall', 'offset')
+  local last, offset = tonumber(seen[1] or wall), tonumber(seen[2] or 0)
+  local gap = wall - last
+  if gap < 0 or gap > MAX_GAP_S then
+    offset = offset - gap
+  end
+  if not seen[1] or gap < 0 or gap > 1 then
+    redis.call('HSET', CLOCK, 'wall', string.format('%.6f', wall), 'offset', string.format('%.6f', offset))
+  end
+  return wall + offset, offset
 end
 
 -- Lua would print large numbers with too few digits.
@@ -135,25 +151,21 @@ local function requeue(job, id)
   enqueue(job, id)
 end
 
-local function tell_waiters(job, id, state, ttl_ms)
+local function tell_waiters(job, id, state)
   for _, stream in ipairs(redis.call('SMEMBERS', job .. ':waiters')) do
     redis.call('XADD', stream, 'MAXLEN', '~', MAX_REPLIES, '*', 'job', id, 'state', state)
-    redis.call('PEXPIRE', stream, ttl_ms)
+    redis.call('PEXPIRE', stream, STREAM_TTL_MS)
   end
   redis.call('DEL', job .. ':waiters')
 end
 
 -- The record's own end: its state, its life from here on, and who waits for it.
-local function close(job, id, state, now, ttl_ms)
+local function close(job, id, state, now, ttl_s)
   redis.call('ZREM', deadlines, id)
   redis.call('HSET', job, 'state', state, 'finished_at', stamp(now))
   redis.call('HDEL', job, 'worker', 'leader')
-  redis.call('PEXPIRE', job, ttl_ms)
-  local idempotency = redis.call('HGET', job, 'idempotency')
-  if idempotency then
-    redis.call('PEXPIRE', idempotency, ttl_ms)
-  end
-  tell_waiters(job, id, state, ttl_ms)
+  redis.call('ZADD', ends, stamp(now + ttl_s), id)
+  tell_waiters(job, id, state)
 end
 
 local function count_in(job)
@@ -189,15 +201,15 @@ local function promote(job)
 end
 
 -- The only way into a terminal state, for a job and those that follow it.
-local function finish(job, id, state, now, ttl_ms)
+local function finish(job, id, state, now, ttl_s)
   local leader = redis.call('HGET', job, 'leader')
   if leader then
     redis.call('LREM', JOB_PREFIX .. leader .. ':followers', 1, id)
-    close(job, id, state, now, ttl_ms)
+    close(job, id, state, now, ttl_s)
     return
   end
   count_out(job)
-  close(job, id, state, now, ttl_ms)
+  close(job, id, state, now, ttl_s)
   if state == 'failed' then
     redis.call('ZADD', dead, stamp(now), id)
     redis.call('ZREMRANGEBYRANK', dead, 0, -MAX_DEAD - 1)
@@ -206,9 +218,7 @@ local function finish(job, id, state, now, ttl_ms)
   if not share then
     return
   end
-  if state == 'succeeded' then
-    redis.call('PEXPIRE', share, ttl_ms)
-  else
+  if state ~= 'succeeded' then
     redis.call('DEL', share)
   end
   if state == 'cancelled' or state == 'expired' then
@@ -220,7 +230,7 @@ local function finish(job, id, state, now, ttl_ms)
     local its_job = JOB_PREFIX .. follower
     redis.call('HSET', its_job, 'images_of', id, 'cached', 1)
     redis.call('HSET', its_job, result[1] and 'timings' or 'error', result[1] or result[2])
-    close(its_job, follower, state, now, ttl_ms)
+    close(its_job, follower, state, now, ttl_s)
   end
   redis.call('DEL', job .. ':followers')
 end
@@ -232,7 +242,7 @@ local function bereave(job, id, now)
     if redis.call('HINCRBY', job, 'deaths_alone', 1) >= POISONED_AFTER then
       redis.call('ZREM', leases, id)
       redis.call('HSET', job, 'error', args.poisoned)
-      finish(job, id, 'failed', now, args.dead_ttl_ms)
+      finish(job, id, 'failed', now, args.dead_ttl_s)
       return true
     end
   elseif tonumber(redis.call('HGET', job, 'deaths')) >= SUSPECT_AFTER then

@@ -9,7 +9,6 @@ redis.call('ZREM', leases, args.id)
 redis.call('HSET', job, args.field, args.value)
 if #ARGV > 1 then
   redis.call('RPUSH', job .. ':images', unpack(ARGV, 2))
-  redis.call('PEXPIRE', job .. ':images', args.ttl_ms)
 end
 local share = redis.call('HGET', job, 'share')
 if share and redis.call('HGET', job, 'plan') ~= args.plan then
@@ -17,5 +16,5 @@ if share and redis.call('HGET', job, 'plan') ~= args.plan then
 end
 local done, seconds = service(now)
 store_service(done + redis.call('HGET', job, 'num_samples'), seconds, now)
-finish(job, args.id, args.state, now, args.ttl_ms)
+finish(job, args.id, args.state, now, args.ttl_s)
 return 1

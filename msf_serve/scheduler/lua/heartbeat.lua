@@ -1,9 +1,5 @@
 -- Note that a worker lives and forget those that do not. → 1, or 0 when the worker is not registered
 local now = clock()
--- When the clock was set back, nobody may live longer for it.
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', HEARTBEATS, stamp(now + args.ttl_s), '+inf')) do
-  redis.call('ZADD', HEARTBEATS, stamp(now), id)
-end
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', HEARTBEATS, '-inf', stamp(now - args.ttl_s))) do
   if id ~= args.worker then
     redis.call('HDEL', WORKERS, id)

@@ -1,11 +1,9 @@
--- Take back jobs whose lease ran out and end those that wait past their deadline. → {requeued, poisoned, expired}
+-- Take back jobs whose lease ran out, end those that wait past their deadline, and forget results whose life is over.
+-- → {requeued, poisoned, expired}
+local MAX_FORGOTTEN = 1000  -- at once; there is another sweep in a second
 local now = clock()
 local num_requeued, num_poisoned, num_expired = 0, 0, 0
 
--- When the clock was set back, no lease may last longer for it.
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, stamp(now + 2 * args.lease_s), '+inf')) do
-  redis.call('ZADD', leases, stamp(now + args.lease_s), id)
-end
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', stamp(now))) do
   local job = JOB_PREFIX .. id
   local holder = redis.call('HMGET', job, 'worker', 'attempt')
@@ -21,9 +19,21 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', deadlines, '-inf', stamp(now))) 
   if redis.call('HGET', job, 'state') == 'queued' then
     dequeue(job, id)
     redis.call('HSET', job, 'error', args.expired)
-    finish(job, id, 'expired', now, args.ttl_ms)
+    finish(job, id, 'expired', now, args.ttl_s)
     num_expired = num_expired + 1
   end
 end
-redis.call('ZREMRANGEBYSCORE', dead, '-inf', stamp(now - args.dead_ttl_ms / 1000))
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', ends, '-inf', stamp(now), 'LIMIT', 0, MAX_FORGOTTEN)) do
+  local job = JOB_PREFIX .. id
+  local filed = redis.call('HMGET', job, 'share', 'idempotency')
+  if filed[1] and redis.call('GET', filed[1]) == id then
+    redis.call('DEL', filed[1])
+  end
+  if filed[2] and redis.call('HGET', filed[2], 'job') == id then
+    redis.call('DEL', filed[2])
+  end
+  redis.call('DEL', job, job .. ':images')
+  redis.call('ZREM', ends, id)
+  redis.call('ZREM', dead, id)
+end
 return {num_requeued, num_poisoned, num_expired}

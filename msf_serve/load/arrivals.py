@@ -1,0 +1,48 @@
+"""When requests are due: arrival processes, exact under a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Times = NDArray[np.float64]  # (num_requests,) ascending seconds from the start
+Arrivals = Callable[[float, float, np.random.Generator], Times]  # of rate_per_s, duration_s and a generator
+
+
+def poisson(rate_per_s: float, duration_s: float, rng: np.random.Generator) -> Times:
+    """Independent arrivals in [0, duration_s): callers who know nothing of each other."""
+    return np.sort(rng.uniform(0.0, duration_s, rng.poisson(rate_per_s * duration_s)))
+
+
+def bursty(
+    rate_per_s: float,
+    duration_s: float,
+    rng: np.random.Generator,
+    *,
+    burstiness: float = 3.0,
+    burst_share: float = 0.2,
+    mean_burst_s: float = 1.0,
+) -> Times:
+    """A two-state Markov-modulated Poisson process of the mean rate `rate_per_s`, in [0, duration_s).
+
+    Bursts of `burstiness` times the mean rate take `burst_share` of the time and last `mean_burst_s` on average; the
+    calm between them has what rate is left. Raises ValueError when that would be below 0.
+    """
+    if not 1 <= burstiness <= 1 / burst_share:
+        raise ValueError(
+            f"burstiness {burstiness:g} is out of range; allowed: 1 to {1 / burst_share:g}, "
+            f"since bursts take {burst_share:.0%} of the time"
+        )
+    calm_rate_per_s = rate_per_s * (1 - burst_share * burstiness) / (1 - burst_share)
+    mean_calm_s = mean_burst_s * (1 - burst_share) / burst_share
+    in_burst = rng.random() < burst_share
+    phases, now = [np.empty(0)], 0.0
+    while now < duration_s:
+        length_s = rng.exponential(mean_burst_s if in_burst else mean_calm_s)
+        length_s = min(length_s, duration_s - now)
+        phases.append(now + poisson(burstiness * rate_per_s if in_burst else calm_rate_per_s, length_s, rng))
+        now += length_s
+        in_burst = not in_burst
+    return np.concatenate(phases)

@@ -1,0 +1,68 @@
+"""What became of each request."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from msf_serve.load.mix import Kind
+
+
+class Outcome(StrEnum):
+    SUCCEEDED = "succeeded"
+    REFUSED = "refused"  # 429: the queue was full
+    EXPIRED = "expired"  # 504: its deadline passed
+    FAILED = "failed"  # any other status
+    UNREACHED = "unreached"  # no connection, or it broke
+    UNFINISHED = "unfinished"  # the load was stopped before its answer
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Times are seconds from the start of the load; `timings_ms` is the server's account of a success."""
+
+    kind: Kind
+    due_s: float
+    sent_s: float
+    ended_s: float
+    outcome: Outcome
+    status: int | None = None
+    error: str | None = None
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def latency_s(self) -> float:
+        """From the *intended* send time: see `open_loop`."""
+        return self.ended_s - self.due_s
+
+    @property
+    def late_s(self) -> float:
+        """How long after its intended time the generator got round to it."""
+        return self.sent_s - self.due_s
+
+
+@dataclass
+class Tally:
+    """Written by the generator while it runs, read by whoever shows progress, and whole even when it is stopped."""
+
+    results: list[Result] = field(default_factory=list)
+    num_sent: int = 0
+    now_s: float = 0.0  # when it last changed
+
+    def send(self, now_s: float) -> None:
+        self.num_sent += 1
+        self.now_s = now_s
+
+    def end(self, result: Result) -> None:
+        self.results.append(result)
+        self.now_s = result.ended_s
+
+    @property
+    def num_in_flight(self) -> int:
+        return self.num_sent - len(self.results)
+
+    @property
+    def outcomes(self) -> Counter[Outcome]:
+        return Counter(result.outcome for result in self.results)
