@@ -135,14 +135,15 @@ class Executor:
     def _denoise(self, numbers: Sequence[int], slots: list[Slot], bucket: int) -> StepResult:
         stage = slots[0].stage
         plan = self.plans.steps[stage, slots[0].guided, bucket]
-        trajectories = [(slot.trajectory, slot.step) for slot in slots]
-        scalars = _padded([t.numbers[step] for t, step in trajectories if t is not None], bucket)
+        at = [(slot.trajectory, slot.step) for slot in slots]
+        labels = [slot.request.label for slot in slots]
+        scalars = _padded([t.numbers[step] for t, step in at if t is not None], bucket)
         d, x = plan(
             _padded([slot.x for slot in slots], bucket),
             _padded([slot.d_prev for slot in slots], bucket),
             _padded([slot.cond for slot in slots], bucket),
-            _padded([t.time_embedding[step] for t, step in trajectories if t is not None], bucket),
-            _padded([torch.tensor(slot.request.label) for slot in slots], bucket),
+            _padded([t.time_embedding[step] for t, step in at if t is not None], bucket),
+            torch.tensor(labels + labels[:1] * (bucket - len(labels))),
             *scalars.unbind(1),
         )
         finite = x.isfinite().flatten(1).all(dim=1).tolist()

@@ -36,7 +36,7 @@ class LoadClient:
         self._http = httpx.AsyncClient(
             base_url=url,
             timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, pool=None),
-            limits=httpx.Limits(max_connections, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_S),
+            limits=httpx.Limits(max_connections=max_connections, keepalive_expiry=KEEPALIVE_S),
         )
 
     async def __aenter__(self) -> Self:
@@ -65,10 +65,11 @@ class LoadClient:
         """One request to its end. `started_at`: the load's start on the event loop's clock."""
         clock = asyncio.get_running_loop().time
         sent_s = clock() - started_at
-        tally.send(sent_s)
+        tally.num_sent += 1
 
         def ended(outcome: Outcome, **more: Any) -> None:
-            tally.end(Result(request.kind, request.due_s, sent_s, clock() - started_at, outcome, **more))
+            ended_s = clock() - started_at
+            tally.results.append(Result(request.kind, request.due_s, sent_s, ended_s, outcome, **more))
 
         try:
             answer = await self._http.post(PATH, json=_fields(request) | self._body)
@@ -106,7 +107,7 @@ async def closed_loop(
 ) -> None:
     """Keep `num_in_flight` requests under way for `duration_s`, whenever they are due, and wait for all answers.
 
-    This finds capacity: `len(tally.results) / tally.now_s`. All that was sent counts, or a server that answers cheap
+    This finds capacity, the results' requests per second. All that was sent counts, or a server that answers cheap
     requests first would seem faster than it is. Latencies of a closed loop say nothing.
     """
     loop = asyncio.get_running_loop()

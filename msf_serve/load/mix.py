@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
 from math import isfinite
 from typing import Generic, TypeVar
 
@@ -82,7 +81,10 @@ class Mix:
     @property
     def kinds(self) -> list[Kind]:
         return [
-            Kind(*one) for one in product(*(w.values for w in (self.num_steps, self.num_samples, self.guidance_scale)))
+            Kind(num_steps, num_samples, guidance_scale)
+            for num_steps in self.num_steps.values
+            for num_samples in self.num_samples.values
+            for guidance_scale in self.guidance_scale.values
         ]
 
 

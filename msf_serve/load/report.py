@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 from msf_serve.load.mix import Kind
 from msf_serve.load.results import Outcome, Result
@@ -44,9 +43,6 @@ class Report:
     overall: Group
     kinds: dict[str, Group]
     errors: dict[str, int]
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def summarize(results: Sequence[Result], standalone: Standalone, slo_scales: Sequence[float]) -> Report:

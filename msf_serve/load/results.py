@@ -49,15 +49,6 @@ class Tally:
 
     results: list[Result] = field(default_factory=list)
     num_sent: int = 0
-    now_s: float = 0.0  # when it last changed
-
-    def send(self, now_s: float) -> None:
-        self.num_sent += 1
-        self.now_s = now_s
-
-    def end(self, result: Result) -> None:
-        self.results.append(result)
-        self.now_s = result.ended_s
 
     @property
     def num_in_flight(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 FADE = 0.1  # weight of the newest measurement in the running mean
 
@@ -26,8 +27,7 @@ class StepCost:
     least_s: float
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """What is left of a sample: denoising steps by stage; its decode comes on top."""
 
     num_base_steps: int
@@ -45,7 +45,11 @@ class StepCosts:
     def __init__(self, buckets: Sequence[int], costs: Iterable[StepCost] = ()) -> None:
         self.buckets = tuple(sorted(buckets))
         self._costs = {(cost.stage, cost.guided, cost.bucket): cost for cost in costs}
+        # Asked for every sample between two steps, so they are kept: of each plan, by stage and guidance.
         self._shares: dict[tuple[Stage, bool], float] = {}
+        self._least: dict[tuple[Stage, bool], float] = {}
+        for cost in self._costs.values():
+            self._note_least(cost)
 
     def __iter__(self) -> Iterator[StepCost]:
         return iter(self._costs.values())
@@ -56,7 +60,8 @@ class StepCosts:
         known = self._costs.get(key)
         mean_s = seconds if known is None else known.mean_s + FADE * (seconds - known.mean_s)
         least_s = seconds if known is None else min(known.least_s, seconds)
-        self._costs[key] = StepCost(stage, guided, bucket, mean_s, least_s)
+        self._costs[key] = cost = StepCost(stage, guided, bucket, mean_s, least_s)
+        self._note_least(cost)
         self._shares.pop((stage, guided), None)
 
     def bucket_for(self, count: int) -> int:
@@ -92,11 +97,11 @@ class StepCosts:
     def least_s(self, work: Work) -> float:
         """The optimistic bound: no sample with this work left can be done sooner, in seconds."""
         return (
-            work.num_base_steps * self._least_step_s(Stage.BASE, work.guided)
-            + work.num_residual_steps * self._least_step_s(Stage.RESIDUAL, work.guided)
-            + self._least_step_s(Stage.DECODE, False)
+            work.num_base_steps * self._least.get((Stage.BASE, work.guided), 0.0)
+            + work.num_residual_steps * self._least.get((Stage.RESIDUAL, work.guided), 0.0)
+            + self._least.get((Stage.DECODE, False), 0.0)
         )
 
-    def _least_step_s(self, stage: Stage, guided: bool) -> float:
-        measured = [cost.least_s for cost in self._costs.values() if (cost.stage, cost.guided) == (stage, guided)]
-        return min(measured, default=0.0)
+    def _note_least(self, cost: StepCost) -> None:
+        key = cost.stage, cost.guided
+        self._least[key] = min(self._least.get(key, cost.least_s), cost.least_s)

@@ -26,7 +26,6 @@ class ActiveJob:
 
     claim: Claim
     config: ModelConfig
-    claimed_at: float = field(default_factory=time.monotonic)
     waiting: deque[int] = field(default_factory=deque)  # sample indices
     images: dict[int, NDArray[np.uint8]] = field(default_factory=dict)  # by sample index
     started_at: float | None = None  # when its first sample joined a step batch
@@ -34,30 +33,22 @@ class ActiveJob:
 
     def __post_init__(self) -> None:
         spec = self.claim.job.spec
+        self.id = self.claim.job.id
         self.waiting.extend(range(spec.num_samples))
         self.work = Work(*self.config.split_steps(spec.num_steps), guided=spec.guidance_scale != 1.0)
+        self.hold_by(self.claim)
 
-    @property
-    def id(self) -> str:
-        return self.claim.job.id
+    def hold_by(self, claim: Claim) -> None:
+        """Go on under this claim, from now on."""
+        job = claim.job
+        self.claim = claim
+        self.claimed_at = time.monotonic()
+        self.arrived_at = self.claimed_at - ((job.claimed_at or job.admitted_at) - job.admitted_at)
+        self.deadline = None if job.deadline_at is None else self.arrived_at + job.deadline_at - job.admitted_at
 
     @property
     def is_complete(self) -> bool:
         return len(self.images) == self.claim.job.spec.num_samples
-
-    @property
-    def arrived_at(self) -> float:
-        return self.claimed_at - self._queued_s
-
-    @property
-    def deadline(self) -> float | None:
-        job = self.claim.job
-        return None if job.deadline_at is None else self.arrived_at + job.deadline_at - job.admitted_at
-
-    @property
-    def _queued_s(self) -> float:
-        job = self.claim.job
-        return (job.claimed_at or job.admitted_at) - job.admitted_at
 
     def next_sample(self) -> SampleRequest:
         """Take the next waiting sample."""
@@ -73,8 +64,7 @@ class ActiveJob:
 
     def is_late(self, left: Work, costs: StepCosts, now: float) -> bool:
         """Whether a sample with this work left misses the deadline, however fast it goes from now on."""
-        deadline = self.deadline
-        return deadline is not None and now + costs.least_s(left) > deadline
+        return self.deadline is not None and now + costs.least_s(left) > self.deadline
 
     def timings(self, encode_s: float) -> Timings:
         return Timings(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from msf_serve.engine.config import Stage
 from msf_serve.engine.executor import Executor, SampleRequest, StepResult
@@ -16,6 +16,7 @@ from msf_serve.scheduler.policy import ActiveWork, Candidate, StepBatch
 from msf_serve.worker.active import ActiveJob
 
 WARM_UP_ROUNDS = 3
+STAGES = {stage: costs.Stage(stage) for stage in Stage}
 
 
 class ModelRunner:
@@ -71,7 +72,7 @@ class ModelRunner:
     def add(self, claim: Claim) -> None:
         """Take a job in. One that was lost and came back before its slots were freed goes on under its new claim."""
         job = self.jobs.setdefault(claim.job.id, ActiveJob(claim, self.model.config))
-        job.claim, job.claimed_at = claim, time.monotonic()
+        job.hold_by(claim)
 
     def drop(self, job_id: str) -> None:
         """Forget a job and free its slots at once; its batch-mates do not notice."""
@@ -93,30 +94,26 @@ class ModelRunner:
                 self._riders[slot] = job, sample.index
                 self._ridden_at[slot] = time.monotonic()
 
-    def work_left(self) -> Iterator[tuple[int, ActiveJob, int, Work]]:
-        """Slot, job, sample index and work of every active sample."""
-        for slot, (job, index) in self._riders.items():
-            yield slot, job, index, Work(*self.executor.slots[slot].steps_left, guided=job.work.guided)
-
     def candidates(self, shares: Mapping[str, float]) -> list[Candidate]:
         """What the batching policy may choose from; `shares` as of `policy.active_shares`."""
-        left_s = {job.id: len(job.waiting) * self.costs.work_s(job.work) for job in self.jobs.values()}
-        samples = list(self.work_left())
-        for _, job, _, work in samples:
-            left_s[job.id] += self.costs.work_s(work)
-        jobs = {job.id: self._active_work(job, left_s[job.id], shares) for job in self.jobs.values()}
         slots = self.executor.slots
+        left_s = {
+            job.id: len(job.waiting) * self.costs.work_s(job.work) if job.waiting else 0.0 for job in self.jobs.values()
+        }
+        for slot, (job, _) in self._riders.items():
+            left_s[job.id] += self.costs.work_s(Work(*slots[slot].steps_left, job.work.guided))
+        jobs = {job.id: self._active_work(job, left_s[job.id], shares) for job in self.jobs.values()}
         return [
             Candidate(
                 slot=slot,
                 index=index,
                 job=jobs[job.id],
                 model=self.key,
-                stage=costs.Stage(slots[slot].stage),
+                stage=STAGES[slots[slot].stage],
                 guided=slots[slot].guided,
                 ridden_at=self._ridden_at[slot],
             )
-            for slot, job, index, _ in samples
+            for slot, (job, index) in self._riders.items()
         ]
 
     def _active_work(self, job: ActiveJob, left_s: float, shares: Mapping[str, float]) -> ActiveWork:
@@ -134,8 +131,15 @@ class ModelRunner:
     def late_jobs(self) -> list[ActiveJob]:
         """Jobs whose deadline cannot be met any more, however fast they go."""
         now = time.monotonic()
-        late = {job.id: job for _, job, _, left in self.work_left() if job.is_late(left, self.costs, now)}
-        late |= {job.id: job for job in self.jobs.values() if job.waiting and job.is_late(job.work, self.costs, now)}
+        close = {job.id: job for job in self.jobs.values() if job.is_late(job.work, self.costs, now)}
+        if not close:
+            return []
+        slots = self.executor.slots
+        late = {job.id: job for job in close.values() if job.waiting}
+        for slot, (job, _) in self._riders.items():
+            left = Work(*slots[slot].steps_left, job.work.guided)
+            if job.id in close and job.is_late(left, self.costs, now):
+                late[job.id] = job
         return list(late.values())
 
     def execute(self, batch: StepBatch) -> StepResult:

@@ -3,35 +3,72 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.jobs import JobRecord, JobSpec, Timings
-from msf_serve.scheduler.queue import Claim, JobQueue, new_job_id
+from msf_serve.scheduler.jobs import JobRecord, JobSpec, Priority, Terms, Timings
+from msf_serve.scheduler.leases import Claim, Leases
+from msf_serve.scheduler.queue import JobQueue, new_job_id
 
 MODEL, VERSION = "shapes", "1"
 TIMINGS = Timings(queue_ms=1.5, base_ms=2, residual_ms=3, decode_ms=4, encode_ms=5, total_ms=16)
 
 
-def spec(num_samples: int = 1, seed: int = 7, model: str = MODEL) -> JobSpec:
+def spec(num_samples: int = 1, seed: int = 7, model: str = MODEL, num_steps: int = 10) -> JobSpec:
     return JobSpec(
         model=model,
         version=VERSION,
         label=3,
         num_samples=num_samples,
         seed=seed,
-        num_steps=10,
+        num_steps=num_steps,
         guidance_scale=1.1,
     )
 
 
-async def admit(queue: JobQueue, num_samples: int = 1, reply_to: str | None = None) -> JobRecord:
-    return await queue.admit(spec(num_samples), job_id=new_job_id(), reply_to=reply_to)
+async def admit(
+    queue: JobQueue,
+    num_samples: int = 1,
+    reply_to: str | None = None,
+    *,
+    tenant: str = "",
+    user: str = "",
+    weight: float = 1.0,
+    priority: Priority = Priority.NORMAL,
+    timeout_s: float | None = None,
+    least_s: float = 0.0,
+    num_steps: int = 10,
+    result_bytes: int = 0,
+) -> JobRecord:
+    terms = Terms(priority=priority, tenant=tenant, user=user, weight=weight, timeout_s=timeout_s)
+    return await queue.admit(
+        spec(num_samples, num_steps=num_steps),
+        terms,
+        job_id=new_job_id(),
+        reply_to=reply_to,
+        least_s=least_s,
+        result_bytes=result_bytes,
+    )
 
 
-async def claim(queue: JobQueue, worker_id: str = "worker-1", max_samples: int = 1) -> list[Claim]:
-    return await queue.claim(worker_id, MODEL, VERSION, max_samples)
+async def claim(leases: Leases, worker_id: str = "worker-1", max_samples: int = 1) -> list[Claim]:
+    """As a worker that holds other jobs."""
+    return list((await leases.claim(worker_id, MODEL, VERSION, max_samples, idle=False)).claims)
+
+
+def ids(claims: Sequence[Claim]) -> list[str]:
+    return [held.job.id for held in claims]
+
+
+async def stored(queue: JobQueue, job_id: str) -> JobRecord:
+    record = await queue.get(job_id)
+    assert record is not None
+    return record
+
+
+async def images_of(queue: JobQueue, job_id: str) -> list[bytes]:
+    return await queue.images(await stored(queue, job_id))
 
 
 async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 20.0) -> None:

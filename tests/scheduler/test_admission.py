@@ -6,9 +6,10 @@ import pytest
 from redis.asyncio import Redis
 
 from msf_serve.scheduler.connection import check, connect
-from msf_serve.scheduler.errors import QueueFull, QueueUnavailable
-from msf_serve.scheduler.jobs import MAX_SEED, JobRecord, JobState
-from msf_serve.scheduler.keys import QueueKeys
+from msf_serve.scheduler.errors import MemoryFull, QueueFull, QueueUnavailable
+from msf_serve.scheduler.jobs import MAX_SEED, JobError, JobRecord, JobState
+from msf_serve.scheduler.keys import RESERVED, QueueKeys
+from msf_serve.scheduler.leases import Leases
 from msf_serve.scheduler.queue import JobQueue, QueueDepth, new_job_id
 from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, spec
 
@@ -41,11 +42,11 @@ async def test_a_refusal_leaves_no_trace(redis: Redis) -> None:
 async def test_running_jobs_count_and_finished_ones_make_room(redis: Redis) -> None:
     queue = JobQueue(redis, max_queued_samples=2)
     await admit(queue, 2)
-    [held] = await claim(queue)
+    [held] = await claim(Leases(redis))
     with pytest.raises(QueueFull):
         await admit(queue)
 
-    await queue.succeed(held, [b"a", b"b"], TIMINGS)
+    await Leases(redis).succeed(held, [b"a", b"b"], TIMINGS)
     await admit(queue, 2)
 
 
@@ -60,7 +61,7 @@ async def test_an_id_is_admitted_once(redis: Redis) -> None:
     first = await queue.admit(spec(2), job_id="same", reply_to=None)
     assert await queue.admit(spec(2), job_id="same", reply_to=None) == first
     assert (await queue.depth(MODEL, VERSION)).num_samples == 2
-    assert len(await claim(queue, max_samples=10)) == 1
+    assert len(await claim(Leases(redis), max_samples=10)) == 1
 
 
 async def test_a_record_comes_back_as_it_went_in(redis: Redis) -> None:
@@ -80,7 +81,7 @@ async def test_retry_after_follows_the_measured_rate(redis: Redis, done: int, bu
     queue = JobQueue(redis, max_queued_samples=20)
     await admit(queue, 20)
     seconds, _ = await redis.time()
-    counters = QueueKeys.of(MODEL, VERSION).counters
+    counters = f"{QueueKeys.of(MODEL, VERSION).prefix}counters"
     await redis.hset(counters, "rate_samples", done)
     await redis.hset(counters, "rate_seconds", busy_s)
     await redis.hset(counters, "rate_at", int(seconds) + 3600)  # no time has passed since
@@ -94,28 +95,46 @@ async def test_finished_samples_are_what_is_measured(redis: Redis) -> None:
     queue = JobQueue(redis)
     await admit(queue, 2)
     await admit(queue, 3)
-    for held in await claim(queue, max_samples=5):
-        await queue.succeed(held, [], TIMINGS)
-    done = await redis.hget(QueueKeys.of(MODEL, VERSION).counters, "rate_samples")
+    for held in await claim(Leases(redis), max_samples=5):
+        await Leases(redis).succeed(held, [], TIMINGS)
+    done = await redis.hget(f"{QueueKeys.of(MODEL, VERSION).prefix}counters", "rate_samples")
     assert float(done or 0) == pytest.approx(5, rel=0.5)
 
 
-async def test_out_of_memory_refuses_new_jobs_but_finishes_old_ones(redis: Redis) -> None:
-    queue = JobQueue(redis)
-    await admit(queue)
-    await admit(queue)
+async def test_a_full_redis_refuses_new_jobs_and_finishes_what_it_accepted(redis: Redis) -> None:
+    """Room for results is set aside at admission, so it is found before memory is out."""
+    queue, leases = JobQueue(redis), Leases(redis)
+    size = 1_000_000
     try:
-        await redis.config_set("maxmemory", "1")
-        with pytest.raises(QueueUnavailable, match="memory"):
+        used = (await redis.info("memory"))["used_memory"]
+        await redis.config_set("maxmemory", used + 5 * size)
+        await admit(queue, result_bytes=size)
+        await admit(queue, result_bytes=size)
+        with pytest.raises(MemoryFull, match="MiB"):
+            await admit(queue, result_bytes=3 * size)
+        await redis.config_set("maxmemory", used)
+        finished, released = await claim(leases, max_samples=2)
+        assert await leases.renew("worker-1", [finished, released]) == set()
+        assert await leases.succeed(finished, [b"i" * size], TIMINGS)
+        assert await leases.release(released)
+        with pytest.raises((MemoryFull, QueueUnavailable)):
             await admit(queue)
-
-        finished, released = await claim(queue, max_samples=2)
-        assert await queue.renew("worker-1", [finished, released]) == set()
-        assert await queue.succeed(finished, [b"image"], TIMINGS)
-        assert await queue.release(released)
-        assert (await queue.depth(MODEL, VERSION)).num_samples == 1
     finally:
         await redis.config_set("maxmemory", "1gb")
+    await admit(queue)
+
+
+async def test_what_was_set_aside_is_given_back_at_every_end(redis: Redis) -> None:
+    queue, leases = JobQueue(redis), Leases(redis)
+    for _ in range(3):
+        await admit(queue, result_bytes=1000)
+    succeeded, failed = await claim(leases, max_samples=2)
+    await leases.succeed(succeeded, [b"image"], TIMINGS)
+    await leases.fail(failed, JobError(code="broken", message=""))
+    assert await redis.get(RESERVED) == b"1000"
+    [last] = await claim(leases)
+    await queue.cancel(last.job.id)
+    assert await redis.get(RESERVED) == b"0"
 
 
 async def test_an_unreachable_redis_is_named_without_its_password() -> None:

@@ -15,6 +15,7 @@ from msf_serve.scheduler.connection import call, connect
 from msf_serve.scheduler.embedded import EmbeddedValkey
 from msf_serve.scheduler.errors import QueueUnavailable
 from msf_serve.scheduler.jobs import JobError, JobState
+from msf_serve.scheduler.leases import Leases
 from msf_serve.scheduler.queue import JobQueue, new_job_id
 from msf_serve.scheduler.replies import ReplyReader
 from tests.scheduler.support import TIMINGS, claim, spec, until, until_blocked
@@ -47,25 +48,24 @@ async def test_one_reader_resolves_many_jobs(redis: Redis, reader: ReplyReader) 
     queue = JobQueue(redis)
     async with running(reader), asyncio.timeout(20):
         jobs = await asyncio.gather(*(admit_awaited(queue, reader) for _ in range(300)))
-        for held in await claim(queue, max_samples=300):
+        for held in await claim(Leases(redis), max_samples=300):
             if held.job.id == jobs[0][0]:
-                await queue.fail(held, JobError(code="broken", message=""))
+                await Leases(redis).fail(held, JobError(code="broken", message=""))
             else:
-                await queue.succeed(held, [b"image"], TIMINGS)
+                await Leases(redis).succeed(held, [b"image"], TIMINGS)
         states = await asyncio.gather(*(future for _, future in jobs))
     assert states == [JobState.FAILED] + 299 * [JobState.SUCCEEDED]
 
 
-async def test_cancelled_and_poisoned_jobs_are_answered(redis: Redis, reader: ReplyReader) -> None:
-    dying = JobQueue(redis, lease_s=0.0, max_attempts=1)
+async def test_cancelled_and_expired_jobs_are_answered(redis: Redis, reader: ReplyReader) -> None:
+    queue = JobQueue(redis)
     async with running(reader), asyncio.timeout(20):
-        cancelled_id, cancelled = await admit_awaited(dying, reader)
-        await dying.cancel(cancelled_id)
-        _, poisoned = await admit_awaited(dying, reader)
-        await claim(dying)
-        await dying.reclaim()
+        cancelled_id, cancelled = await admit_awaited(queue, reader)
+        expired_id, expired = await admit_awaited(queue, reader)
+        await queue.cancel(cancelled_id)
+        await queue.expire(expired_id)
         assert await cancelled is JobState.CANCELLED
-        assert await poisoned is JobState.FAILED
+        assert await expired is JobState.EXPIRED
 
 
 async def test_each_server_hears_of_its_own_jobs(redis: Redis, reader: ReplyReader) -> None:
@@ -73,11 +73,11 @@ async def test_each_server_hears_of_its_own_jobs(redis: Redis, reader: ReplyRead
     async with running(reader), running(other), asyncio.timeout(20):
         _, mine = await admit_awaited(queue, reader)
         _, theirs = await admit_awaited(queue, other)
-        first, second = await claim(queue, max_samples=2)
-        await queue.succeed(second, [], TIMINGS)
+        first, second = await claim(Leases(redis), max_samples=2)
+        await Leases(redis).succeed(second, [], TIMINGS)
         assert await theirs is JobState.SUCCEEDED
         assert not mine.done()
-        await queue.succeed(first, [], TIMINGS)
+        await Leases(redis).succeed(first, [], TIMINGS)
         assert await mine is JobState.SUCCEEDED
 
 
@@ -87,8 +87,8 @@ async def test_stopping_the_reader_loses_nothing(redis: Redis, reader: ReplyRead
     for _ in range(20):
         async with running(reader):
             futures.append((await admit_awaited(queue, reader))[1])
-            [held] = await claim(queue)
-            await queue.succeed(held, [], TIMINGS)
+            [held] = await claim(Leases(redis))
+            await Leases(redis).succeed(held, [], TIMINGS)
     async with running(reader), asyncio.timeout(20):
         assert set(await asyncio.gather(*futures)) == {JobState.SUCCEEDED}
 
@@ -98,23 +98,30 @@ async def test_a_forgotten_job_disturbs_nobody(redis: Redis, reader: ReplyReader
     async with running(reader), asyncio.timeout(20):
         job_id, forgotten = await admit_awaited(queue, reader)
         _, awaited = await admit_awaited(queue, reader)
-        reader.forget(job_id)
-        reader.forget("never expected")
-        for held in await claim(queue, max_samples=2):
-            await queue.succeed(held, [], TIMINGS)
+        reader.forget(job_id, forgotten)
+        for held in await claim(Leases(redis), max_samples=2):
+            await Leases(redis).succeed(held, [], TIMINGS)
         assert await awaited is JobState.SUCCEEDED
     assert forgotten.cancelled()
 
 
-async def test_expecting_twice_is_waiting_for_the_same(reader: ReplyReader) -> None:
-    assert reader.expect("job") is reader.expect("job")
+async def test_several_may_wait_for_one_job(redis: Redis, reader: ReplyReader) -> None:
+    queue = JobQueue(redis)
+    async with running(reader), asyncio.timeout(20):
+        job_id, first = await admit_awaited(queue, reader)
+        second, third = reader.expect(job_id), reader.expect(job_id)
+        reader.forget(job_id, first)
+        for held in await claim(Leases(redis)):
+            await Leases(redis).succeed(held, [], TIMINGS)
+        assert (await second, await third) == (JobState.SUCCEEDED, JobState.SUCCEEDED)
+    assert first.cancelled()
 
 
 async def test_records_speak_when_the_stream_is_gone(redis: Redis, reader: ReplyReader) -> None:
     queue = JobQueue(redis)
     _, future = await admit_awaited(queue, reader)
-    [held] = await claim(queue)
-    await queue.succeed(held, [], TIMINGS)
+    [held] = await claim(Leases(redis))
+    await Leases(redis).succeed(held, [], TIMINGS)
     await redis.delete(reader.stream)
     async with running(reader), asyncio.timeout(20):
         assert await future is JobState.SUCCEEDED
@@ -137,8 +144,8 @@ async def test_the_reader_survives_a_crash_of_valkey(tmp_path: Path) -> None:
             async with running(reader):
                 _, before = await admit_awaited(queue, reader)
                 _, after = await admit_awaited(queue, reader)
-                first, second = await claim(queue, max_samples=2)
-                await queue.succeed(first, [], TIMINGS)
+                first, second = await claim(Leases(redis), max_samples=2)
+                await Leases(redis).succeed(first, [], TIMINGS)
                 assert await before is JobState.SUCCEEDED
                 await until_blocked(redis, 1)
                 await call(redis, "WAITAOF", 1, 0, 0)  # what was written is on disk
@@ -146,7 +153,7 @@ async def test_the_reader_survives_a_crash_of_valkey(tmp_path: Path) -> None:
 
                 async def finished() -> bool:
                     with suppress(QueueUnavailable):
-                        return await queue.succeed(second, [], TIMINGS)
+                        return await Leases(redis).succeed(second, [], TIMINGS)
                     return False
 
                 await until(finished)

@@ -4,7 +4,6 @@ local lost = {}
 
 -- A lease ran out, yet its worker lives: that was no death.
 local function forgive(job, id)
-  redis.call('HDEL', job, 'lapsed')
   if redis.call('HINCRBY', job, 'deaths', -1) < SUSPECT_AFTER and redis.call('HGET', job, 'suspect') == '1' then
     local is_queued = redis.call('HGET', job, 'state') == 'queued'
     if is_queued then
@@ -24,7 +23,7 @@ for _, held in ipairs(args.held) do
     redis.call('ZADD', leases, expiry, id)
   else
     lost[#lost + 1] = id
-    if redis.call('HGET', job, 'lapsed') == args.worker .. ' ' .. attempt then
+    if redis.call('HDEL', job, 'lapsed ' .. args.worker .. ' ' .. attempt) == 1 then
       forgive(job, id)
     end
   end

@@ -7,7 +7,7 @@ local num_requeued, num_poisoned, num_expired = 0, 0, 0
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', stamp(now))) do
   local job = JOB_PREFIX .. id
   local holder = redis.call('HMGET', job, 'worker', 'attempt')
-  redis.call('HSET', job, 'lapsed', holder[1] .. ' ' .. holder[2])  -- taken back if that worker shows up (renew.lua)
+  redis.call('HSET', job, 'lapsed ' .. holder[1] .. ' ' .. holder[2], 1)  -- until that worker shows up (renew.lua)
   if bereave(job, id, now) then
     num_poisoned = num_poisoned + 1
   else

@@ -1,0 +1,65 @@
+"""One load after the other: each kind alone first, then every rate."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from msf_serve.load.arrivals import Arrivals
+from msf_serve.load.generator import LoadClient, measure_alone, open_loop
+from msf_serve.load.mix import Kind, Mix, plan_load
+from msf_serve.load.report import Report, standalone_latencies, summarize
+from msf_serve.load.results import Tally
+from msf_serve.load.text import show_progress
+
+
+@dataclass
+class Sweep:
+    """What to send, and what came of it: `standalone` and `tallies` are written by `run`, and whole if it is stopped.
+
+    `num_alone_runs` 0 measures no standalone latencies, and reports no objectives.
+    """
+
+    arrivals: Arrivals
+    rates_per_s: Sequence[float]
+    duration_s: float
+    mix: Mix
+    seed: int
+    num_alone_runs: int
+    standalone: dict[Kind, float] = field(default_factory=dict)
+    tallies: list[Tally] = field(default_factory=list)
+
+    async def run(self, client: LoadClient, progress: TextIO) -> None:
+        """Raises LoadError before any load when the server cannot answer such requests."""
+        num_labels = await client.num_labels()
+        if self.num_alone_runs:
+            print("measuring each kind alone", file=progress)
+            self.standalone = standalone_latencies(await measure_alone(client, self.mix.kinds, self.num_alone_runs))
+        for rate_per_s in self.rates_per_s:
+            requests = plan_load(self.arrivals, rate_per_s, self.duration_s, self.mix, num_labels, self.seed)
+            print(f"{len(requests)} requests at {rate_per_s:g}/s for {self.duration_s:g} s", file=progress)
+            tally = Tally()
+            self.tallies.append(tally)
+            async with _shown(tally, progress):
+                await open_loop(client, requests, tally)
+
+    def reports(self, slo_scales: Sequence[float]) -> list[tuple[float, Report]]:
+        """With the rate of each."""
+        rates = self.rates_per_s[: len(self.tallies)]
+        return [
+            (rate_per_s, summarize(tally.results, self.standalone, slo_scales))
+            for rate_per_s, tally in zip(rates, self.tallies, strict=True)
+        ]
+
+
+@asynccontextmanager
+async def _shown(tally: Tally, progress: TextIO) -> AsyncIterator[None]:
+    showing = asyncio.create_task(show_progress(tally, progress))
+    try:
+        yield
+    finally:
+        showing.cancel()
+        await asyncio.wait([showing])

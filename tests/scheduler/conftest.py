@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import pytest
+from redis.asyncio import Redis
+
+from msf_serve.scheduler.leases import Leases
+from msf_serve.scheduler.queue import JobQueue
+
+
+@pytest.fixture
+def queue(redis: Redis) -> JobQueue:
+    return JobQueue(redis)
+
+
+@pytest.fixture
+def leases(redis: Redis) -> Leases:
+    return Leases(redis)
+
+
+@pytest.fixture
+def dying(redis: Redis) -> Leases:
+    """Leases that are over as soon as they are given: its workers are as good as dead."""
+    return Leases(redis, lease_s=0.0)

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+from redis.asyncio import Redis
+
+from msf_serve.scheduler.errors import DeadlineTooShort
+from msf_serve.scheduler.jobs import JobState
+from msf_serve.scheduler.leases import Leases, Swept
+from msf_serve.scheduler.notices import cancelled_jobs
+from msf_serve.scheduler.queue import JobQueue, QueueDepth
+from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, ids, stored, until
+
+
+async def test_what_cannot_end_in_time_is_refused(queue: JobQueue, leases: Leases) -> None:
+    with pytest.raises(DeadlineTooShort, match=r"2 s at the least.*1"):
+        await admit(queue, timeout_s=1.0, least_s=2.0)
+    assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
+    assert await claim(leases) == []
+
+
+async def late_job(queue: JobQueue) -> str:
+    """Admitted with a moment of slack, and let pass it."""
+    job = await admit(queue, 2, "replies", timeout_s=100.0, least_s=100.0 - 0.001)
+    record = await stored(queue, job.id)
+    assert record.deadline_at == pytest.approx(record.admitted_at + 100)
+
+    async def has_passed() -> bool:
+        return (await queue.depth(MODEL, VERSION)).oldest_age_s > 0.005
+
+    await until(has_passed)
+    return job.id
+
+
+async def test_a_claim_passes_over_what_is_late(queue: JobQueue, leases: Leases) -> None:
+    late_id, fine = await late_job(queue), await admit(queue, timeout_s=100.0)
+    assert ids(await claim(leases, max_samples=1)) == [fine.id]
+    record = await stored(queue, late_id)
+    assert (record.state, record.error and record.error.code) == (JobState.EXPIRED, "deadline")
+    assert (await queue.depth(MODEL, VERSION)).num_samples == 1
+
+
+async def test_a_sweep_ends_what_waits_in_vain(queue: JobQueue, leases: Leases, redis: Redis) -> None:
+    late_id, _ = await late_job(queue), await admit(queue, timeout_s=100.0)
+    assert await leases.sweep() == Swept(num_expired=1)
+    assert (await stored(queue, late_id)).state is JobState.EXPIRED
+    assert [entry[b"state"] for _, entry in await redis.xrange("replies")] == [b"expired"]
+    assert (await queue.depth(MODEL, VERSION)).num_jobs_queued == 1
+
+
+async def test_a_worker_ends_what_it_cannot_finish_in_time(queue: JobQueue, leases: Leases) -> None:
+    job = await admit(queue, timeout_s=100.0)
+    [held] = await claim(leases)
+    assert await leases.expire(held)
+    assert not await leases.succeed(held, [b"late"], TIMINGS)
+    assert (await stored(queue, job.id)).state is JobState.EXPIRED
+
+
+async def test_a_worker_hears_of_cancellations_at_once(queue: JobQueue, leases: Leases, redis: Redis) -> None:
+    jobs = [await admit(queue) for _ in range(3)]
+    await claim(leases, "mine", 2)
+    await claim(leases, "other")
+    for job in jobs:
+        await queue.cancel(job.id)
+    async for cancelled in cancelled_jobs(redis, "mine"):
+        assert cancelled == [jobs[0].id, jobs[1].id]
+        break

@@ -1,0 +1,122 @@
+"""What becomes of jobs whose worker died, was late, or drained."""
+
+from __future__ import annotations
+
+from redis.asyncio import Redis
+
+from msf_serve.scheduler.jobs import JobError, JobState
+from msf_serve.scheduler.keys import CLOCK
+from msf_serve.scheduler.leases import Claimed, Leases, Swept
+from msf_serve.scheduler.queue import JobQueue, QueueDepth
+from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, ids, stored
+
+
+async def claim_idle(leases: Leases, worker_id: str = "idle") -> Claimed:
+    return await leases.claim(worker_id, MODEL, VERSION, 8, idle=True)
+
+
+async def die(leases: Leases, times: int) -> None:
+    for _ in range(times):
+        assert (await claim_idle(leases, "victim")).claims
+        await leases.bury("victim")
+
+
+async def test_the_dead_are_buried_at_once(queue: JobQueue, leases: Leases) -> None:
+    jobs = [await admit(queue) for _ in range(3)]
+    mine, *_ = await claim(leases, "dead", 2)
+    [other] = await claim(leases, "alive")
+    assert await leases.bury("dead") == Swept(num_requeued=2)
+    assert ids(await claim(leases, "alive", 5)) == [jobs[0].id, jobs[1].id]
+    assert not await leases.succeed(mine, [b"late"], TIMINGS)
+    assert await leases.succeed(other, [b"image"], TIMINGS)
+
+
+async def test_a_suspect_runs_alone(queue: JobQueue, leases: Leases) -> None:
+    suspect = await admit(queue)
+    await die(leases, 2)
+    normal = [await admit(queue) for _ in range(2)]
+
+    busy = await leases.claim("busy", MODEL, VERSION, 8, idle=False)
+    assert busy == Claimed((), alone=True), "it takes nothing more, so that it gets idle"
+    other = await leases.claim("other", MODEL, VERSION, 1, idle=False)
+    assert (ids(other.claims), other.alone) == ([normal[0].id], False), "one of them is enough"
+    alone = await leases.claim("busy", MODEL, VERSION, 8, idle=True)
+    assert (ids(alone.claims), alone.alone) == ([suspect.id], True)
+    assert alone.claims[0].job.is_suspect
+    assert ids((await claim_idle(leases)).claims) == [normal[1].id]
+
+
+async def test_a_worker_that_was_to_run_a_suspect_may_die_too(queue: JobQueue, redis: Redis) -> None:
+    leases, brief = Leases(redis), Leases(redis, lease_s=0.0)
+    suspect = await admit(queue)
+    await die(leases, 2)
+    assert (await brief.claim("busy", MODEL, VERSION, 8, idle=False)).alone
+    assert ids((await claim_idle(leases)).claims) == [suspect.id]
+
+
+async def test_three_deaths_alone_are_poison(queue: JobQueue, leases: Leases) -> None:
+    job = await admit(queue, reply_to="replies")
+    await die(leases, 4)
+    assert (await stored(queue, job.id)).state is JobState.QUEUED
+    [held] = (await claim_idle(leases, "victim")).claims
+    assert await leases.bury("victim") == Swept(num_poisoned=1)
+    record = await stored(queue, job.id)
+    assert (record.state, record.error and record.error.code) == (JobState.FAILED, "poisoned")
+    assert not await leases.succeed(held, [b"late"], TIMINGS)
+    assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
+
+
+async def test_drains_are_not_held_against_a_job(queue: JobQueue, leases: Leases) -> None:
+    job = await admit(queue)
+    for _ in range(10):
+        [held] = await claim(leases)
+        await leases.release(held)
+    assert not (await stored(queue, job.id)).is_suspect
+
+
+async def test_lost_leases_of_living_workers_are_not_held_against_a_job(
+    queue: JobQueue, leases: Leases, dying: Leases
+) -> None:
+    job = await admit(queue)
+    paused = []
+    for number in range(2):
+        [held] = await claim(dying, f"paused-{number}")
+        assert (await leases.sweep()).num_requeued == 1
+        paused.append(held)
+    assert (await stored(queue, job.id)).is_suspect
+    for held in paused:
+        for _ in range(2):  # it counts once
+            assert await leases.renew(held.worker_id, [held]) == {job.id}
+    assert not (await stored(queue, job.id)).is_suspect
+    assert ids(await claim(leases)) == [job.id]
+    await leases.bury("worker-1")
+    assert not (await stored(queue, job.id)).is_suspect
+
+
+async def test_a_clock_that_was_set_ends_nothing(queue: JobQueue, leases: Leases, redis: Redis) -> None:
+    """As if Redis's clock had jumped an hour ahead, then two back."""
+    ended, running = await admit(queue), await admit(queue, timeout_s=300)
+    waiting = await admit(queue, timeout_s=300)
+    done, _ = await claim(leases, max_samples=2)
+    await leases.succeed(done, [b"image"], TIMINGS)
+    for jump_s in (3600, -7200):
+        wall, offset = (float(value or 0) for value in await redis.hmget(CLOCK, "wall", "offset"))
+        await redis.hset(CLOCK, mapping={"wall": wall - jump_s, "offset": offset + jump_s})
+        assert await leases.sweep() == Swept()
+    states = [(await stored(queue, job.id)).state for job in (ended, running, waiting)]
+    assert states == [JobState.SUCCEEDED, JobState.RUNNING, JobState.QUEUED]
+    late = await admit(queue)
+    seconds, _ = await redis.time()
+    assert abs(late.admitted_at - seconds) < 60, "records tell Redis's own time"
+
+
+async def test_dead_letters_can_be_queued_again(queue: JobQueue, leases: Leases) -> None:
+    first, second = await admit(queue), await admit(queue, 3)
+    for held in await claim(leases, max_samples=4):
+        await leases.fail(held, JobError(code="engine_error", message=""))
+    dead = await queue.dead_letters(MODEL, VERSION)
+    assert {job.id for job in dead} == {first.id, second.id}
+    again = await queue.requeue(await stored(queue, second.id))
+    assert (again.spec, again.state, again.attempt) == (second.spec, JobState.QUEUED, 0)
+    assert [job.id for job in await queue.dead_letters(MODEL, VERSION)] == [first.id]
+    assert ids(await claim(leases)) == [again.id]

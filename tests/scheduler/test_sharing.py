@@ -1,0 +1,148 @@
+"""One caller asking twice, and different callers asking for the same."""
+
+from __future__ import annotations
+
+import pytest
+from redis.asyncio import Redis
+
+from msf_serve.scheduler.errors import IdempotencyConflict
+from msf_serve.scheduler.jobs import JobError, JobRecord, JobState, Terms
+from msf_serve.scheduler.keys import RESERVED
+from msf_serve.scheduler.leases import Leases
+from msf_serve.scheduler.queue import Idempotency, JobQueue, QueueDepth, new_job_id
+from tests.scheduler.support import MODEL, TIMINGS, VERSION, claim, ids, images_of, spec, stored
+
+PLAN = "openvino bf16"
+
+
+async def ask(queue: JobQueue, key: str, body: bytes = b"body", tenant: str = "a") -> JobRecord:
+    return await queue.admit(
+        spec(), Terms(tenant=tenant), job_id=new_job_id(), reply_to="replies", idempotency=Idempotency(key, body)
+    )
+
+
+async def share(queue: JobQueue, seed: int = 7, plan: str | None = PLAN, timeout_s: float | None = None) -> JobRecord:
+    terms = Terms(timeout_s=timeout_s)
+    return await queue.admit(spec(2, seed), terms, job_id=new_job_id(), reply_to="replies", plan=plan, result_bytes=100)
+
+
+async def replies(redis: Redis) -> list[tuple[str, str]]:
+    return [(entry[b"job"].decode(), entry[b"state"].decode()) for _, entry in await redis.xrange("replies")]
+
+
+async def test_asking_again_with_a_key_is_asking_for_the_same_job(queue: JobQueue, leases: Leases) -> None:
+    first = await ask(queue, "key")
+    assert (await ask(queue, "key")).id == first.id
+    assert (await queue.depth(MODEL, VERSION)).num_jobs_queued == 1
+    [held] = await claim(leases)
+    await leases.succeed(held, [b"image"], TIMINGS)
+    again = await ask(queue, "key")
+    assert (again.id, again.state) == (first.id, JobState.SUCCEEDED)
+
+
+async def test_a_key_stands_for_one_request_of_one_tenant(queue: JobQueue) -> None:
+    first = await ask(queue, "key")
+    with pytest.raises(IdempotencyConflict, match=first.id):
+        await ask(queue, "key", b"another body")
+    assert (await ask(queue, "key", b"another body", tenant="b")).id != first.id
+    assert (await ask(queue, "other", b"another body")).id != first.id
+
+
+async def test_a_key_lives_as_long_as_its_result(redis: Redis) -> None:
+    queue, leases = JobQueue(redis, result_ttl_s=0.0), Leases(redis, result_ttl_s=0.0)
+    first = await ask(queue, "key")
+    [held] = await claim(leases)
+    await leases.succeed(held, [b"image"], TIMINGS)
+    await leases.sweep()
+    assert (await ask(queue, "key", b"another body")).id != first.id
+
+
+async def test_every_caller_with_the_key_is_answered(queue: JobQueue, leases: Leases, redis: Redis) -> None:
+    first = await ask(queue, "key")
+    await queue.admit(
+        spec(), Terms(tenant="a"), job_id=new_job_id(), reply_to="others", idempotency=Idempotency("key", b"body")
+    )
+    [held] = await claim(leases)
+    await leases.succeed(held, [b"image"], TIMINGS)
+    assert await replies(redis) == [(first.id, "succeeded")]
+    assert await redis.xlen("others") == 1
+
+
+async def test_identical_work_is_done_once(queue: JobQueue, leases: Leases, redis: Redis) -> None:
+    leader, follower, other = await share(queue), await share(queue), await share(queue, seed=8)
+    assert (await queue.depth(MODEL, VERSION)).num_samples == 4
+    assert int(await redis.get(RESERVED) or 0) == 200
+    claims = await claim(leases, max_samples=10)
+    assert ids(claims) == [leader.id, other.id]
+    for held in claims:
+        await leases.succeed(held, [held.job.id.encode(), b"2"], TIMINGS, plan=PLAN)
+
+    assert await images_of(queue, follower.id) == await images_of(queue, leader.id) == [leader.id.encode(), b"2"]
+    assert sorted(await replies(redis)) == sorted((job.id, "succeeded") for job in (leader, follower, other))
+    assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
+    assert int(await redis.get(RESERVED) or 0) == 0
+
+
+async def test_a_result_is_kept_for_who_asks_later(queue: JobQueue, leases: Leases, redis: Redis) -> None:
+    leader = await share(queue)
+    [held] = await claim(leases)
+    await leases.succeed(held, [b"1", b"2"], TIMINGS, plan=PLAN)
+    late = await share(queue)
+    assert (late.state, late.images_of, late.timings) == (JobState.SUCCEEDED, leader.id, TIMINGS)
+    assert await queue.images(late) == [b"1", b"2"]
+    assert (await share(queue, plan="eager")).state is JobState.QUEUED
+    assert (await share(queue, plan=None)).state is JobState.QUEUED
+    assert (await queue.depth(MODEL, VERSION)).num_samples == 4
+
+
+@pytest.mark.parametrize("is_running", [False, True], ids=["queued", "running"])
+@pytest.mark.parametrize("end", ["cancel", "expire"])
+async def test_the_end_of_one_is_not_the_end_of_the_others(
+    queue: JobQueue, leases: Leases, redis: Redis, end: str, is_running: bool
+) -> None:
+    jobs = [await share(queue, timeout_s=100) for _ in range(4)]
+    if is_running:
+        [stale] = await claim(leases)
+    await getattr(queue, end)(jobs[0].id)
+    await getattr(queue, end)(jobs[2].id)
+    if is_running:
+        assert not await leases.succeed(stale, [b"late", b"late"], TIMINGS, plan=PLAN)
+    [held] = await claim(leases, max_samples=10)
+    assert held.job.id == jobs[1].id
+    assert (await share(queue)).state is JobState.QUEUED, "and others can join"
+    await leases.succeed(held, [b"1", b"2"], TIMINGS, plan=PLAN)
+    for job in (jobs[1], jobs[3]):
+        assert await images_of(queue, job.id) == [b"1", b"2"]
+    assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
+    assert int(await redis.get(RESERVED) or 0) == 0
+    assert len(await replies(redis)) == 5
+
+
+async def test_a_failure_is_shared_and_not_kept(queue: JobQueue, leases: Leases) -> None:
+    leader, follower = await share(queue), await share(queue)
+    [held] = await claim(leases)
+    error = JobError(code="non_finite", message="")
+    await leases.fail(held, error)
+    for job in (leader, follower):
+        record = await stored(queue, job.id)
+        assert (record.state, record.error) == (JobState.FAILED, error)
+    assert (await share(queue)).state is JobState.QUEUED
+
+
+async def test_what_another_plan_made_is_not_kept(queue: JobQueue, leases: Leases) -> None:
+    await share(queue)
+    follower = await share(queue)
+    [held] = await claim(leases)
+    await leases.succeed(held, [b"1", b"2"], TIMINGS, plan="another")
+    assert await images_of(queue, follower.id) == [b"1", b"2"]
+    assert (await share(queue)).state is JobState.QUEUED
+
+
+async def test_shared_images_live_as_long_as_their_last_reader(redis: Redis) -> None:
+    brief, queue = Leases(redis, result_ttl_s=0.0), JobQueue(redis, result_ttl_s=600)
+    await share(queue)
+    [held] = await claim(brief)
+    await brief.succeed(held, [b"1", b"2"], TIMINGS, plan=PLAN)
+    late = await share(queue)
+    await brief.sweep()
+    assert await queue.images(late) == [b"1", b"2"]
