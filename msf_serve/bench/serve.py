@@ -13,19 +13,15 @@ import asyncio
 import os
 import platform
 import re
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
 import httpx
 
+from msf_serve.bench.service import Service, running_service
 from msf_serve.cli.settings import Settings, read_settings
 from msf_serve.engine.backends import get_backend
 from msf_serve.engine.executor import Executor, SampleRequest
@@ -34,45 +30,7 @@ from msf_serve.engine.offline import generate
 from msf_serve.engine.plans import PlanCache
 from msf_serve.engine.repository import ModelVersion, find_models
 
-START_TIMEOUT_S = 900
 PARTS = ("queue", "base", "residual", "decode", "encode", "total")
-
-
-@dataclass(frozen=True)
-class Service:
-    """A running `msf serve`."""
-
-    url: str
-    pid: int
-    started_in_s: float
-
-
-@contextmanager
-def running_service(folder: Path, **settings: str) -> Iterator[Service]:
-    """Start `msf serve` on a free port, with settings of its own, and wait until it is ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        **os.environ,
-        "MSF_PORT": str(port),
-        "MSF_DATA_DIR": str(folder),
-        "MSF_LOG_LEVEL": "warning",
-        **settings,
-    }
-    started_at = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "msf_serve.cli.main", "serve"], env=environment, stdout=-1)
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if b"is ready at" in line:
-                break
-        else:
-            sys.exit("msf serve did not start; its message is above")
-        yield Service(f"http://127.0.0.1:{port}", process.pid, time.monotonic() - started_at)
-    finally:
-        process.terminate()
-        process.wait()
 
 
 async def alone(service: Service, num_requests: int) -> list[dict[str, float]]:

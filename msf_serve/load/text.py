@@ -97,7 +97,7 @@ def _kinds_table(report: Report, standalone: dict[str, float]) -> str:
 
 
 def _slo_heads(scales: Sequence[float]) -> list[str]:
-    return [f"<= {scale:g}x alone" for scale in scales]
+    return [f"<={scale:g}x" for scale in scales]
 
 
 def _counts(group: Group) -> list[str]:

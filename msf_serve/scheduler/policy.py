@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from operator import itemgetter
 from typing import Protocol
 
 from msf_serve.scheduler.costs import Stage, StepCosts
@@ -114,8 +115,9 @@ class StepLevel:
             return _batch(riders, costs, "overdue")
 
         weights = {id(job): _weight(job, now) for job in {id(c.job): c.job for c in candidates}.values()}
+        ordered = sorted(groups.items(), key=itemgetter(0))
         options = [
-            option for group, members in groups.items() for option in _options(members, weights, costs[group[0]], group)
+            option for group, members in ordered for option in _options(members, weights, costs[group[0]], group)
         ]
         least_rate = (1 - MAX_WASTE) * pressure**2 * max(option.rate for option in options)
         best = max((option for option in options if option.rate >= least_rate), key=lambda option: option.value)

@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from redis.asyncio import Redis
 
+from msf_serve.scheduler.connection import call
 from msf_serve.scheduler.jobs import JobRecord, JobSpec, Priority, Terms, Timings
+from msf_serve.scheduler.keys import QueueKeys
 from msf_serve.scheduler.leases import Claim, Leases
 from msf_serve.scheduler.queue import JobQueue, new_job_id
 
@@ -69,6 +71,18 @@ async def stored(queue: JobQueue, job_id: str) -> JobRecord:
 
 async def images_of(queue: JobQueue, job_id: str) -> list[bytes]:
     return await queue.images(await stored(queue, job_id))
+
+
+async def replies(redis: Redis, stream: str = "replies") -> list[tuple[str, str]]:
+    """What waiters were told: job id and state."""
+    entries = await call(redis, "XRANGE", stream, "-", "+")
+    return [(entry[b"job"].decode(), entry[b"state"].decode()) for _, entry in entries]
+
+
+async def queue_keys(redis: Redis) -> set[str]:
+    """What exists of the queue's own keys, without their prefix."""
+    prefix = QueueKeys.of(MODEL, VERSION).prefix
+    return {key.decode().removeprefix(prefix) for key in await call(redis, "KEYS", f"{prefix}*")}
 
 
 async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 20.0) -> None:

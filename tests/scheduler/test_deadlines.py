@@ -8,7 +8,7 @@ from msf_serve.scheduler.jobs import JobState
 from msf_serve.scheduler.leases import Leases, Swept
 from msf_serve.scheduler.notices import cancelled_jobs
 from msf_serve.scheduler.queue import JobQueue, QueueDepth
-from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, ids, stored, until
+from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, ids, replies, stored, until
 
 
 async def test_what_cannot_end_in_time_is_refused(queue: JobQueue, leases: Leases) -> None:
@@ -43,7 +43,7 @@ async def test_a_sweep_ends_what_waits_in_vain(queue: JobQueue, leases: Leases, 
     late_id, _ = await late_job(queue), await admit(queue, timeout_s=100.0)
     assert await leases.sweep() == Swept(num_expired=1)
     assert (await stored(queue, late_id)).state is JobState.EXPIRED
-    assert [entry[b"state"] for _, entry in await redis.xrange("replies")] == [b"expired"]
+    assert await replies(redis) == [(late_id, "expired")]
     assert (await queue.depth(MODEL, VERSION)).num_jobs_queued == 1
 
 

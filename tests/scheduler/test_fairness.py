@@ -11,7 +11,7 @@ from msf_serve.scheduler.jobs import Priority
 from msf_serve.scheduler.keys import QueueKeys
 from msf_serve.scheduler.leases import Claim, Leases
 from msf_serve.scheduler.queue import JobQueue
-from tests.scheduler.support import MODEL, VERSION, admit, claim, ids
+from tests.scheduler.support import MODEL, VERSION, admit, claim, ids, queue_keys
 
 COUNTERS = f"{QueueKeys.of(MODEL, VERSION).prefix}counters"
 HIGH, NORMAL, LOW = Priority.HIGH, Priority.NORMAL, Priority.LOW
@@ -117,5 +117,4 @@ async def test_nothing_is_left_of_tenants_that_are_done(redis: Redis, queue: Job
     for number in range(20):
         await admit(queue, tenant=f"tenant {number % 5}:x", user=f"user:{number}", priority=list(Priority)[number % 3])
     await in_turn(leases, 20)
-    names = {key.decode().partition("}:")[2] for key in await redis.keys(f"{QueueKeys.of(MODEL, VERSION).prefix}*")}
-    assert names == {"counters", "leases", "wake"}
+    assert await queue_keys(redis) == {"counters", "leases", "wake"}

@@ -1,180 +1,153 @@
-"""Random interleavings of all transitions, held against a model of the queue in plain Python."""
+"""Random interleavings of all transitions: whatever happens, what a user relies on holds at every moment."""
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.connection import call
 from msf_serve.scheduler.errors import QueueFull
-from msf_serve.scheduler.jobs import JobError, JobState
-from msf_serve.scheduler.queue import Claim, JobQueue, QueueDepth, Reclaimed
-from tests.scheduler.support import MODEL, TIMINGS, VERSION, spec
+from msf_serve.scheduler.jobs import JobError, JobState, Priority, Terms
+from msf_serve.scheduler.keys import RESERVED
+from msf_serve.scheduler.leases import Claim, Leases
+from msf_serve.scheduler.queue import JobQueue, QueueDepth
+from tests.scheduler.support import MODEL, TIMINGS, VERSION, queue_keys, replies, spec
 
-LIMIT = 12
-MAX_ATTEMPTS = 3
-REPLIES = "replies"
+LIMIT = 16
+BYTES_PER_SAMPLE = 10
 WORKERS = ("a", "b", "c")
-OPERATIONS = ("admit", "admit", "claim", "claim", "succeed", "fail", "release", "renew", "cancel", "reclaim")
-
-
-@dataclass
-class Job:
-    id: str
-    num_samples: int
-    state: JobState = JobState.QUEUED
-    attempt: int = 0
-    worker_id: str = ""
-    is_abandoned: bool = False  # its lease is over
-
-    def is_held_by(self, claim: Claim) -> bool:
-        lease = (self.state, self.worker_id, self.attempt)
-        return lease == (JobState.RUNNING, claim.worker_id, claim.job.attempt)
-
-
-@dataclass
-class Model:
-    """What the queue should be. Admission order is the order of `jobs`."""
-
-    jobs: dict[str, Job] = field(default_factory=dict)
-
-    def having(self, state: JobState) -> list[Job]:
-        return [job for job in self.jobs.values() if job.state is state]
-
-    @property
-    def num_samples(self) -> int:
-        return sum(job.num_samples for job in self.jobs.values() if not job.state.is_terminal)
-
-    def claim(self, worker_id: str, max_samples: int, *, is_abandoned: bool) -> list[str]:
-        claimed: list[Job] = []
-        for job in self.having(JobState.QUEUED):
-            if sum(other.num_samples for other in claimed) >= max_samples:
-                break
-            job.state, job.worker_id, job.is_abandoned = JobState.RUNNING, worker_id, is_abandoned
-            job.attempt += 1
-            claimed.append(job)
-        return [job.id for job in claimed]
-
-    def reclaim(self) -> Reclaimed:
-        dead = [job for job in self.having(JobState.RUNNING) if job.is_abandoned]
-        for job in dead:
-            job.state = JobState.QUEUED if job.attempt < MAX_ATTEMPTS else JobState.FAILED
-        num_failed = sum(job.state is JobState.FAILED for job in dead)
-        return Reclaimed(num_requeued=len(dead) - num_failed, num_failed=num_failed)
+OPERATIONS = ("admit",) * 4 + ("claim",) * 3 + ("succeed", "fail", "release", "renew", "cancel", "sweep", "bury")
 
 
 @dataclass
 class Play:
-    """One random run: every operation is done to Redis and to the model, and must have the same outcome."""
+    """One random run. `admitted` maps ids to samples, `held` what each worker was given and has not yet lost."""
 
-    queue: JobQueue
-    dying: JobQueue  # its leases are over at once
-    rng: random.Random
-    model: Model = field(default_factory=Model)
+    redis: Redis
+    dice: random.Random
+    admitted: dict[str, int] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)  # all that were ever given, stale ones too
+    cached: set[str] = field(default_factory=set)  # jobs that were answered at admission
+    num_stored: Counter[str] = field(default_factory=Counter)  # accepted results by job
+
+    def __post_init__(self) -> None:
+        self.queue = JobQueue(self.redis, max_queued_samples=LIMIT)
+        self.leases = Leases(self.redis)
+        self.dying = Leases(self.redis, lease_s=0.0)
 
     async def admit(self) -> None:
-        job = Job(f"job-{len(self.model.jobs)}", self.rng.randint(1, 4))
-        admission = self.queue.admit(spec(job.num_samples), job_id=job.id, reply_to=REPLIES)
-        if self.model.num_samples + job.num_samples > LIMIT:
-            with pytest.raises(QueueFull):
-                await admission
+        job_id, num_samples = f"job-{len(self.admitted)}", self.dice.randint(1, 4)
+        terms = Terms(
+            priority=self.dice.choice(list(Priority)),
+            tenant=self.dice.choice("xyz"),
+            user=self.dice.choice(("", "u", "v")),
+            weight=self.dice.choice((1.0, 2.5)),
+            timeout_s=self.dice.choice((None, 1000.0, 1e-4)),
+        )
+        before = await self.num_samples()
+        try:
+            job = await self.queue.admit(
+                spec(num_samples, seed=self.dice.randint(0, 2)),
+                terms,
+                job_id=job_id,
+                reply_to="replies",
+                plan=self.dice.choice((None, "plan")),
+                result_bytes=BYTES_PER_SAMPLE * num_samples,
+            )
+        except QueueFull:
+            assert before + num_samples > LIMIT
         else:
-            await admission
-            self.model.jobs[job.id] = job
+            self.admitted[job.id] = num_samples
+            if job.state.is_terminal:
+                self.cached.add(job.id)
 
     async def claim(self) -> None:
-        worker_id, max_samples, dies = self.rng.choice(WORKERS), self.rng.randint(0, 6), self.rng.random() < 0.4
-        queue = self.dying if dies else self.queue
-        claims = await queue.claim(worker_id, MODEL, VERSION, max_samples)
-        assert [claim.job.id for claim in claims] == self.model.claim(worker_id, max_samples, is_abandoned=dies)
-        self.claims += claims
+        leases = self.dying if self.dice.random() < 0.2 else self.leases
+        worker_id, max_samples, idle = self.dice.choice(WORKERS), self.dice.randint(0, 6), self.dice.random() < 0.5
+        claimed = await leases.claim(worker_id, MODEL, VERSION, max_samples, idle=idle)
+        for held in claimed.claims:
+            assert held.job.state is JobState.RUNNING
+            assert not held.job.is_suspect or (claimed.alone and idle and len(claimed.claims) == 1)
+        self.claims += claimed.claims
 
     async def succeed(self) -> None:
-        await self._end(JobState.SUCCEEDED)
+        if self.claims:
+            held = self.dice.choice(self.claims)
+            images = [held.job.id.encode()] * held.job.spec.num_samples
+            self.num_stored[held.job.id] += await self.leases.succeed(held, images, TIMINGS, plan="plan")
 
     async def fail(self) -> None:
-        await self._end(JobState.FAILED)
-
-    async def _end(self, state: JobState) -> None:
-        if not self.claims:
-            return
-        claim = self.rng.choice(self.claims)
-        job = self.model.jobs[claim.job.id]
-        if state is JobState.SUCCEEDED:
-            accepted = await self.queue.succeed(claim, [b"image"], TIMINGS)
-        else:
-            accepted = await self.queue.fail(claim, JobError(code="broken", message=""))
-        assert accepted == job.is_held_by(claim)
-        if accepted:
-            job.state = state
+        if self.claims:
+            held = self.dice.choice(self.claims)
+            self.num_stored[held.job.id] += await self.leases.fail(held, JobError(code="broken", message=""))
 
     async def release(self) -> None:
-        if not self.claims:
-            return
-        claim = self.rng.choice(self.claims)
-        job = self.model.jobs[claim.job.id]
-        released = await self.queue.release(claim)
-        assert released == job.is_held_by(claim)
-        if released:
-            job.state, job.attempt = JobState.QUEUED, job.attempt - 1
+        if self.claims:
+            await self.leases.release(self.dice.choice(self.claims))
 
     async def renew(self) -> None:
-        worker_id = self.rng.choice(WORKERS)
-        mine = [claim for claim in self.claims if claim.worker_id == worker_id]
-        renewed = [claim for claim in mine if self.model.jobs[claim.job.id].is_held_by(claim)]
-        lost = await self.queue.renew(worker_id, mine)
-        assert lost == {claim.job.id for claim in mine if claim not in renewed}
-        for claim in renewed:
-            self.model.jobs[claim.job.id].is_abandoned = False
+        worker_id = self.dice.choice(WORKERS)
+        mine = [held for held in self.claims if held.worker_id == worker_id]
+        lost = await self.leases.renew(worker_id, mine)
+        kept = [held.job.id for held in mine if held.job.id not in lost]
+        assert len(kept) == len(set(kept))
 
     async def cancel(self) -> None:
-        if not self.model.jobs:
-            return
-        job = self.rng.choice(list(self.model.jobs.values()))
-        if not job.state.is_terminal:
-            job.state = JobState.CANCELLED
-        assert await self.queue.cancel(job.id) is job.state
+        if self.admitted:
+            job_id = self.dice.choice(list(self.admitted))
+            state = await self.queue.cancel(job_id)
+            assert state is not None
+            assert state.is_terminal
 
-    async def reclaim(self) -> None:
-        assert await self.queue.reclaim() == self.model.reclaim()
+    async def sweep(self) -> None:
+        await self.leases.sweep()
+
+    async def bury(self) -> None:
+        await self.leases.bury(self.dice.choice(WORKERS))
+
+    async def num_samples(self) -> int:
+        return (await self.queue.depth(MODEL, VERSION)).num_samples
 
     async def check(self) -> None:
-        depth = await self.queue.depth(MODEL, VERSION)
-        queued, running = self.model.having(JobState.QUEUED), self.model.having(JobState.RUNNING)
-        assert depth == QueueDepth(len(queued), len(running), self.model.num_samples, depth.oldest_age_s)
+        """Counters are exact, nobody's result was stored twice, and what has ended stays ended."""
+        open_samples = reserved = 0
+        for job_id, num_samples in self.admitted.items():
+            state, leader = await self.redis.hmget(f"msf:job:{job_id}", "state", "leader")
+            if state in (b"queued", b"running") and leader is None:
+                open_samples += num_samples
+                reserved += BYTES_PER_SAMPLE * num_samples
+        assert await self.num_samples() == open_samples
+        assert int(await self.redis.get(RESERVED) or 0) == reserved
+        assert not self.num_stored or max(self.num_stored.values()) <= 1
 
     async def finish_all(self) -> None:
-        for claim in await self.queue.claim("last", MODEL, VERSION, LIMIT):
-            await self.queue.succeed(claim, [b"image"], TIMINGS)
-            self.model.jobs[claim.job.id].state = JobState.SUCCEEDED
-        for job in self.model.having(JobState.RUNNING):
-            await self.queue.cancel(job.id)
-            job.state = JobState.CANCELLED
+        while (await self.queue.depth(MODEL, VERSION)).num_jobs_queued:
+            await self.leases.sweep()
+            for held in (await self.leases.claim("last", MODEL, VERSION, LIMIT, idle=True)).claims:
+                assert await self.leases.succeed(held, [b"image"] * held.job.spec.num_samples, TIMINGS)
+        for job_id in self.admitted:
+            await self.queue.cancel(job_id)
 
 
 @pytest.mark.parametrize("seed", range(12))
-async def test_redis_and_the_model_agree(redis: Redis, seed: int) -> None:
-    play = Play(
-        queue=JobQueue(redis, max_queued_samples=LIMIT, max_attempts=MAX_ATTEMPTS),
-        dying=JobQueue(redis, lease_s=0.0),
-        rng=random.Random(seed),
-    )
+async def test_what_must_always_hold(redis: Redis, seed: int) -> None:
+    play = Play(redis, random.Random(seed))
     for _ in range(300):
-        await getattr(play, play.rng.choice(OPERATIONS))()
+        await getattr(play, play.dice.choice(OPERATIONS))()
         await play.check()
-
     await play.finish_all()
-    assert await play.queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
+    await play.check()
 
-    replies = await call(redis, "XRANGE", REPLIES, "-", "+")
-    ends = [(entry[b"job"].decode(), entry[b"state"].decode()) for _, entry in replies]
-    assert sorted(ends) == sorted((job.id, job.state.value) for job in play.model.jobs.values())
-    for job in play.model.jobs.values():
-        record = await play.queue.get(job.id)
+    assert await play.queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
+    assert await queue_keys(redis) <= {"counters", "wake", "ends", "dead"}
+    ends = Counter(job_id for job_id, _ in await replies(redis))
+    assert ends == dict.fromkeys(play.admitted.keys() - play.cached, 1), "every accepted job has one end"
+    for job_id, num_samples in play.admitted.items():
+        record = await play.queue.get(job_id)
         assert record is not None
-        assert record.state is job.state
-        assert bool(await play.queue.images(job.id)) == (job.state is JobState.SUCCEEDED)
+        assert record.state.is_terminal
+        has_images = record.state is JobState.SUCCEEDED
+        assert len(await play.queue.images(record)) == (num_samples if has_images else 0)

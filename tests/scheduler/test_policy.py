@@ -1,105 +1,267 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msf_serve.scheduler.policy import PATIENCE_S, Candidate, Stage, StepBatch, choose
+from msf_serve.scheduler.costs import Stage, StepCosts, Work
+from msf_serve.scheduler.jobs import Priority
+from msf_serve.scheduler.policy import (
+    MAX_WASTE,
+    PATIENCE_S,
+    ActiveWork,
+    Candidate,
+    StepBatch,
+    StepLevel,
+    active_shares,
+)
 
 BUCKETS = (1, 2, 4)
+MODELS = (("shapes", "1"), ("letters", "1"))
+REASONS = {"overdue", "deadline", "full", "all", "best"}
 
 times = st.floats(0, 10)
+jobs = st.builds(
+    ActiveWork,
+    id=st.text("abc", min_size=1, max_size=2),
+    arrived_at=times,
+    whole_s=st.floats(0, 10),
+    left_s=st.floats(0, 10),
+    priority=st.sampled_from(Priority),
+    deadline=st.none() | st.floats(0, 30),
+    share=st.floats(0.01, 4),
+)
 candidate_lists = st.lists(
     st.builds(
         Candidate,
         slot=st.integers(0, 1000),
+        index=st.integers(0, 3),
+        job=jobs,
+        model=st.sampled_from(MODELS),
         stage=st.sampled_from(Stage),
         guided=st.booleans(),
-        joined_at=times,
-        num_steps_left=st.integers(1, 50),
+        ridden_at=times,
     ),
     min_size=1,
     max_size=24,
-    unique_by=lambda candidate: candidate.slot,
+    unique_by=lambda candidate: (candidate.model, candidate.slot),
 )
 
 
-def candidate(slot: int, stage: Stage = Stage.BASE, joined_at: float = 0.0, guided: bool = False) -> Candidate:
-    return Candidate(slot=slot, stage=stage, guided=guided, joined_at=joined_at, num_steps_left=5)
+def costs(seed: int = 0) -> dict[tuple[str, str], StepCosts]:
+    """Some costs that grow with the bucket, but not as fast as it does."""
+    dice = random.Random(seed)
+    found = {model: StepCosts(BUCKETS) for model in MODELS}
+    for measured in found.values():
+        for stage in Stage:
+            for guided in (True, False):
+                alone_s, growth = dice.uniform(0.001, 0.01), dice.uniform(0.3, 1)
+                for bucket in BUCKETS:
+                    measured.observe(stage, guided, bucket, alone_s * bucket**growth)
+    return found
 
 
-@given(candidate_lists, times)
-def test_a_batch_is_of_one_kind_and_fits_the_largest_bucket(candidates: list[Candidate], now: float) -> None:
-    batch = choose(candidates, buckets=BUCKETS, now=now)
+def job(job_id: str = "a", arrived_at: float = 0.0, left_s: float = 1.0, **more: object) -> ActiveWork:
+    return replace(ActiveWork(job_id, arrived_at, whole_s=left_s, left_s=left_s), **more)  # type: ignore[arg-type]
+
+
+def candidate(slot: int, of: ActiveWork | None = None, stage: Stage = Stage.BASE, guided: bool = False) -> Candidate:
+    return Candidate(slot, 0, of or job(str(slot)), MODELS[0], stage, guided, ridden_at=0.0)
+
+
+def choose(candidates: Sequence[Candidate], now: float = 0.0, pressure: float = 0.0, seed: int = 0) -> StepBatch:
+    batch = StepLevel().choose(candidates, costs=costs(seed), pressure=pressure, now=now)
     assert batch is not None
-    assert 1 <= len(batch.slots) <= max(BUCKETS)
-    assert len(set(batch.slots)) == len(batch.slots)
-    chosen = [c for c in candidates if c.slot in batch.slots]
-    assert len(chosen) == len(batch.slots)
-    assert {(c.stage, c.guided) for c in chosen} == {(batch.stage, batch.guided)}
-    assert batch.reason in {"full", "fullest", "oldest"}
+    return batch
 
 
-@given(candidate_lists, times)
-def test_nobody_who_fits_is_left_behind(candidates: list[Candidate], now: float) -> None:
-    batch = choose(candidates, buckets=BUCKETS, now=now)
-    assert batch is not None
-    company = [c for c in candidates if (c.stage, c.guided) == (batch.stage, batch.guided)]
-    assert len(batch.slots) == min(len(company), max(BUCKETS))
+def riders(batch: StepBatch, candidates: Sequence[Candidate]) -> list[Candidate]:
+    return [each for each in candidates if each.model == batch.model and each.slot in batch.slots]
 
 
-@given(candidate_lists, times, st.randoms(use_true_random=False))
-def test_the_order_of_the_candidates_does_not_matter(
-    candidates: list[Candidate], now: float, order: random.Random
+@given(candidate_lists, times, st.floats(0, 1), st.integers(0, 5))
+def test_a_batch_is_of_one_group_and_fits_its_bucket(
+    candidates: list[Candidate], now: float, pressure: float, seed: int
 ) -> None:
-    shuffled = order.sample(candidates, len(candidates))
-    assert choose(shuffled, buckets=BUCKETS, now=now) == choose(candidates, buckets=BUCKETS, now=now)
+    batch = choose(candidates, now, pressure, seed)
+    chosen = riders(batch, candidates)
+    assert len(chosen) == len(batch.slots) >= 1
+    assert {each.group for each in chosen} == {(batch.model, batch.stage, batch.guided)}
+    assert batch.bucket == min(bucket for bucket in BUCKETS if bucket >= len(chosen))
+    assert batch.reason in REASONS
 
 
-@given(candidate_lists)
-def test_a_sample_past_patience_rides_now(candidates: list[Candidate]) -> None:
-    oldest = replace(candidates[0], joined_at=-1.0)
-    batch = choose([oldest, *candidates[1:]], buckets=BUCKETS, now=oldest.joined_at + PATIENCE_S + 0.01)
-    assert batch is not None
-    assert oldest.slot in batch.slots
-    assert batch.reason == "oldest"
+@given(candidate_lists, times, st.floats(0, 1), st.randoms(use_true_random=False))
+def test_the_order_of_the_candidates_does_not_matter(
+    candidates: list[Candidate], now: float, pressure: float, order: random.Random
+) -> None:
+    distinct = list({(each.job.id, each.index): each for each in candidates}.values())
+    by_id = {each.job.id: each.job for each in distinct}
+    consistent = [replace(each, job=by_id[each.job.id]) for each in distinct]
+    shuffled = order.sample(consistent, len(consistent))
+    first, second = choose(consistent, now, pressure), choose(shuffled, now, pressure)
+    assert first == second
 
 
-def test_a_lonely_sample_gets_through_a_stream_of_newcomers() -> None:
-    lonely = candidate(0, Stage.DECODE, joined_at=0.0)
-    waited = []
-    for tick in range(40):
-        now = tick * 0.1
-        crowd = [candidate(slot, Stage.BASE, joined_at=now) for slot in range(1, 9)]
-        batch = choose([lonely, *crowd], buckets=BUCKETS, now=now)
+@given(candidate_lists, st.integers(0, 5))
+def test_full_slots_waste_nothing(candidates: list[Candidate], seed: int) -> None:
+    fresh = [replace(each, ridden_at=0.0) for each in candidates]
+    measured = costs(seed)
+    batch = choose(fresh, pressure=1.0, seed=seed)
+
+    def rate(members: int, group: tuple[tuple[str, str], Stage, bool], bucket: int) -> float:
+        model, stage, guided = group
+        return members * measured[model].share_s(stage, guided) / measured[model].mean_s(stage, guided, bucket)
+
+    groups = {each.group for each in fresh}
+    sizes = {group: sum(each.group == group for each in fresh) for group in groups}
+    best = max(rate(min(sizes[group], bucket), group, bucket) for group in groups for bucket in BUCKETS)
+    chosen = rate(len(batch.slots), (batch.model, batch.stage, batch.guided), batch.bucket)
+    assert chosen >= (1 - MAX_WASTE) * best * 0.999
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 10_000), st.integers(2, 12))
+def test_nobody_starves(seed: int, num_slots: int) -> None:
+    """However newcomers look, a sample rides within its patience and one step batch for each other sample."""
+    dice = random.Random(seed)
+    measured, now, number = costs(seed), 0.0, num_slots
+    slots = {slot: _newcomer(dice, slot, slot, now) for slot in range(num_slots)}
+    batches_since_overdue = dict.fromkeys(slots, 0)
+    for _ in range(300):
+        batch = StepLevel().choose(list(slots.values()), costs=measured, pressure=dice.random(), now=now)
         assert batch is not None
-        if lonely.slot in batch.slots:
-            break
-        waited.append(now)
-    assert max(waited) <= PATIENCE_S
+        for slot, waiting in slots.items():
+            if slot not in batch.slots and now - waiting.ridden_at > PATIENCE_S:
+                batches_since_overdue[slot] += 1
+                assert batches_since_overdue[slot] <= num_slots - 1
+        now += dice.choice([0.001, 0.01, 0.3])
+        for slot in batch.slots:
+            batches_since_overdue[slot] = 0
+            slots[slot] = replace(slots[slot], ridden_at=now)
+            if dice.random() < 0.5:
+                number += 1
+                slots[slot] = _newcomer(dice, slot, number, now)
 
 
-def test_a_full_group_goes_before_a_smaller_one() -> None:
-    candidates = [candidate(0, Stage.DECODE), *(candidate(slot, Stage.BASE, joined_at=0.5) for slot in range(1, 6))]
-    batch = choose(candidates, buckets=BUCKETS, now=0.6)
-    assert batch == StepBatch(stage=Stage.BASE, guided=False, slots=(1, 2, 3, 4), reason="full")
+def _newcomer(dice: random.Random, slot: int, number: int, now: float) -> Candidate:
+    work = ActiveWork(
+        str(number),
+        arrived_at=now,
+        whole_s=dice.uniform(0.001, 100),
+        left_s=dice.uniform(0.001, 100),
+        priority=dice.choice(list(Priority)),
+        deadline=dice.choice([None, now + 0.1]),
+    )
+    return Candidate(slot, 0, work, MODELS[0], dice.choice(list(Stage)), dice.random() < 0.5, ridden_at=now)
 
 
-def test_among_equals_the_later_stage_goes_first() -> None:
-    candidates = [candidate(0, Stage.BASE), candidate(1, Stage.DECODE), candidate(2, Stage.RESIDUAL)]
-    batch = choose(candidates, buckets=BUCKETS, now=0.0)
-    assert batch == StepBatch(stage=Stage.DECODE, guided=False, slots=(1,), reason="fullest")
+@pytest.mark.parametrize(
+    ("preferred", "other"),
+    [
+        (job("a", left_s=0.1), job("b", left_s=10.0)),
+        (job("a", arrived_at=-50.0), job("b")),
+        (job("a", priority=Priority.HIGH), job("b")),
+        (job("a"), job("b", priority=Priority.LOW)),
+        (job("a", deadline=1.2), job("b", deadline=100.0)),
+        (job("a", deadline=1.2), job("b")),
+        (job("a", share=1.0), job("b", share=0.1)),
+    ],
+    ids=["shorter", "older", "high", "not low", "nearer deadline", "deadline", "tenant with less"],
+)
+def test_among_two_that_cannot_ride_together(preferred: ActiveWork, other: ActiveWork) -> None:
+    for guided in (True, False):
+        candidates = [candidate(0, other, guided=guided), candidate(1, preferred, guided=not guided)]
+        batch = StepLevel().choose(candidates, costs=_uniform(), pressure=0.5, now=0.0)
+        assert batch is not None
+        assert batch.slots == (1,)
 
 
-def test_guided_and_unguided_never_mix() -> None:
-    candidates = [candidate(slot, guided=slot % 2 == 0) for slot in range(3)]
-    batch = choose(candidates, buckets=BUCKETS, now=0.0)
-    assert batch == StepBatch(stage=Stage.BASE, guided=True, slots=(0, 2), reason="fullest")
+def _uniform() -> dict[tuple[str, str], StepCosts]:
+    uniform = {model: StepCosts(BUCKETS) for model in MODELS}
+    for measured in uniform.values():
+        for stage in Stage:
+            for guided in (True, False):
+                for bucket in BUCKETS:
+                    measured.observe(stage, guided, bucket, 0.01)
+    return uniform
 
 
-@pytest.mark.parametrize("now", [0.0, 100.0])
-def test_nothing_to_do(now: float) -> None:
-    assert choose([], buckets=BUCKETS, now=now) is None
+def test_a_short_job_overtakes_long_ones() -> None:
+    """Four steps, sent while more jobs of 200 steps run than ride at once."""
+    measured = _uniform()
+    now = 0.0
+    left = dict.fromkeys(range(6), 200) | {6: 4}
+    arrived = dict.fromkeys(range(6), 0.0) | {6: 0.5}
+    ridden = dict(arrived)
+    ended: list[int] = []
+    mixed = False
+    while left:
+        active = [slot for slot in left if arrived[slot] <= now]
+        candidates = [
+            Candidate(
+                slot,
+                0,
+                ActiveWork(
+                    str(slot), arrived[slot], whole_s=0.01 * (4 if slot == 6 else 200), left_s=0.01 * left[slot]
+                ),
+                MODELS[0],
+                Stage.BASE,
+                False,
+                ridden[slot],
+            )
+            for slot in active
+        ]
+        batch = StepLevel().choose(candidates, costs=measured, pressure=0.5, now=now)
+        assert batch is not None
+        mixed |= len({left[slot] for slot in batch.slots}) > 1
+        now += 0.01
+        for slot in batch.slots:
+            ridden[slot] = now
+            left[slot] -= 1
+            if not left[slot]:
+                del left[slot]
+                ended.append(slot)
+    assert ended[0] == 6
+    assert mixed, "samples at different steps rode together"
+
+
+def test_reasons() -> None:
+    assert choose([candidate(slot) for slot in range(4)], pressure=1.0).reason == "full"
+    assert choose([candidate(0)]).reason == "all"
+    assert choose([candidate(0), candidate(1, stage=Stage.DECODE)]).reason == "best"
+    assert choose([candidate(0)], now=PATIENCE_S + 0.1).reason == "overdue"
+    assert choose([candidate(0, job(deadline=1.5))]).reason == "deadline"
+
+
+def test_nothing_to_do() -> None:
+    assert StepLevel().choose([], costs=costs(), pressure=0.0, now=0.0) is None
+
+
+def test_the_jobs_of_a_tenant_share_its_weight() -> None:
+    shares = active_shares([("a", 1.0), ("b", 2.0), ("a", 1.0), ("a", 1.0), ("a", 1.0)])
+    assert shares == {"a": 0.25, "b": 2.0}
+
+
+def test_costs_of_what_was_not_measured_are_estimated() -> None:
+    measured = StepCosts((1, 2, 4))
+    assert measured.mean_s(Stage.BASE, True, 4) == 0.0
+    measured.observe(Stage.BASE, True, 2, 0.02)
+    assert measured.mean_s(Stage.BASE, True, 4) == pytest.approx(0.04)
+    assert measured.mean_s(Stage.BASE, True, 1) == pytest.approx(0.02)
+    measured.observe(Stage.BASE, True, 4, 0.024)
+    assert measured.share_s(Stage.BASE, True) == pytest.approx(0.006)
+
+
+def test_the_optimistic_bound_is_the_least_ever_measured() -> None:
+    measured = StepCosts((1, 4))
+    for seconds in (0.03, 0.01, 0.05):
+        measured.observe(Stage.BASE, True, 1, seconds)
+        measured.observe(Stage.RESIDUAL, True, 4, 2 * seconds)
+        measured.observe(Stage.DECODE, False, 1, seconds / 10)
+    assert measured.least_s(Work(5, 2, guided=True)) == pytest.approx(5 * 0.01 + 2 * 0.02 + 0.001)
+    assert 0.01 < measured.mean_s(Stage.BASE, True, 1) < 0.05

@@ -10,7 +10,7 @@ from msf_serve.scheduler.jobs import JobError, JobRecord, JobState, Terms
 from msf_serve.scheduler.keys import RESERVED
 from msf_serve.scheduler.leases import Leases
 from msf_serve.scheduler.queue import Idempotency, JobQueue, QueueDepth, new_job_id
-from tests.scheduler.support import MODEL, TIMINGS, VERSION, claim, ids, images_of, spec, stored
+from tests.scheduler.support import MODEL, TIMINGS, VERSION, claim, ids, images_of, replies, spec, stored
 
 PLAN = "openvino bf16"
 
@@ -24,10 +24,6 @@ async def ask(queue: JobQueue, key: str, body: bytes = b"body", tenant: str = "a
 async def share(queue: JobQueue, seed: int = 7, plan: str | None = PLAN, timeout_s: float | None = None) -> JobRecord:
     terms = Terms(timeout_s=timeout_s)
     return await queue.admit(spec(2, seed), terms, job_id=new_job_id(), reply_to="replies", plan=plan, result_bytes=100)
-
-
-async def replies(redis: Redis) -> list[tuple[str, str]]:
-    return [(entry[b"job"].decode(), entry[b"state"].decode()) for _, entry in await redis.xrange("replies")]
 
 
 async def test_asking_again_with_a_key_is_asking_for_the_same_job(queue: JobQueue, leases: Leases) -> None:

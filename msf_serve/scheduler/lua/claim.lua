@@ -60,11 +60,12 @@ if suspect and args.max_samples > 0 then
     if args.idle then
       local job = JOB_PREFIX .. suspect
       redis.call('HDEL', counters, 'alone_worker', 'alone_until')
-      dequeue(job, suspect)
       if is_late(job) then
+        dequeue(job, suspect)
         expire(job, suspect)
       else
         charge(job, 1)
+        dequeue(job, suspect)
         lease(job, suspect)
       end
     end

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from msf_serve.scheduler.costs import Stage, StepCosts
+from msf_serve.scheduler.policy import ActiveWork, Candidate, Hold, StepBatch
+from msf_serve.scheduler.request_level import RequestLevel
+
+MODEL, OTHER = ("shapes", "1"), ("letters", "1")
+COSTS = {MODEL: StepCosts((1, 2, 4)), OTHER: StepCosts((1, 2, 4))}
+
+
+def samples(
+    job_id: str,
+    *slots: int,
+    arrived_at: float = 0.0,
+    stage: Stage = Stage.BASE,
+    model: tuple[str, str] = MODEL,
+) -> list[Candidate]:
+    work = ActiveWork(job_id, arrived_at, whole_s=1.0, left_s=1.0)
+    return [Candidate(slot, index, work, model, stage, False, arrived_at) for index, slot in enumerate(slots)]
+
+
+def choose(policy: RequestLevel, candidates: list[Candidate], now: float = 0.0) -> StepBatch | Hold | None:
+    return policy.choose(candidates, costs=COSTS, pressure=0.5, now=now)
+
+
+def slots(choice: StepBatch | Hold | None) -> tuple[int, ...]:
+    assert isinstance(choice, StepBatch)
+    return choice.slots
+
+
+def test_the_first_waits_for_company_but_not_for_ever() -> None:
+    policy = RequestLevel(size=4, delay_s=0.1)
+    assert choose(policy, samples("a", 0)) == Hold(0.1)
+    assert slots(choose(policy, samples("a", 0) + samples("b", 1, 2, 3, arrived_at=0.05), 0.05)) == (0, 1, 2, 3)
+    assert slots(choose(RequestLevel(size=4, delay_s=0.1), samples("a", 0), 0.1)) == (0,)
+
+
+def test_nobody_joins_and_all_are_decoded_at_the_end() -> None:
+    policy = RequestLevel(size=2, delay_s=0.0)
+    assert slots(choose(policy, samples("a", 0) + samples("b", 1))) == (0, 1)
+    late = samples("c", 2, arrived_at=1.0)
+    done_early = samples("a", 0, stage=Stage.DECODE) + samples("b", 1) + late
+    choice = choose(policy, done_early, 1.0)
+    assert isinstance(choice, StepBatch)
+    assert (choice.slots, choice.bucket) == ((1,), 2), "the row that is done rides along as padding"
+    at_the_end = samples("a", 0, stage=Stage.DECODE) + samples("b", 1, stage=Stage.DECODE) + late
+    assert slots(choose(policy, at_the_end, 2.0)) == (0, 1)
+    assert slots(choose(policy, late, 3.0)) == (2,)
+
+
+def test_jobs_stay_whole_unless_one_alone_is_too_large() -> None:
+    jobs = samples("a", 0) + samples("b", 1, 2, 3, arrived_at=0.1)
+    assert slots(choose(RequestLevel(size=3, delay_s=0.0), jobs, 1.0)) == (0,)
+    large = RequestLevel(size=2, delay_s=0.0)
+    assert slots(choose(large, samples("a", 0, 1, 2, 3, 4))) == (0, 1, 2, 3)
+
+
+def test_a_batch_is_of_one_model() -> None:
+    policy = RequestLevel(size=4, delay_s=0.0)
+    both = samples("a", 0) + samples("b", 0, arrived_at=0.1, model=OTHER)
+    choice = choose(policy, both, 1.0)
+    assert isinstance(choice, StepBatch)
+    assert (choice.model, choice.slots) == (MODEL, (0,))
+
+
+def test_nothing_to_do() -> None:
+    assert choose(RequestLevel(size=4, delay_s=0.0), []) is None
