@@ -105,12 +105,20 @@ class Worker:
             self._freed.clear()
             try:
                 if not await self._claim():
-                    open_queues = [key for key, runner in self._runners.items() if runner.room and not self._alone]
-                    arrival = [self._leases.wait_for_work(open_queues, WAIT_FOR_WORK_S)] if open_queues else []
-                    await _first(self._freed.wait(), stop.wait(), *arrival)
+                    await _first(stop.wait(), *self._chances())
             except QueueUnavailable as error:
                 logger.warning("cannot claim: %s", error)
                 await _first(asyncio.sleep(RETRY_S), stop.wait())
+
+    def _chances(self) -> list[Coroutine[Any, Any, Any]]:
+        """What may make a claim worth while: an arrival where there is room, a freed slot where there is none.
+
+        Where there was room and nothing to claim, a freed slot changes nothing; and cutting a blocking read off costs
+        its connection.
+        """
+        open_queues = [key for key, runner in self._runners.items() if runner.room and not self._alone]
+        arrival = [self._leases.wait_for_work(open_queues, WAIT_FOR_WORK_S)] if open_queues else []
+        return arrival if len(open_queues) == len(self._runners) else [*arrival, self._freed.wait()]
 
     async def _claim(self) -> bool:
         """Claim as much as every runner has room for. False: there was nothing, or no room."""
