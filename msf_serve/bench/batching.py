@@ -46,7 +46,8 @@ from msf_serve.load.report import percentile, standalone_latencies, summarize
 from msf_serve.load.results import Result, Tally
 
 MIX = Mix(num_steps=parse_weighted("4:4,20:4,100:1", int), num_samples=parse_weighted("1:9,4:1", int))
-NUM_IN_FLIGHT = 64  # at saturation: more than the worker has slots
+NUM_IN_FLIGHT = 32  # at saturation: some 40 samples, more than the worker has slots
+NUM_IN_FLIGHT_WARM = 8  # soon drained
 NEAR_BEST = 0.9  # settings of less than this share of the best capacity would be near saturation at the trials' load
 TRIAL_SEED, CAPACITY_SEED, WARMUP_SEED = 1001, 1002, 1003
 # Nothing is refused while the queue of an overload grows, and no results pile up.
@@ -56,18 +57,22 @@ ARRIVALS: dict[str, Arrivals] = {"poisson": poisson, "bursty": bursty}
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is measured. `cell_s`: seconds of one load; one size and one delay are taken without trials."""
+    """How much is measured. One size and one delay are taken without trials.
+
+    A load lasts `cell_s`, but for those of the headlines, `headline_s`: a p99 wants many requests.
+    """
 
     sizes: tuple[int, ...] = (1, 2, 4, 8, 16)
     delays_s: tuple[float, ...] = (0.0, 0.02, 0.1)
     fractions: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5)
     num_rounds: int = 3
-    cell_s: float = 9.0
-    warmup_s: float = 3.0
+    cell_s: float = 6.0
+    headline_s: float = 18.0
+    warmup_s: float = 2.0
     num_alone_runs: int = 5
 
 
-QUICK = Budget((8,), (0.02,), (0.5, 0.8, 1.2), num_rounds=1, cell_s=5.0, warmup_s=2.0, num_alone_runs=3)
+QUICK = Budget((8,), (0.02,), (0.5, 0.8, 1.2), num_rounds=1, cell_s=4.0, headline_s=6.0, num_alone_runs=2)
 
 
 @dataclass(frozen=True)
@@ -90,25 +95,31 @@ class Bench:
         ):
             yield service
 
-    async def capacity(self, service: Service, duration_s: float, seed: int = CAPACITY_SEED) -> float:
+    async def warm_up(self, service: Service) -> None:
+        await self._saturate(service, NUM_IN_FLIGHT_WARM, self.budget.warmup_s, WARMUP_SEED)
+
+    async def capacity(self, service: Service) -> float:
         """Requests per second with `NUM_IN_FLIGHT` always under way."""
+        results = await self._saturate(service, NUM_IN_FLIGHT, self.budget.cell_s, CAPACITY_SEED)
+        return summarize(results, {}, ()).requests_per_s
+
+    async def _saturate(self, service: Service, num_in_flight: int, duration_s: float, seed: int) -> list[Result]:
         await until_idle(service.url)
         tally = Tally()
         async with LoadClient(service.url) as client:
             times = np.zeros(int(1000 * duration_s))  # more than any of them answers
             requests = plan_requests(times, MIX, await client.num_labels(), np.random.default_rng(seed))
-            await closed_loop(client, requests, NUM_IN_FLIGHT, duration_s, tally)
-        return summarize(tally.results, {}, ()).requests_per_s
+            await closed_loop(client, requests, num_in_flight, duration_s, tally)
+        return tally.results
 
-    async def warm_up(self, service: Service) -> None:
-        await self.capacity(service, self.budget.warmup_s, WARMUP_SEED)
-
-    async def load(self, service: Service, arrivals: str, rate_per_s: float, seed: int) -> list[Result]:
+    async def load(
+        self, service: Service, arrivals: str, rate_per_s: float, duration_s: float, seed: int
+    ) -> list[Result]:
         await until_idle(service.url)
         tally = Tally()
         async with LoadClient(service.url) as client:
             num_labels = await client.num_labels()
-            requests = plan_load(ARRIVALS[arrivals], rate_per_s, self.budget.cell_s, MIX, num_labels, seed)
+            requests = plan_load(ARRIVALS[arrivals], rate_per_s, duration_s, MIX, num_labels, seed)
             await open_loop(client, requests, tally)
         return tally.results
 
@@ -126,7 +137,7 @@ async def compare(bench: Bench) -> Comparison:
         capacity_per_s = {}
         for policy, service in services.items():
             await bench.warm_up(service)
-            capacity_per_s[policy] = await bench.capacity(service, budget.cell_s)
+            capacity_per_s[policy] = await bench.capacity(service)
             _say(f"{policy}: {capacity_per_s[policy]:.1f} requests/s at saturation")
         alone = [standalone_latencies(await bench.alone(service)) for service in services.values()]
         standalone = {kind: min(latencies[kind] for latencies in alone) for kind in MIX.kinds}
@@ -135,8 +146,9 @@ async def compare(bench: Bench) -> Comparison:
             loads = [("poisson", fraction) for fraction in budget.fractions] + [("bursty", HEADLINE_FRACTION)]
             for place, (arrivals, fraction) in enumerate(loads):
                 rate_per_s = fraction * capacity_per_s[REQUEST]
+                duration_s = budget.headline_s if fraction == HEADLINE_FRACTION else budget.cell_s
                 for policy in POLICIES if (number + place) % 2 else reversed(POLICIES):
-                    results = await bench.load(services[policy], arrivals, rate_per_s, seed=number)
+                    results = await bench.load(services[policy], arrivals, rate_per_s, duration_s, seed=number)
                     cells.append(Cell(policy, arrivals, fraction, rate_per_s, number, results))
                     _say(f"round {number + 1}, {arrivals} {rate_per_s:.1f}/s, {policy}: {_p99_text(results)}")
     return Comparison(_setup(bench), trials, trial_rate_per_s, chosen, standalone, capacity_per_s, cells)
@@ -154,7 +166,7 @@ async def _choose(bench: Bench) -> tuple[list[Trial], float, Setting]:
     for setting in (Setting(size, budget.delays_s[0]) for size in budget.sizes):
         with bench.service(REQUEST, setting) as service:
             await bench.warm_up(service)
-            capacities.append(Trial(setting, await bench.capacity(service, budget.cell_s)))
+            capacities.append(Trial(setting, await bench.capacity(service)))
         _say(f"batches of {setting.size}: {capacities[-1].capacity_per_s:.1f} requests/s at saturation")
     best_per_s = max(trial.capacity_per_s for trial in capacities)
     trials = [trial for trial in capacities if trial.capacity_per_s < NEAR_BEST * best_per_s]
@@ -167,7 +179,8 @@ async def _choose(bench: Bench) -> tuple[list[Trial], float, Setting]:
     for trial in candidates:
         with bench.service(REQUEST, trial.setting) as service:
             await bench.warm_up(service)
-            results = await bench.load(service, "poisson", HEADLINE_FRACTION * best_per_s, TRIAL_SEED)
+            rate_per_s = HEADLINE_FRACTION * best_per_s
+            results = await bench.load(service, "poisson", rate_per_s, budget.headline_s, TRIAL_SEED)
         trials.append(replace(trial, p99_s=percentile([result.latency_s for result in results], 0.99)))
         _say(f"{trial.setting}: {_p99_text(results)}")
     best = min(trials, key=lambda trial: (math.inf if trial.p99_s is None else trial.p99_s, -trial.capacity_per_s))
@@ -181,7 +194,8 @@ def _setup(bench: Bench) -> list[str]:
         f"{_cpu()}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}; services on {pinned}; one thread each",
         "mix: num_steps 4 : 20 : 100 as 4 : 4 : 1, and n 1 : 4 as 9 : 1; guidance by default; an open loop, latency "
         "from the intended send time",
-        f"{budget.num_rounds} rounds; each load {budget.cell_s:g} s; both policies in turns, with the same requests",
+        f"{budget.num_rounds} rounds of both policies in turns, with the same requests; a load takes "
+        f"{budget.cell_s:g} s, one of the headlines {budget.headline_s:g} s",
     ]
 
 
@@ -214,11 +228,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two minutes: fewer rates, one setting of request-level")
     parser.add_argument("--rounds", type=int, help="rounds of all loads (default: 3)")
-    parser.add_argument("--cell-s", type=float, help="seconds of each load (default: 9)")
+    parser.add_argument("--cell-s", type=float, help="seconds of each load (default: 6)")
+    parser.add_argument("--headline-s", type=float, help="seconds of each load of the headlines (default: 18)")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-batching"), help="folder of the report")
     arguments = parser.parse_args()
     budget = QUICK if arguments.quick else Budget()
-    budget = replace(budget, num_rounds=arguments.rounds or budget.num_rounds, cell_s=arguments.cell_s or budget.cell_s)
+    budget = replace(
+        budget,
+        num_rounds=arguments.rounds or budget.num_rounds,
+        cell_s=arguments.cell_s or budget.cell_s,
+        headline_s=arguments.headline_s or budget.headline_s,
+    )
     arguments.out.mkdir(parents=True, exist_ok=True)
     comparison = asyncio.run(compare(Bench(budget, _take_cores())))
     text = markdown(comparison)

@@ -114,7 +114,7 @@ def markdown(comparison: Comparison) -> str:
         "## Request-level's own setting",
         _choice(comparison),
         "## Loads",
-        f"Capacity at saturation (64 requests always under way), requests/s: {capacities}. Standalone latencies, the "
+        f"Capacity at saturation (32 requests always under way), requests/s: {capacities}. Standalone latencies, the "
         f"lower of both policies' medians, in ms: {alone}. Rounds are pooled; images/s is their mean.",
         _loads_table(comparison, "poisson"),
         _loads_table(comparison, "bursty"),

@@ -10,13 +10,12 @@ from typing import Any, Self
 
 import httpx
 
+from msf_serve.load.connections import Connections
 from msf_serve.load.mix import Kind, PlannedRequest
 from msf_serve.load.results import Outcome, Result, Tally
 
 PATH = "/v1/images/generations"
 CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 10.0, 600.0
-# Below the 5 s after which servers such as uvicorn close an idle connection, or a request would meet a closing one.
-KEEPALIVE_S = 2.0
 OUTCOMES = {200: Outcome.SUCCEEDED, 429: Outcome.REFUSED, 504: Outcome.EXPIRED}
 
 
@@ -35,8 +34,8 @@ class LoadClient:
         self._body = {"cache": False, **(body or {})}
         self._http = httpx.AsyncClient(
             base_url=url,
-            timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, pool=None),
-            limits=httpx.Limits(max_connections=max_connections, keepalive_expiry=KEEPALIVE_S),
+            timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            transport=Connections(max_connections),
         )
 
     async def __aenter__(self) -> Self:

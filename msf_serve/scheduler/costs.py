@@ -38,8 +38,8 @@ class Work(NamedTuple):
 class StepCosts:
     """The costs of one model version on one device. `observe` is the only writer.
 
-    What has not been measured is estimated from the nearest bucket of the same plan that was, as if cost grew with
-    size; with nothing measured at all, a step costs nothing, and the policy is left with fill and age.
+    What has not been measured is hoped to cost no more than the nearest bucket of the same plan that was, so that it
+    is tried; with nothing measured at all, a step costs nothing, and the policy is left with fill and age.
     """
 
     def __init__(self, buckets: Sequence[int], costs: Iterable[StepCost] = ()) -> None:
@@ -76,8 +76,7 @@ class StepCosts:
         measured = [cost for cost in self._costs.values() if (cost.stage, cost.guided) == (stage, guided)]
         if not measured:
             return 0.0
-        nearest = min(measured, key=lambda cost: abs(cost.bucket - bucket))
-        return nearest.mean_s * max(bucket / nearest.bucket, 1.0)
+        return min(measured, key=lambda cost: abs(cost.bucket - bucket)).mean_s
 
     def share_s(self, stage: Stage, guided: bool) -> float:
         """A sample's part of a step batch in the bucket that suits the device best, in seconds."""

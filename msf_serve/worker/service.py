@@ -95,6 +95,8 @@ class Worker:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if self._trace:
+                self._trace.close()
             self._device.shutdown(wait=False)
             self._encoder.shutdown(wait=False)
 

@@ -32,3 +32,6 @@ class Trace:
             "args": {"model": "/".join(batch.model), "reason": batch.reason, "bucket": batch.bucket, "riders": riders},
         }
         self._file.write(f"{json.dumps(event)},\n")
+
+    def close(self) -> None:
+        self._file.close()

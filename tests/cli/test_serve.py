@@ -75,7 +75,7 @@ def test_it_can_be_stopped_while_its_worker_loads(settings: dict[str, str], tmp_
 async def test_a_killed_worker_is_replaced_and_every_request_is_answered(
     settings: dict[str, str], tmp_path: Path
 ) -> None:
-    settings |= {"MSF_LEASE_S": "1", "MSF_SLOTS": "8"}
+    settings |= {"MSF_LEASE_S": "600", "MSF_SLOTS": "8"}  # nobody could wait for the lease to run out
     with msf("serve", settings=settings, log=tmp_path / "log") as server:
         url = await asyncio.to_thread(server.url)
         async with httpx.AsyncClient(timeout=TIMEOUT_S, base_url=url) as client:
@@ -111,3 +111,17 @@ def test_an_empty_model_repository_is_named_and_ends_it(settings: dict[str, str]
         assert server.wait() == 2, server.output
         assert f"model repository {empty} has no model" in server.output
         assert "Traceback" not in server.output
+
+
+@pytest.mark.parametrize("fault", [{"MSF_FATAL_SEED": "666"}, {"MSF_HANGING_SEED": "666", "MSF_STEP_TIMEOUT_S": "1"}])
+async def test_a_poison_job_takes_nobody_with_it(
+    settings: dict[str, str], tmp_path: Path, fault: dict[str, str]
+) -> None:
+    settings |= {"MSF_LEASE_S": "2", **fault}
+    with msf("serve", settings=settings, log=tmp_path / "log") as server:
+        url = await asyncio.to_thread(server.url)
+        async with httpx.AsyncClient(timeout=TIMEOUT_S, base_url=url) as client:
+            bodies = [{"prompt": "square", "num_steps": 6, "seed": seed} for seed in (1, 2, 666, 3, 4)]
+            answers = await asyncio.gather(*(client.post("/v1/images/generations", json=body) for body in bodies))
+    assert [answer.status_code for answer in answers] == [200, 200, 500, 200, 200]
+    assert answers[2].json()["error"]["code"] == "poisoned"

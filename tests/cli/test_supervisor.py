@@ -28,8 +28,20 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     return write
 
 
+class Died(list[int]):
+    """The pids of workers that ended by themselves."""
+
+    async def append_pid(self, pid: int) -> None:
+        self.append(pid)
+
+
+died = Died()
+
+
 def supervise(num_workers: int = 1, drain_timeout_s: float = 60.0) -> Supervisor:
-    return Supervisor(num_workers, "redis://host", metrics_port=9100, drain_timeout_s=drain_timeout_s)
+    return Supervisor(
+        num_workers, "redis://host", metrics_port=9100, drain_timeout_s=drain_timeout_s, on_death=died.append_pid
+    )
 
 
 def content(file: Path) -> str:
@@ -58,7 +70,9 @@ async def test_a_worker_that_dies_is_started_again(
     program("echo started >> log; exit 1")
     supervised = supervise()
     running = asyncio.create_task(supervised.run())
+    num_died = len(died)
     await until(lambda: content(tmp_path / "log").count("started") >= 3)
+    assert len(died) > num_died
     supervised.stop()
     assert await running == 0
 

@@ -35,7 +35,7 @@ async def test_it_works_for_any_server_and_ends_what_it_has_begun(
     job = await queue.get(job_id)
     assert job is not None
     assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
-    assert len(await queue.images(job_id)) == 64
+    assert len(await queue.images(job)) == 64
     assert await registry.workers() == []
 
 

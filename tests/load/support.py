@@ -31,17 +31,25 @@ class Fake:
     answer: Callable[[dict[str, Any]], Answer] = succeed
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)  # of image requests, as they came
+    num_connections: int = 0
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
+    def handle_error(self, *_: object) -> None:
+        """Some tests break connections."""
+
 
 @contextmanager
 def serving(fake: Fake) -> Iterator[Fake]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            super().setup()
+            fake.num_connections += 1
 
         def do_GET(self) -> None:
             self._send(200, MODELS)

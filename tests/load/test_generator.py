@@ -88,6 +88,20 @@ async def test_a_stall_shows_in_every_request_that_was_due_meanwhile(max_connect
     assert all(result.latency_s >= stalled_s - result.due_s for result in tally.results)
 
 
+async def test_connections_are_used_again_and_broken_ones_are_not() -> None:
+    def leave_at_the_third(body: dict[str, Any]) -> Answer:
+        if body["seed"] == 2:
+            raise ConnectionAbortedError
+        return succeed(body)
+
+    tally = Tally()
+    with serving(Fake(leave_at_the_third)) as fake:
+        async with LoadClient(fake.url) as client:
+            await closed_loop(client, planned([0.0] * 6), num_in_flight=1, duration_s=PATIENCE_S, tally=tally)
+    assert tally.outcomes == {Outcome.SUCCEEDED: 5, Outcome.UNREACHED: 1}
+    assert fake.num_connections == 2
+
+
 async def test_a_late_generator_does_not_flatter_the_server() -> None:
     tally = Tally()
     with serving(Fake()) as fake:

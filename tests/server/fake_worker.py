@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 
 from msf_serve.scheduler.connection import connect
 from msf_serve.scheduler.jobs import JobError, JobSpec, ModelInfo, Timings, WorkerInfo
-from msf_serve.scheduler.queue import Claim, JobQueue
+from msf_serve.scheduler.leases import Claim, Leases
+from msf_serve.scheduler.queue import JobQueue
 from msf_serve.scheduler.registry import Registry
 
 LABELS = (
@@ -56,6 +57,7 @@ class FakeWorker:
         self.lost: set[str] = set()
         self.registry = Registry(redis)
         self.queue = JobQueue(redis)
+        self.leases = Leases(redis)
         self._redis = redis
         self._running: asyncio.Task[None]
 
@@ -75,21 +77,21 @@ class FakeWorker:
         held: list[Claim] = []
         while True:
             for model in models:
-                claims = await self.queue.claim(self.info.id, *model, max_samples=64)
+                claims = (await self.leases.claim(self.info.id, *model, max_samples=64, idle=not held)).claims
                 self.claimed += claims
                 held += claims
-            self.lost |= await self.queue.renew(self.info.id, held)
+            self.lost |= await self.leases.renew(self.info.id, held)
             held = [claim for claim in held if claim.job.id not in self.lost]
             if not self.holding:
                 await asyncio.gather(*(self._finish(claim) for claim in held))
                 held = []
-            await self.queue.wait_for_work(models, timeout_s=0.02 if held else 0.2)
+            await self.leases.wait_for_work(models, timeout_s=0.02 if held else 0.2)
 
     async def _finish(self, claim: Claim) -> None:
         if self.failure is not None:
-            await self.queue.fail(claim, self.failure)
+            await self.leases.fail(claim, self.failure)
         else:
-            await self.queue.succeed(claim, draw(claim.job.spec), TIMINGS)
+            await self.leases.succeed(claim, draw(claim.job.spec), TIMINGS, plan=self.info.backend)
 
 
 def draw(spec: JobSpec) -> list[bytes]:

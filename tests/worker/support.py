@@ -21,12 +21,13 @@ from msf_serve.engine.executor import Executor, SampleRequest
 from msf_serve.engine.loading import ModelPlans
 from msf_serve.engine.offline import generate
 from msf_serve.engine.repository import ModelVersion
-from msf_serve.scheduler.jobs import JobRecord, JobSpec, JobState, WorkerInfo
+from msf_serve.scheduler.jobs import JobRecord, JobSpec, JobState, Terms, WorkerInfo
+from msf_serve.scheduler.policy import BatchingPolicy
 from msf_serve.scheduler.queue import JobQueue, new_job_id
-from msf_serve.scheduler.registry import Registry
 from msf_serve.worker.metrics import WorkerMetrics
 from msf_serve.worker.runner import ModelRunner
 from msf_serve.worker.service import Worker
+from msf_serve.worker.trace import Trace
 
 TIMEOUT_S = 120.0  # a machine may be slow and busy; no test comes near it unless it fails
 SPEC = JobSpec(model="tiny", version="1", label=0, num_samples=1, seed=7, num_steps=6, guidance_scale=2.0)
@@ -46,8 +47,8 @@ class RunningWorker:
     def __post_init__(self) -> None:
         self.queue = JobQueue(self.redis)
 
-    async def admit(self, spec: JobSpec) -> str:
-        return await admit(self.queue, spec)
+    async def admit(self, spec: JobSpec, terms: Terms | None = None) -> str:
+        return await admit(self.queue, spec, terms)
 
     async def job(self, job_id: str) -> JobRecord:
         record = await self.queue.get(job_id)
@@ -67,6 +68,9 @@ class RunningWorker:
             return job.state is JobState.RUNNING and job.attempt == attempt
 
         await until(attempted)
+
+    async def images(self, job_id: str) -> list[bytes]:
+        return await self.queue.images(await self.job(job_id))
 
     def is_idle(self) -> bool:
         return self.runner.num_slots_in_use() == 0
@@ -89,6 +93,9 @@ async def running(
     num_slots: int = 8,
     lease_s: float = 1.0,
     drain_timeout_s: float = TIMEOUT_S,
+    step_timeout_s: float = TIMEOUT_S,
+    policy: BatchingPolicy | None = None,
+    trace: Trace | None = None,
 ) -> AsyncIterator[RunningWorker]:
     """Over `version`, and over others that share its plans."""
     runners = [ModelRunner(each, Executor(plans, num_slots)) for each in (version, *also)]
@@ -104,24 +111,26 @@ async def running(
     worker = Worker(
         info,
         runners,
-        JobQueue(redis, lease_s=lease_s),
-        Registry(redis, worker_ttl_s=lease_s),
+        redis,
         metrics,
         lease_s=lease_s,
         drain_timeout_s=drain_timeout_s,
+        step_timeout_s=step_timeout_s,
+        policy=policy,
+        trace=trace,
     )
     stop = asyncio.Event()
     ended = asyncio.create_task(worker.run(stop))
     try:
         yield RunningWorker(runners[0], redis, metrics, ended, stop)
     finally:
-        ended.cancel()
-        with suppress(asyncio.CancelledError):
-            await ended
+        if ended.cancel():
+            with suppress(asyncio.CancelledError):
+                await ended
 
 
-async def admit(queue: JobQueue, spec: JobSpec) -> str:
-    return (await queue.admit(spec, job_id=new_job_id(), reply_to=None)).id
+async def admit(queue: JobQueue, spec: JobSpec, terms: Terms | None = None) -> str:
+    return (await queue.admit(spec, terms, job_id=new_job_id(), reply_to=None)).id
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:

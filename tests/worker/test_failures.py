@@ -43,7 +43,7 @@ async def test_cancelling_frees_the_slots_for_others(worker: RunningWorker) -> N
     assert (await worker.end_of(neighbour)).state is JobState.SUCCEEDED
     assert (await worker.end_of(after)).state is JobState.SUCCEEDED
     assert (await worker.job(long)).state is JobState.CANCELLED
-    assert await worker.queue.images(long) == []
+    assert await worker.images(long) == []
     await until(worker.is_idle)
     assert worker.count("msf_slots_in_use") == 0
 
@@ -61,7 +61,7 @@ async def test_the_late_finish_of_a_cancelled_job_is_dropped(
         gate.open.set()
         await until(lambda: worker.num_jobs("dropped") == 1)
         assert await worker.job(job_id) == cancelled
-        assert await worker.queue.images(job_id) == []
+        assert await worker.images(job_id) == []
         assert worker.num_jobs("succeeded") == 0
 
 
@@ -120,7 +120,7 @@ async def test_a_sample_that_is_not_finite_fails_alone(
         assert (job.state, job.error.code) == (JobState.FAILED, "non_finite")
         for job_id in (before, after):
             assert (await worker.end_of(job_id)).state is JobState.SUCCEEDED
-            for file, alone in zip(await queue.images(job_id), made_alone(plans, healthy), strict=True):
+            for file, alone in zip(await worker.images(job_id), made_alone(plans, healthy), strict=True):
                 assert_same(pixels(file), alone)
         assert worker.is_idle()
         assert (await queue.depth("tiny", "1")).num_samples == 0

@@ -6,7 +6,6 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +17,13 @@ from msf_serve.engine.config import Stage
 from msf_serve.engine.loading import ModelPlans
 from msf_serve.engine.repository import ModelVersion
 from msf_serve.scheduler import keys
-from msf_serve.scheduler.connection import connect
+from msf_serve.scheduler.connection import call, connect
 from msf_serve.scheduler.embedded import EmbeddedValkey
 from msf_serve.scheduler.errors import QueueUnavailable
 from msf_serve.scheduler.jobs import JobSpec, JobState
 from msf_serve.scheduler.keys import QueueKeys
-from msf_serve.scheduler.queue import Claim, JobQueue, Reclaimed
+from msf_serve.scheduler.leases import Claim, Claimed, Leases, Swept
+from msf_serve.scheduler.queue import JobQueue
 from msf_serve.worker import service
 from msf_serve.worker.encode import encode_image
 from tests.worker.support import SPEC, TIMEOUT_S, Gate, admit, running, until, with_plans
@@ -50,7 +50,7 @@ async def test_a_job_that_ends_while_redis_is_away_is_stored_when_it_is_back(
             await asyncio.to_thread(valkey.start)
             job = await worker.end_of(job_id)
             assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
-            assert len(await worker.queue.images(job_id)) == 2
+            assert len(await worker.images(job_id)) == 2
             after = await worker.admit(SPEC)
             assert (await worker.end_of(after)).state is JobState.SUCCEEDED
             await until(lambda: worker.num_jobs("succeeded") == 2)
@@ -58,10 +58,11 @@ async def test_a_job_that_ends_while_redis_is_away_is_stored_when_it_is_back(
 
 
 async def take_back(redis: Redis, job_id: str) -> None:
-    """What another worker does with a job whose lease ran out because its worker was not heard of for long."""
-    common = (files("msf_serve.scheduler") / "common.lua").read_text()
-    requeue = f"#!lua\n{common}\nrequeue(unpack(KEYS))"
-    await redis.eval(requeue, 5, QUEUE.waiting, QUEUE.leases, QUEUE.wake, keys.job(job_id), job_id)
+    """What becomes of a job whose lease ran out because its worker was not heard of for long."""
+    job = await JobQueue(redis).get(job_id)
+    assert job is not None
+    worker_id = await call(redis, "HGET", keys.job(job_id), "worker")
+    assert await Leases(redis).release(Claim(job, worker_id.decode()))
 
 
 async def test_a_lost_job_that_comes_back_goes_on_where_it_was(
@@ -76,7 +77,7 @@ async def test_a_lost_job_that_comes_back_goes_on_where_it_was(
         gate.open.set()
         job = await worker.end_of(job_id)
         assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)
-        assert len(await worker.queue.images(job_id)) == 2
+        assert len(await worker.images(job_id)) == 2
         await until(lambda: worker.num_jobs("succeeded") == 1)
         assert worker.is_idle()
         assert worker.num_jobs("dropped") == 0
@@ -87,26 +88,28 @@ async def test_a_lost_job_may_come_back_after_its_loss_was_noticed(
     redis: Redis, version: ModelVersion, plans: ModelPlans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate, may_claim, noticed = Gate(), asyncio.Event(), asyncio.Event()
-    claim, renew, reclaim = JobQueue.claim, JobQueue.renew, JobQueue.reclaim
+    claim, renew, sweep = Leases.claim, Leases.renew, Leases.sweep
     lost: set[str] = set()
 
-    async def claim_late(queue: JobQueue, worker_id: str, model: str, version: str, max_samples: int) -> list[Claim]:
+    async def claim_late(
+        leases: Leases, worker_id: str, model: str, version: str, max_samples: int, *, idle: bool
+    ) -> Claimed:
         await may_claim.wait()
-        return await claim(queue, worker_id, model, version, max_samples)
+        return await claim(leases, worker_id, model, version, max_samples, idle=idle)
 
-    async def renew_and_tell(queue: JobQueue, worker_id: str, claims: Sequence[Claim]) -> set[str]:
-        lost.update(await renew(queue, worker_id, claims))
+    async def renew_and_tell(leases: Leases, worker_id: str, claims: Sequence[Claim]) -> set[str]:
+        lost.update(await renew(leases, worker_id, claims))
         return lost
 
-    async def reclaim_and_tell(queue: JobQueue) -> Reclaimed:  # the worker's last call before it notes its losses
-        reclaimed = await reclaim(queue)
+    async def sweep_and_tell(leases: Leases) -> Swept:  # the worker's last call before it notes its losses
+        swept = await sweep(leases)
         if lost:
             noticed.set()
-        return reclaimed
+        return swept
 
-    monkeypatch.setattr(JobQueue, "claim", claim_late)
-    monkeypatch.setattr(JobQueue, "renew", renew_and_tell)
-    monkeypatch.setattr(JobQueue, "reclaim", reclaim_and_tell)
+    monkeypatch.setattr(Leases, "claim", claim_late)
+    monkeypatch.setattr(Leases, "renew", renew_and_tell)
+    monkeypatch.setattr(Leases, "sweep", sweep_and_tell)
     may_claim.set()
     async with running(redis, version, with_plans(plans, Stage.RESIDUAL, gate)) as worker:
         job_id = await worker.admit(SPEC)
@@ -145,7 +148,7 @@ async def test_a_job_that_comes_back_while_it_ends_is_held_under_its_new_lease(
         gate.open.set()
         job = await worker.end_of(job_id)
         assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)
-        assert len(await worker.queue.images(job_id)) == 1
+        assert len(await worker.images(job_id)) == 1
 
 
 async def renewal(redis: Redis, job_id: str) -> None:
@@ -160,9 +163,8 @@ async def renewal(redis: Redis, job_id: str) -> None:
 
 
 async def test_the_jobs_of_a_dead_worker_are_taken_over(redis: Redis, version: ModelVersion, plans: ModelPlans) -> None:
-    dead = JobQueue(redis, lease_s=0.001)
-    job_id = await admit(dead, PAIR)
-    await dead.claim("dead", "tiny", "1", 1)
+    job_id = await admit(JobQueue(redis), PAIR)
+    await Leases(redis, lease_s=0.001).claim("dead", "tiny", "1", 1, idle=True)
     async with running(redis, version, plans) as worker:
         job = await worker.end_of(job_id)
         assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)
@@ -173,16 +175,16 @@ async def test_what_was_claimed_before_redis_went_away_is_worked_on(
 ) -> None:
     """A worker claims for one model after the other, and Redis may go between two."""
     second_claims = iter(("fails",))
-    claim = JobQueue.claim
+    claim = Leases.claim
 
     async def claim_unsteadily(
-        queue: JobQueue, worker_id: str, model: str, version: str, max_samples: int
-    ) -> list[Claim]:
+        leases: Leases, worker_id: str, model: str, version: str, max_samples: int, *, idle: bool
+    ) -> Claimed:
         if version == "2" and next(second_claims, None):
             raise QueueUnavailable("away")
-        return await claim(queue, worker_id, model, version, max_samples)
+        return await claim(leases, worker_id, model, version, max_samples, idle=idle)
 
     job_id = await admit(JobQueue(redis), SPEC)
-    monkeypatch.setattr(JobQueue, "claim", claim_unsteadily)
+    monkeypatch.setattr(Leases, "claim", claim_unsteadily)
     async with running(redis, version, plans, also=[replace(version, version="2")]) as worker:
         assert (await worker.end_of(job_id)).state is JobState.SUCCEEDED

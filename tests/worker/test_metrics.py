@@ -15,7 +15,7 @@ from msf_serve.engine.repository import ModelVersion
 from tests.worker.support import RunningWorker, running, until, with_plans
 from tests.worker.test_results import CROWD
 
-REASONS = ("oldest", "full", "fullest")
+REASONS = ("overdue", "deadline", "full", "all", "best")
 
 
 def counting(rows: Counter[Stage], stage: Stage) -> Callable[[Plan], Plan]:
@@ -49,6 +49,7 @@ async def test_counters_agree_with_what_ran(redis: Redis, version: ModelVersion,
             assert worker.count("msf_step_batch_size_sum", stage=stage) == made[stage]
             assert made[stage] + worker.count("msf_padded_rows_total", stage=stage) == rows[stage]
             assert worker.count("msf_step_batch_seconds_count", stage=stage) == num_batches(worker, stage)
+        assert worker.count("msf_claims_total") == len(CROWD)
         assert worker.count("msf_slots_in_use") == 0
         assert worker.metrics.registry.get_sample_value("msf_slots") == 8
 

@@ -36,7 +36,7 @@ async def test_a_crowd_of_different_jobs_each_gets_its_own_images(worker: Runnin
     for job_id, spec in zip(job_ids, CROWD, strict=True):
         job = await worker.end_of(job_id)
         assert (job.state, job.error, job.attempt) == (JobState.SUCCEEDED, None, 1)
-        files = await worker.queue.images(job_id)
+        files = await worker.images(job_id)
         assert len(files) == spec.num_samples
         for file, alone in zip(files, made_alone(plans, spec), strict=True):
             image = Image.open(io.BytesIO(file))
@@ -58,7 +58,7 @@ async def test_more_images_than_slots_come_whole_and_in_order(
         job_id = await worker.admit(spec)
         after = await worker.admit(SPEC)
         assert (await worker.end_of(job_id)).state is JobState.SUCCEEDED
-        for file, alone in zip(await worker.queue.images(job_id), made_alone(plans, spec), strict=True):
+        for file, alone in zip(await worker.images(job_id), made_alone(plans, spec), strict=True):
             assert_same(pixels(file), alone)
         assert (await worker.end_of(after)).state is JobState.SUCCEEDED
 
@@ -67,7 +67,7 @@ async def test_the_same_job_alone_gives_the_same_bytes(worker: RunningWorker) ->
     async def files() -> list[bytes]:
         job_id = await worker.admit(SPEC)
         await worker.end_of(job_id)
-        return await worker.queue.images(job_id)
+        return await worker.images(job_id)
 
     first = await files()
     assert first != []
@@ -78,7 +78,7 @@ async def test_a_png_tells_what_made_it(worker: RunningWorker) -> None:
     spec = SPEC.model_copy(update={"num_samples": 2, "label": 2})
     job_id = await worker.admit(spec)
     await worker.end_of(job_id)
-    for index, file in enumerate(await worker.queue.images(job_id)):
+    for index, file in enumerate(await worker.images(job_id)):
         image = Image.open(io.BytesIO(file))
         assert list(image.info) == ["msf:parameters"]
         assert json.loads(image.info["msf:parameters"]) == {

@@ -1,0 +1,95 @@
+"""What the comparison of batching policies makes of its measurements."""
+
+from __future__ import annotations
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+
+from msf_serve.bench.batching_report import (
+    POLICIES,
+    REQUEST,
+    STEP,
+    Cell,
+    Comparison,
+    Setting,
+    Trial,
+    as_json,
+    markdown,
+    plot,
+    rate_meeting,
+)
+from msf_serve.load.mix import Kind
+from msf_serve.load.results import Outcome, Result
+
+KIND = Kind(20, 1)
+ALONE_S = 0.1
+
+
+def cell(policy: str, arrivals: str, fraction: float, number: int, latencies_s: list[float]) -> Cell:
+    results = [Result(KIND, 0.0, 0.0, latency_s, Outcome.SUCCEEDED, 200) for latency_s in latencies_s]
+    return Cell(policy, arrivals, fraction, 10 * fraction, number, results)
+
+
+@pytest.fixture
+def comparison() -> Comparison:
+    cells = []
+    for number in range(3):
+        for policy, latency_s in ((STEP, 0.2), (REQUEST, 0.5 + 0.5 * number)):
+            cells.append(cell(policy, "poisson", 0.4, number, [0.1] * 4))
+            cells.append(cell(policy, "poisson", 0.8, number, [0.1, 0.1, 0.1, latency_s]))
+            cells.append(cell(policy, "bursty", 0.8, number, [latency_s]))
+    trials = [Trial(Setting(1, 0.0), 5.0), Trial(Setting(8, 0.02), 10.0, 0.9)]
+    return Comparison(
+        ["a machine"], trials, 8.0, trials[1].setting, {KIND: ALONE_S}, {STEP: 20.0, REQUEST: 10.0}, cells
+    )
+
+
+@pytest.mark.parametrize(
+    ("points", "found"),
+    [
+        ([(2.0, 1.0), (4.0, 0.98)], (3.0, True)),
+        ([(4.0, 0.96)], (1.0, True)),  # from no load, where every request is alone
+        ([(2.0, 0.995), (4.0, 0.99)], (4.0, False)),
+        ([(2.0, 1.0), (4.0, 0.98), (6.0, 1.0)], (3.0, True)),  # a later recovery is luck
+    ],
+)
+def test_the_rate_that_meets_an_objective_is_interpolated(
+    points: list[tuple[float, float]], found: tuple[float, bool]
+) -> None:
+    rate, falls = rate_meeting(points, 0.99)
+    assert rate == pytest.approx(found[0])
+    assert falls is found[1]
+
+
+def test_ratios_compare_each_round_with_itself(comparison: Comparison) -> None:
+    assert comparison.p99_ratios("poisson") == pytest.approx([0.4, 0.2, 0.2 / 1.5])
+    assert comparison.attainment(STEP, 3.0) == [(4.0, 1.0), (8.0, 1.0)]
+    assert comparison.attainment(REQUEST, 3.0) == [(4.0, 1.0), (8.0, 0.75)]
+
+
+def test_the_report_has_headlines_and_a_row_for_each_load(comparison: Comparison) -> None:
+    text = markdown(comparison)
+    assert "p99 at 80% of request-level's capacity, poisson: 0.20 times" in text
+    # Step-level never falls below 99 % and request-level does at 4 + 4 * 0.01 / 0.25.
+    assert "at least 1.9 times** request-level's (8.0 against 4.2 requests/s" in text
+    assert "| 1 | 0 | 5.0 | too slow |" in text
+    for policy in POLICIES:
+        assert f"| poisson | 0.8 | 8.0 | {policy} | 12 | 0 |" in text
+    without_trials = Comparison(**{**vars(comparison), "trials": []})
+    assert "without trials" in markdown(without_trials)
+
+
+def test_all_figures_are_json(comparison: Comparison) -> None:
+    written = json.loads(json.dumps(as_json(comparison)))
+    assert len(written["cells"]) == len(comparison.cells)
+    assert written["cells"][0]["overall"]["p99_s"] == 0.1
+    assert written["rate_meeting"] == {STEP: 8.0, REQUEST: pytest.approx(4.16)}
+
+
+def test_the_plot_is_svg_with_a_line_for_each_policy(comparison: Comparison) -> None:
+    root = ElementTree.fromstring(plot(comparison))
+    names = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert all(names.count(policy) == 2 for policy in POLICIES)
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 8
