@@ -11,7 +11,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Ends the service when make is killed.
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
-.PHONY: help serve check lint types contracts test data train-fashion evaluate bench-serve clean
+.PHONY: help serve check lint types contracts test data train-fashion evaluate bench-serve bench-stack bench-batching chaos \
+  soak clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -45,6 +46,18 @@ evaluate: $(VENV)/.dev $(DATA)/.fashion-mnist ## measure the shipped model's qua
 bench-serve: $(VENV)/.dev ## measure the served speed
 	$(BIN)/python -m msf_serve.bench.serve
 
+bench-stack: $(VENV)/.dev ## measure what the service costs beside the device
+	$(BIN)/python -m msf_serve.bench.stack
+
+bench-batching: $(VENV)/.dev ## compare step-level with request-level batching
+	$(BIN)/python -m msf_serve.bench.batching
+
+chaos: $(VENV)/.dev ## kill, hang, fill and cut off everything under load; count what became of the jobs
+	$(BIN)/python -m msf_serve.bench.chaos
+
+soak: $(VENV)/.dev ## an hour of mixed load; nothing may grow
+	$(BIN)/python -m msf_serve.bench.soak
+
 clean: ## remove what these targets made, but for data and runs
 	rm -rf $(VENV) .msf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
@@ -55,7 +68,7 @@ $(VENV)/.torch:
 	@touch $@
 
 $(VENV)/.worker: $(VENV)/.torch pyproject.toml
-	@$(PIP) install --editable '.[worker]'
+	@$(PIP) install --editable '.[worker,load]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
