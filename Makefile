@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Ends the service when make is killed.
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
-.PHONY: help serve check lint types contracts test data train-fashion evaluate bench-serve bench-stack bench-batching chaos \
+.PHONY: help serve check lint types contracts test data train-fashion evaluate bench-serve bench-stack bench-batching bench-simulation chaos \
   soak clean
 
 help: ## this list
@@ -51,6 +51,9 @@ bench-stack: $(VENV)/.dev ## measure what the service costs beside the device
 
 bench-batching: $(VENV)/.dev ## compare step-level with request-level batching
 	$(BIN)/python -m msf_serve.bench.batching
+
+bench-simulation: $(VENV)/.dev ## hold the simulator against a real service, then simulate 1,000 workers
+	$(BIN)/python -m msf_serve.bench.simulation
 
 chaos: $(VENV)/.dev ## kill, hang, fill and cut off everything under load; count what became of the jobs
 	$(BIN)/python -m msf_serve.bench.chaos

@@ -25,7 +25,7 @@ from statistics import median
 
 import httpx
 
-from msf_serve.bench.serve import running_service
+from msf_serve.bench.service import running_service
 from msf_serve.scheduler.connection import connect
 
 CALLERS = 12

@@ -21,7 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
-from msf_serve.bench.serve import Service, alone, percentile, running_service, saturated
+from msf_serve.bench.serve import alone, percentile, saturated
+from msf_serve.bench.service import Service, running_service
 from msf_serve.bench.soak import family
 
 DEVICE_CORE = 0

@@ -30,7 +30,7 @@ _QUEUE_KEYS = (
     "ends",  # sorted set: ended job ids by the time at which they are forgotten
     "dead",  # sorted set: failed job ids by the time of their end
     "counters",  # hash: samples queued or running, admission number, virtual time, turns, service rate
-    "wake",  # stream of length one: grows whenever the lanes stop being empty
+    "wake",  # list: one token while there is work, which wakes one of the workers that wait
     "passes",  # sorted set: tenants by the virtual time up to which they have been served
     "tenants",  # prefix, by band; sorted set: tenants with queued jobs by virtual time
     "users",  # prefix, by band and tenant; sorted set: its users with queued jobs by turn

@@ -19,7 +19,6 @@ from msf_serve.scheduler.queue import EXPIRED, RESULT_TTL_S
 from msf_serve.scheduler.records import decode_job
 from msf_serve.scheduler.scripts import Script
 
-NEVER_WOKEN = b"0-0"
 DEAD_TTL_S = 7 * 86400.0
 POISONED = JobError(code="poisoned", message="every worker that ran this job stopped; it is not tried again")
 
@@ -63,7 +62,6 @@ class Leases:
         self._redis = redis
         self._lease_s = lease_s
         self._lives = {"ttl_s": result_ttl_s, "dead_ttl_s": DEAD_TTL_S}
-        self._woken: dict[QueueKeys, bytes] = {}  # the last wake-up that a claim has already answered
         self._claim = Script(redis, "claim")
         self._renew = Script(redis, "renew")
         self._finish = Script(redis, "finish")
@@ -77,7 +75,7 @@ class Leases:
         `idle`: the worker holds nothing, of no model; only then does it get a suspect.
         """
         queue = QueueKeys.of(model, version)
-        woken, alone, *claimed = await self._claim(
+        alone, *claimed = await self._claim(
             queue.prefix,
             worker=worker_id,
             max_samples=max_samples,
@@ -86,19 +84,17 @@ class Leases:
             expired=EXPIRED.model_dump_json(),
             **self._lives,
         )
-        self._woken[queue] = woken
         return Claimed(tuple(Claim(decode_job(fields), worker_id) for fields in claimed), bool(alone))
 
     async def wait_for_work(self, models: Sequence[tuple[str, str]], timeout_s: float) -> None:
         """Return when a `claim` from one of these (model, version) may find work, or after `timeout_s`.
 
-        At most `MAX_BLOCK_S`, whatever `timeout_s` says; claim again in any case. Nothing is missed that came
-        after this object's last claim. All waiting workers wake, and the first to claim gets the job.
+        At most `MAX_BLOCK_S`, whatever `timeout_s` says; claim again in any case. Of several workers that wait, the
+        one that has waited longest returns, and the next when its claim leaves work.
         """
-        queues = [QueueKeys.of(model, version) for model, version in models]
-        cursors = [self._woken.get(queue, NEVER_WOKEN) for queue in queues]
-        block_ms = max(round(min(timeout_s, MAX_BLOCK_S) * 1000), 1)  # 0 would block for ever
-        await call(self._redis, "XREAD", "BLOCK", block_ms, "STREAMS", *(q.wake for q in queues), *cursors)
+        queues = [QueueKeys.of(model, version).wake for model, version in models]
+        block_s = max(min(timeout_s, MAX_BLOCK_S), 0.001)  # 0 would block for ever
+        await call(self._redis, "BLPOP", *queues, f"{block_s:.3f}")
 
     async def renew(self, worker_id: str, claims: Sequence[Claim]) -> set[str]:
         """Extend the leases; returns the ids of jobs that are no longer this worker's (lost or ended)."""

@@ -117,4 +117,4 @@ async def test_nothing_is_left_of_tenants_that_are_done(redis: Redis, queue: Job
     for number in range(20):
         await admit(queue, tenant=f"tenant {number % 5}:x", user=f"user:{number}", priority=list(Priority)[number % 3])
     await in_turn(leases, 20)
-    assert await queue_keys(redis) == {"counters", "leases", "wake"}
+    assert await queue_keys(redis) == {"counters", "leases"}

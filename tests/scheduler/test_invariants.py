@@ -142,7 +142,7 @@ async def test_what_must_always_hold(redis: Redis, seed: int) -> None:
     await play.check()
 
     assert await play.queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
-    assert await queue_keys(redis) <= {"counters", "wake", "ends", "dead"}
+    assert await queue_keys(redis) <= {"counters", "ends", "dead"}
     ends = Counter(job_id for job_id, _ in await replies(redis))
     assert ends == dict.fromkeys(play.admitted.keys() - play.cached, 1), "every accepted job has one end"
     for job_id, num_samples in play.admitted.items():

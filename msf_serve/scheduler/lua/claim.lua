@@ -1,7 +1,7 @@
 -- Lease the jobs whose turn it is to a worker, whole, until they hold at least max_samples.
--- → {cursor for the wake stream, 1 if the worker must be (or is now) alone with a suspect, record, record, …}
+-- → {1 if the worker must be (or is now) alone with a suspect, record, record, …}
 local now = clock()
-local claimed = {'0-0', 0}
+local claimed = {0}
 local num_samples = 0
 
 local function lease(job, id)
@@ -56,7 +56,7 @@ if suspect and args.max_samples > 0 then
   local reserved = redis.call('HMGET', counters, 'alone_worker', 'alone_until')
   if not reserved[1] or reserved[1] == args.worker or now > tonumber(reserved[2]) then
     redis.call('HSET', counters, 'alone_worker', args.worker, 'alone_until', stamp(now + args.lease_s))
-    claimed[2] = 1
+    claimed[1] = 1
     if args.idle then
       local job = JOB_PREFIX .. suspect
       redis.call('HDEL', counters, 'alone_worker', 'alone_until')
@@ -72,7 +72,7 @@ if suspect and args.max_samples > 0 then
   end
 end
 
-while claimed[2] == 0 and num_samples < args.max_samples do
+while claimed[1] == 0 and num_samples < args.max_samples do
   local band = next_band()
   if not band then
     break
@@ -90,11 +90,9 @@ while claimed[2] == 0 and num_samples < args.max_samples do
 end
 redis.call('ZREMRANGEBYSCORE', passes, '-inf', redis.call('HGET', counters, 'virtual_time') or 0)
 
--- Whoever waits from here on missed nothing: at this entry of the stream the lanes were empty.
-if not has_lanes() then
-  local last = redis.call('XREVRANGE', wake, '+', '-', 'COUNT', 1)
-  if last[1] then
-    claimed[1] = last[1][1]
-  end
+if has_lanes() then
+  wake_one()
+else
+  redis.call('DEL', wake)
 end
 return claimed

@@ -118,12 +118,17 @@ local function has_lanes()
   return false
 end
 
--- Only the end of emptiness wakes: whoever waits has seen the lanes empty (claim.lua).
-local function enqueue(job, id)
-  local is_suspect = redis.call('HGET', job, 'suspect') == '1'
-  if is_suspect or not has_lanes() then
-    redis.call('XADD', wake, 'MAXLEN', 1, '*', 'job', id)
+-- One token while there is work: it wakes one worker, whose claim puts another there if it leaves some (claim.lua).
+-- To wake all that wait would cost a claim of each for every arrival.
+local function wake_one()
+  if redis.call('EXISTS', wake) == 0 then
+    redis.call('LPUSH', wake, 1)
   end
+end
+
+local function enqueue(job, id)
+  wake_one()
+  local is_suspect = redis.call('HGET', job, 'suspect') == '1'
   local seq = redis.call('HGET', job, 'seq')
   redis.call('ZADD', waiting, seq, id)
   if is_suspect then

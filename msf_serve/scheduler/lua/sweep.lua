@@ -36,4 +36,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', ends, '-inf', stamp(now), 'LIMIT
   redis.call('ZREM', ends, id)
   redis.call('ZREM', dead, id)
 end
+if has_lanes() then
+  wake_one()  -- whoever took the last token may have died with it
+end
 return {num_requeued, num_poisoned, num_expired}

@@ -1,0 +1,1 @@
+"""A discrete-event simulation of many workers on one Redis, which drives the very policies that the workers do."""

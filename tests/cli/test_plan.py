@@ -1,0 +1,49 @@
+"""`msf plan`: its answer, and what it says of options that will not do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from msf_serve.cli.plan import command
+
+
+@pytest.fixture
+def costs_file(tmp_path: Path) -> Path:
+    file = tmp_path / "costs.json"
+    rows = [
+        {"stage": stage, "guided": guided, "bucket": bucket, "mean_s": 0.004 * bucket**0.7, "least_s": 0.003}
+        for stage in ("base", "residual", "decode")
+        for guided in (True, False)
+        for bucket in (1, 4, 16)
+    ]
+    file.write_text(json.dumps(rows))
+    return file
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def test_it_says_how_many(costs_file: Path) -> None:
+    result = run("--images-per-s", 100, "--p99-s", 1, "--costs", costs_file)
+    assert result.exit_code == 0, result.output
+    assert "workers make 100 images/s at a p99 of 1 s" in result.output
+
+
+def test_a_latency_that_no_number_can_meet(costs_file: Path) -> None:
+    result = run("--images-per-s", 1, "--p99-s", 0.01, "--costs", costs_file)
+    assert result.exit_code == 1
+    assert "--p99-s 0.01 cannot be met: one job alone takes" in result.output
+
+
+def test_a_file_without_costs(tmp_path: Path) -> None:
+    file = tmp_path / "none.json"
+    file.write_text("[{}]")
+    result = run("--images-per-s", 1, "--p99-s", 1, "--costs", file)
+    assert result.exit_code == 2
+    assert "--costs" in result.output
+    assert "allowed: a file that --save-costs wrote" in result.output
