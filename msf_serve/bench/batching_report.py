@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean, median
@@ -16,6 +17,8 @@ STEP, REQUEST = "step-level", "request-level"
 POLICIES = (STEP, REQUEST)
 SLO_SCALES = (2.0, 3.0, 5.0, 10.0)
 HEADLINE_FRACTION, HEADLINE_SCALE, HEADLINE_SHARE = 0.8, 3.0, 0.99
+
+Range = tuple[float, float]  # where a figure lies; both the same when it is known, 0 and infinity when it is not
 
 
 @dataclass(frozen=True)
@@ -89,18 +92,26 @@ class Comparison:
         return [(cells[0].rate_per_s, self.report(cells).overall.attainment[scale]) for cells in groups]
 
 
-def rate_meeting(points: Sequence[tuple[float, float]], share: float) -> tuple[float, bool]:
-    """The rate at which attainment first falls below `share`, interpolated from 1 at no load; False: it never does,
-    and the rate is the highest tried.
+def rate_meeting(points: Sequence[tuple[float, float]], share: float) -> Range:
+    """Where the rate lies at which attainment first falls below `share`: interpolated between two rates, or outside
+    all that were tried.
 
-    `points` are (rate, attainment) by ascending rate.
+    `points` are (rate, attainment) by ascending rate. Below the lowest nothing is interpolated: what was not measured
+    would decide the ratio.
     """
-    last_rate, last = 0.0, 1.0
+    last: tuple[float, float] | None = None
     for rate, attained in points:
         if attained < share:
-            return last_rate + (rate - last_rate) * (last - share) / (last - attained), True
-        last_rate, last = rate, attained
-    return last_rate, False
+            if last is None:
+                return 0.0, rate
+            found = last[0] + (rate - last[0]) * (last[1] - share) / (last[1] - attained)
+            return found, found
+        last = rate, attained
+    return (0.0 if last is None else last[0]), math.inf
+
+
+def ratio(one: Range, other: Range) -> Range:
+    return one[0] / other[1], (one[1] / other[0] if other[0] else math.inf)
 
 
 def markdown(comparison: Comparison) -> str:
@@ -151,7 +162,10 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "standalone_s": {kind.name: latency_s for kind, latency_s in comparison.standalone.items()},
         "capacity_per_s": comparison.capacity_per_s,
         "p99_ratios": {arrivals: comparison.p99_ratios(arrivals) for arrivals in ("poisson", "bursty")},
-        "rate_meeting": {policy: _rate_meeting(comparison, policy)[0] for policy in POLICIES},
+        "rate_meeting": {
+            policy: [bound if bound < math.inf else None for bound in _rate_meeting(comparison, policy)]
+            for policy in POLICIES
+        },
         "cells": [
             {
                 "policy": cell.policy,
@@ -175,21 +189,28 @@ def _headlines(comparison: Comparison) -> list[str]:
             f"**p99 at {HEADLINE_FRACTION:.0%} of request-level's capacity, {arrivals}: {median(ratios):.2f} times** "
             f"request-level's (median of rounds: {rounds})"
         )
-    (step, step_ends), (request, request_ends) = (_rate_meeting(comparison, policy) for policy in POLICIES)
-    # A rate that was never reached is a lower bound: of the ratio above the line, an upper one below it.
-    bounds = {(True, True): "", (False, True): "at least ", (True, False): "at most ", (False, False): "about "}
+    step, request = (_rate_meeting(comparison, policy) for policy in POLICIES)
     lines.append(
         f"**rate at which {HEADLINE_SHARE:.0%} of requests are answered within {HEADLINE_SCALE:g} x alone: "
-        f"{bounds[step_ends, request_ends]}{step / request:.1f} times** request-level's "
-        f"({step:.1f} against {request:.1f} requests/s, interpolated)"
+        f"{_range_text(ratio(step, request))} times** request-level's "
+        f"({_range_text(step)} against {_range_text(request)} requests/s, interpolated between those tried)"
     )
     late = comparison.report(comparison.cells).late_share
     lines.append(f"{late:.1%} of the requests were sent more than {1000 * LATE_S:g} ms late")
     return lines
 
 
-def _rate_meeting(comparison: Comparison, policy: str) -> tuple[float, bool]:
+def _rate_meeting(comparison: Comparison, policy: str) -> Range:
     return rate_meeting(comparison.attainment(policy, HEADLINE_SCALE), HEADLINE_SHARE)
+
+
+def _range_text(bounds: Range) -> str:
+    low, high = bounds
+    if low == high:
+        return f"{low:.1f}"
+    if high < math.inf:
+        return f"at most {high:.1f}"
+    return f"at least {low:.1f}" if low else "unknown"
 
 
 def _choice(comparison: Comparison) -> str:

@@ -2,9 +2,9 @@
 
     python -m msf_serve.bench.simulation
 
-1. A service with one worker is sent requests one at a time and then a Poisson load; the time line that its worker writes
-   tells what step batches cost and what lies between them. Then the same load five times, for real and simulated:
-   throughput should agree within 10 %, p99 lie within the spread of the five.
+1. A service with one worker is sent requests one at a time and then a Poisson load; the time line that its worker
+   writes tells what step batches cost and what lies between them. Then the same load five times, for real and
+   simulated: throughput should agree within 10 %, p99 lie within the spread of the five.
 2. From 1 to 1,000 workers at the same load for each, with the same costs and Redis as one serial server.
 """
 
@@ -16,6 +16,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -55,7 +56,7 @@ def read_trace(folder: Path) -> tuple[StepCosts, float]:
     for event in events:
         stage, *_ = event["name"].split()
         costs.observe(Stage(stage), "guided" in event["name"], event["args"]["bucket"], event["dur"] / 1e6)
-    gaps = [(later["ts"] - event["ts"] - event["dur"]) / 1e6 for event, later in zip(events, events[1:], strict=False)]
+    gaps = [(later["ts"] - event["ts"] - event["dur"]) / 1e6 for event, later in pairwise(events)]
     return costs, median(gap for gap in gaps if gap < SHORT_GAP_S)
 
 
@@ -108,8 +109,10 @@ def validate(rate_per_s: float, duration_s: float, rounds: int) -> Hardware:
     spread = [real for real, _ in p99s]
     middle = median(simulated for _, simulated in p99s)
     verdict = "within" if min(spread) <= middle <= max(spread) else "outside"
-    print(f"\nthroughput: simulated over real {median(rates):.2f}; p99 simulated (median) {_ms(middle)} ms is {verdict} "
-          f"the spread of the real runs, {_ms(min(spread))} to {_ms(max(spread))} ms")  # fmt: skip
+    print(
+        f"\nthroughput: simulated over real {median(rates):.2f}; p99 simulated (median) {_ms(middle)} ms is "
+        f"{verdict} the spread of the real runs, {_ms(min(spread))} to {_ms(max(spread))} ms"
+    )
     return hardware
 
 

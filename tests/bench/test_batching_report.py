@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from xml.etree import ElementTree
 
 import pytest
@@ -19,6 +20,7 @@ from msf_serve.bench.batching_report import (
     markdown,
     plot,
     rate_meeting,
+    ratio,
 )
 from msf_serve.load.mix import Kind
 from msf_serve.load.results import Outcome, Result
@@ -47,20 +49,34 @@ def comparison() -> Comparison:
 
 
 @pytest.mark.parametrize(
-    ("points", "found"),
+    ("points", "low", "high"),
     [
-        ([(2.0, 1.0), (4.0, 0.98)], (3.0, True)),
-        ([(4.0, 0.96)], (1.0, True)),  # from no load, where every request is alone
-        ([(2.0, 0.995), (4.0, 0.99)], (4.0, False)),
-        ([(2.0, 1.0), (4.0, 0.98), (6.0, 1.0)], (3.0, True)),  # a later recovery is luck
+        ([(2.0, 1.0), (4.0, 0.98)], 3.0, 3.0),
+        ([(4.0, 0.96)], 0.0, 4.0),
+        ([(2.0, 0.995), (4.0, 0.99)], 4.0, math.inf),
+        ([(2.0, 1.0), (4.0, 0.98), (6.0, 1.0)], 3.0, 3.0),  # a later recovery is luck
     ],
 )
-def test_the_rate_that_meets_an_objective_is_interpolated(
-    points: list[tuple[float, float]], found: tuple[float, bool]
+def test_the_rate_that_meets_an_objective_is_interpolated_only_between_rates_that_were_tried(
+    points: list[tuple[float, float]], low: float, high: float
 ) -> None:
-    rate, falls = rate_meeting(points, 0.99)
-    assert rate == pytest.approx(found[0])
-    assert falls is found[1]
+    assert rate_meeting(points, 0.99) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "low", "high"),
+    [
+        ((6.0, 6.0), (2.0, 2.0), 3.0, 3.0),
+        ((6.0, math.inf), (2.0, 2.0), 3.0, math.inf),
+        ((6.0, 6.0), (0.0, 2.0), 3.0, math.inf),
+        ((0.0, 6.0), (2.0, math.inf), 0.0, 3.0),
+        ((0.0, 6.0), (0.0, 2.0), 0.0, math.inf),
+    ],
+)
+def test_a_ratio_claims_no_more_than_its_bounds_allow(
+    one: tuple[float, float], other: tuple[float, float], low: float, high: float
+) -> None:
+    assert ratio(one, other) == (low, high)
 
 
 def test_ratios_compare_each_round_with_itself(comparison: Comparison) -> None:
@@ -73,7 +89,7 @@ def test_the_report_has_headlines_and_a_row_for_each_load(comparison: Comparison
     text = markdown(comparison)
     assert "p99 at 80% of request-level's capacity, poisson: 0.20 times" in text
     # Step-level never falls below 99 % and request-level does at 4 + 4 * 0.01 / 0.25.
-    assert "at least 1.9 times** request-level's (8.0 against 4.2 requests/s" in text
+    assert "at least 1.9 times** request-level's (at least 8.0 against 4.2 requests/s" in text
     assert "| 1 | 0 | 5.0 | too slow |" in text
     for policy in POLICIES:
         assert f"| poisson | 0.8 | 8.0 | {policy} | 12 | 0 |" in text
@@ -85,7 +101,7 @@ def test_all_figures_are_json(comparison: Comparison) -> None:
     written = json.loads(json.dumps(as_json(comparison)))
     assert len(written["cells"]) == len(comparison.cells)
     assert written["cells"][0]["overall"]["p99_s"] == 0.1
-    assert written["rate_meeting"] == {STEP: 8.0, REQUEST: pytest.approx(4.16)}
+    assert written["rate_meeting"] == {STEP: [8.0, None], REQUEST: pytest.approx([4.16, 4.16])}
 
 
 def test_the_plot_is_svg_with_a_line_for_each_policy(comparison: Comparison) -> None:
