@@ -63,7 +63,6 @@ async def _serve(settings: Settings, redis_url: str, listener: socket.socket) ->
             port=port,
             max_queued_samples=settings.max_queued_samples,
             tenant_weights=settings.tenant_weights,
-            lease_s=settings.lease_s,
             result_ttl_s=settings.result_ttl_s,
         )
     )

@@ -148,7 +148,6 @@ class Leases:
         for queue in await self._queues():
             answer = await self._sweep(
                 queue.prefix,
-                lease_s=self._lease_s,
                 expired=EXPIRED.model_dump_json(),
                 poisoned=POISONED.model_dump_json(),
                 **self._lives,

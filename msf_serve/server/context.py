@@ -53,7 +53,7 @@ async def open_context(settings: ServerSettings) -> AsyncIterator[ServerContext]
     replies = ReplyReader(redis, f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
     queue = JobQueue(redis, max_queued_samples=settings.max_queued_samples, result_ttl_s=settings.result_ttl_s)
     catalog = Catalog(registry, worker_absence_s=settings.worker_absence_s)
-    leases = Leases(redis, lease_s=settings.lease_s, result_ttl_s=settings.result_ttl_s)
+    leases = Leases(redis, result_ttl_s=settings.result_ttl_s)
     tasks = [asyncio.create_task(_read_for_ever(replies)), asyncio.create_task(_sweep_for_ever(leases))]
     try:
         yield ServerContext(settings, redis, queue, registry, replies, catalog, Metrics(asyncio.get_running_loop()))

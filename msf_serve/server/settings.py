@@ -21,7 +21,6 @@ class ServerSettings(BaseModel):
     request_timeout_s: float = Field(default=300.0, gt=0)  # of requests that name none
     tenant_weights: dict[str, float] = Field(default_factory=dict)  # shares that are not 1
     result_ttl_s: float = Field(default=600.0, ge=1)
-    lease_s: float = Field(default=15.0, ge=1)  # the workers'
     worker_absence_s: float = Field(default=30.0, gt=0)
 
     @model_validator(mode="after")
