@@ -23,8 +23,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from msf_serve.bench.batching_report import (
     HEADLINE_FRACTION,
     POLICIES,
@@ -41,7 +39,7 @@ from msf_serve.bench.batching_report import (
 from msf_serve.bench.service import Service, running_service, until_idle
 from msf_serve.load.arrivals import Arrivals, bursty, poisson
 from msf_serve.load.generator import LoadClient, closed_loop, measure_alone, open_loop
-from msf_serve.load.mix import Mix, parse_weighted, plan_load, plan_requests
+from msf_serve.load.mix import Mix, parse_weighted, plan_load, plan_typical
 from msf_serve.load.report import percentile, standalone_latencies, summarize
 from msf_serve.load.results import Result, Tally
 
@@ -59,7 +57,8 @@ ARRIVALS: dict[str, Arrivals] = {"poisson": poisson, "bursty": bursty}
 class Budget:
     """How much is measured. One size and one delay are taken without trials.
 
-    A load lasts `cell_s`, but for those of the headlines, `headline_s`: a p99 wants many requests.
+    A load lasts `cell_s`, but for those of the headlines, `headline_s`: a p99 wants many requests. Capacity is found
+    by `num_saturating` requests, always the same, in the mix's own proportions.
     """
 
     sizes: tuple[int, ...] = (1, 2, 4, 8, 16)
@@ -68,11 +67,14 @@ class Budget:
     num_rounds: int = 3
     cell_s: float = 6.0
     headline_s: float = 18.0
-    warmup_s: float = 2.0
+    num_warmup: int = 20
+    num_saturating: int = 100
     num_alone_runs: int = 5
 
 
-QUICK = Budget((8,), (0.02,), (0.5, 0.8, 1.2), num_rounds=1, cell_s=4.0, headline_s=6.0, num_alone_runs=2)
+QUICK = Budget(
+    (8,), (0.02,), (0.5, 0.8, 1.2), num_rounds=1, cell_s=4.0, headline_s=6.0, num_saturating=50, num_alone_runs=2
+)
 
 
 @dataclass(frozen=True)
@@ -96,20 +98,19 @@ class Bench:
             yield service
 
     async def warm_up(self, service: Service) -> None:
-        await self._saturate(service, NUM_IN_FLIGHT_WARM, self.budget.warmup_s, WARMUP_SEED)
+        await self._saturate(service, NUM_IN_FLIGHT_WARM, self.budget.num_warmup, WARMUP_SEED)
 
     async def capacity(self, service: Service) -> float:
         """Requests per second with `NUM_IN_FLIGHT` always under way."""
-        results = await self._saturate(service, NUM_IN_FLIGHT, self.budget.cell_s, CAPACITY_SEED)
+        results = await self._saturate(service, NUM_IN_FLIGHT, self.budget.num_saturating, CAPACITY_SEED)
         return summarize(results, {}, ()).requests_per_s
 
-    async def _saturate(self, service: Service, num_in_flight: int, duration_s: float, seed: int) -> list[Result]:
+    async def _saturate(self, service: Service, num_in_flight: int, num_requests: int, seed: int) -> list[Result]:
         await until_idle(service.url)
         tally = Tally()
         async with LoadClient(service.url) as client:
-            times = np.zeros(int(1000 * duration_s))  # more than any of them answers
-            requests = plan_requests(times, MIX, await client.num_labels(), np.random.default_rng(seed))
-            await closed_loop(client, requests, num_in_flight, duration_s, tally)
+            requests = plan_typical(num_requests, MIX, await client.num_labels(), seed)
+            await closed_loop(client, requests, num_in_flight, tally)
         return tally.results
 
     async def load(

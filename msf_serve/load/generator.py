@@ -101,20 +101,17 @@ async def open_loop(client: LoadClient, requests: Iterable[PlannedRequest], tall
             sending.create_task(client.send(request, started_at, tally))
 
 
-async def closed_loop(
-    client: LoadClient, requests: Iterable[PlannedRequest], num_in_flight: int, duration_s: float, tally: Tally
-) -> None:
-    """Keep `num_in_flight` requests under way for `duration_s`, whenever they are due, and wait for all answers.
+async def closed_loop(client: LoadClient, requests: Iterable[PlannedRequest], num_in_flight: int, tally: Tally) -> None:
+    """Send all requests, whenever they are due, with `num_in_flight` of them under way, and wait for all answers.
 
-    This finds capacity, the results' requests per second. All that was sent counts, or a server that answers cheap
-    requests first would seem faster than it is. Latencies of a closed loop say nothing.
+    This finds capacity, the results' requests per second. It ends after so many requests, not after some time, or a
+    server that answers cheap ones first would seem faster than it is. Latencies of a closed loop say nothing.
     """
-    loop = asyncio.get_running_loop()
-    started_at = loop.time()
+    started_at = asyncio.get_running_loop().time()
     waiting = iter(requests)
 
     async def keep_sending() -> None:
-        while loop.time() < started_at + duration_s and (request := next(waiting, None)) is not None:
+        for request in waiting:
             await client.send(request, started_at, tally)
 
     async with asyncio.TaskGroup() as senders:

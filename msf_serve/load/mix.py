@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from math import isfinite
 from typing import Generic, TypeVar
 
@@ -79,13 +80,18 @@ class Mix:
     guidance_scale: Weighted[float | None] = Weighted(((None, 1.0),))
 
     @property
+    def weighted_kinds(self) -> Weighted[Kind]:
+        parts = product(self.num_steps.choices, self.num_samples.choices, self.guidance_scale.choices)
+        return Weighted(
+            tuple(
+                (Kind(num_steps, num_samples, scale), steps_weight * samples_weight * scale_weight)
+                for (num_steps, steps_weight), (num_samples, samples_weight), (scale, scale_weight) in parts
+            )
+        )
+
+    @property
     def kinds(self) -> list[Kind]:
-        return [
-            Kind(num_steps, num_samples, guidance_scale)
-            for num_steps in self.num_steps.values
-            for num_samples in self.num_samples.values
-            for guidance_scale in self.guidance_scale.values
-        ]
+        return list(self.weighted_kinds.values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +115,20 @@ def plan_requests(times: Times, mix: Mix, num_labels: int, rng: np.random.Genera
             int(seed * 2**SEED_BITS),
         )
         for due_s, (steps, samples, guidance, label, seed) in zip(times.tolist(), rows, strict=True)
+    ]
+
+
+def plan_typical(num_requests: int, mix: Mix, num_labels: int, seed: int) -> list[PlannedRequest]:
+    """All due at once, with the kinds in the mix's own proportions, shuffled.
+
+    In a draw a few large requests more or less would decide what the whole costs.
+    """
+    rng = np.random.default_rng(seed)
+    kinds = mix.weighted_kinds
+    shares = (rng.permutation(num_requests) + 0.5) / num_requests
+    return [
+        PlannedRequest(0.0, kinds.pick(share), label=place % num_labels, seed=place)
+        for place, share in enumerate(shares.tolist())
     ]
 
 

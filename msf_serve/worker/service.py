@@ -5,23 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 from redis.asyncio import Redis
 
 from msf_serve.scheduler.errors import QueueUnavailable
-from msf_serve.scheduler.jobs import JobError, WorkerInfo
+from msf_serve.scheduler.jobs import WorkerInfo
 from msf_serve.scheduler.leases import Claim, Leases
 from msf_serve.scheduler.notices import cancelled_jobs
 from msf_serve.scheduler.policy import BatchingPolicy, Hold, StepBatch, StepLevel, active_shares
 from msf_serve.scheduler.queue import RESULT_TTL_S
 from msf_serve.scheduler.registry import Registry
 from msf_serve.worker.active import ActiveJob
-from msf_serve.worker.encode import encode_image
 from msf_serve.worker.errors import StepTimeout
+from msf_serve.worker.finishing import RETRY_S, Finisher, until_redis_answers
 from msf_serve.worker.metrics import WorkerMetrics
 from msf_serve.worker.runner import ModelRunner
 from msf_serve.worker.trace import Trace
@@ -29,16 +29,13 @@ from msf_serve.worker.trace import Trace
 logger = logging.getLogger(__name__)
 
 WAIT_FOR_WORK_S = 5.0
-T = TypeVar("T")
-
-RETRY_S = 0.5  # between attempts to reach Redis again
 
 
 class Worker:
-    """Five tasks share the runners: claiming, stepping, finishing (one task a job), keeping the leases, and heeding
-    cancellations.
+    """Four tasks share the runners: claiming, stepping, keeping the leases, and heeding cancellations; jobs that end go
+    to the finisher.
 
-    They all run on one event loop; the networks run in one thread beside it, the encoders in another.
+    They all run on one event loop; the networks run in one thread beside it.
     """
 
     def __init__(
@@ -70,18 +67,17 @@ class Worker:
         self._alone = False  # nothing is claimed until nothing is held: a suspect is, or waits to be, claimed
         self._held: dict[str, Claim] = {}  # every job whose lease is ours
         self._lost: set[str] = set()  # to be dropped between two steps
-        self._finishing: set[asyncio.Task[None]] = set()
+        self._finisher = Finisher(self._leases, metrics, info.backend, self._ended)
         self._work = asyncio.Event()  # there may be a step to make
         self._freed = asyncio.Event()  # a slot was freed, so there may be room to claim
         self._nothing_held = asyncio.Event()
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         for runner in runners:
             metrics.slots_in_use.labels(*runner.key).set_function(runner.num_slots_in_use)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then finish what runs, hand back what waits, and go."""
-        await _first(self._until_redis_answers(lambda: self._registry.register(self.info)), stop.wait())
+        await _first(until_redis_answers(lambda: self._registry.register(self.info)), stop.wait())
         claiming = asyncio.create_task(self._claim_until(stop))
         serving = [
             asyncio.create_task(task)
@@ -91,14 +87,14 @@ class Worker:
             await _first(claiming, *serving)
             await _first(self._drain(), *serving)
         finally:
-            tasks = (claiming, *serving, *self._finishing)
+            tasks = (claiming, *serving)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._finisher.close()
             if self._trace:
                 self._trace.close()
             self._device.shutdown(wait=False)
-            self._encoder.shutdown(wait=False)
 
     # Claiming
 
@@ -185,7 +181,7 @@ class Worker:
             logger.exception("a step batch of %s %s failed", *runner.key)
             for job in runner.jobs_in(batch):
                 self._drop(runner, job.id)
-                self._finish(self._fail(runner, job, JobError(code="engine_error", message="the engine failed")))
+                self._finisher.fail(job, "engine_error", "the engine failed")
             return
         finally:
             self._step_began_at = None
@@ -197,10 +193,9 @@ class Worker:
         if result.images or result.failed:
             self._freed.set()
         for job in completed:
-            self._finish(self._succeed(runner, job))
+            self._finisher.succeed(job)
         for job in failed:
-            error = JobError(code="non_finite", message="the model made a number that is not finite")
-            self._finish(self._fail(runner, job, error))
+            self._finisher.fail(job, "non_finite", "the model made a number that is not finite")
 
     def _drop_lost(self, runner: ModelRunner) -> None:
         for job_id in self._lost & runner.jobs.keys():
@@ -211,53 +206,15 @@ class Worker:
     def _drop_late(self, runner: ModelRunner) -> None:
         for job in runner.late_jobs():
             self._drop(runner, job.id)
-            self._finish(self._expire(runner, job))
+            self._finisher.expire(job)
 
     def _drop(self, runner: ModelRunner, job_id: str) -> None:
         runner.drop(job_id)
         self._freed.set()
 
-    # Finishing
-
-    def _finish(self, ending: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(ending)
-        self._finishing.add(task)
-        task.add_done_callback(self._finishing.discard)
-
-    async def _succeed(self, runner: ModelRunner, job: ActiveJob) -> None:
-        try:
-            images, encode_s = await asyncio.get_running_loop().run_in_executor(self._encoder, self._encode, job)
-            kept = await self._until_redis_answers(
-                lambda: self._leases.succeed(job.claim, images, job.timings(encode_s), plan=self.info.backend)
-            )
-        except Exception:
-            logger.exception("the images of job %s cannot be encoded or stored", job.id)
-            error = JobError(code="engine_error", message="the images could not be encoded or stored")
-            await self._fail(runner, job, error)
-        else:
-            self._end(runner, job, "succeeded" if kept else "dropped")
-
-    async def _fail(self, runner: ModelRunner, job: ActiveJob, error: JobError) -> None:
-        kept = await self._until_redis_answers(lambda: self._leases.fail(job.claim, error))
-        self._end(runner, job, "failed" if kept else "dropped")
-
-    async def _expire(self, runner: ModelRunner, job: ActiveJob) -> None:
-        kept = await self._until_redis_answers(lambda: self._leases.expire(job.claim))
-        self._end(runner, job, "expired" if kept else "dropped")
-
-    def _encode(self, job: ActiveJob) -> tuple[list[bytes], float]:
-        started_at = time.monotonic()
-        spec = job.claim.job.spec
-        images = [
-            encode_image(job.images[index], spec, index=index, fingerprint=self.info.backend)
-            for index in range(spec.num_samples)
-        ]
-        return images, time.monotonic() - started_at
-
-    def _end(self, runner: ModelRunner, job: ActiveJob, outcome: str) -> None:
+    def _ended(self, job: ActiveJob) -> None:
         self._let_go(job.claim)
         self._lost.discard(job.id)
-        self._metrics.jobs.labels(*runner.key, outcome).inc()
 
     # Leases
 
@@ -337,15 +294,6 @@ class Worker:
             self._nothing_held.set()
             self._freed.set()
         return True
-
-    async def _until_redis_answers(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Try for as long as Redis is away: a result that was computed is not thrown away."""
-        while True:
-            try:
-                return await call()
-            except QueueUnavailable as error:
-                logger.warning("waiting for Redis: %s", error)
-                await asyncio.sleep(RETRY_S)
 
 
 def _seconds_until(choice: Hold | None) -> float | None:

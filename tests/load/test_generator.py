@@ -97,7 +97,7 @@ async def test_connections_are_used_again_and_broken_ones_are_not() -> None:
     tally = Tally()
     with serving(Fake(leave_at_the_third)) as fake:
         async with LoadClient(fake.url) as client:
-            await closed_loop(client, planned([0.0] * 6), num_in_flight=1, duration_s=PATIENCE_S, tally=tally)
+            await closed_loop(client, planned([0.0] * 6), num_in_flight=1, tally=tally)
     assert tally.outcomes == {Outcome.SUCCEEDED: 5, Outcome.UNREACHED: 1}
     assert fake.num_connections == 2
 
@@ -150,7 +150,7 @@ async def test_a_closed_loop_keeps_so_many_under_way() -> None:
     tally = Tally()
     with serving(Fake(meet)) as fake:
         async with LoadClient(fake.url) as client:
-            await closed_loop(client, planned([0.0] * 30), num_in_flight=3, duration_s=PATIENCE_S, tally=tally)
+            await closed_loop(client, planned([0.0] * 30), num_in_flight=3, tally=tally)
     assert most == 3
     assert tally.outcomes == {Outcome.SUCCEEDED: 30}
 

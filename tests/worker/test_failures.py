@@ -15,7 +15,7 @@ from msf_serve.engine.loading import ModelPlans
 from msf_serve.engine.repository import ModelVersion
 from msf_serve.scheduler.jobs import JobSpec, JobState
 from msf_serve.scheduler.queue import JobQueue
-from msf_serve.worker import service
+from msf_serve.worker import finishing
 from msf_serve.worker.encode import encode_image
 from tests.worker.support import (
     SPEC,
@@ -134,7 +134,7 @@ async def test_an_image_that_cannot_be_encoded_fails_its_job_only(
             raise OSError("no encoder")
         return encode_image(image, spec, index=index, fingerprint=fingerprint)
 
-    monkeypatch.setattr(service, "encode_image", encode)
+    monkeypatch.setattr(finishing, "encode_image", encode)
     sick, healthy = await worker.admit(SICK), await worker.admit(SPEC)
     job = await worker.end_of(sick)
     assert job.error is not None

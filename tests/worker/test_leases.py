@@ -24,7 +24,7 @@ from msf_serve.scheduler.jobs import JobSpec, JobState
 from msf_serve.scheduler.keys import QueueKeys
 from msf_serve.scheduler.leases import Claim, Claimed, Leases, Swept
 from msf_serve.scheduler.queue import JobQueue
-from msf_serve.worker import service
+from msf_serve.worker import finishing
 from msf_serve.worker.encode import encode_image
 from tests.worker.support import SPEC, TIMEOUT_S, Gate, admit, running, until, with_plans
 
@@ -134,7 +134,7 @@ async def test_a_job_that_comes_back_while_it_ends_is_held_under_its_new_lease(
         assert encode.wait(TIMEOUT_S)
         return encode_image(image, spec, index=index, fingerprint=fingerprint)
 
-    monkeypatch.setattr(service, "encode_image", encode_late)
+    monkeypatch.setattr(finishing, "encode_image", encode_late)
     gate.open.set()
     async with running(redis, version, with_plans(plans, Stage.BASE, gate)) as worker:
         job_id = await worker.admit(SPEC)
