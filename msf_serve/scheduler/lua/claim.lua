@@ -45,9 +45,18 @@ local function is_late(job)
   return found[1] and now + found[2] > tonumber(found[1])
 end
 
-local function expire(job, id)
-  redis.call('HSET', job, 'error', args.expired)
-  finish(job, id, 'expired', now, args.ttl_s)
+-- Out of the queue: into a lease, or to its end when it is too late for that.
+local function take(id)
+  local job = JOB_PREFIX .. id
+  if is_late(job) then
+    dequeue(job, id)
+    redis.call('HSET', job, 'error', args.expired)
+    finish(job, id, 'expired', now, args.ttl_s)
+  else
+    charge(job, 1)
+    dequeue(job, id)
+    lease(job, id)
+  end
 end
 
 -- Suspects run alone: the first worker to see one takes nothing more, and takes it when it holds nothing else.
@@ -58,16 +67,8 @@ if suspect and args.max_samples > 0 then
     redis.call('HSET', counters, 'alone_worker', args.worker, 'alone_until', stamp(now + args.lease_s))
     claimed[1] = 1
     if args.idle then
-      local job = JOB_PREFIX .. suspect
       redis.call('HDEL', counters, 'alone_worker', 'alone_until')
-      if is_late(job) then
-        dequeue(job, suspect)
-        expire(job, suspect)
-      else
-        charge(job, 1)
-        dequeue(job, suspect)
-        lease(job, suspect)
-      end
+      take(suspect)
     end
   end
 end
@@ -77,16 +78,7 @@ while claimed[1] == 0 and num_samples < args.max_samples do
   if not band then
     break
   end
-  local id = next_job(band)
-  local job = JOB_PREFIX .. id
-  if is_late(job) then
-    dequeue(job, id)
-    expire(job, id)
-  else
-    charge(job, 1)
-    dequeue(job, id)
-    lease(job, id)
-  end
+  take(next_job(band))
 end
 redis.call('ZREMRANGEBYSCORE', passes, '-inf', redis.call('HGET', counters, 'virtual_time') or 0)
 
