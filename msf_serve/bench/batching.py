@@ -46,6 +46,7 @@ from msf_serve.load.results import Result, Tally
 MIX = Mix(num_steps=parse_weighted("4:4,20:4,100:1", int), num_samples=parse_weighted("1:9,4:1", int))
 NUM_IN_FLIGHT = 32  # at saturation: some 40 samples, more than the worker has slots
 NUM_IN_FLIGHT_WARM = 8  # soon drained
+MIN_REQUESTS = 30  # of a load, which lasts longer at a low rate
 NEAR_BEST = 0.9  # settings of less than this share of the best capacity would be near saturation at the trials' load
 TRIAL_SEED, CAPACITY_SEED, WARMUP_SEED = 1001, 1002, 1003
 # Nothing is refused while the queue of an overload grows, and no results pile up.
@@ -63,7 +64,7 @@ class Budget:
 
     sizes: tuple[int, ...] = (1, 2, 4, 8, 16)
     delays_s: tuple[float, ...] = (0.0, 0.02, 0.1)
-    fractions: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5)
+    fractions: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5)
     num_rounds: int = 3
     cell_s: float = 6.0
     headline_s: float = 18.0
@@ -148,6 +149,7 @@ async def compare(bench: Bench) -> Comparison:
             for place, (arrivals, fraction) in enumerate(loads):
                 rate_per_s = fraction * capacity_per_s[REQUEST]
                 duration_s = budget.headline_s if fraction == HEADLINE_FRACTION else budget.cell_s
+                duration_s = max(duration_s, MIN_REQUESTS / rate_per_s)
                 for policy in POLICIES if (number + place) % 2 else reversed(POLICIES):
                     results = await bench.load(services[policy], arrivals, rate_per_s, duration_s, seed=number)
                     cells.append(Cell(policy, arrivals, fraction, rate_per_s, number, results))
