@@ -173,7 +173,15 @@ class JobQueue:
 
     async def requeue(self, dead: JobRecord) -> JobRecord:
         """Admit what a failed job asked for anew, under another id, and take it off the dead letters."""
-        job = await self.admit(dead.spec, dead.terms, job_id=new_job_id(), reply_to=None)
+        least_s, result_bytes = await call(self._redis, "HMGET", keys.job(dead.id), "least_s", "result_bytes")
+        job = await self.admit(
+            dead.spec,
+            dead.terms,
+            job_id=new_job_id(),
+            reply_to=None,
+            least_s=float(least_s or 0),
+            result_bytes=int(result_bytes or 0),
+        )
         await call(self._redis, "ZREM", QueueKeys.of(dead.spec.model, dead.spec.version).dead, dead.id)
         return job
 

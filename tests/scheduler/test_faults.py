@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from redis.asyncio import Redis
 
 from msf_serve.scheduler.jobs import JobError, JobState
-from msf_serve.scheduler.keys import CLOCK
+from msf_serve.scheduler.keys import CLOCK, RESERVED
 from msf_serve.scheduler.leases import Claimed, Leases, Swept
 from msf_serve.scheduler.queue import JobQueue, QueueDepth
-from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, ids, stored
+from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, ids, replies, stored
 
 
 async def claim_idle(leases: Leases, worker_id: str = "idle") -> Claimed:
@@ -54,7 +56,27 @@ async def test_a_worker_that_was_to_run_a_suspect_may_die_too(queue: JobQueue, r
     assert ids((await claim_idle(leases)).claims) == [suspect.id]
 
 
-async def test_three_deaths_alone_are_poison(queue: JobQueue, leases: Leases) -> None:
+async def test_a_suspect_waits_for_nobody_who_is_dead(queue: JobQueue, leases: Leases) -> None:
+    suspect = await admit(queue)
+    await die(leases, 2)
+    assert (await leases.claim("busy", MODEL, VERSION, 8, idle=False)).alone
+    assert not (await claim_idle(leases)).claims, "busy has it first"
+    await leases.bury("busy")
+    assert ids((await claim_idle(leases)).claims) == [suspect.id]
+
+
+async def test_suspects_wake_workers_too(queue: JobQueue, leases: Leases) -> None:
+    suspects = [await admit(queue) for _ in range(2)]
+    for _ in range(2):
+        await claim(leases, "victim", 2)
+        await leases.bury("victim")
+    for suspect in suspects:
+        async with asyncio.timeout(4):  # sooner than the longest wait
+            await leases.wait_for_work([(MODEL, VERSION)], 60)
+        assert ids((await claim_idle(leases, suspect.id)).claims) == [suspect.id]
+
+
+async def test_three_deaths_alone_are_poison(queue: JobQueue, leases: Leases, redis: Redis) -> None:
     job = await admit(queue, reply_to="replies")
     await die(leases, 4)
     assert (await stored(queue, job.id)).state is JobState.QUEUED
@@ -64,6 +86,8 @@ async def test_three_deaths_alone_are_poison(queue: JobQueue, leases: Leases) ->
     assert (record.state, record.error and record.error.code) == (JobState.FAILED, "poisoned")
     assert not await leases.succeed(held, [b"late"], TIMINGS)
     assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
+    assert await queue.dead_letters(MODEL, VERSION) == [record]
+    assert await replies(redis) == [(job.id, "failed")]
 
 
 async def test_drains_are_not_held_against_a_job(queue: JobQueue, leases: Leases) -> None:
@@ -93,6 +117,21 @@ async def test_lost_leases_of_living_workers_are_not_held_against_a_job(
     assert not (await stored(queue, job.id)).is_suspect
 
 
+async def test_not_even_of_a_job_that_is_suspect_for_good_reasons(
+    queue: JobQueue, leases: Leases, dying: Leases
+) -> None:
+    job = await admit(queue)
+    await die(leases, 2)
+    for _ in range(5):
+        [held] = (await claim_idle(dying, "paused")).claims
+        assert await leases.sweep() == Swept(num_requeued=1)
+        assert await leases.renew("paused", [held]) == {job.id}
+    await die(leases, 2)
+    assert (await stored(queue, job.id)).state is JobState.QUEUED
+    [held] = (await claim_idle(leases, "victim")).claims
+    assert await leases.bury("victim") == Swept(num_poisoned=1)
+
+
 async def test_a_clock_that_was_set_ends_nothing(queue: JobQueue, leases: Leases, redis: Redis) -> None:
     """As if Redis's clock had jumped an hour ahead, then two back."""
     ended, running = await admit(queue), await admit(queue, timeout_s=300)
@@ -110,8 +149,8 @@ async def test_a_clock_that_was_set_ends_nothing(queue: JobQueue, leases: Leases
     assert abs(late.admitted_at - seconds) < 60, "records tell Redis's own time"
 
 
-async def test_dead_letters_can_be_queued_again(queue: JobQueue, leases: Leases) -> None:
-    first, second = await admit(queue), await admit(queue, 3)
+async def test_dead_letters_can_be_queued_again(queue: JobQueue, leases: Leases, redis: Redis) -> None:
+    first, second = await admit(queue), await admit(queue, 3, timeout_s=100.0, least_s=1.0, result_bytes=1000)
     for held in await claim(leases, max_samples=4):
         await leases.fail(held, JobError(code="engine_error", message=""))
     dead = await queue.dead_letters(MODEL, VERSION)
@@ -119,4 +158,6 @@ async def test_dead_letters_can_be_queued_again(queue: JobQueue, leases: Leases)
     again = await queue.requeue(await stored(queue, second.id))
     assert (again.spec, again.state, again.attempt) == (second.spec, JobState.QUEUED, 0)
     assert [job.id for job in await queue.dead_letters(MODEL, VERSION)] == [first.id]
+    assert again.terms == second.terms
+    assert await redis.get(RESERVED) == b"1000", "its result needs room again"
     assert ids(await claim(leases)) == [again.id]

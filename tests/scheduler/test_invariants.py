@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import pytest
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.errors import QueueFull
+from msf_serve.scheduler.connection import call
+from msf_serve.scheduler.errors import DeadlineTooShort, IdempotencyConflict, QueueFull
 from msf_serve.scheduler.jobs import JobError, JobState, Priority, Terms
-from msf_serve.scheduler.keys import RESERVED
+from msf_serve.scheduler.keys import RESERVED, QueueKeys, job
 from msf_serve.scheduler.leases import Claim, Leases
-from msf_serve.scheduler.queue import JobQueue, QueueDepth
+from msf_serve.scheduler.queue import Idempotency, JobQueue, QueueDepth
 from tests.scheduler.support import MODEL, TIMINGS, VERSION, queue_keys, replies, spec
 
 LIMIT = 16
 BYTES_PER_SAMPLE = 10
 WORKERS = ("a", "b", "c")
-OPERATIONS = ("admit",) * 4 + ("claim",) * 3 + ("succeed", "fail", "release", "renew", "cancel", "sweep", "bury")
+OPERATIONS = (
+    *(("admit",) * 5 + ("claim",) * 4 + ("bury",) * 2),
+    *("succeed", "fail", "release", "expire_held", "renew", "cancel", "expire", "sweep"),
+)
+PREFIX = QueueKeys.of(MODEL, VERSION).prefix
 
 
 @dataclass
 class Play:
-    """One random run. `admitted` maps ids to samples, `held` what each worker was given and has not yet lost."""
+    """One random run."""
 
     redis: Redis
     dice: random.Random
-    admitted: dict[str, int] = field(default_factory=dict)
+    admitted: dict[str, int] = field(default_factory=dict)  # samples by job
     claims: list[Claim] = field(default_factory=list)  # all that were ever given, stale ones too
     cached: set[str] = field(default_factory=set)  # jobs that were answered at admission
-    num_stored: Counter[str] = field(default_factory=Counter)  # accepted results by job
+    num_ends: Counter[str] = field(default_factory=Counter)  # times that a worker was told it had ended the job
+    states: dict[str, JobState] = field(default_factory=dict)  # after the latest operation
 
     def __post_init__(self) -> None:
         self.queue = JobQueue(self.redis, max_queued_samples=LIMIT)
@@ -40,65 +48,87 @@ class Play:
 
     async def admit(self) -> None:
         job_id, num_samples = f"job-{len(self.admitted)}", self.dice.randint(1, 4)
+        wanted = spec(num_samples, seed=self.dice.randint(0, 2))
         terms = Terms(
             priority=self.dice.choice(list(Priority)),
             tenant=self.dice.choice("xyz"),
             user=self.dice.choice(("", "u", "v")),
             weight=self.dice.choice((1.0, 2.5)),
-            timeout_s=self.dice.choice((None, 1000.0, 1e-4)),
+            timeout_s=self.dice.choice((None, None, 1000.0, 1e-4)),
         )
+        key = self.dice.choice((None, None, "first", "second"))
         before = await self.num_samples()
         try:
-            job = await self.queue.admit(
-                spec(num_samples, seed=self.dice.randint(0, 2)),
+            found = await self.queue.admit(
+                wanted,
                 terms,
                 job_id=job_id,
                 reply_to="replies",
                 plan=self.dice.choice((None, "plan")),
+                least_s=self.dice.choice((0.0, 0.0, 1.0)),
                 result_bytes=BYTES_PER_SAMPLE * num_samples,
+                idempotency=Idempotency(key, wanted.model_dump_json().encode()) if key else None,
             )
         except QueueFull:
             assert before + num_samples > LIMIT
+        except DeadlineTooShort:
+            assert terms.timeout_s == 1e-4
+        except IdempotencyConflict:
+            assert key
         else:
-            self.admitted[job.id] = num_samples
-            if job.state.is_terminal:
-                self.cached.add(job.id)
+            assert found.spec == wanted
+            assert found.id == job_id or (key and found.id in self.admitted)
+            self.admitted[found.id] = num_samples
+            if found.id == job_id and found.state.is_terminal:
+                self.cached.add(job_id)
 
     async def claim(self) -> None:
-        leases = self.dying if self.dice.random() < 0.2 else self.leases
+        leases = self.dying if self.dice.random() < 0.3 else self.leases
         worker_id, max_samples, idle = self.dice.choice(WORKERS), self.dice.randint(0, 6), self.dice.random() < 0.5
         claimed = await leases.claim(worker_id, MODEL, VERSION, max_samples, idle=idle)
         for held in claimed.claims:
+            assert self.states[held.job.id] is JobState.QUEUED
             assert held.job.state is JobState.RUNNING
             assert not held.job.is_suspect or (claimed.alone and idle and len(claimed.claims) == 1)
         self.claims += claimed.claims
 
     async def succeed(self) -> None:
         if self.claims:
-            held = self.dice.choice(self.claims)
+            held = self.dice.choice(self.claims[-6:])
             images = [held.job.id.encode()] * held.job.spec.num_samples
-            self.num_stored[held.job.id] += await self.leases.succeed(held, images, TIMINGS, plan="plan")
+            plan = self.dice.choice(("plan", "another"))
+            self.num_ends[held.job.id] += await self.leases.succeed(held, images, TIMINGS, plan=plan)
 
     async def fail(self) -> None:
         if self.claims:
             held = self.dice.choice(self.claims)
-            self.num_stored[held.job.id] += await self.leases.fail(held, JobError(code="broken", message=""))
+            self.num_ends[held.job.id] += await self.leases.fail(held, JobError(code="broken", message=""))
+
+    async def expire_held(self) -> None:
+        if self.claims:
+            held = self.dice.choice(self.claims)
+            self.num_ends[held.job.id] += await self.leases.expire(held)
 
     async def release(self) -> None:
         if self.claims:
-            await self.leases.release(self.dice.choice(self.claims))
+            await self.leases.release(self.dice.choice(self.claims[-6:]))
 
     async def renew(self) -> None:
         worker_id = self.dice.choice(WORKERS)
         mine = [held for held in self.claims if held.worker_id == worker_id]
         lost = await self.leases.renew(worker_id, mine)
-        kept = [held.job.id for held in mine if held.job.id not in lost]
-        assert len(kept) == len(set(kept))
+        running = {job_id for job_id, state in self.states.items() if state is JobState.RUNNING}
+        assert {held.job.id for held in mine} - lost <= running
 
     async def cancel(self) -> None:
+        await self._end(self.queue.cancel)
+
+    async def expire(self) -> None:
+        await self._end(self.queue.expire)
+
+    async def _end(self, end: Callable[[str], Awaitable[JobState | None]]) -> None:
         if self.admitted:
-            job_id = self.dice.choice(list(self.admitted))
-            state = await self.queue.cancel(job_id)
+            state = await end(self.dice.choice(list(self.admitted)))
             assert state is not None
             assert state.is_terminal
 
@@ -112,24 +142,52 @@ class Play:
         return (await self.queue.depth(MODEL, VERSION)).num_samples
 
     async def check(self) -> None:
-        """Counters are exact, nobody's result was stored twice, and what has ended stays ended."""
-        open_samples = reserved = 0
-        for job_id, num_samples in self.admitted.items():
-            state, leader = await self.redis.hmget(f"msf:job:{job_id}", "state", "leader")
-            if state in (b"queued", b"running") and leader is None:
-                open_samples += num_samples
-                reserved += BYTES_PER_SAMPLE * num_samples
-        assert await self.num_samples() == open_samples
-        assert int(await self.redis.get(RESERVED) or 0) == reserved
-        assert not self.num_stored or max(self.num_stored.values()) <= 1
+        """Counters and sets tell of exactly the open jobs; what has ended stays ended and was told once."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for job_id in self.admitted:
+                pipe.hmget(job(job_id), "state", "leader")
+            found = dict(zip(self.admitted, await pipe.execute(), strict=True))
+        states = {job_id: JobState(state.decode()) for job_id, (state, _) in found.items()}
+        for job_id, state in self.states.items():
+            assert not state.is_terminal or states[job_id] is state
+        self.states = states
+
+        open_jobs = {job_id for job_id, (_, leader) in found.items() if not states[job_id].is_terminal and not leader}
+        num_samples = sum(self.admitted[job_id] for job_id in open_jobs)
+        assert await self.num_samples() == num_samples
+        assert int(await self.redis.get(RESERVED) or 0) == BYTES_PER_SAMPLE * num_samples
+
+        queued = {job_id for job_id in open_jobs if states[job_id] is JobState.QUEUED}
+        suspects, in_lanes = await self.members("suspects"), await self.members("lane*")
+        assert await self.members("waiting") == queued == suspects | in_lanes
+        assert not suspects & in_lanes
+        assert await self.members("leases") == open_jobs - queued
+        assert not in_lanes or await self.redis.exists(f"{PREFIX}wake"), "nobody sleeps while there is work"
+        assert bool(in_lanes) == bool(await self.members("tenants*")) == bool(await self.members("users*"))
+
+        told = Counter(await replies(self.redis))
+        assert told == {(job_id, s): 1 for job_id, s in states.items() if s.is_terminal and job_id not in self.cached}
+        assert not self.num_ends or max(self.num_ends.values()) <= 1
+
+    async def members(self, pattern: str) -> set[str]:
+        """Of all the queue's sorted sets of that name."""
+        names = await call(self.redis, "KEYS", PREFIX + pattern)
+        return {each.decode() for name in names for each in await call(self.redis, "ZRANGE", name, 0, -1)}
 
     async def finish_all(self) -> None:
+        """With nobody dying any more, everything that waits is done, suspects too."""
         while (await self.queue.depth(MODEL, VERSION)).num_jobs_queued:
-            await self.leases.sweep()
-            for held in (await self.leases.claim("last", MODEL, VERSION, LIMIT, idle=True)).claims:
-                assert await self.leases.succeed(held, [b"image"] * held.job.spec.num_samples, TIMINGS)
+            for worker_id in WORKERS:
+                for held in (await self.leases.claim(worker_id, MODEL, VERSION, LIMIT, idle=True)).claims:
+                    assert await self.leases.succeed(held, [b"image"] * held.job.spec.num_samples, TIMINGS)
         for job_id in self.admitted:
             await self.queue.cancel(job_id)
+
+    async def forget_all(self) -> None:
+        """As if every result's life were over."""
+        for job_id in await self.members("ends"):
+            await self.redis.zadd(f"{PREFIX}ends", {job_id: 0})
+        await self.leases.sweep()
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -138,16 +196,20 @@ async def test_what_must_always_hold(redis: Redis, seed: int) -> None:
     for _ in range(200):
         await getattr(play, play.dice.choice(OPERATIONS))()
         await play.check()
-    await play.finish_all()
+    async with asyncio.timeout(20):
+        await play.finish_all()
     await play.check()
 
+    assert all(state.is_terminal for state in play.states.values())
     assert await play.queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
     assert await queue_keys(redis) <= {"counters", "wake", "ends", "dead"}
-    ends = Counter(job_id for job_id, _ in await replies(redis))
-    assert ends == dict.fromkeys(play.admitted.keys() - play.cached, 1), "every accepted job has one end"
     for job_id, num_samples in play.admitted.items():
         record = await play.queue.get(job_id)
         assert record is not None
-        assert record.state.is_terminal
         has_images = record.state is JobState.SUCCEEDED
         assert len(await play.queue.images(record)) == (num_samples if has_images else 0)
+    await play.forget_all()
+    left = {key.decode() for key in await call(redis, "KEYS", "*")}
+    assert left <= {"replies", "msf:queues", "msf:clock", RESERVED, f"{PREFIX}counters", f"{PREFIX}wake"} | {
+        f"msf:notices:{worker_id}" for worker_id in WORKERS
+    }

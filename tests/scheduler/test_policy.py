@@ -157,7 +157,7 @@ def _newcomer(dice: random.Random, slot: int, number: int, now: float) -> Candid
         priority=dice.choice(list(Priority)),
         deadline=dice.choice([None, now + 0.1]),
     )
-    return Candidate(slot, 0, work, MODELS[0], dice.choice(list(Stage)), dice.random() < 0.5, ridden_at=now)
+    return Candidate(slot, 0, work, dice.choice(MODELS), dice.choice(list(Stage)), dice.random() < 0.5, ridden_at=now)
 
 
 @pytest.mark.parametrize(
@@ -255,6 +255,21 @@ def test_what_was_not_measured_is_hoped_to_be_cheap() -> None:
     assert measured.mean_s(Stage.BASE, True, 1) == pytest.approx(0.02)
     measured.observe(Stage.BASE, True, 4, 0.024)
     assert measured.share_s(Stage.BASE, True) == pytest.approx(0.006)
+
+
+def test_the_work_that_is_left_is_measured_in_the_best_bucket() -> None:
+    measured = StepCosts((1, 4))
+    for stage, guided, alone_s in (
+        (Stage.BASE, True, 0.02),
+        (Stage.BASE, False, 0.01),
+        (Stage.RESIDUAL, True, 0.04),
+        (Stage.DECODE, False, 0.008),
+    ):
+        measured.observe(stage, guided, 1, alone_s)
+        measured.observe(stage, guided, 4, 2 * alone_s)
+    assert measured.work_s(Work(5, 2, guided=True)) == pytest.approx(5 * 0.01 + 2 * 0.02 + 0.004)
+    assert measured.work_s(Work(5, 0, guided=False)) == pytest.approx(5 * 0.005 + 0.004)
+    assert StepCosts((1, 4), measured).work_s(Work(5, 2, guided=True)) == measured.work_s(Work(5, 2, guided=True))
 
 
 def test_the_optimistic_bound_is_the_least_ever_measured() -> None:

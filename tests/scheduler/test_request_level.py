@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from msf_serve.scheduler.costs import Stage, StepCosts
 from msf_serve.scheduler.policy import ActiveWork, Candidate, Hold, StepBatch
 from msf_serve.scheduler.request_level import RequestLevel
@@ -14,13 +18,16 @@ def samples(
     arrived_at: float = 0.0,
     stage: Stage = Stage.BASE,
     model: tuple[str, str] = MODEL,
+    guided: bool = False,
 ) -> list[Candidate]:
     work = ActiveWork(job_id, arrived_at, whole_s=1.0, left_s=1.0)
-    return [Candidate(slot, index, work, model, stage, False, arrived_at) for index, slot in enumerate(slots)]
+    return [Candidate(slot, index, work, model, stage, guided, arrived_at) for index, slot in enumerate(slots)]
 
 
-def choose(policy: RequestLevel, candidates: list[Candidate], now: float = 0.0) -> StepBatch | Hold | None:
-    return policy.choose(candidates, costs=COSTS, pressure=0.5, now=now)
+def choose(
+    policy: RequestLevel, candidates: list[Candidate], now: float = 0.0, pressure: float = 0.5
+) -> StepBatch | Hold | None:
+    return policy.choose(candidates, costs=COSTS, pressure=pressure, now=now)
 
 
 def slots(choice: StepBatch | Hold | None) -> tuple[int, ...]:
@@ -33,6 +40,10 @@ def test_the_first_waits_for_company_but_not_for_ever() -> None:
     assert choose(policy, samples("a", 0)) == Hold(0.1)
     assert slots(choose(policy, samples("a", 0) + samples("b", 1, 2, 3, arrived_at=0.05), 0.05)) == (0, 1, 2, 3)
     assert slots(choose(RequestLevel(size=4, delay_s=0.1), samples("a", 0), 0.1)) == (0,)
+
+
+def test_nobody_waits_for_company_that_has_no_slot_to_come_to() -> None:
+    assert slots(choose(RequestLevel(size=4, delay_s=0.1), samples("a", 0), pressure=1.0)) == (0,)
 
 
 def test_nobody_joins_and_all_are_decoded_at_the_end() -> None:
@@ -53,14 +64,22 @@ def test_jobs_stay_whole_unless_one_alone_is_too_large() -> None:
     assert slots(choose(RequestLevel(size=3, delay_s=0.0), jobs, 1.0)) == (0,)
     large = RequestLevel(size=2, delay_s=0.0)
     assert slots(choose(large, samples("a", 0, 1, 2, 3, 4))) == (0, 1, 2, 3)
-
-
-def test_a_batch_is_of_one_model() -> None:
-    policy = RequestLevel(size=4, delay_s=0.0)
-    both = samples("a", 0) + samples("b", 0, arrived_at=0.1, model=OTHER)
-    choice = choose(policy, both, 1.0)
+    rest = samples("a", 0, 1, 2, 3, stage=Stage.RESIDUAL) + samples("a", 4)
+    rest[4] = replace(rest[4], index=4)
+    choice = choose(large, rest)
     assert isinstance(choice, StepBatch)
-    assert (choice.model, choice.slots) == (MODEL, (0,))
+    assert (choice.slots, choice.bucket) == ((4,), 4), "the size stays what it was"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [samples("b", 1, arrived_at=0.1, model=OTHER), samples("b", 1, arrived_at=0.1, guided=True)],
+    ids=["model", "guided"],
+)
+def test_a_batch_is_of_one_model_and_guided_alike(other: list[Candidate]) -> None:
+    choice = choose(RequestLevel(size=4, delay_s=0.0), samples("a", 0) + other, 1.0)
+    assert isinstance(choice, StepBatch)
+    assert (choice.model, choice.guided, choice.slots) == (MODEL, False, (0,))
 
 
 def test_nothing_to_do() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.errors import IdempotencyConflict
-from msf_serve.scheduler.jobs import JobError, JobRecord, JobState, Terms
+from msf_serve.scheduler.errors import DeadlineTooShort, IdempotencyConflict
+from msf_serve.scheduler.jobs import JobError, JobRecord, JobState, Priority, Terms
 from msf_serve.scheduler.keys import RESERVED
-from msf_serve.scheduler.leases import Leases
+from msf_serve.scheduler.leases import Leases, Swept
 from msf_serve.scheduler.queue import Idempotency, JobQueue, QueueDepth, new_job_id
 from tests.scheduler.support import MODEL, TIMINGS, VERSION, claim, ids, images_of, replies, spec, stored
 
@@ -21,9 +21,23 @@ async def ask(queue: JobQueue, key: str, body: bytes = b"body", tenant: str = "a
     )
 
 
-async def share(queue: JobQueue, seed: int = 7, plan: str | None = PLAN, timeout_s: float | None = None) -> JobRecord:
-    terms = Terms(timeout_s=timeout_s)
-    return await queue.admit(spec(2, seed), terms, job_id=new_job_id(), reply_to="replies", plan=plan, result_bytes=100)
+async def share(
+    queue: JobQueue,
+    seed: int = 7,
+    plan: str | None = PLAN,
+    timeout_s: float | None = None,
+    least_s: float = 0.0,
+    priority: Priority = Priority.NORMAL,
+) -> JobRecord:
+    return await queue.admit(
+        spec(2, seed),
+        Terms(timeout_s=timeout_s, priority=priority),
+        job_id=new_job_id(),
+        reply_to="replies",
+        plan=plan,
+        least_s=least_s,
+        result_bytes=100,
+    )
 
 
 async def test_asking_again_with_a_key_is_asking_for_the_same_job(queue: JobQueue, leases: Leases) -> None:
@@ -112,6 +126,34 @@ async def test_the_end_of_one_is_not_the_end_of_the_others(
     assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
     assert int(await redis.get(RESERVED) or 0) == 0
     assert len(await replies(redis)) == 5
+
+
+async def test_who_follows_a_running_job_needs_no_time_of_its_own(queue: JobQueue, leases: Leases) -> None:
+    """What runs may end soon, so only the deadline itself ends a follower."""
+    await share(queue)
+    [held] = await claim(leases)
+    follower = await share(queue, timeout_s=50.0, least_s=60.0)
+    for _ in range(2):
+        assert await leases.sweep() == Swept()
+    late = await share(queue, timeout_s=1e-6)
+    assert await leases.sweep() == Swept(num_expired=1)
+    await leases.succeed(held, [b"1", b"2"], TIMINGS, plan=PLAN)
+    assert await images_of(queue, follower.id) == [b"1", b"2"]
+    assert (await stored(queue, late.id)).state is JobState.EXPIRED
+
+
+async def test_who_follows_a_queued_job_does(queue: JobQueue) -> None:
+    await share(queue)
+    with pytest.raises(DeadlineTooShort):
+        await share(queue, timeout_s=50.0, least_s=60.0)
+
+
+async def test_who_shares_does_not_wait_longer_than_alone(queue: JobQueue, leases: Leases) -> None:
+    low = await share(queue, priority=Priority.LOW)
+    normal = await share(queue, seed=8)
+    await share(queue, priority=Priority.HIGH)
+    await share(queue, priority=Priority.LOW)
+    assert ids(await claim(leases, max_samples=10)) == [low.id, normal.id]
 
 
 async def test_a_failure_is_shared_and_not_kept(queue: JobQueue, leases: Leases) -> None:

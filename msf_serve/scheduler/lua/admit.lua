@@ -28,19 +28,37 @@ local function store(state, now, offset)
   end
 end
 
+-- A job that is waited for by one of higher priority gets that priority.
+local function raise(job, id)
+  if args.band >= tonumber(redis.call('HGET', job, 'band')) then
+    return
+  end
+  local is_suspect = redis.call('HGET', job, 'suspect') == '1'
+  if not is_suspect then
+    leave_lane(job, id)
+  end
+  redis.call('HSET', job, 'band', args.band)
+  if not is_suspect then
+    join_lane(job, id)
+  end
+end
+
 -- Identical deterministic work: its result if it is done, else its result once it will be.
-local function share(now, offset)
+local function share(now, offset, is_late)
   local leader = redis.call('GET', args.share)
   local leading = leader and JOB_PREFIX .. leader
   local state = leading and redis.call('HGET', leading, 'state')
   if state == 'succeeded' then
     store('succeeded', now, offset)
     redis.call('HSET', job, 'images_of', leader, 'cached', 1, 'timings', redis.call('HGET', leading, 'timings'))
-    redis.call('ZADD', ends, stamp(now + args.ttl_s), leader)
+    redis.call('ZADD', ends, 'GT', stamp(now + args.ttl_s), leader)
     close(job, args.id, 'succeeded', now, args.ttl_s)
     return true
   end
-  if state and not is_terminal(state) then
+  if state == 'running' or (state == 'queued' and not is_late) then
+    if state == 'queued' then
+      raise(leading, leader)
+    end
     store('queued', now, offset)
     redis.call('HSET', job, 'leader', leader)
     redis.call('RPUSH', leading .. ':followers', args.id)
@@ -70,10 +88,11 @@ if args.idempotency then
 end
 
 local now, offset = clock()
-if args.share and share(now, offset) then
+local is_late = args.timeout_s and args.timeout_s < args.least_s
+if args.share and share(now, offset, is_late) then
   return answer(job)
 end
-if args.timeout_s and args.timeout_s < args.least_s then
+if is_late then
   return {'late'}
 end
 local samples = tonumber(redis.call('HGET', counters, 'samples') or 0)

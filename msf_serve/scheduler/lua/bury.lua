@@ -1,6 +1,12 @@
 -- Take back at once what a worker held that is known to be dead. → {requeued, poisoned}
 local now = clock()
 local num_requeued, num_poisoned = 0, 0
+if alone_worker(now) == args.worker then
+  redis.call('HDEL', counters, 'alone_worker', 'alone_until')
+  if has_work(now) then
+    wake_one()
+  end
+end
 for _, id in ipairs(redis.call('ZRANGE', leases, 0, -1)) do
   local job = JOB_PREFIX .. id
   if redis.call('HGET', job, 'worker') == args.worker then

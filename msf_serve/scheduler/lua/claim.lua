@@ -62,8 +62,8 @@ end
 -- Suspects run alone: the first worker to see one takes nothing more, and takes it when it holds nothing else.
 local suspect = redis.call('ZRANGE', suspects, 0, 0)[1]
 if suspect and args.max_samples > 0 then
-  local reserved = redis.call('HMGET', counters, 'alone_worker', 'alone_until')
-  if not reserved[1] or reserved[1] == args.worker or now > tonumber(reserved[2]) then
+  local worker = alone_worker(now)
+  if not worker or worker == args.worker then
     redis.call('HSET', counters, 'alone_worker', args.worker, 'alone_until', stamp(now + args.lease_s))
     claimed[1] = 1
     if args.idle then
@@ -82,7 +82,7 @@ while claimed[1] == 0 and num_samples < args.max_samples do
 end
 redis.call('ZREMRANGEBYSCORE', passes, '-inf', redis.call('HGET', counters, 'virtual_time') or 0)
 
-if has_lanes() then
+if has_work(now) then
   wake_one()
 else
   redis.call('DEL', wake)

@@ -109,13 +109,20 @@ local function charge(job, sign)
   end
 end
 
-local function has_lanes()
+-- The worker that gets idle to run a suspect, if any.
+local function alone_worker(now)
+  local reserved = redis.call('HMGET', counters, 'alone_worker', 'alone_until')
+  return reserved[1] and now <= tonumber(reserved[2]) and reserved[1]
+end
+
+-- Whether a worker that waits could claim something.
+local function has_work(now)
   for _, band in ipairs(BANDS) do
     if redis.call('EXISTS', tenants .. band) == 1 then
       return true
     end
   end
-  return false
+  return redis.call('EXISTS', suspects) == 1 and not alone_worker(now)
 end
 
 -- One token while there is work: it wakes one worker, whose claim puts another there if it leaves some (claim.lua).

@@ -3,16 +3,24 @@ local expiry = stamp(clock() + args.lease_s)
 local lost = {}
 
 -- A lease ran out, yet its worker lives: that was no death.
-local function forgive(job, id)
-  if redis.call('HINCRBY', job, 'deaths', -1) < SUSPECT_AFTER and redis.call('HGET', job, 'suspect') == '1' then
-    local is_queued = redis.call('HGET', job, 'state') == 'queued'
-    if is_queued then
-      dequeue(job, id)
+local function forgive(job, id, how)
+  local deaths = redis.call('HINCRBY', job, 'deaths', -1)
+  if redis.call('HGET', job, 'suspect') ~= '1' then
+    return
+  end
+  if deaths >= SUSPECT_AFTER then
+    if how == 'alone' then
+      redis.call('HINCRBY', job, 'deaths_alone', -1)
     end
-    redis.call('HDEL', job, 'suspect', 'deaths_alone')
-    if is_queued then
-      enqueue(job, id)
-    end
+    return
+  end
+  local is_queued = redis.call('HGET', job, 'state') == 'queued'
+  if is_queued then
+    dequeue(job, id)
+  end
+  redis.call('HDEL', job, 'suspect', 'deaths_alone')
+  if is_queued then
+    enqueue(job, id)
   end
 end
 
@@ -23,8 +31,11 @@ for _, held in ipairs(args.held) do
     redis.call('ZADD', leases, expiry, id)
   else
     lost[#lost + 1] = id
-    if redis.call('HDEL', job, 'lapsed ' .. args.worker .. ' ' .. attempt) == 1 then
-      forgive(job, id)
+    local lapse = 'lapsed ' .. args.worker .. ' ' .. attempt
+    local how = redis.call('HGET', job, lapse)
+    if how then
+      redis.call('HDEL', job, lapse)
+      forgive(job, id, how)
     end
   end
 end

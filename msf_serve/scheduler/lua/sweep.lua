@@ -6,8 +6,9 @@ local num_requeued, num_poisoned, num_expired = 0, 0, 0
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', stamp(now))) do
   local job = JOB_PREFIX .. id
-  local holder = redis.call('HMGET', job, 'worker', 'attempt')
-  redis.call('HSET', job, 'lapsed ' .. holder[1] .. ' ' .. holder[2], 1)  -- until that worker shows up (renew.lua)
+  local holder = redis.call('HMGET', job, 'worker', 'attempt', 'suspect')
+  -- Until that worker shows up (renew.lua).
+  redis.call('HSET', job, 'lapsed ' .. holder[1] .. ' ' .. holder[2], holder[3] and 'alone' or 'in company')
   if bereave(job, id, now) then
     num_poisoned = num_poisoned + 1
   else
@@ -16,7 +17,11 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', stamp(now))) do
 end
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', deadlines, '-inf', stamp(now))) do
   local job = JOB_PREFIX .. id
-  if redis.call('HGET', job, 'state') == 'queued' then
+  local found = redis.call('HMGET', job, 'state', 'leader', 'deadline_at')
+  local is_under_way = found[2] and redis.call('HGET', JOB_PREFIX .. found[2], 'state') == 'running'
+  if is_under_way and now < tonumber(found[3]) then
+    redis.call('ZADD', deadlines, found[3], id)  -- by another job, which may end at any time
+  elseif found[1] == 'queued' then
     dequeue(job, id)
     redis.call('HSET', job, 'error', args.expired)
     finish(job, id, 'expired', now, args.ttl_s)
@@ -36,7 +41,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', ends, '-inf', stamp(now), 'LIMIT
   redis.call('ZREM', ends, id)
   redis.call('ZREM', dead, id)
 end
-if has_lanes() then
+if has_work(now) then
   wake_one()  -- whoever took the last token may have died with it
 end
 return {num_requeued, num_poisoned, num_expired}
