@@ -91,6 +91,17 @@ async def test_retry_after_follows_the_measured_rate(redis: Redis, done: int, bu
     assert caught.value.retry_after_s == pytest.approx(expected_s)
 
 
+async def test_idle_time_says_nothing_about_the_rate(redis: Redis) -> None:
+    queue = JobQueue(redis, max_queued_samples=20)
+    seconds, _ = await redis.time()
+    counters = f"{QueueKeys.of(MODEL, VERSION).prefix}counters"
+    await redis.hset(counters, mapping={"rate_samples": 400, "rate_seconds": 200, "rate_at": int(seconds) - 3600})
+    await admit(queue, 20)
+    with pytest.raises(QueueFull) as caught:
+        await admit(queue, 20)
+    assert caught.value.retry_after_s == pytest.approx(10, rel=0.2)
+
+
 async def test_finished_samples_are_what_is_measured(redis: Redis) -> None:
     queue = JobQueue(redis)
     await admit(queue, 2)

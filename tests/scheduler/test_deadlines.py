@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from redis.asyncio import Redis
 
@@ -62,6 +64,7 @@ async def test_a_worker_hears_of_cancellations_at_once(queue: JobQueue, leases: 
     await claim(leases, "other")
     for job in jobs:
         await queue.cancel(job.id)
-    async for cancelled in cancelled_jobs(redis, "mine"):
-        assert cancelled == [jobs[0].id, jobs[1].id]
-        break
+    async with asyncio.timeout(4):
+        async for cancelled in cancelled_jobs(redis, "mine"):
+            assert cancelled == [jobs[0].id, jobs[1].id]
+            break

@@ -24,7 +24,8 @@ from msf_serve.scheduler.embedded import EmbeddedValkey
 with EmbeddedValkey(Path(sys.argv[1])) as valkey:
     try:
         print(valkey.url, flush=True)
-        time.sleep(600)
+        while True:
+            time.sleep(0.05)  # a signal that comes just before a sleep does not end it
     except KeyboardInterrupt:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(valkey.url.removeprefix("unix://"))

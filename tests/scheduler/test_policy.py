@@ -255,6 +255,8 @@ def test_what_was_not_measured_is_hoped_to_be_cheap() -> None:
     assert measured.mean_s(Stage.BASE, True, 1) == pytest.approx(0.02)
     measured.observe(Stage.BASE, True, 4, 0.024)
     assert measured.share_s(Stage.BASE, True) == pytest.approx(0.006)
+    measured.observe(Stage.BASE, True, 4, 0.004)
+    assert measured.share_s(Stage.BASE, True) == pytest.approx(measured.mean_s(Stage.BASE, True, 4) / 4)
 
 
 def test_the_work_that_is_left_is_measured_in_the_best_bucket() -> None:

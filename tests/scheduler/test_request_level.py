@@ -50,6 +50,9 @@ def test_nobody_joins_and_all_are_decoded_at_the_end() -> None:
     policy = RequestLevel(size=2, delay_s=0.0)
     assert slots(choose(policy, samples("a", 0) + samples("b", 1))) == (0, 1)
     late = samples("c", 2, arrived_at=1.0)
+    with_room = RequestLevel(size=4, delay_s=0.0)
+    choose(with_room, samples("a", 0))
+    assert slots(choose(with_room, samples("a", 0) + late, 1.0)) == (0,)
     done_early = samples("a", 0, stage=Stage.DECODE) + samples("b", 1) + late
     choice = choose(policy, done_early, 1.0)
     assert isinstance(choice, StepBatch)

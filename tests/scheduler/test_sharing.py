@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from redis.asyncio import Redis
 
@@ -126,6 +128,20 @@ async def test_the_end_of_one_is_not_the_end_of_the_others(
     assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
     assert int(await redis.get(RESERVED) or 0) == 0
     assert len(await replies(redis)) == 5
+
+
+async def test_who_left_is_not_answered_again(queue: JobQueue, leases: Leases, redis: Redis) -> None:
+    jobs = [await share(queue) for _ in range(3)]
+    await queue.cancel(jobs[0].id)
+    await queue.cancel(jobs[2].id)
+    [held] = await claim(leases)
+    await leases.succeed(held, [b"1", b"2"], TIMINGS, plan=PLAN)
+    assert (await stored(queue, jobs[2].id)).state is JobState.CANCELLED
+    assert Counter(await replies(redis)) == {
+        (jobs[0].id, "cancelled"): 1,
+        (jobs[1].id, "succeeded"): 1,
+        (jobs[2].id, "cancelled"): 1,
+    }
 
 
 async def test_who_follows_a_running_job_needs_no_time_of_its_own(queue: JobQueue, leases: Leases) -> None:
