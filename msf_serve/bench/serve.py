@@ -22,12 +22,10 @@ from statistics import median
 import httpx
 
 from msf_serve.bench.service import Service, running_service
+from msf_serve.cli.loading import load_model
 from msf_serve.cli.settings import Settings, read_settings
-from msf_serve.engine.backends import get_backend
 from msf_serve.engine.executor import Executor, SampleRequest
-from msf_serve.engine.loading import load_plans
 from msf_serve.engine.offline import generate
-from msf_serve.engine.plans import PlanCache
 from msf_serve.engine.repository import ModelVersion, find_models
 
 PARTS = ("queue", "base", "residual", "decode", "encode", "total")
@@ -120,8 +118,7 @@ def main() -> None:
 
 
 def _executor(settings: Settings, version: ModelVersion) -> Executor:
-    backend = get_backend(settings.backend, settings.precision, settings.threads)
-    executor = Executor(load_plans(version, backend, PlanCache(settings.cache_dir / "plans")), settings.slots)
+    executor = Executor(load_model(settings, version)[1], settings.slots)
     engine_loop(executor, version, settings.slots)
     return executor
 
@@ -149,7 +146,7 @@ def _report(
         *((f"peak memory: {name}", f"{size:.0f} MB") for name, size in sorted(memory.items())),
     ]
     print(f"{version.name} {version.version}, {steps} steps, guidance {config.sampling.default_guidance_scale}")
-    print(f"{_cpu()}, {os.cpu_count()} cores; {settings.backend}, {settings.threads} threads")
+    print(f"{_cpu()}, {os.cpu_count()} cores; {settings.backend or 'default backend'}, {settings.threads} threads")
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"| {name:<{width}} | {value} |" for name, value in [("measure", "value"), ("---", "---"), *rows]))
 

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import click
 
 from msf_serve.cli.logs import configure_logging
-from msf_serve.cli.settings import read_settings
+from msf_serve.cli.settings import Backend, Precision, read_settings
 
 
 @click.command()
-def command() -> None:
-    """Build the plans of all models of MSF_MODEL_REPO for this machine, so that workers start at once."""
-    from msf_serve.engine.backends import get_backend
-    from msf_serve.engine.errors import EngineError
-    from msf_serve.engine.loading import load_plans
-    from msf_serve.engine.plans import PlanCache
-    from msf_serve.engine.repository import find_models
+@click.option("--backend", type=click.Choice(get_args(Backend)), help="[default: MSF_BACKEND, or the device's best]")
+@click.option("--precision", type=click.Choice(get_args(Precision)), help="[default: MSF_PRECISION, or the fastest]")
+@click.option("--buckets", help="Batch sizes, as in 1,2,4.  [default: MSF_BUCKETS]")
+@click.option("--model", help="Model name, or name:version.  [default: all of MSF_MODEL_REPO]")
+def command(backend: Backend | None, precision: Precision | None, buckets: str | None, model: str | None) -> None:
+    """Build the plans of the models of MSF_MODEL_REPO for this machine, so that workers start at once.
 
-    settings = read_settings()
+    Workers look for plans of their own MSF_BACKEND, MSF_PRECISION, MSF_BUCKETS and MSF_THREADS.
+    """
+    from msf_serve.cli.loading import plan_cache
+    from msf_serve.engine.backends import default_backends, get_backend
+    from msf_serve.engine.errors import EngineError
+    from msf_serve.engine.loading import compile_plans
+    from msf_serve.engine.repository import find_models, read_version
+
+    given = {"backend": backend, "precision": precision, "buckets": buckets}
+    settings = read_settings(**{name: value for name, value in given.items() if value is not None})
     configure_logging(settings.log_level, "compile")
     try:
-        backend = get_backend(settings.backend, settings.precision, settings.threads)
-        for version in find_models(settings.model_repo):
-            load_plans(version, backend, PlanCache(settings.cache_dir / "plans"))
+        chosen = get_backend(settings.backend or default_backends()[0], settings.precision, settings.threads)
+        if model is None:
+            versions = find_models(settings.model_repo)
+        else:
+            name, _, number = model.partition(":")
+            versions = [read_version(settings.model_repo, name, number or None)]
+        for version in versions:
+            compile_plans(version, chosen, plan_cache(settings), settings.buckets)
     except EngineError as error:
         raise click.ClickException(str(error)) from error

@@ -93,11 +93,9 @@ def _generate(
 ) -> list[Image]:
     from PIL import Image
 
-    from msf_serve.engine.backends import get_backend
+    from msf_serve.cli.loading import load_model
     from msf_serve.engine.executor import Executor, SampleRequest
-    from msf_serve.engine.loading import load_plans
     from msf_serve.engine.offline import generate
-    from msf_serve.engine.plans import PlanCache
 
     config, settings = version.config, read_settings()
     sampling = config.sampling
@@ -107,9 +105,8 @@ def _generate(
     if not 0 <= scale <= sampling.max_guidance_scale:
         raise ValueError(f"--guidance-scale {scale} is out of range; allowed: 0 to {sampling.max_guidance_scale}")
     steps = config.split_steps(num_steps or config.default_num_steps)
-    backend = get_backend(settings.backend, settings.precision, settings.threads)
     started_at = time.monotonic()
-    executor = Executor(load_plans(version, backend, PlanCache(settings.cache_dir / "plans")), settings.slots)
+    executor = Executor(load_model(settings, version)[1], settings.slots)
     loaded_at = time.monotonic()
     images = generate(executor, [SampleRequest(label, seed, index, *steps, scale) for index in range(num_images)])
     finished_at = time.monotonic()

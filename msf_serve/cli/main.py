@@ -15,6 +15,7 @@ _COMMANDS = {
     "load": "send a load to a server and report its latencies",
     "plan": "how many workers for so many images per second at which latency",
     "compile": "build the plans of the repository's models ahead of time",
+    "plans": "show the compiled plans: error against the reference, where that was verified, size",
 }
 
 

@@ -62,20 +62,17 @@ def _table(found: Plan) -> str:
 
 
 def _measure_costs() -> StepCosts:
+    from msf_serve.cli.loading import load_model
     from msf_serve.cli.settings import read_settings
-    from msf_serve.engine.backends import get_backend
     from msf_serve.engine.errors import EngineError
     from msf_serve.engine.executor import Executor
-    from msf_serve.engine.loading import load_plans
-    from msf_serve.engine.plans import PlanCache
     from msf_serve.engine.repository import find_models
     from msf_serve.worker.runner import ModelRunner
 
     settings = read_settings()
     try:
-        backend = get_backend(settings.backend, settings.precision, settings.threads)
         version = find_models(settings.model_repo)[0]
-        plans = load_plans(version, backend, PlanCache(settings.cache_dir / "plans"))
+        _, plans = load_model(settings, version)
     except EngineError as error:
         raise click.ClickException(str(error)) from error
     runner = ModelRunner(version, Executor(plans, settings.slots))

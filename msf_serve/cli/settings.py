@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import click
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Backend = Literal["eager", "inductor", "openvino", "tensorrt", "noop"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def _cache_dir() -> Path:
@@ -27,10 +30,16 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(default_factory=_cache_dir, description="folder of compiled plans")
     data_dir: Path = Field(Path(".msf"), description="folder of the embedded Valkey's data")
     workers: int = Field(1, ge=0, le=64, description="worker processes that `msf serve` starts")
-    backend: Literal["eager", "openvino", "noop"] = Field(
-        "openvino", description="what runs the networks; noop computes nothing, to measure the rest"
+    plan_cache_bytes: int = Field(20 * 2**30, ge=0, description="size beyond which the oldest plans are removed")
+    backend: Backend | None = Field(
+        None,
+        description="what runs the networks; default: tensorrt, else inductor, on a GPU and openvino on a CPU; "
+        "noop computes nothing, to measure the rest",
     )
-    precision: Literal["fp32", "bf16"] | None = Field(None, description="default: the fastest that is native")
+    precision: Precision | None = Field(None, description="default: the fastest that is native")
+    buckets: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], NoDecode] = Field(
+        (1, 2, 4, 8, 16), min_length=1, description="batch sizes to compile plans for"
+    )
     threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="threads of one worker")
     slots: int = Field(32, ge=1, le=1024, description="samples that one worker advances side by side")
     max_queued_samples: int = Field(4096, ge=64, description="samples of one model that may wait and run at most")
@@ -52,6 +61,11 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
 
+    @field_validator("buckets", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return value.split(",") if isinstance(value, str) else value
+
     @field_validator("redis_url")
     @classmethod
     def _well_formed(cls, url: str | None) -> str | None:
@@ -62,10 +76,13 @@ class Settings(BaseSettings):
         return url
 
 
-def read_settings() -> Settings:
-    """Raises UsageError with one line that names the variable, its value (unless it may hold a password) and why."""
+def read_settings(**given: object) -> Settings:
+    """The environment's settings; those `given` on a command line go before.
+
+    Raises UsageError with one line that names the variable, its value (unless it may hold a password) and why.
+    """
     try:
-        return Settings()
+        return Settings(**given)  # type: ignore[arg-type]  # what is wrong is found by the validation
     except ValidationError as error:
         first = error.errors()[0]
         name = first["loc"][0]

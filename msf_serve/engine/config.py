@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-
-class Stage(StrEnum):
-    """Where a sample is on its way."""
-
-    BASE = "base"
-    RESIDUAL = "residual"
-    DECODE = "decode"
-
+from msf_serve.engine.stage import Stage
 
 PositiveInt = Annotated[int, Field(gt=0)]
 

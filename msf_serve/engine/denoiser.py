@@ -7,12 +7,14 @@ sample of a timestep, so it is computed once, and in float32 where the rest of t
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msf_serve.engine.config import DenoiserConfig
+if TYPE_CHECKING:
+    from msf_serve.engine.config import DenoiserConfig
 
 TIME_FEATURES = 256
 

@@ -15,3 +15,7 @@ class PlanError(EngineError):
 
 class BackendUnavailable(EngineError):
     """A backend's libraries cannot be loaded on this machine."""
+
+
+class PlanRejected(PlanError):
+    """A plan's answers are too far from the reference's."""

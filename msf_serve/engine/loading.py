@@ -2,37 +2,59 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
 from torch import nn
 
-from msf_serve.engine.backends import Backend, Plan
-from msf_serve.engine.config import ModelConfig, Stage
+from msf_serve.engine.backends import Backend, BackendName, Precision, default_backends, get_backend
+from msf_serve.engine.config import ModelConfig
 from msf_serve.engine.denoiser import TimeEmbedding
-from msf_serve.engine.plans import PlanCache, decode_spec, step_spec
+from msf_serve.engine.errors import BackendUnavailable, PlanError, PlanRejected
+from msf_serve.engine.plan_cache import PlanCache, PlanRecord, StoredPlan, source_digest
+from msf_serve.engine.plans import Plan, PlanSpec, decode_inputs, step_inputs
 from msf_serve.engine.repository import ModelVersion
-
-logger = logging.getLogger(__name__)
+from msf_serve.engine.stage import Stage
+from msf_serve.engine.trials import Probes, Reference, Trial, answer, make_probes, strict_buckets, trial
 
 if TYPE_CHECKING:
     from msf_serve.engine.model import MsfModel
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_BUCKETS = (1, 2, 4, 8, 16)
+PLANS = (
+    (Stage.BASE, True),
+    (Stage.BASE, False),
+    (Stage.RESIDUAL, True),
+    (Stage.RESIDUAL, False),
+    (Stage.DECODE, False),
+)
+_RUN_BY = ("executor.py", "noise.py", "schedule.py", "loading.py")
 
 
 @dataclass(frozen=True)
 class ModelPlans:
-    """A model version ready to run: a plan for each (stage, guided, bucket), and what the host computes itself."""
+    """A model version ready to run: a plan for each (stage, guided, bucket), and what the host computes itself.
+
+    `strict` are the buckets of a (stage, guided) in which a sample's bytes do not depend on its batch. `fingerprint`
+    is the SHA-256 of all that they depend on.
+    """
 
     config: ModelConfig
     buckets: tuple[int, ...]
     steps: dict[tuple[Stage, bool, int], Plan]
     decode: dict[int, Plan]
+    strict: dict[tuple[Stage, bool], tuple[int, ...]]
+    fingerprint: str
     time_embeddings: dict[Stage, TimeEmbedding]
 
     def bucket_for(self, count: int) -> int:
@@ -43,57 +65,210 @@ class ModelPlans:
 def load_plans(
     version: ModelVersion, backend: Backend, plan_cache: PlanCache, buckets: Sequence[int] = DEFAULT_BUCKETS
 ) -> ModelPlans:
-    """Load or compile every plan of a model version.
+    """Load every plan of a model version; compile and try what is not in the cache, or not as it was.
 
-    Raises ModelRepositoryError for damaged weights, PlanError where a plan cannot be built.
+    Raises ModelRepositoryError for damaged weights, PlanError where a plan cannot be built, PlanRejected where one
+    does not agree with the reference.
     """
     started_at = time.monotonic()
-    config, digest = version.config, version.digest
-    time_embeddings = {stage: version.load_time_embedding(stage) for stage in (Stage.BASE, Stage.RESIDUAL)}
-
-    networks = _Networks(version)
-    steps = {}
-    decode = {}
-    for bucket in sorted(buckets):
-        for stage in (Stage.BASE, Stage.RESIDUAL):
-            for guided in (True, False):
-                spec = step_spec(config, digest, stage, guided=guided, bucket=bucket)
-                steps[stage, guided, bucket] = backend.plan(spec, partial(networks.step, stage, guided), plan_cache)
-        decode[bucket] = backend.plan(decode_spec(config, digest, bucket=bucket), networks.decode, plan_cache)
-    built = "compiled" if networks.loaded else "loaded"
+    buckets = tuple(sorted(set(buckets)))
+    workshop = _Workshop(version, backend, plan_cache)
+    steps: dict[tuple[Stage, bool, int], Plan] = {}
+    decode: dict[int, Plan] = {}
+    trials: dict[tuple[Stage, bool], list[Trial]] = {kind: [] for kind in PLANS}
+    digests = []
+    for spec in workshop.specs(buckets):
+        plan, record = workshop.obtain(spec)
+        if spec.stage is Stage.DECODE:
+            decode.update(dict.fromkeys(spec.buckets, plan))
+        else:
+            steps.update({(spec.stage, spec.guided, bucket): plan for bucket in spec.buckets})
+        trials[spec.stage, spec.guided] += record.trials
+        digests.append(record.sha256)
     logger.info(
-        "%s %s: %d plans %s in %.1f s (%s)",
-        version.name,
-        version.version,
-        len(steps) + len(decode),
-        built,
+        "%s: %d plans %s in %.1f s (%s)",
+        version,
+        len(digests),
+        f"loaded, {workshop.num_built} of them built," if workshop.num_built else "loaded",
         time.monotonic() - started_at,
         backend.fingerprint,
     )
-    return ModelPlans(config, tuple(sorted(buckets)), steps, decode, time_embeddings)
+    host = f"numpy {np.__version__} torch {torch.__version__} {torch.get_num_threads()} threads"
+    whole = (version.digest, backend.fingerprint, host, source_digest(_RUN_BY), *digests)
+    return ModelPlans(
+        version.config,
+        buckets,
+        steps,
+        decode,
+        {kind: strict_buckets(each) for kind, each in trials.items()},
+        hashlib.sha256("\n".join(whole).encode()).hexdigest(),
+        workshop.time_embeddings,
+    )
 
 
-class _Networks:
-    """The networks of a version, built when a plan must be compiled and not before (their import takes seconds)."""
+def load_models(
+    versions: Sequence[ModelVersion],
+    backend: BackendName | None,
+    precision: Precision | None,
+    num_threads: int,
+    plan_cache: PlanCache,
+    buckets: Sequence[int] = DEFAULT_BUCKETS,
+) -> tuple[Backend, list[ModelPlans]]:
+    """The plans of several model versions by one backend: by the one named, else by the first of the machine's defaults
+    that can be loaded and whose plans are accepted.
 
-    def __init__(self, version: ModelVersion) -> None:
+    Raises BackendUnavailable and as `load_plans` does.
+    """
+    names = default_backends() if backend is None else (backend,)
+    for name in names:
+        try:
+            chosen = get_backend(name, precision, num_threads)
+            return chosen, [load_plans(version, chosen, plan_cache, buckets) for version in versions]
+        except (BackendUnavailable, PlanRejected) as error:
+            if name == names[-1]:
+                raise
+            logger.warning("backend %s cannot serve here: %s", name, error)
+    raise AssertionError("there is always a last backend")
+
+
+def compile_plans(
+    version: ModelVersion, backend: Backend, plan_cache: PlanCache, buckets: Sequence[int] = DEFAULT_BUCKETS
+) -> None:
+    """Fill the cache, also where the plans cannot run: they are tried when they are loaded. Raises as `load_plans`."""
+    if backend.runs_here:
+        load_plans(version, backend, plan_cache, buckets)
+        return
+    workshop = _Workshop(version, backend, plan_cache)
+    for spec in workshop.specs(tuple(sorted(set(buckets)))):
+        if plan_cache.get(spec, backend.fingerprint) is None:
+            plan_cache.put(spec, workshop.build(spec))
+
+
+class _Workshop:
+    """Where a version's plans are loaded, built and tried. The networks are read when one must be built, not before."""
+
+    def __init__(self, version: ModelVersion, backend: Backend, plan_cache: PlanCache) -> None:
         self.version = version
+        self.backend = backend
+        self.cache = plan_cache
+        self.num_built = 0
+        self.time_embeddings = {stage: version.load_time_embedding(stage) for stage in (Stage.BASE, Stage.RESIDUAL)}
+        self._probes: dict[tuple[Stage, bool], Probes] = {}
+        self._references: dict[tuple[Stage, bool], Reference] = {}
 
     @cached_property
     def model(self) -> MsfModel:
-        logger.info("%s %s: loading the networks to make plans of them", self.version.name, self.version.version)
+        logger.info("%s: loading the networks to make plans of them", self.version)
         return self.version.load()
 
-    @property
-    def loaded(self) -> bool:
-        return "model" in self.__dict__
+    def specs(self, buckets: tuple[int, ...]) -> list[PlanSpec]:
+        config, digest = self.version.config, self.version.digest
+        groups = [buckets] if self.backend.one_plan_for_all_buckets else [(bucket,) for bucket in buckets]
+        specs = []
+        for group in groups:
+            for stage, guided in PLANS:
+                inputs = decode_inputs(config) if stage is Stage.DECODE else step_inputs(config.stage(stage).denoiser)
+                specs.append(PlanSpec(str(self.version), digest, stage, guided, group, inputs))
+        return specs
 
-    def step(self, stage: Stage, guided: bool) -> nn.Module:
-        from msf_serve.engine.model import StepModule
+    def obtain(self, spec: PlanSpec) -> tuple[Plan, PlanRecord]:
+        """From the cache if what is there still answers as when it was tried, else anew."""
+        found = self._from_cache(spec)
+        if found is not None:
+            return found
+        with self.cache.building(spec, self.backend.fingerprint):
+            found = self._from_cache(spec)  # another process may have built it meanwhile
+            if found is not None:
+                return found
+            stored = self.build(spec)
+            plan = self._load(spec, stored.artefact)
+            record = self._try(spec, plan, stored.record)
+            self.cache.put(spec, StoredPlan(stored.artefact, record))
+            return plan, record
+
+    def build(self, spec: PlanSpec) -> StoredPlan:
+        started_at = time.monotonic()
+        artefact = self.backend.compile(spec, self._source(spec)())
+        seconds = time.monotonic() - started_at
+        self.num_built += 1
+        logger.info("compiled plan %s in %.1f s (%.1f MB)", spec, seconds, len(artefact) / 1e6)
+        record = PlanRecord(
+            model=spec.model,
+            plan=str(spec),
+            backend=self.backend.name,
+            precision=self.backend.precision,
+            fingerprint=self.backend.fingerprint,
+            size_bytes=len(artefact),
+            sha256=hashlib.sha256(artefact).hexdigest(),
+            built_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            build_s=round(seconds, 3),
+        )
+        return StoredPlan(artefact, record)
+
+    def _from_cache(self, spec: PlanSpec) -> tuple[Plan, PlanRecord] | None:
+        stored = self.cache.get(spec, self.backend.fingerprint)
+        if stored is None:
+            return None
+        try:
+            plan = self._load(spec, stored.artefact)
+        except PlanError as error:
+            logger.warning("cached plan %s is built again: %s", spec, error)
+        else:
+            if not stored.record.trials:  # built where it could not run
+                record = self._try(spec, plan, stored.record)
+                self.cache.put(spec, StoredPlan(stored.artefact, record))
+                return plan, record
+            probes = self._probes_of(spec)
+            if all(t.answer in (None, answer(plan, probes, t.bucket)) for t in stored.record.trials):
+                return plan, stored.record
+            logger.warning("cached plan %s is built again: it does not answer as when it was accepted", spec)
+        self.cache.remove(spec, self.backend.fingerprint)
+        return None
+
+    def _load(self, spec: PlanSpec, artefact: bytes) -> Plan:
+        return self.backend.load(spec, artefact, self._source(spec))
+
+    def _try(self, spec: PlanSpec, plan: Plan, record: PlanRecord) -> PlanRecord:
+        kind = spec.stage, spec.guided
+        probes = self._probes_of(spec)
+        if kind not in self._references:
+            self._references[kind] = Reference.of(spec.stage, self._source(spec)(), probes)
+        trials = tuple(
+            trial(
+                plan,
+                probes,
+                self._references[kind],
+                bucket,
+                tolerance=self.backend.tolerance(spec.stage),
+                verified_on=self.backend.device,
+                verified_at=datetime.now(UTC).date().isoformat(),
+            )
+            for bucket in spec.buckets
+        )
+        for each in trials:
+            if not each.is_accepted:
+                raise PlanRejected(
+                    f"plan {spec} of {spec.model} is refused: at bucket {each.bucket} its error against eager float32 "
+                    f"is {each.error:.2g}, allowed: {each.tolerance:.2g} ({self.backend.fingerprint})"
+                )
+        return replace(record, trials=trials)
+
+    def _probes_of(self, spec: PlanSpec) -> Probes:
+        kind = spec.stage, spec.guided
+        if kind not in self._probes:
+            embedding = self.time_embeddings.get(spec.stage, self.time_embeddings[Stage.BASE])
+            self._probes[kind] = make_probes(spec, self.version.config.num_classes, embedding)
+        return self._probes[kind]
+
+    def _source(self, spec: PlanSpec) -> Callable[[], nn.Module]:
+        return self._decode if spec.stage is Stage.DECODE else partial(self._step, spec.stage, spec.guided)
+
+    def _step(self, stage: Stage, guided: bool) -> nn.Module:
+        from msf_serve.engine.step import StepModule
 
         return StepModule(self.model.denoiser(stage), guided=guided).eval()
 
-    def decode(self) -> nn.Module:
+    def _decode(self) -> nn.Module:
         from msf_serve.engine.model import DecodeModule
 
         return DecodeModule(self.model).eval()

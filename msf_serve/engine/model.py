@@ -1,4 +1,4 @@
-"""The MSF model: an autoencoder, two denoisers, and the modules that plans are compiled from."""
+"""The MSF model: an autoencoder, two denoisers, and the module that makes pixels."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from msf_serve.engine.autoencoder import Autoencoder
-from msf_serve.engine.config import ModelConfig, Stage, Statistics
+from msf_serve.engine.config import ModelConfig, Statistics
 from msf_serve.engine.denoiser import Denoiser
 from msf_serve.engine.factorization import compose, decompose, up
+from msf_serve.engine.stage import Stage
 
 
 class MsfModel(nn.Module):
@@ -43,42 +44,6 @@ class Normalizer(nn.Module):
         return latents * self.std + self.mean
 
 
-class StepModule(nn.Module):
-    """One whole denoising step of one stage, for samples at any step, label and guidance scale.
-
-    A guided step evaluates every sample twice, with its label and with the null label (classifier-free guidance,
-    Ho & Salimans, arXiv 2207.12598).
-    """
-
-    def __init__(self, denoiser: Denoiser, *, guided: bool) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-        self.guided = guided
-
-    def forward(
-        self,
-        x: Tensor,
-        d_prev: Tensor,
-        cond: Tensor,
-        time_embedding: Tensor,
-        labels: Tensor,
-        w: Tensor,
-        a: Tensor,
-        b: Tensor,
-        c: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """x, d_prev (B, C, h, w), cond (B, K, h, w), time_embedding (B, D), labels (B,), w, a, b, c (B,) -> (d, x')."""
-        if self.guided:
-            batch = x.shape[0]
-            both = (torch.cat((labels, torch.full_like(labels, self.denoiser.null_label))),)
-            velocity = self.denoiser(_twice(x), _twice(time_embedding), *both, _twice(cond))
-            given, null = velocity.view(2, batch, *velocity.shape[1:]).unbind(0)
-            d = null + _per_row(w) * (given - null)
-        else:
-            d = self.denoiser(x, time_embedding, labels, cond)
-        return d, _per_row(a) * x + _per_row(b) * d + _per_row(c) * d_prev
-
-
 class DecodeModule(nn.Module):
     """Normalised base (B, C, h, w) and residual (B, 3C, h, w) to pixels (B, H, W, channels) uint8."""
 
@@ -104,11 +69,3 @@ class DecodeModule(nn.Module):
         """Images (B, channels, H, W) in [-1, 1] to normalised base and residual."""
         base, residual = decompose(self.autoencoder.posterior(images).mean)
         return self.base.normalize(base), self.residual.normalize(residual)
-
-
-def _twice(x: Tensor) -> Tensor:
-    return x.unsqueeze(0).expand(2, *x.shape).reshape(2 * x.shape[0], *x.shape[1:])
-
-
-def _per_row(x: Tensor) -> Tensor:
-    return x[:, None, None, None]

@@ -21,9 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from msf_serve.engine.config import ModelConfig, Stage
+from msf_serve.engine.config import ModelConfig
 from msf_serve.engine.denoiser import TimeEmbedding
 from msf_serve.engine.errors import ModelRepositoryError
+from msf_serve.engine.stage import Stage
 
 if TYPE_CHECKING:
     from msf_serve.engine.model import MsfModel
@@ -42,6 +43,9 @@ class ModelVersion:
     config: ModelConfig
     labels: tuple[str, ...]
     digest: str  # SHA-256 over the version's SHA256SUMS: names weights, config and labels together
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.version}"
 
     def load(self) -> MsfModel:
         """Build the networks with their weights in float32. Raises ModelRepositoryError naming the file at fault."""

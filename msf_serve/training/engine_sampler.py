@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from msf_serve.engine.backends import get_backend
-from msf_serve.engine.config import Stage
+from msf_serve.engine.backends import BackendName, get_backend
 from msf_serve.engine.executor import NOISE, make_trajectory
 from msf_serve.engine.loading import ModelPlans, load_plans
 from msf_serve.engine.model import DecodeModule
 from msf_serve.engine.noise import NoiseStream, gaussian_noise
-from msf_serve.engine.plans import PlanCache
+from msf_serve.engine.plan_cache import PlanCache
 from msf_serve.engine.repository import ModelVersion
+from msf_serve.engine.stage import Stage
 from msf_serve.training.data import to_unit_range
 
 BUCKET = 16
@@ -84,7 +84,7 @@ class EngineSampler:
         return torch.cat(clean)
 
 
-def load_sampler(version: ModelVersion, backend: str, plan_folder: Path) -> EngineSampler:
+def load_sampler(version: ModelVersion, backend: BackendName, plan_folder: Path) -> EngineSampler:
     """Raises what `get_backend` and `load_plans` raise."""
     num_threads = torch.get_num_threads()
     plans = load_plans(version, get_backend(backend, None, num_threads), PlanCache(plan_folder), buckets=(BUCKET,))

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from msf_serve.engine.config import ModelConfig, Stage
+from msf_serve.engine.config import ModelConfig
 from msf_serve.engine.executor import SampleRequest
+from msf_serve.engine.stage import Stage
 from msf_serve.scheduler.costs import StepCosts, Work
 from msf_serve.scheduler.jobs import Timings
 from msf_serve.scheduler.leases import Claim

@@ -7,10 +7,9 @@ import os
 import secrets
 import socket
 
-from msf_serve.engine.backends import Backend, get_backend
 from msf_serve.engine.executor import Executor
-from msf_serve.engine.loading import load_plans
-from msf_serve.engine.plans import PlanCache
+from msf_serve.engine.loading import load_models
+from msf_serve.engine.plan_cache import PlanCache
 from msf_serve.engine.repository import ModelVersion, find_models
 from msf_serve.scheduler.connection import check, connect
 from msf_serve.scheduler.jobs import WorkerInfo
@@ -38,20 +37,19 @@ async def run_worker(settings: WorkerSettings, stop: asyncio.Event) -> None:
         metrics.watch(asyncio.get_running_loop())
         if settings.metrics_port:
             _serve_metrics(metrics, settings.metrics_port)
-        backend = get_backend(settings.backend, settings.precision, settings.num_threads)
-        loading = asyncio.create_task(asyncio.to_thread(load_runners, settings, backend))
+        loading = asyncio.create_task(asyncio.to_thread(load_runners, settings))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not loading.done():
             os._exit(0)  # the compilation of a plan cannot be interrupted, and nothing has been claimed yet
         stopping.cancel()
-        runners = loading.result()
+        backend, runners = loading.result()
         host = socket.gethostname()
         info = WorkerInfo(
             id=f"{host}-{os.getpid()}-{secrets.token_hex(4)}",
             host=host,
             pid=os.getpid(),
-            backend=backend.fingerprint,
+            backend=backend,
             num_slots=settings.num_slots,
             models=tuple(runner.info() for runner in runners),
         )
@@ -79,15 +77,20 @@ def _serve_metrics(metrics: WorkerMetrics, port: int) -> None:
         raise WorkerError(f"metrics port {port}: cannot listen there: {error.strerror}") from error
 
 
-def load_runners(settings: WorkerSettings, backend: Backend) -> list[ModelRunner]:
-    """Every version of every model, its plans loaded or compiled and run once."""
-    plan_cache = PlanCache(settings.cache_dir / "plans")
-    runners = []
-    for version in find_models(settings.model_repo):
-        runner = _runner(settings, version, Executor(load_plans(version, backend, plan_cache), settings.num_slots))
+def load_runners(settings: WorkerSettings) -> tuple[str, list[ModelRunner]]:
+    """Every version of every model, its plans loaded or compiled and run once; and what runs them."""
+    versions = find_models(settings.model_repo)
+    plan_cache = PlanCache(settings.cache_dir / "plans", settings.plan_cache_bytes)
+    backend, plans = load_models(
+        versions, settings.backend, settings.precision, settings.num_threads, plan_cache, settings.buckets
+    )
+    runners = [
+        _runner(settings, version, Executor(its_plans, settings.num_slots))
+        for version, its_plans in zip(versions, plans, strict=True)
+    ]
+    for runner in runners:
         runner.warm_up()
-        runners.append(runner)
-    return runners
+    return backend.fingerprint, runners
 
 
 def _policy(settings: WorkerSettings) -> BatchingPolicy:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from msf_serve.engine.config import Stage
 from msf_serve.engine.executor import Executor, SampleRequest, StepResult
 from msf_serve.engine.repository import ModelVersion
+from msf_serve.engine.stage import Stage
 from msf_serve.scheduler import costs
 from msf_serve.scheduler.costs import StepCosts, Work
 from msf_serve.scheduler.jobs import LeastSeconds, ModelInfo

@@ -7,6 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from msf_serve.engine.backends import BackendName, Precision
+from msf_serve.engine.loading import DEFAULT_BUCKETS
+from msf_serve.engine.plan_cache import DEFAULT_LIMIT_BYTES
+
 
 class WorkerSettings(BaseModel):
     """`redis_url` in any form that redis-py reads; `num_threads` are the backend's."""
@@ -16,8 +20,10 @@ class WorkerSettings(BaseModel):
     redis_url: str
     model_repo: Path
     cache_dir: Path
-    backend: Literal["eager", "openvino", "noop"] = "openvino"
-    precision: Literal["fp32", "bf16"] | None = None
+    plan_cache_bytes: Annotated[int, Field(ge=0)] = DEFAULT_LIMIT_BYTES
+    backend: BackendName | None = None  # the machine's default
+    precision: Precision | None = None  # the fastest that is native
+    buckets: tuple[Annotated[int, Field(ge=1)], ...] = DEFAULT_BUCKETS
     num_threads: Annotated[int, Field(ge=1)]
     num_slots: Annotated[int, Field(ge=1, le=1024)] = 32
     lease_s: Annotated[float, Field(ge=1)] = 15.0

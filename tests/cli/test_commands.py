@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,11 +11,10 @@ from PIL import Image
 from torch import nn
 
 from msf_serve.cli.main import main
-from msf_serve.engine import backends
-from msf_serve.engine.backends import Plan, Precision
+from msf_serve.engine.backends import eager
 from msf_serve.engine.backends.eager import EagerBackend
-from msf_serve.engine.loading import DEFAULT_BUCKETS
-from msf_serve.engine.plans import PlanCache, PlanSpec
+from msf_serve.engine.device import cpu_name
+from msf_serve.engine.plans import PlanSpec
 from tests.models import LABELS
 
 
@@ -111,28 +110,65 @@ def test_generate_refuses(
     assert list(tmp_path.iterdir()) == []
 
 
-class CachingBackend(EagerBackend):
-    """Compiles nothing either, but keeps each plan in the cache as a compiler would, and counts."""
+class CountingBackend(EagerBackend):
+    """Keeps an artefact for each plan, as a compiler would, and counts."""
 
     num_compiled = 0
 
-    def plan(self, spec: PlanSpec, source: Callable[[], nn.Module], cache: PlanCache) -> Plan:
-        if cache.get(spec, self.fingerprint) is None:
-            CachingBackend.num_compiled += 1
-            cache.put(spec, self.fingerprint, str(spec).encode())
-        return super().plan(spec, source, cache)
+    def compile(self, spec: PlanSpec, module: nn.Module) -> bytes:
+        CountingBackend.num_compiled += 1
+        return str(spec).encode()
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> type[CountingBackend]:
+    monkeypatch.setattr(eager, "BACKEND", CountingBackend)
+    monkeypatch.setattr(CountingBackend, "num_compiled", 0)
+    return CountingBackend
 
 
 def test_compile_fills_the_cache_and_then_compiles_nothing(
-    settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, str], counting: type[CountingBackend]
 ) -> None:
-    def get_backend(name: str, precision: Precision | None, num_threads: int) -> CachingBackend:
-        return CachingBackend("fp32", num_threads)
-
-    monkeypatch.setattr(backends, "get_backend", get_backend)
-    monkeypatch.setattr(CachingBackend, "num_compiled", 0)
-    num_plans = 5 * len(DEFAULT_BUCKETS)  # two stages, guided and not, and the decoder
+    num_plans = 5 * 5  # two stages, guided and not, and the decoder; at five buckets
     for _ in range(2):
-        assert run(settings, "compile").exit_code == 0
-        assert CachingBackend.num_compiled == num_plans
+        assert run(settings, "compile", "--backend", "eager").exit_code == 0
+        assert counting.num_compiled == num_plans
         assert len(list(Path(settings["MSF_CACHE_DIR"]).rglob("plan.bin"))) == num_plans
+
+
+def test_compile_takes_what_it_is_told(settings: dict[str, str], counting: type[CountingBackend]) -> None:
+    options = ("--backend", "eager", "--precision", "bf16", "--buckets", "1,3", "--model", "tiny:1")
+    result = run(settings, "compile", *options)
+    assert result.exit_code == 0, result.output
+    shown = run(settings, "plans").output
+    assert counting.num_compiled == 10
+    assert "base guided x3" in shown
+    assert "bf16" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (("--buckets", "1,two"), ("MSF_BUCKETS", "two")),
+        (("--buckets", "0"), ("MSF_BUCKETS", "0")),
+        (("--model", "nothing"), ("nothing", "tiny")),
+        (("--backend", "tensorflow"), ("tensorflow", "openvino")),
+        (("--backend", "openvino", "--precision", "fp16"), ("fp16", "fp32")),
+    ],
+)
+def test_compile_names_what_is_wrong(
+    settings: dict[str, str], options: tuple[str, str], parts: tuple[str, str]
+) -> None:
+    result = run(settings, "compile", *options)
+    assert result.exit_code != 0
+    for part in parts:
+        assert part in result.output
+
+
+def test_plans_says_where_each_was_verified(settings: dict[str, str]) -> None:
+    assert "msf compile builds them" in run(settings, "plans").output
+    run(settings, "compile", "--backend", "eager", "--buckets", "2")
+    lines = run(settings, "plans").output.splitlines()
+    assert len(lines) == 1 + 5 + 1
+    assert all("verified on" in lines[0] and cpu_name() in line for line in lines[1:-1])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from msf_serve.engine.denoiser import Denoiser
-from msf_serve.engine.model import StepModule
+from msf_serve.engine.step import StepModule
 from tests.models import tiny_config, tiny_model
 
 

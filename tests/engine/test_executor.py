@@ -8,13 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msf_serve.engine.config import GuidanceConfig, Stage
+from msf_serve.engine.config import GuidanceConfig
 from msf_serve.engine.executor import Executor, SampleRequest
 from msf_serve.engine.loading import ModelPlans
 from msf_serve.engine.noise import NoiseStream, gaussian_noise
 from msf_serve.engine.offline import generate
 from msf_serve.engine.repository import ModelVersion
 from msf_serve.engine.schedule import integrate, timesteps
+from msf_serve.engine.stage import Stage
 
 REQUESTS = [
     SampleRequest(label=0, seed=1, index=0, num_base_steps=4, num_residual_steps=2, guidance_scale=1.5),

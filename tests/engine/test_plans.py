@@ -1,23 +1,27 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import openvino as ov
 import pytest
 import torch
+from torch import nn
 
-from msf_serve.engine.backends import Backend, get_backend
-from msf_serve.engine.config import Stage
-from msf_serve.engine.errors import BackendUnavailable, PlanError
+from msf_serve.engine import loading
+from msf_serve.engine.backends import Backend, Precision, eager, get_backend, inductor
+from msf_serve.engine.backends.eager import EagerBackend
+from msf_serve.engine.errors import BackendUnavailable, PlanError, PlanRejected
 from msf_serve.engine.executor import Executor, SampleRequest
-from msf_serve.engine.loading import ModelPlans, load_plans
+from msf_serve.engine.loading import ModelPlans, compile_plans, load_models, load_plans
 from msf_serve.engine.offline import generate
-from msf_serve.engine.plans import PlanCache, PlanSpec, step_spec
+from msf_serve.engine.plan_cache import PlanCache
+from msf_serve.engine.plans import Plan, PlanSpec, step_inputs
 from msf_serve.engine.repository import ModelVersion
+from msf_serve.engine.stage import Stage
 
 REQUESTS = [
     SampleRequest(label, seed, 0, 4, 2, scale) for label, seed, scale in ((0, 1, 1.5), (1, 2, 1.0), (2, 3, 3.0))
@@ -65,55 +69,86 @@ def test_cached_plans_need_neither_weights_nor_compiler(
 def test_a_damaged_plan_is_built_again(
     version: ModelVersion, openvino: Backend, plan_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    entry = min(plan_folder.iterdir())
+    entry = min(plan_folder.glob("*/plan.bin")).parent
     good = (entry / "plan.bin").read_bytes()
     (entry / "plan.bin").write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     load_plans(version, openvino, PlanCache(plan_folder), (2,))
     assert "is damaged and is built again" in caplog.text
-    description = json.loads((entry / "plan.json").read_text())
-    assert description["size_bytes"] == (entry / "plan.bin").stat().st_size
+    record = json.loads((entry / "plan.json").read_text())
+    assert record["sha256"] == hashlib.sha256((entry / "plan.bin").read_bytes()).hexdigest()
 
 
-Change = Callable[[PlanSpec, str], tuple[PlanSpec, str]]
+def test_a_plan_that_answers_otherwise_than_when_it_was_tried_is_built_again(
+    version: ModelVersion, openvino: Backend, plan_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = min(plan_folder.glob("*/plan.json"))
+    record = json.loads(entry.read_text())
+    record["trials"][0]["answer"] = "0" * 64
+    entry.write_text(json.dumps(record))
+    load_plans(version, openvino, PlanCache(plan_folder), (2,))
+    assert "is built again: it does not answer as when it was accepted" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda spec, fingerprint: (replace(spec, bucket=4), fingerprint),
-        lambda spec, fingerprint: (replace(spec, guided=False), fingerprint),
-        lambda spec, fingerprint: (replace(spec, stage=Stage.RESIDUAL), fingerprint),
-        lambda spec, fingerprint: (replace(spec, model_digest="other weights"), fingerprint),
-        lambda spec, fingerprint: (spec, "another CPU"),
-    ],
-)
-def test_a_plan_is_found_only_for_what_it_was_built_for(version: ModelVersion, tmp_path: Path, change: Change) -> None:
+class WrongBackend(EagerBackend):
+    """Its plans are a little off."""
+
+    def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
+        plan = super().load(spec, artefact, source)
+        return lambda *inputs: tuple(output * 1.01 for output in plan(*inputs))
+
+
+def test_a_plan_that_disagrees_with_the_reference_never_serves(version: ModelVersion, tmp_path: Path) -> None:
+    with pytest.raises(PlanRejected, match=r"plan base guided x2 of tiny:1 is refused: .* error .* is 0.01, allowed"):
+        load_plans(version, WrongBackend("fp32", 1), PlanCache(tmp_path), (2,))
+    assert list(tmp_path.glob("*/plan.bin")) == []
+
+
+def test_where_the_first_choice_is_refused_the_next_serves(
+    version: ModelVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loading, "default_backends", lambda: ("inductor", "eager"))
+    monkeypatch.setattr(inductor, "BACKEND", WrongBackend)
+    backend, _ = load_models([version], None, None, 1, PlanCache(tmp_path), (1,))
+    assert type(backend) is EagerBackend
+    assert "backend inductor cannot serve here: plan base guided x1" in caplog.text
+
+
+def test_a_named_backend_is_never_replaced(
+    version: ModelVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eager, "BACKEND", WrongBackend)
+    with pytest.raises(PlanRejected):
+        load_models([version], "eager", None, 1, PlanCache(tmp_path), (1,))
+
+
+class AbsentBackend(EagerBackend):
+    """Compiles for a device that is not here."""
+
+    runs_here = False
+
+    def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
+        raise PlanError("no such device")
+
+
+def test_a_plan_built_where_it_cannot_run_is_tried_where_it_can(version: ModelVersion, tmp_path: Path) -> None:
     cache = PlanCache(tmp_path)
-    spec = step_spec(version.config, version.digest, Stage.BASE, guided=True, bucket=2)
-    cache.put(spec, "this CPU", b"plan")
-    assert cache.get(spec, "this CPU") == b"plan"
-    assert cache.get(*change(spec, "this CPU")) is None
+    compile_plans(version, AbsentBackend("fp32", 1), cache, (2,))
+    assert [record.trials for record in cache.records()] == [()] * 5
+    load_plans(version, EagerBackend("fp32", 1), cache, (2,))
+    assert all(record.trials[0].is_accepted for record in cache.records())
 
 
-def test_the_first_of_two_writers_wins_and_nothing_is_left_over(version: ModelVersion, tmp_path: Path) -> None:
-    cache = PlanCache(tmp_path)
-    spec = step_spec(version.config, version.digest, Stage.BASE, guided=True, bucket=2)
-    cache.put(spec, "this CPU", b"first")
-    cache.put(spec, "this CPU", b"second")
-    assert cache.get(spec, "this CPU") == b"first"
-    assert len(list(tmp_path.iterdir())) == 1
+def test_the_fingerprint_names_every_plan(version: ModelVersion, tmp_path: Path) -> None:
+    def fingerprint(precision: Precision, buckets: tuple[int, ...]) -> str:
+        return load_plans(version, EagerBackend(precision, 1), PlanCache(tmp_path), buckets).fingerprint
 
-
-def test_a_folder_that_cannot_be_written_is_named(version: ModelVersion, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    spec = step_spec(version.config, version.digest, Stage.BASE, guided=True, bucket=2)
-    with pytest.raises(PlanError, match=r"plan cache .*file cannot be written"):
-        PlanCache(tmp_path / "file").put(spec, "this CPU", b"plan")
+    assert fingerprint("fp32", (1, 2)) == fingerprint("fp32", (1, 2))
+    assert len({fingerprint("fp32", (1, 2)), fingerprint("fp32", (1,)), fingerprint("bf16", (1, 2))}) == 3
 
 
 def test_unknown_backends_are_refused() -> None:
     with pytest.raises(ValueError, match="backend 'nope' is unknown; allowed: eager, openvino"):
-        get_backend("nope", None, 1)
+        get_backend("nope", None, 1)  # type: ignore[arg-type]
 
 
 def test_bf16_is_refused_where_the_cpu_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,13 +157,13 @@ def test_bf16_is_refused_where_the_cpu_has_none(monkeypatch: pytest.MonkeyPatch)
             return ["FP32"]
 
     monkeypatch.setattr(ov, "Core", OldCpu)
-    with pytest.raises(BackendUnavailable, match="bf16 is not native on this CPU; allowed: fp32"):
+    with pytest.raises(BackendUnavailable, match="backend openvino has no precision bf16 on this CPU; allowed: fp32"):
         get_backend("openvino", "bf16", 1)
 
 
 def test_eager_runs_in_bf16_too(version: ModelVersion, eager_plans: ModelPlans, tmp_path: Path) -> None:
     low = load_plans(version, get_backend("eager", "bf16", 1), PlanCache(tmp_path), (4,))
-    spec = step_spec(version.config, version.digest, Stage.BASE, guided=True, bucket=4)
+    spec = PlanSpec("tiny:1", "", Stage.BASE, True, (4,), step_inputs(version.config.base.denoiser))
     inputs = [torch.rand_like(t) if t.is_floating_point() else t for t in spec.example(4)]
     exact, _ = eager_plans.steps[Stage.BASE, True, 4](*inputs)
     rough, _ = low.steps[Stage.BASE, True, 4](*inputs)

@@ -8,7 +8,7 @@ from msf_serve.engine.config import Statistics
 from msf_serve.engine.executor import Executor, SampleRequest
 from msf_serve.engine.loading import load_plans
 from msf_serve.engine.model import DecodeModule
-from msf_serve.engine.plans import PlanCache
+from msf_serve.engine.plan_cache import PlanCache
 from msf_serve.engine.repository import read_version, save_version
 from msf_serve.training.engine_sampler import EngineSampler
 from tests.models import LABELS, tiny_model

@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 
 from msf_serve.engine.backends import get_backend
 from msf_serve.engine.loading import ModelPlans, load_plans
-from msf_serve.engine.plans import PlanCache
+from msf_serve.engine.plan_cache import PlanCache
 from msf_serve.engine.repository import ModelVersion
 from tests.models import tiny_repository
 from tests.worker.support import RunningWorker, running

@@ -15,12 +15,12 @@ from PIL import Image
 from redis.asyncio import Redis
 from torch import Tensor
 
-from msf_serve.engine.backends import Plan
-from msf_serve.engine.config import Stage
 from msf_serve.engine.executor import Executor, SampleRequest
 from msf_serve.engine.loading import ModelPlans
 from msf_serve.engine.offline import generate
+from msf_serve.engine.plans import Plan
 from msf_serve.engine.repository import ModelVersion
+from msf_serve.engine.stage import Stage
 from msf_serve.scheduler.jobs import JobRecord, JobSpec, JobState, Terms, WorkerInfo
 from msf_serve.scheduler.policy import BatchingPolicy
 from msf_serve.scheduler.queue import JobQueue, new_job_id

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from redis.asyncio import Redis
 
-from msf_serve.engine.config import Stage
 from msf_serve.engine.loading import ModelPlans
 from msf_serve.engine.repository import ModelVersion
+from msf_serve.engine.stage import Stage
 from msf_serve.scheduler.jobs import JobState
 from msf_serve.scheduler.queue import JobQueue
 from msf_serve.scheduler.registry import Registry

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from redis.asyncio import Redis
 from torch import Tensor
 
-from msf_serve.engine.backends import Plan
-from msf_serve.engine.config import Stage
 from msf_serve.engine.loading import ModelPlans
+from msf_serve.engine.plans import Plan
 from msf_serve.engine.repository import ModelVersion
+from msf_serve.engine.stage import Stage
 from msf_serve.scheduler.jobs import JobSpec, JobState
 from msf_serve.scheduler.queue import JobQueue
 from msf_serve.worker import finishing

@@ -13,9 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from redis.asyncio import Redis
 
-from msf_serve.engine.config import Stage
 from msf_serve.engine.loading import ModelPlans
 from msf_serve.engine.repository import ModelVersion
+from msf_serve.engine.stage import Stage
 from msf_serve.scheduler import keys
 from msf_serve.scheduler.connection import call, connect
 from msf_serve.scheduler.embedded import EmbeddedValkey

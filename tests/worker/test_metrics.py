@@ -8,10 +8,10 @@ from collections.abc import Callable
 from redis.asyncio import Redis
 from torch import Tensor
 
-from msf_serve.engine.backends import Plan
-from msf_serve.engine.config import Stage
 from msf_serve.engine.loading import ModelPlans
+from msf_serve.engine.plans import Plan
 from msf_serve.engine.repository import ModelVersion
+from msf_serve.engine.stage import Stage
 from tests.worker.support import RunningWorker, running, until, with_plans
 from tests.worker.test_results import CROWD
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from msf_serve.engine.config import Stage
 from msf_serve.engine.executor import Executor
 from msf_serve.engine.loading import ModelPlans
 from msf_serve.engine.repository import ModelVersion
+from msf_serve.engine.stage import Stage
 from msf_serve.scheduler import costs
 from msf_serve.scheduler.jobs import JobState, Terms
 from msf_serve.scheduler.leases import Leases

@@ -2,48 +2,74 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast, get_args
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
-from msf_serve.engine.plans import PlanCache, PlanSpec
+from msf_serve.engine.errors import BackendUnavailable
+from msf_serve.engine.plans import Plan, PlanSpec
+from msf_serve.engine.stage import Stage
 
-Precision = Literal["fp32", "bf16"]
-BACKENDS = ("eager", "openvino", "noop")
-
-
-class Plan(Protocol):
-    """A compiled artefact, ready to run: tensors of exactly the bucket's batch in, tensors out, all on the host."""
-
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]: ...
+Precision = Literal["fp32", "bf16", "fp16"]
+BackendName = Literal["eager", "inductor", "openvino", "tensorrt", "noop"]
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
 
 class Backend(Protocol):
-    """Makes plans. `fingerprint` names all that a plan depends on beside the model: libraries, precision, device."""
+    """Makes plans.
 
-    name: str
+    `fingerprint` begins with the backend's name and names all that a plan depends on beside the model: libraries,
+    precision, device, threads. `device` is the hardware, for people. Where `one_plan_for_all_buckets`, a spec has
+    several buckets. Where not `runs_here`, plans can be compiled but not loaded.
+    """
+
+    name: BackendName
+    precision: Precision
+    device: str
+    one_plan_for_all_buckets: bool
+    runs_here: bool
 
     @property
     def fingerprint(self) -> str: ...
 
-    def plan(self, spec: PlanSpec, source: Callable[[], nn.Module], cache: PlanCache) -> Plan:
-        """The plan of `spec`, from `cache` where it can be; `source` builds the module when it must be compiled."""
+    def tolerance(self, stage: Stage) -> float:
+        """The largest error of `trials.Trial` that is accepted."""
+        ...
+
+    def compile(self, spec: PlanSpec, module: nn.Module) -> bytes:
+        """The plan's artefact; empty where there is nothing to keep. Raises PlanError."""
+        ...
+
+    def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
+        """The plan, ready to run; `source` builds the module for those that run it as it is. Raises PlanError."""
         ...
 
 
-def get_backend(name: str, precision: Precision | None, num_threads: int) -> Backend:
-    """The backend called `name`. Raises BackendUnavailable that says what to install, ValueError for other names."""
-    if name == "eager":
-        from msf_serve.engine.backends.eager import EagerBackend
+class _BackendClass(Protocol):
+    def __call__(self, precision: Precision | None, num_threads: int) -> Backend: ...
 
-        return EagerBackend(precision or "fp32", num_threads)
-    if name == "openvino":
-        from msf_serve.engine.backends.openvino import OpenVinoBackend
 
-        return OpenVinoBackend(precision, num_threads)
-    if name == "noop":
-        from msf_serve.engine.backends.noop import NoopBackend
+def get_backend(name: BackendName, precision: Precision | None, num_threads: int) -> Backend:
+    """The backend called `name`; without a precision, in the fastest that the device has.
 
-        return NoopBackend()
-    raise ValueError(f"backend {name!r} is unknown; allowed: {', '.join(BACKENDS)}")
+    Raises BackendUnavailable that says what is missing, ValueError for other names.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"backend {name!r} is unknown; allowed: {', '.join(BACKENDS)}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    return cast(_BackendClass, module.BACKEND)(precision, num_threads)
+
+
+def default_backends() -> tuple[BackendName, ...]:
+    """What this machine's device is served with, the first choice first."""
+    return ("tensorrt", "inductor") if torch.cuda.is_available() else ("openvino", "inductor", "eager")
+
+
+def check_precision(backend: str, precision: Precision | None, allowed: tuple[Precision, ...], why: str) -> Precision:
+    """`precision` if it is allowed, the first of the allowed without one. Raises BackendUnavailable."""
+    if precision is not None and precision not in allowed:
+        raise BackendUnavailable(f"backend {backend} has no precision {precision} {why}; allowed: {', '.join(allowed)}")
+    return precision or allowed[0]

@@ -7,32 +7,40 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from msf_serve.engine.backends import Plan, Precision
-from msf_serve.engine.plans import PlanCache, PlanSpec
+from msf_serve.engine import trials
+from msf_serve.engine.backends import BackendName, Precision
+from msf_serve.engine.device import Device
+from msf_serve.engine.plans import Plan, PlanSpec
+from msf_serve.engine.stage import Stage
 
 
 class EagerBackend:
-    """Compiles nothing, so its plans are not cached and take any batch."""
+    """Compiles nothing, so there is nothing to keep. bf16 and fp16 are autocast: the decoder stays in float32."""
 
-    name = "eager"
+    name: BackendName = "eager"
+    one_plan_for_all_buckets = False
+    runs_here = True
 
-    def __init__(self, precision: Precision, num_threads: int) -> None:
-        self.precision = precision
-        torch.set_num_threads(num_threads)
+    def __init__(self, precision: Precision | None, num_threads: int) -> None:
+        self.precision: Precision = precision or "fp32"
+        self._device = Device(num_threads)
+        self.device = self._device.name
 
     @property
     def fingerprint(self) -> str:
-        return f"eager {self.precision} torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
+        return f"{self.name} {self.precision} torch {torch.__version__} {self._device.fingerprint}"
 
-    def plan(self, spec: PlanSpec, source: Callable[[], nn.Module], cache: PlanCache) -> Plan:
-        module = source()
+    def tolerance(self, stage: Stage) -> float:
+        return trials.tolerance(stage, "fp32" if stage is Stage.DECODE else self.precision)
 
-        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-            with (
-                torch.inference_mode(),
-                torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"),
-            ):
-                outputs = module(*inputs)
-            return outputs if isinstance(outputs, tuple) else (outputs,)
+    def compile(self, spec: PlanSpec, module: nn.Module) -> bytes:
+        return b""
 
-        return run
+    def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
+        return self._device.plan(self._prepared(source()), self.precision if spec.stage is not Stage.DECODE else "fp32")
+
+    def _prepared(self, module: nn.Module) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+        return module.to(self._device.torch)
+
+
+BACKEND = EagerBackend

@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 import torch
 from torch import Tensor, nn
 
-from msf_serve.engine.backends import Plan
-from msf_serve.engine.plans import PlanCache, PlanSpec
+from msf_serve.engine.backends import BackendName, Precision
+from msf_serve.engine.plans import Plan, PlanSpec
+from msf_serve.engine.stage import Stage
 
 
 class NoopBackend:
     """Its plans answer at once with what the module says of zeros; its images are all alike and worthless."""
 
-    name = "noop"
+    name: BackendName = "noop"
+    precision: Precision = "fp32"
+    device = "none"
     fingerprint = "noop"
+    one_plan_for_all_buckets = False
+    runs_here = True
 
-    def plan(self, spec: PlanSpec, source: Callable[[], nn.Module], cache: PlanCache) -> Plan:
+    def __init__(self, precision: Precision | None, num_threads: int) -> None:
+        """Takes what other backends take, and needs none of it."""
+
+    def tolerance(self, stage: Stage) -> float:
+        return inf
+
+    def compile(self, spec: PlanSpec, module: nn.Module) -> bytes:
+        return b""
+
+    def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
+        (bucket,) = spec.buckets
         with torch.inference_mode():
-            outputs = source()(*spec.example(spec.bucket))
+            outputs = source()(*spec.example(bucket))
         answer: tuple[Tensor, ...] = outputs if isinstance(outputs, tuple) else (outputs,)
         return lambda *_: answer
+
+
+BACKEND = NoopBackend

@@ -1,0 +1,21 @@
+"""From the settings to a model's plans, for the commands that run one in their own process."""
+
+from __future__ import annotations
+
+from msf_serve.cli.settings import Settings
+from msf_serve.engine.backends import Backend
+from msf_serve.engine.loading import ModelPlans, load_models
+from msf_serve.engine.plan_cache import PlanCache
+from msf_serve.engine.repository import ModelVersion
+
+
+def plan_cache(settings: Settings) -> PlanCache:
+    return PlanCache(settings.cache_dir / "plans", settings.plan_cache_bytes)
+
+
+def load_model(settings: Settings, version: ModelVersion) -> tuple[Backend, ModelPlans]:
+    """Raises EngineError."""
+    backend, (plans,) = load_models(
+        [version], settings.backend, settings.precision, settings.threads, plan_cache(settings), settings.buckets
+    )
+    return backend, plans

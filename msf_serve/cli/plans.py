@@ -1,0 +1,61 @@
+"""`msf plans`: the compiled plans in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from msf_serve.cli.settings import read_settings
+
+if TYPE_CHECKING:
+    from msf_serve.engine.plan_cache import PlanRecord
+
+
+@click.command()
+def command() -> None:
+    """Show the plans of MSF_CACHE_DIR: what they are for, how well they agree with the reference, where that was seen.
+
+    The error is against eager float32, at the worst bucket: relative RMS of a step's velocity, or grey levels of the
+    decoder's pixels. Plans of a stage whose rows are marked alike give a sample the same bytes in any batch.
+    """
+    from msf_serve.cli.loading import plan_cache
+
+    settings = read_settings()
+    records = plan_cache(settings).records()
+    if not records:
+        raise click.ClickException(f"no plans in {settings.cache_dir / 'plans'}; msf compile builds them")
+    click.echo(_table([_HEAD, *(_row(record) for record in records)]))
+    click.echo(f"{len(records)} plans, {sum(record.size_bytes for record in records) / 1e6:.1f} MB")
+
+
+_HEAD = ("model", "plan", "backend", "precision", "size", "built in", "error", "allowed", "rows", "verified on")
+
+
+def _row(record: PlanRecord) -> tuple[str, ...]:
+    trials = record.trials
+    if trials:
+        worst = max(trials, key=lambda trial: trial.error)
+        row_kinds = {trial.row[:6] if trial.row else "vary" for trial in trials}
+        verified = (f"{worst.error:.2g}", f"{worst.tolerance:.2g}", ",".join(sorted(row_kinds)))
+        where = f"{trials[0].verified_on}, {trials[0].verified_at}"
+    else:
+        verified, where = ("-", "-", "-"), "nothing yet: it has never run"
+    return (
+        record.model,
+        record.plan,
+        record.backend,
+        record.precision,
+        f"{record.size_bytes / 1e6:.1f} MB",
+        f"{record.build_s:.1f} s",
+        *verified,
+        where,
+    )
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

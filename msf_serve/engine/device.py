@@ -1,0 +1,56 @@
+"""Where torch computes: the first NVIDIA GPU if there is one, else the CPU."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from msf_serve.engine.plans import Plan
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class Device:
+    """`num_threads` are those of the CPU's kernels."""
+
+    def __init__(self, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
+        self.torch = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.name = torch.cuda.get_device_name() if self.torch.type == "cuda" else cpu_name()
+        self._num_threads = num_threads
+
+    @property
+    def fingerprint(self) -> str:
+        """What a result may depend on: on a GPU the model, the driver's and CUDA's version; the CPU's kind, threads."""
+        if self.torch.type == "cuda":
+            major, minor = torch.cuda.get_device_capability()
+            return f"{self.name} sm_{major}{minor} CUDA {torch.version.cuda}"
+        kernels = torch.backends.cpu.get_cpu_capability()
+        return f"{platform.machine()} {self.name} {kernels} {self._num_threads} threads"
+
+    def plan(self, function: Callable[..., Tensor | tuple[Tensor, ...]], precision: str) -> Plan:
+        """Run `function` here on the host's tensors, under autocast where `precision` is low."""
+
+        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+            with (
+                torch.inference_mode(),
+                torch.autocast(self.torch.type, _DTYPES[precision], enabled=precision != "fp32"),
+            ):
+                outputs = function(*(tensor.to(self.torch, non_blocking=True) for tensor in inputs))
+            several = outputs if isinstance(outputs, tuple) else (outputs,)
+            return tuple(output.cpu() for output in several)
+
+        return run
+
+
+def cpu_name() -> str:
+    """The CPU's model as Linux knows it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
