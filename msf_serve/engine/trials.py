@@ -170,7 +170,8 @@ def strict_buckets(trials: Sequence[Trial]) -> tuple[int, ...]:
     for each in trials:
         if each.row is not None:
             alike[each.row].append(each.bucket)
-    return tuple(sorted(max(alike.values(), key=lambda buckets: (len(buckets), max(buckets)), default=[])))
+    largest: list[int] = max(alike.values(), key=lambda buckets: (len(buckets), max(buckets)), default=[])
+    return tuple(sorted(largest))
 
 
 def _arrangements(bucket: int, neighbours: Sequence[Neighbours]) -> Iterator[tuple[list[int | None], float]]:

@@ -152,7 +152,7 @@ def test_compile_takes_what_it_is_told(settings: dict[str, str], counting: type[
     [
         (("--buckets", "1,two"), ("MSF_BUCKETS", "two")),
         (("--buckets", "0"), ("MSF_BUCKETS", "0")),
-        (("--model", "nothing"), ("nothing", "tiny")),
+        (("--model", "nothing"), ("nothing", "model_repo")),
         (("--backend", "tensorflow"), ("tensorflow", "openvino")),
         (("--backend", "openvino", "--precision", "fp16"), ("fp16", "fp32")),
     ],

@@ -147,7 +147,7 @@ def test_the_fingerprint_names_every_plan(version: ModelVersion, tmp_path: Path)
 
 
 def test_unknown_backends_are_refused() -> None:
-    with pytest.raises(ValueError, match="backend 'nope' is unknown; allowed: eager, openvino"):
+    with pytest.raises(ValueError, match="backend 'nope' is unknown; allowed: eager, inductor, openvino"):
         get_backend("nope", None, 1)  # type: ignore[arg-type]
 
 

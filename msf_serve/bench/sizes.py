@@ -1,0 +1,65 @@
+"""The sizes of models that are compared: DiT's S, B, L and XL (Peebles & Xie, arXiv 2212.09748, table 1).
+
+`MSF-<size>/2` has two denoisers of that size with patches of 2 on a grid of half the latent's side; `DiT-<size>/2` is the
+single-stage baseline, the same code with one stage and patches of 2 on the whole latent. Weights are random: a step's
+time does not depend on them. Nothing here needs more than torch, so that it runs on a bare machine with a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from msf_serve.engine.denoiser import Denoiser
+from msf_serve.engine.stage import Stage
+
+LATENT_CHANNELS = 4
+DOWNSAMPLING = 8
+NUM_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class DenoiserSize:
+    """The fields of `engine.config.DenoiserConfig`."""
+
+    in_channels: int
+    cond_channels: int
+    size: int
+    width: int
+    depth: int
+    num_heads: int
+    patch_size: int = 2
+    mlp_ratio: float = 4.0
+    num_classes: int = NUM_CLASSES
+
+    @property
+    def num_tokens(self) -> int:
+        return (self.size // self.patch_size) ** 2
+
+
+_WIDTH_DEPTH_HEADS = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
+SIZES = tuple(_WIDTH_DEPTH_HEADS)
+
+
+def msf_size(name: str, stage: Stage, image_size: int = 256) -> DenoiserSize:
+    """A denoiser of MSF-`name`/2 (`name` of `SIZES`) for square images of `image_size` pixels."""
+    half = image_size // DOWNSAMPLING // 2
+    channels, cond = {Stage.BASE: (LATENT_CHANNELS, 0), Stage.RESIDUAL: (3 * LATENT_CHANNELS, LATENT_CHANNELS)}[stage]
+    return DenoiserSize(channels, cond, half, *_WIDTH_DEPTH_HEADS[name])
+
+
+def dit_size(name: str, image_size: int = 256) -> DenoiserSize:
+    """The denoiser of DiT-`name`/2: the single-stage baseline."""
+    return DenoiserSize(LATENT_CHANNELS, 0, image_size // DOWNSAMPLING, *_WIDTH_DEPTH_HEADS[name])
+
+
+def random_denoiser(size: DenoiserSize, seed: int = 0) -> Denoiser:
+    """No weight is zero: an untrained adaLN-Zero network would predict nothing, and a compiler might notice."""
+    torch.manual_seed(seed)
+    denoiser = Denoiser(size).eval().requires_grad_(False)  # type: ignore[arg-type]  # the same fields
+    for parameter in denoiser.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    return denoiser
