@@ -1,8 +1,8 @@
 """The sizes of models that are compared: DiT's S, B, L and XL (Peebles & Xie, arXiv 2212.09748, table 1).
 
-`MSF-<size>/2` has two denoisers of that size with patches of 2 on a grid of half the latent's side; `DiT-<size>/2` is the
-single-stage baseline, the same code with one stage and patches of 2 on the whole latent. Weights are random: a step's
-time does not depend on them. Nothing here needs more than torch, so that it runs on a bare machine with a GPU.
+`MSF-<size>/2` has two denoisers of that size with patches of 2 on a grid of half the latent's side; `DiT-<size>/2` is
+the single-stage baseline, the same code with one stage and patches of 2 on the whole latent. Weights are random: a
+step's time does not depend on them. Nothing here needs more than torch, so that it runs on a bare machine with a GPU.
 """
 
 from __future__ import annotations
