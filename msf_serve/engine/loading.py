@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -20,10 +20,10 @@ from msf_serve.engine.config import ModelConfig
 from msf_serve.engine.denoiser import TimeEmbedding
 from msf_serve.engine.errors import BackendUnavailable, PlanError, PlanRejected
 from msf_serve.engine.plan_cache import PlanCache, PlanRecord, StoredPlan, source_digest
-from msf_serve.engine.plans import Plan, PlanSpec, decode_inputs, step_inputs
+from msf_serve.engine.plans import Input, Plan, PlanSpec, decode_inputs, step_inputs
 from msf_serve.engine.repository import ModelVersion
 from msf_serve.engine.stage import Stage
-from msf_serve.engine.trials import Probes, Reference, Trial, answer, make_probes, strict_buckets, trial
+from msf_serve.engine.trials import Probes, Reference, Trial, answer, make_probes, strict_sets, trial
 
 if TYPE_CHECKING:
     from msf_serve.engine.model import MsfModel
@@ -100,7 +100,7 @@ def load_plans(
         buckets,
         steps,
         decode,
-        {kind: strict_buckets(each) for kind, each in trials.items()},
+        {kind: _strict_buckets(each) for kind, each in trials.items()},
         hashlib.sha256("\n".join(whole).encode()).hexdigest(),
         workshop.time_embeddings,
     )
@@ -131,6 +131,20 @@ def load_models(
     raise AssertionError("there is always a last backend")
 
 
+def _strict_buckets(trials: Sequence[Trial]) -> tuple[int, ...]:
+    return next(iter(strict_sets({each.bucket: each.row for each in trials})), ())
+
+
+def probes_of(config: ModelConfig, time_embeddings: Mapping[Stage, TimeEmbedding], stage: Stage) -> Probes:
+    """What plans of a stage are tried with."""
+    embedding = time_embeddings.get(stage, time_embeddings[Stage.BASE])
+    return make_probes(stage, _inputs(config, stage), config.num_classes, embedding)
+
+
+def _inputs(config: ModelConfig, stage: Stage) -> tuple[Input, ...]:
+    return decode_inputs(config) if stage is Stage.DECODE else step_inputs(config.stage(stage).denoiser)
+
+
 def compile_plans(
     version: ModelVersion, backend: Backend, plan_cache: PlanCache, buckets: Sequence[int] = DEFAULT_BUCKETS
 ) -> None:
@@ -153,7 +167,7 @@ class _Workshop:
         self.cache = plan_cache
         self.num_built = 0
         self.time_embeddings = {stage: version.load_time_embedding(stage) for stage in (Stage.BASE, Stage.RESIDUAL)}
-        self._probes: dict[tuple[Stage, bool], Probes] = {}
+        self._probes: dict[Stage, Probes] = {}
         self._references: dict[tuple[Stage, bool], Reference] = {}
 
     @cached_property
@@ -164,12 +178,11 @@ class _Workshop:
     def specs(self, buckets: tuple[int, ...]) -> list[PlanSpec]:
         config, digest = self.version.config, self.version.digest
         groups = [buckets] if self.backend.one_plan_for_all_buckets else [(bucket,) for bucket in buckets]
-        specs = []
-        for group in groups:
-            for stage, guided in PLANS:
-                inputs = decode_inputs(config) if stage is Stage.DECODE else step_inputs(config.stage(stage).denoiser)
-                specs.append(PlanSpec(str(self.version), digest, stage, guided, group, inputs))
-        return specs
+        return [
+            PlanSpec(str(self.version), digest, stage, guided, group, _inputs(config, stage))
+            for group in groups
+            for stage, guided in PLANS
+        ]
 
     def obtain(self, spec: PlanSpec) -> tuple[Plan, PlanRecord]:
         """From the cache if what is there still answers as when it was tried, else anew."""
@@ -254,11 +267,9 @@ class _Workshop:
         return replace(record, trials=trials)
 
     def _probes_of(self, spec: PlanSpec) -> Probes:
-        kind = spec.stage, spec.guided
-        if kind not in self._probes:
-            embedding = self.time_embeddings.get(spec.stage, self.time_embeddings[Stage.BASE])
-            self._probes[kind] = make_probes(spec, self.version.config.num_classes, embedding)
-        return self._probes[kind]
+        if spec.stage not in self._probes:
+            self._probes[spec.stage] = probes_of(self.version.config, self.time_embeddings, spec.stage)
+        return self._probes[spec.stage]
 
     def _source(self, spec: PlanSpec) -> Callable[[], nn.Module]:
         return self._decode if spec.stage is Stage.DECODE else partial(self._step, spec.stage, spec.guided)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from msf_serve.engine.noise import NoiseStream, gaussian_noise
-from msf_serve.engine.plans import Plan, PlanSpec
+from msf_serve.engine.plans import Input, Plan
 from msf_serve.engine.stage import Stage
 
 NUM_PROBES = 5  # odd: then a probe meets every parity of slot
@@ -70,14 +70,19 @@ class Probes:
         return tuple(tensor[list(numbers)] for tensor in self.inputs)
 
 
-def make_probes(spec: PlanSpec, num_classes: int, time_embedding: Callable[[Tensor, Tensor], Tensor]) -> Probes:
-    """Normal latents at times from noise to data, all with labels and coefficients of their own."""
+def make_probes(
+    stage: Stage, inputs: Sequence[Input], num_classes: int, time_embedding: Callable[[Tensor, Tensor], Tensor]
+) -> Probes:
+    """Normal latents at times from noise to data, all with labels and coefficients of their own.
+
+    `inputs` are those of the stage's plans.
+    """
     latents = [
         torch.stack([gaussian_noise(shape, seed=PROBE_SEED + place, index=index, stream=NoiseStream.BASE)
                      for index in range(NUM_PROBES)])
-        for place, (shape, dtype) in enumerate(spec.inputs) if len(shape) == 3
+        for place, (shape, dtype) in enumerate(inputs) if len(shape) == 3
     ]  # fmt: skip
-    if spec.stage is Stage.DECODE:
+    if stage is Stage.DECODE:
         return Probes(tuple(latents))
     numbers = torch.arange(NUM_PROBES)
     unit = (numbers + 0.5) / NUM_PROBES
@@ -164,14 +169,15 @@ def sweep(plan: Plan, probes: Probes, bucket: int, neighbours: Sequence[Neighbou
     return hashlib.sha256(b"".join(known[number] for number in sorted(known))).hexdigest()
 
 
-def strict_buckets(trials: Sequence[Trial]) -> tuple[int, ...]:
-    """The largest set of buckets in which a row comes out the same, to the byte; of equal ones that of the largest."""
+def strict_sets(rows: Mapping[int, str | None]) -> list[tuple[int, ...]]:
+    """Sets of buckets in which a row comes out the same, to the byte; the largest first, of equal ones that which holds
+    the largest bucket. `rows` are `sweep`'s answers.
+    """
     alike: dict[str, list[int]] = defaultdict(list)
-    for each in trials:
-        if each.row is not None:
-            alike[each.row].append(each.bucket)
-    largest: list[int] = max(alike.values(), key=lambda buckets: (len(buckets), max(buckets)), default=[])
-    return tuple(sorted(largest))
+    for bucket, row in sorted(rows.items()):
+        if row is not None:
+            alike[row].append(bucket)
+    return sorted((tuple(buckets) for buckets in alike.values()), key=lambda b: (len(b), b[-1]), reverse=True)
 
 
 def _arrangements(bucket: int, neighbours: Sequence[Neighbours]) -> Iterator[tuple[list[int | None], float]]:

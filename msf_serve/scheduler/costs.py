@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -14,6 +14,16 @@ class Stage(StrEnum):
     BASE = "base"
     RESIDUAL = "residual"
     DECODE = "decode"
+
+
+Kind = tuple[Stage, bool]  # whose plans are alike: stage, guided
+KINDS: tuple[Kind, ...] = (
+    (Stage.BASE, True),
+    (Stage.BASE, False),
+    (Stage.RESIDUAL, True),
+    (Stage.RESIDUAL, False),
+    (Stage.DECODE, False),
+)
 
 
 @dataclass(frozen=True)
@@ -42,12 +52,16 @@ class StepCosts:
     is tried; with nothing measured at all, a step costs nothing, and the policy is left with fill and age.
     """
 
-    def __init__(self, buckets: Sequence[int], costs: Iterable[StepCost] = ()) -> None:
+    def __init__(
+        self, buckets: Sequence[int], costs: Iterable[StepCost] = (), strict: Mapping[Kind, Sequence[int]] | None = None
+    ) -> None:
+        """`strict` are the buckets, of each stage and guidance, that strict samples may ride in; without it, all."""
         self.buckets = tuple(sorted(buckets))
+        self._strict = None if strict is None else {kind: tuple(sorted(its)) for kind, its in strict.items()}
         self._costs = {(cost.stage, cost.guided, cost.bucket): cost for cost in costs}
         # Asked for every sample between two steps, so they are kept: of each plan, by stage and guidance.
-        self._shares: dict[tuple[Stage, bool], float] = {}
-        self._least: dict[tuple[Stage, bool], float] = {}
+        self._shares: dict[Kind, float] = {}
+        self._least: dict[Kind, float] = {}
         for cost in self._costs.values():
             self._note_least(cost)
 
@@ -64,9 +78,29 @@ class StepCosts:
         self._note_least(cost)
         self._shares.pop((stage, guided), None)
 
-    def bucket_for(self, count: int) -> int:
-        """The smallest bucket that holds `count` samples, or the largest there is."""
-        return next((bucket for bucket in self.buckets if bucket >= count), self.buckets[-1])
+    def buckets_of(self, stage: Stage, guided: bool, *, strict: bool) -> tuple[int, ...]:
+        """Ascending, those that a step batch with (or without) a strict rider may take."""
+        return self._strict.get((stage, guided), ()) if strict and self._strict is not None else self.buckets
+
+    def bucket_for(self, count: int, buckets: Sequence[int] | None = None) -> int:
+        """The smallest of the buckets that holds `count` samples, or the largest there is."""
+        buckets = buckets or self.buckets
+        return next((bucket for bucket in buckets if bucket >= count), buckets[-1])
+
+    def strict_cost(self) -> float | None:
+        """What the least favourable step batch takes more, as a share, when it may use strict buckets only.
+
+        None where a stage has no strict bucket. A batch too large for the strict buckets is split.
+        """
+        worst = 0.0
+        for stage, guided in KINDS:
+            allowed = self.buckets_of(stage, guided, strict=True)
+            if not allowed:
+                return None
+            for count in self.buckets:
+                strict_s = self.mean_s(stage, guided, self.bucket_for(count, allowed)) * -(-count // allowed[-1])
+                worst = max(worst, strict_s / max(self.mean_s(stage, guided, count), 1e-9) - 1)
+        return worst
 
     def mean_s(self, stage: Stage, guided: bool, bucket: int) -> float:
         """Expected seconds of a step batch."""

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 OutputFormat = Literal["png", "webp", "jpeg"]
 
+Reproducibility = Literal["strict", "fast"]
+
+MAX_INDEX = 2**31 - 1
 MAX_SEED = 2**53 - 1  # the largest integer that every JSON client carries exactly
 
 
@@ -45,9 +48,16 @@ class JobSpec(Record):
     label: int
     num_samples: int = Field(ge=1)
     seed: int = Field(ge=0, le=MAX_SEED)
+    first_index: int = Field(default=0, ge=0, le=MAX_INDEX)  # of the samples; (seed, index) fixes a sample's noise
     num_steps: int = Field(ge=2)  # both stages together; the model's config says how they share it
     guidance_scale: float
+    reproducibility: Reproducibility | None = None  # None: strict where that costs the worker little
     output_format: OutputFormat = "png"
+
+    @property
+    def indices(self) -> range:
+        """Of its samples."""
+        return range(self.first_index, self.first_index + self.num_samples)
 
 
 class Terms(Record):
@@ -78,6 +88,13 @@ class Timings(Record):
     total_ms: float
 
 
+class Provenance(Record):
+    """What made a result. `strict`: by this fingerprint, the same job gives the same bytes whatever is in the batch."""
+
+    fingerprint: str
+    reproducibility: Reproducibility
+
+
 class JobError(Record):
     """Why a job failed: `code` is stable for programs, `message` is for people."""
 
@@ -99,7 +116,9 @@ class JobRecord(Record):
     claimed_at: float | None = None  # by the latest attempt
     finished_at: float | None = None
     is_suspect: bool = False  # workers died while they ran it, so it runs alone
+    bound_to: str | None = None  # the fingerprint of the only workers that may run it, as strict jobs have
     images_of: str | None = None  # the identical job whose files are also this one's
+    provenance: Provenance | None = None
     timings: Timings | None = None
     error: JobError | None = None
 
@@ -131,6 +150,8 @@ class ModelInfo(Record):
     description: str = ""
     created: int = 0  # Unix seconds, for OpenAI's `created`
     least: LeastSeconds = LeastSeconds()
+    fingerprint: str = ""  # of all that a result's bytes depend on
+    strict_cost: float | None = None  # what strict jobs take more, as a share of a step; None: they cannot be run
 
 
 class WorkerInfo(Record):
@@ -139,6 +160,6 @@ class WorkerInfo(Record):
     id: str
     host: str
     pid: int
-    backend: str  # the fingerprint of what runs the plans
+    backend: str  # what runs the plans, for people
     num_slots: int
     models: tuple[ModelInfo, ...]

@@ -24,17 +24,19 @@ RESERVED = "msf:reserved"  # bytes that the results of accepted jobs may still t
 
 _QUEUE_KEYS = (
     "waiting",  # sorted set: queued job ids by admission number
-    "suspects",  # sorted set: those of them that must run alone
+    "suspects",  # sorted set: those of them that must run alone; with "@fingerprint" those that are bound to it
+    "fingerprints",  # sorted set: fingerprints of workers by the time at which one last showed it
     "deadlines",  # sorted set: job ids by the time at which they must have begun
     "leases",  # sorted set: running job ids by the time at which their lease runs out
     "ends",  # sorted set: ended job ids by the time at which they are forgotten
     "dead",  # sorted set: failed job ids by the time of their end
     "counters",  # hash: samples queued or running, admission number, virtual time, turns, service rate
-    "wake",  # list: one token while there is work, which wakes one of the workers that wait
+    "wake",  # list: one token while there is work, which wakes one of the workers that wait; "@fingerprint" as above
     "passes",  # sorted set: tenants by the virtual time up to which they have been served
-    "tenants",  # prefix, by band; sorted set: tenants with queued jobs by virtual time
-    "users",  # prefix, by band and tenant; sorted set: its users with queued jobs by turn
-    "lane",  # prefix, by band, tenant and user; sorted set: their queued job ids by admission number
+    # By place: the band, with "@fingerprint" for jobs that are bound to it.
+    "tenants",  # prefix, by place; sorted set: tenants with queued jobs by virtual time
+    "users",  # prefix, by place and tenant; sorted set: its users with queued jobs by turn
+    "lane",  # prefix, by place, tenant and user; sorted set: their queued job ids by admission number
 )
 
 LUA_NAMES = "\n".join(
@@ -65,9 +67,9 @@ class QueueKeys:
     def leases(self) -> str:
         return f"{self.prefix}leases"
 
-    @property
-    def wake(self) -> str:
-        return f"{self.prefix}wake"
+    def wake(self, fingerprint: str = "") -> str:
+        """Where a worker waits for jobs that any may run, or for those bound to a fingerprint."""
+        return f"{self.prefix}wake@{fingerprint}" if fingerprint else f"{self.prefix}wake"
 
     @property
     def dead(self) -> str:

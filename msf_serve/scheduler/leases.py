@@ -6,20 +6,24 @@ A lease is worth `attempt` and worker id together: whoever lost it can no longer
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
 from msf_serve.scheduler import keys
 from msf_serve.scheduler.connection import MAX_BLOCK_S, call
-from msf_serve.scheduler.jobs import JobError, JobRecord, JobState, Timings
+from msf_serve.scheduler.jobs import JobError, JobRecord, JobState, Provenance, Timings
 from msf_serve.scheduler.keys import QueueKeys
 from msf_serve.scheduler.queue import EXPIRED, RESULT_TTL_S
 from msf_serve.scheduler.records import decode_job
 from msf_serve.scheduler.scripts import Script
 
 DEAD_TTL_S = 7 * 86400.0
+GONE = JobError(
+    code="fingerprint_gone",
+    message="no worker can make the bytes that were promised any more; ask again, for another fingerprint",
+)
 POISONED = JobError(code="poisoned", message="every worker that ran this job stopped; it is not tried again")
 
 
@@ -58,8 +62,17 @@ class Swept:
 class Leases:
     """Every method raises `QueueUnavailable` when Redis cannot be used; it may then have taken effect or not."""
 
-    def __init__(self, redis: Redis, *, lease_s: float = 15.0, result_ttl_s: float = RESULT_TTL_S) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        lease_s: float = 15.0,
+        result_ttl_s: float = RESULT_TTL_S,
+        fingerprints: Mapping[tuple[str, str], str] | None = None,
+    ) -> None:
+        """`fingerprints`, by (model, version), are those of a worker that claims: jobs bound to them are for it."""
         self._redis = redis
+        self._fingerprints = {QueueKeys.of(*model): its for model, its in (fingerprints or {}).items()}
         self._lease_s = lease_s
         self._lives = {"ttl_s": result_ttl_s, "dead_ttl_s": DEAD_TTL_S}
         self._claim = Script(redis, "claim")
@@ -81,6 +94,7 @@ class Leases:
             max_samples=max_samples,
             lease_s=self._lease_s,
             idle=idle,
+            fingerprint=self._fingerprints.get(queue),
             expired=EXPIRED.model_dump_json(),
             **self._lives,
         )
@@ -92,9 +106,11 @@ class Leases:
         At most `MAX_BLOCK_S`, whatever `timeout_s` says; claim again in any case. Of several workers that wait, the
         one that has waited longest returns, and the next when its claim leaves work.
         """
-        queues = [QueueKeys.of(model, version).wake for model, version in models]
+        queues = [QueueKeys.of(*model) for model in models]
+        tokens = [queue.wake() for queue in queues]
+        tokens += [queue.wake(self._fingerprints[queue]) for queue in queues if queue in self._fingerprints]
         block_s = max(min(timeout_s, MAX_BLOCK_S), 0.001)  # 0 would block for ever
-        await call(self._redis, "BLPOP", *queues, f"{block_s:.3f}")
+        await call(self._redis, "BLPOP", *tokens, f"{block_s:.3f}")
 
     async def renew(self, worker_id: str, claims: Sequence[Claim]) -> set[str]:
         """Extend the leases; returns the ids of jobs that are no longer this worker's (lost or ended)."""
@@ -103,13 +119,21 @@ class Leases:
             held[_queue_of(claim)].append((claim.job.id, claim.job.attempt))
         lost: set[str] = set()
         for queue, jobs in held.items():
-            answer = await self._renew(queue.prefix, worker=worker_id, lease_s=self._lease_s, held=jobs)
+            answer = await self._renew(
+                queue.prefix,
+                worker=worker_id,
+                lease_s=self._lease_s,
+                held=jobs,
+                fingerprint=self._fingerprints.get(queue),
+            )
             lost.update(job_id.decode() for job_id in answer)
         return lost
 
-    async def succeed(self, claim: Claim, images: Sequence[bytes], timings: Timings, *, plan: str = "") -> bool:
-        """Store the encoded files in the order of the samples, made by `plan`. False: dropped, the lease was lost."""
-        return await self._end(claim, JobState.SUCCEEDED, "timings", timings.model_dump_json(), images, plan)
+    async def succeed(
+        self, claim: Claim, images: Sequence[bytes], timings: Timings, provenance: Provenance | None = None
+    ) -> bool:
+        """Store the encoded files in the order of the samples. False: dropped, the lease was lost."""
+        return await self._end(claim, JobState.SUCCEEDED, "timings", timings.model_dump_json(), images, provenance)
 
     async def fail(self, claim: Claim, error: JobError) -> bool:
         """End the job with an error. False: dropped, the lease was lost."""
@@ -120,7 +144,13 @@ class Leases:
         return await self._end(claim, JobState.EXPIRED, "error", EXPIRED.model_dump_json())
 
     async def _end(
-        self, claim: Claim, state: JobState, field: str, value: str, images: Sequence[bytes] = (), plan: str = ""
+        self,
+        claim: Claim,
+        state: JobState,
+        field: str,
+        value: str,
+        images: Sequence[bytes] = (),
+        provenance: Provenance | None = None,
     ) -> bool:
         return bool(
             await self._finish(
@@ -130,7 +160,8 @@ class Leases:
                 state=state,
                 field=field,
                 value=value,
-                plan=plan,
+                plan=provenance and provenance.fingerprint,
+                provenance=provenance and provenance.model_dump_json(),
                 ttl_s=self._lives["dead_ttl_s" if state is JobState.FAILED else "ttl_s"],
             )
         )
@@ -150,6 +181,7 @@ class Leases:
                 queue.prefix,
                 expired=EXPIRED.model_dump_json(),
                 poisoned=POISONED.model_dump_json(),
+                gone=GONE.model_dump_json(),
                 **self._lives,
             )
             swept += Swept(*answer)

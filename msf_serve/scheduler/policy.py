@@ -57,6 +57,7 @@ class Candidate:
     stage: Stage
     guided: bool
     ridden_at: float
+    strict: bool = False  # rides only in buckets that leave its bytes alone; who rides beside it does not matter
 
     @property
     def group(self) -> Group:
@@ -111,8 +112,7 @@ class StepLevel:
             groups[candidate.group].append(candidate)
         overdue = min(candidates, key=_waited_longest)
         if now - overdue.ridden_at > PATIENCE_S:
-            riders = sorted(groups[overdue.group], key=_waited_longest)[: costs[overdue.model].buckets[-1]]
-            return _batch(riders, costs, "overdue")
+            return _batch(_that_fit(sorted(groups[overdue.group], key=_waited_longest), costs), costs, "overdue")
 
         weights = {id(job): _weight(job, now) for job in {id(c.job): c.job for c in candidates}.values()}
         ordered = sorted(groups.items(), key=itemgetter(0))
@@ -139,13 +139,25 @@ def _options(members: list[Candidate], weights: Mapping[int, float], costs: Step
     ranked = sorted(members, key=lambda c: (-weights[id(c.job)], c.job.arrived_at, c.index, c.slot))
     share_s = max(costs.share_s(stage, guided), MOMENT_S)
     options = []
-    for bucket in costs.buckets:
-        riders = ranked[:bucket]
+    for count in costs.buckets:
+        riders = ranked[:count]
+        allowed = costs.buckets_of(stage, guided, strict=any(c.strict for c in riders))
+        if len(riders) > allowed[-1]:
+            break
+        bucket = costs.bucket_for(len(riders), allowed)
         rate = share_s / max(costs.mean_s(stage, guided, bucket), MOMENT_S)
         options.append(_Option(riders, rate * len(riders), rate * sum(weights[id(c.job)] for c in riders)))
-        if len(ranked) <= bucket:
+        if len(ranked) <= count:
             break
     return options
+
+
+def _that_fit(ranked: Sequence[Candidate], costs: Mapping[ModelKey, StepCosts]) -> Sequence[Candidate]:
+    """As many of the first as one step batch holds: fewer where a strict one is among them."""
+    model, stage, guided = ranked[0].group
+    riders = ranked[: costs[model].buckets[-1]]
+    strict = any(candidate.strict for candidate in riders)
+    return riders[: costs[model].buckets_of(stage, guided, strict=strict)[-1]]
 
 
 def _weight(job: ActiveWork, now: float) -> float:
@@ -173,7 +185,8 @@ def _reason(riders: Sequence[Candidate], num_candidates: int, costs: Mapping[Mod
 
 def _batch(riders: Sequence[Candidate], costs: Mapping[ModelKey, StepCosts], reason: str) -> StepBatch:
     model, stage, guided = riders[0].group
-    bucket = costs[model].bucket_for(len(riders))
+    allowed = costs[model].buckets_of(stage, guided, strict=any(c.strict for c in riders))
+    bucket = costs[model].bucket_for(len(riders), allowed)
     return StepBatch(model, stage, guided, tuple(c.slot for c in riders), bucket, reason)
 
 

@@ -75,11 +75,13 @@ class JobQueue:
         result_bytes: int = 0,
         idempotency: Idempotency | None = None,
         plan: str | None = None,
+        bound_to: str | None = None,
     ) -> JobRecord:
         """Queue a job, or raise `QueueFull`, `MemoryFull`, `DeadlineTooShort` or `IdempotencyConflict`.
 
         An id or idempotency key that was admitted before only gives that job as it is now. With `plan`, the
-        fingerprint of what is going to run it, the job shares the work and the result of identical jobs.
+        fingerprint of what is going to run it, the job shares the work and the result of identical jobs. Only workers
+        of the fingerprint `bound_to` run it; when there have been none for a minute, it fails.
         `least_s` is the shortest time that it can take, `result_bytes` the most that its files can.
         """
         terms = terms or Terms()
@@ -107,6 +109,7 @@ class JobQueue:
             idempotency=idempotency and f"{keys.IDEMPOTENCY_PREFIX}{_digest(terms.tenant, idempotency.key)}",
             digest=idempotency and hashlib.sha256(idempotency.body).hexdigest(),
             plan=plan,
+            bound=bound_to,
             share=plan and f"{keys.SHARE_PREFIX}{_digest(plan, spec.model_dump_json())}",
             ttl_s=self._result_ttl_s,
         )
@@ -181,6 +184,7 @@ class JobQueue:
             reply_to=None,
             least_s=float(least_s or 0),
             result_bytes=int(result_bytes or 0),
+            bound_to=dead.bound_to,
         )
         await call(self._redis, "ZREM", QueueKeys.of(dead.spec.model, dead.spec.version).dead, dead.id)
         return job

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from msf_serve.scheduler.errors import SchedulerError
-from msf_serve.scheduler.jobs import JobError, JobRecord, JobSpec, JobState, Terms, Timings
+from msf_serve.scheduler.jobs import JobError, JobRecord, JobSpec, JobState, Provenance, Terms, Timings
 
 SCHEMA_VERSION = 1
 
@@ -22,6 +22,8 @@ def decode_job(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> JobRecord:
     timings = fields.get(b"timings")
     error = fields.get(b"error")
     images_of = fields.get(b"images_of")
+    bound = fields.get(b"bound")
+    provenance = fields.get(b"provenance")
     return JobRecord(
         schema_version=schema_version,
         id=fields[b"id"].decode(),
@@ -34,7 +36,9 @@ def decode_job(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> JobRecord:
         claimed_at=_time(fields.get(b"claimed_at"), offset),
         finished_at=_time(fields.get(b"finished_at"), offset),
         is_suspect=fields.get(b"suspect") == b"1",
+        bound_to=bound.decode() if bound else None,
         images_of=images_of.decode() if images_of else None,
+        provenance=Provenance.model_validate_json(provenance) if provenance else None,
         timings=Timings.model_validate_json(timings) if timings else None,
         error=JobError.model_validate_json(error) if error else None,
     )

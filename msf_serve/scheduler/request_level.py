@@ -41,12 +41,13 @@ class RequestLevel:
             self._members = {_sample(candidate) for candidate in running}
             self._bucket = costs[running[0].model].bucket_for(len(running))
         stage = min((candidate.stage for candidate in running), key=_ORDER.__getitem__)
-        riders = [candidate for candidate in running if candidate.stage is stage][: self._bucket]
-        first = riders[0]
-        alike = [candidate for candidate in riders if candidate.guided == first.guided]
-        return StepBatch(
-            first.model, stage, first.guided, tuple(c.slot for c in alike), bucket=self._bucket, reason="request"
-        )
+        first = next(candidate for candidate in running if candidate.stage is stage)
+        alike = [candidate for candidate in running if candidate.group == first.group]
+        strict = any(candidate.strict for candidate in alike)
+        allowed = costs[first.model].buckets_of(stage, first.guided, strict=strict)
+        bucket = costs[first.model].bucket_for(self._bucket, allowed)
+        riders = tuple(candidate.slot for candidate in alike[:bucket])
+        return StepBatch(first.model, stage, first.guided, riders, bucket, "request")
 
     def _next_batch(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The samples of the oldest jobs that fit together: of one model, guided alike."""

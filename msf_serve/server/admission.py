@@ -28,6 +28,7 @@ class Order:
     spec: JobSpec
     terms: Terms
     idempotency: Idempotency | None
+    bound_to: str | None  # the fingerprint that is to make a strict job's bytes
     shares_results: bool
     finish_alone: bool  # go on when the caller has gone away
 
@@ -46,6 +47,7 @@ async def read_order(body: ImageRequest, request: Request, context: ServerContex
         spec=spec,
         terms=_terms(body, request, context),
         idempotency=idempotency,
+        bound_to=_bound_to(spec, model, context),
         shares_results=body.cache is not False and body.seed is not None,
         finish_alone=(body.on_disconnect or ("finish" if idempotency else "cancel")) == "finish",
     )
@@ -64,7 +66,8 @@ async def admit(order: Order, context: ServerContext, *, job_id: str, reply_to: 
         least_s=model.least.bound_s(spec.num_steps, spec.num_samples),
         result_bytes=spec.num_samples * round(pixels * WORST_COMPRESSION + FILE_OVERHEAD_BYTES),
         idempotency=order.idempotency,
-        plan=context.catalog.plan(model) if order.shares_results else None,
+        plan=(order.bound_to or context.catalog.fingerprint(model)) if order.shares_results else None,
+        bound_to=order.bound_to,
     )
     context.metrics.round_trip_s.observe(time.perf_counter() - started)
     return job
@@ -79,6 +82,22 @@ def _terms(body: ImageRequest, request: Request, context: ServerContext) -> Term
         weight=context.settings.tenant_weights.get(tenant, 1.0),
         timeout_s=body.timeout_s or context.settings.request_timeout_s,
     )
+
+
+def _bound_to(spec: JobSpec, model: ModelInfo, context: ServerContext) -> str | None:
+    if spec.reproducibility != "strict":
+        return None
+    fingerprint = context.catalog.strict_fingerprint(model)
+    if fingerprint is None and model.strict_cost is None:
+        raise InvalidRequest(
+            f'Invalid reproducibility: "strict". Allowed: "fast", as {model.name}:{model.version} is served with no '
+            "batch size in which an image does not depend on its neighbours.",
+            param="reproducibility",
+            code="strict_unavailable",
+        )
+    if fingerprint is None:
+        raise Unavailable(f"No worker serves {model.name}:{model.version} strictly now.", code="no_worker")
+    return fingerprint
 
 
 def _tenant(request: Request) -> str:

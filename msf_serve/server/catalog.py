@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 
 from msf_serve.scheduler.errors import QueueUnavailable
@@ -36,7 +36,8 @@ class Catalog:
         self._failure: str | None = None
         self._models: tuple[ModelInfo, ...] = ()
         self._served_at: dict[ModelKey, float] = {}
-        self._plans: dict[ModelKey, set[str]] = {}
+        self._fingerprints: dict[ModelKey, set[str]] = {}
+        self._strict: dict[ModelKey, Counter[str]] = {}  # slots by fingerprint, where strict jobs can be run
 
     async def models(self) -> tuple[ModelInfo, ...]:
         """Every model version ever registered, ordered by name and version; raises QueueUnavailable."""
@@ -69,10 +70,15 @@ class Catalog:
         """Whether a live worker that serves `model` was seen within the last `worker_absence_s`."""
         return self._clock() - self._served_at.get(_key(model), -math.inf) <= self._worker_absence_s
 
-    def plan(self, model: ModelInfo) -> str | None:
-        """The fingerprint of what runs `model`, or None when its live workers differ in it or there are none."""
-        fingerprints = self._plans.get(_key(model), set())
+    def fingerprint(self, model: ModelInfo) -> str | None:
+        """Of what runs `model`; None when its live workers differ in it or there are none."""
+        fingerprints = self._fingerprints.get(_key(model), set())
         return next(iter(fingerprints)) if len(fingerprints) == 1 else None
+
+    def strict_fingerprint(self, model: ModelInfo) -> str | None:
+        """The one with the most slots among live workers that run strict jobs of `model`; None: there are none."""
+        slots = self._strict.get(_key(model), Counter[str]())
+        return max(slots, key=lambda fingerprint: (slots[fingerprint], fingerprint), default=None)
 
     async def _read(self) -> None:
         try:
@@ -90,10 +96,13 @@ class Catalog:
             for model in models:
                 self._served_at.setdefault(_key(model), now - away_s)
             self._served_at.update({_key(model): now for worker in workers for model in worker.models})
-            self._plans = defaultdict(set)
+            self._fingerprints = defaultdict(set)
+            self._strict = defaultdict(Counter)
             for worker in workers:
                 for model in worker.models:
-                    self._plans[_key(model)].add(worker.backend)
+                    self._fingerprints[_key(model)].add(model.fingerprint)
+                    if model.strict_cost is not None:
+                        self._strict[_key(model)][model.fingerprint] += worker.num_slots
         self._read_at = self._clock()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, Request, Response
 
-from msf_serve.scheduler.jobs import Timings
+from msf_serve.scheduler.jobs import JobSpec, Timings
 from msf_serve.server.admission import read_order
 from msf_serve.server.completion import complete
 from msf_serve.server.context import Context
@@ -30,10 +30,10 @@ async def generate(body: ImageRequest, request: Request, response: Response, con
     if not is_cached:
         context.metrics.observe_job(order.model, done.timings, len(done.images))
     response.headers["Server-Timing"] = _server_timing(done.timings)
-    spec = done.job.spec
+    spec, made = done.job.spec, done.job.provenance
     return ImagesResponse(
         created=int(done.finished_at),
-        data=encoded(done.images),
+        data=encoded(done.images, spec),
         model=spec.model,
         version=spec.version,
         seed=spec.seed,
@@ -42,12 +42,17 @@ async def generate(body: ImageRequest, request: Request, response: Response, con
         output_format=spec.output_format,
         job_id=done.job.id,
         cached=is_cached,
+        reproducibility=made.reproducibility if made else None,
+        fingerprint=made.fingerprint if made else None,
         timings=done.timings,
     )
 
 
-def encoded(images: Sequence[bytes]) -> list[Image]:
-    return [Image(b64_json=b64encode(image).decode(), index=index) for index, image in enumerate(images)]
+def encoded(images: Sequence[bytes], spec: JobSpec) -> list[Image]:
+    return [
+        Image(b64_json=b64encode(image).decode(), index=index)
+        for index, image in zip(spec.indices, images, strict=False)
+    ]
 
 
 def _server_timing(timings: Timings) -> str:

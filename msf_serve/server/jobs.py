@@ -52,6 +52,7 @@ async def _shown(job: JobRecord, context: ServerContext) -> JobObject:
         spec=job.spec,
         priority=job.terms.priority,
         timings=job.timings,
+        provenance=job.provenance,
         error=job.error,
-        data=encoded(images) or None,
+        data=encoded(images, job.spec) or None,
     )

@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import TypeVar
 
-from msf_serve.scheduler.jobs import MAX_SEED, JobSpec, ModelInfo
+from msf_serve.scheduler.jobs import MAX_INDEX, MAX_SEED, JobSpec, ModelInfo
 from msf_serve.server.errors import InvalidRequest, shown
 from msf_serve.server.schemas import ImageRequest
 
@@ -28,6 +28,7 @@ def resolve(request: ImageRequest, model: ModelInfo, max_images: int) -> JobSpec
         label=_label(request.prompt, model),
         num_samples=_within("n", request.n, 1, default=1, highest=max_images),
         seed=_within("seed", request.seed, 0, default=secrets.randbelow(MAX_SEED + 1), highest=MAX_SEED),
+        first_index=_within("first_index", request.first_index, 0, default=0, highest=MAX_INDEX),
         num_steps=_within("num_steps", request.num_steps, 2, model.default_num_steps, model.max_num_steps),
         guidance_scale=_within(
             "guidance_scale",
@@ -36,6 +37,7 @@ def resolve(request: ImageRequest, model: ModelInfo, max_images: int) -> JobSpec
             model.default_guidance_scale,
             model.max_guidance_scale,
         ),
+        reproducibility=request.reproducibility,
         output_format=request.output_format or "png",
     )
 

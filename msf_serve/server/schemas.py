@@ -7,7 +7,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
-from msf_serve.scheduler.jobs import MAX_SEED, JobError, JobSpec, JobState, OutputFormat, Priority, Timings
+from msf_serve.scheduler.jobs import (
+    MAX_INDEX,
+    MAX_SEED,
+    JobError,
+    JobSpec,
+    JobState,
+    OutputFormat,
+    Priority,
+    Provenance,
+    Reproducibility,
+    Timings,
+)
 from msf_serve.server.errors import InvalidRequest, shown
 
 
@@ -88,6 +99,17 @@ class ImageRequest(RequestBody):
         default=None,
         description=f"an integer from 0 to {MAX_SEED} that fixes the noise; without it, one is drawn.",
     )
+    first_index: int | None = Field(
+        default=None,
+        description=f"an integer from 0 to {MAX_INDEX}: the index of the first image, so that n = 1 makes one image "
+        "of a larger request with the same seed alone; without it, 0.",
+    )
+    reproducibility: Reproducibility | None = Field(
+        default=None,
+        description='"strict": the same request gives the same bytes whatever else is in the batch, for as long as a '
+        'worker has the fingerprint that the answer names; "fast": the same picture, but for rounding; without it, '
+        '"strict" where the worker measured that it costs little.',
+    )
     num_steps: int | None = Field(
         default=None,
         description="denoising steps of both stages together, an integer from 2 to the model's "
@@ -151,6 +173,8 @@ class ImagesResponse(BaseModel):
     output_format: OutputFormat
     job_id: str
     cached: bool = Field(description="Whether an identical job made these images.")
+    reproducibility: Reproducibility | None = Field(description="How they were made.")
+    fingerprint: str | None = Field(description="What a strict request's bytes depend on beside the request itself.")
     timings: Timings
 
 
@@ -167,6 +191,7 @@ class JobObject(BaseModel):
     spec: JobSpec
     priority: Priority
     timings: Timings | None
+    provenance: Provenance | None = Field(description="What made the images.")
     error: JobError | None
     data: list[Image] | None = Field(description="The images, once it has succeeded.")
 
@@ -190,6 +215,10 @@ class ModelObject(BaseModel):
     default_guidance_scale: float
     max_guidance_scale: float
     max_n: int
+    fingerprint: str = Field(description="Of the worker that registered last: what its images' bytes depend on.")
+    strict_cost: float | None = Field(
+        description="What a strict step batch takes more there at worst, as a share; null: it runs no strict jobs."
+    )
 
 
 class ModelList(BaseModel):

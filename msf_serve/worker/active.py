@@ -13,7 +13,7 @@ from msf_serve.engine.config import ModelConfig
 from msf_serve.engine.executor import SampleRequest
 from msf_serve.engine.stage import Stage
 from msf_serve.scheduler.costs import StepCosts, Work
-from msf_serve.scheduler.jobs import Timings
+from msf_serve.scheduler.jobs import Provenance, Timings
 from msf_serve.scheduler.leases import Claim
 
 
@@ -27,6 +27,7 @@ class ActiveJob:
 
     claim: Claim
     config: ModelConfig
+    provenance: Provenance
     waiting: deque[int] = field(default_factory=deque)  # sample indices
     images: dict[int, NDArray[np.uint8]] = field(default_factory=dict)  # by sample index
     started_at: float | None = None  # when its first sample joined a step batch
@@ -35,7 +36,7 @@ class ActiveJob:
     def __post_init__(self) -> None:
         spec = self.claim.job.spec
         self.id = self.claim.job.id
-        self.waiting.extend(range(spec.num_samples))
+        self.waiting.extend(spec.indices)
         self.work = Work(*self.config.split_steps(spec.num_steps), guided=spec.guidance_scale != 1.0)
         self.hold_by(self.claim)
 
@@ -46,6 +47,10 @@ class ActiveJob:
         self.claimed_at = time.monotonic()
         self.arrived_at = self.claimed_at - ((job.claimed_at or job.admitted_at) - job.admitted_at)
         self.deadline = None if job.deadline_at is None else self.arrived_at + job.deadline_at - job.admitted_at
+
+    @property
+    def is_strict(self) -> bool:
+        return self.provenance.reproducibility == "strict"
 
     @property
     def is_complete(self) -> bool:

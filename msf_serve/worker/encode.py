@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, features
 from PIL.PngImagePlugin import PngInfo
 
-from msf_serve.scheduler.jobs import JobSpec, OutputFormat
+from msf_serve.scheduler.jobs import JobSpec, OutputFormat, Provenance
 
+PARAMETERS = "msf:parameters"  # the text chunk's keyword
 _OPTIONS: dict[OutputFormat, dict[str, object]] = {
     "png": {"compress_level": 4},
     "webp": {"lossless": True, "method": 2},
@@ -19,15 +21,21 @@ _OPTIONS: dict[OutputFormat, dict[str, object]] = {
 }
 
 
-def encode_image(pixels: NDArray[np.uint8], spec: JobSpec, *, index: int, fingerprint: str) -> bytes:
+def runtime_fingerprint(plans: str) -> str:
+    """SHA-256 of all that an encoded image's bytes depend on: the plans' fingerprint, and the encoders' versions."""
+    codecs = (f"{name} {features.version(name)}" for name in ("pil", "zlib", "libjpeg_turbo", "webp"))
+    return hashlib.sha256("\n".join((plans, *codecs)).encode()).hexdigest()
+
+
+def encode_image(pixels: NDArray[np.uint8], spec: JobSpec, *, index: int, provenance: Provenance) -> bytes:
     """Encode (H, W, 1 | 3 | 4) uint8 in the job's format.
 
-    A PNG carries in its text chunk `msf:parameters` what is needed to make it again, and nothing that varies.
+    A PNG carries in its text chunk `PARAMETERS` what is needed to make it again, and nothing that varies.
     """
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     options = dict(_OPTIONS[spec.output_format])
     if spec.output_format == "png":
-        options["pnginfo"] = _text_chunks(spec, index, fingerprint)
+        options["pnginfo"] = _text_chunks(spec, index, provenance)
     elif spec.output_format == "jpeg" and image.mode == "RGBA":
         image = image.convert("RGB")
     file = io.BytesIO()
@@ -35,7 +43,7 @@ def encode_image(pixels: NDArray[np.uint8], spec: JobSpec, *, index: int, finger
     return file.getvalue()
 
 
-def _text_chunks(spec: JobSpec, index: int, fingerprint: str) -> PngInfo:
+def _text_chunks(spec: JobSpec, index: int, provenance: Provenance) -> PngInfo:
     parameters = {
         "model": spec.model,
         "version": spec.version,
@@ -44,8 +52,8 @@ def _text_chunks(spec: JobSpec, index: int, fingerprint: str) -> PngInfo:
         "index": index,
         "num_steps": spec.num_steps,
         "guidance_scale": spec.guidance_scale,
-        "fingerprint": fingerprint,
+        **provenance.model_dump(),
     }
     info = PngInfo()
-    info.add_text("msf:parameters", json.dumps(parameters, sort_keys=True))
+    info.add_text(PARAMETERS, json.dumps(parameters, sort_keys=True))
     return info

@@ -25,12 +25,9 @@ T = TypeVar("T")
 class Finisher:
     """One task for each job that ends; the encoders run in a thread. `on_end` is told when its lease is given up."""
 
-    def __init__(
-        self, leases: Leases, metrics: WorkerMetrics, fingerprint: str, on_end: Callable[[ActiveJob], None]
-    ) -> None:
+    def __init__(self, leases: Leases, metrics: WorkerMetrics, on_end: Callable[[ActiveJob], None]) -> None:
         self._leases = leases
         self._metrics = metrics
-        self._fingerprint = fingerprint
         self._on_end = on_end
         self._tasks: set[asyncio.Task[None]] = set()
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
@@ -63,7 +60,7 @@ class Finisher:
             await self._store(
                 job,
                 "succeeded",
-                lambda: self._leases.succeed(job.claim, images, job.timings(encode_s), plan=self._fingerprint),
+                lambda: self._leases.succeed(job.claim, images, job.timings(encode_s), job.provenance),
             )
         except Exception:
             logger.exception("the images of job %s cannot be encoded or stored", job.id)
@@ -83,8 +80,7 @@ class Finisher:
         started_at = time.monotonic()
         spec = job.claim.job.spec
         images = [
-            encode_image(job.images[index], spec, index=index, fingerprint=self._fingerprint)
-            for index in range(spec.num_samples)
+            encode_image(job.images[index], spec, index=index, provenance=job.provenance) for index in spec.indices
         ]
         return images, time.monotonic() - started_at
 

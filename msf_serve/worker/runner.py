@@ -10,12 +10,14 @@ from msf_serve.engine.repository import ModelVersion
 from msf_serve.engine.stage import Stage
 from msf_serve.scheduler import costs
 from msf_serve.scheduler.costs import StepCosts, Work
-from msf_serve.scheduler.jobs import LeastSeconds, ModelInfo
+from msf_serve.scheduler.jobs import JobSpec, LeastSeconds, ModelInfo, Provenance
 from msf_serve.scheduler.leases import Claim
 from msf_serve.scheduler.policy import ActiveWork, Candidate, StepBatch
 from msf_serve.worker.active import ActiveJob
+from msf_serve.worker.encode import runtime_fingerprint
 
 WARM_UP_ROUNDS = 3
+CHEAP = 0.05  # strict is the default where it takes no larger share more
 STAGES = {stage: costs.Stage(stage) for stage in Stage}
 
 
@@ -25,7 +27,10 @@ class ModelRunner:
     def __init__(self, model: ModelVersion, executor: Executor) -> None:
         self.model = model
         self.executor = executor
-        self.costs = StepCosts(executor.plans.buckets)
+        strict = {(STAGES[stage], guided): its for (stage, guided), its in executor.plans.strict.items()}
+        self.costs = StepCosts(executor.plans.buckets, strict=strict)
+        self.fingerprint = runtime_fingerprint(executor.plans.fingerprint)
+        self.strict_cost: float | None = None
         self.jobs: dict[str, ActiveJob] = {}
         self._riders: dict[int, tuple[ActiveJob, int]] = {}  # slot -> job, sample index
         self._ridden_at: dict[int, float] = {}  # slot -> when its sample last rode, or joined
@@ -58,6 +63,8 @@ class ModelRunner:
             description=config.description,
             created=int((self.model.folder / "SHA256SUMS").stat().st_mtime),
             least=self._least(),
+            fingerprint=self.fingerprint,
+            strict_cost=self.strict_cost,
         )
 
     def _least(self) -> LeastSeconds:
@@ -71,8 +78,15 @@ class ModelRunner:
 
     def add(self, claim: Claim) -> None:
         """Take a job in. One that was lost and came back before its slots were freed goes on under its new claim."""
-        job = self.jobs.setdefault(claim.job.id, ActiveJob(claim, self.model.config))
+        job = self.jobs.setdefault(claim.job.id, ActiveJob(claim, self.model.config, self._provenance(claim.job.spec)))
         job.hold_by(claim)
+
+    def _provenance(self, spec: JobSpec) -> Provenance:
+        """Strict where the job says so, or says nothing and it costs little here."""
+        is_cheap = self.strict_cost is not None and self.strict_cost <= CHEAP
+        return Provenance(
+            fingerprint=self.fingerprint, reproducibility=spec.reproducibility or ("strict" if is_cheap else "fast")
+        )
 
     def drop(self, job_id: str) -> None:
         """Forget a job and free its slots at once; its batch-mates do not notice."""
@@ -112,6 +126,7 @@ class ModelRunner:
                 stage=STAGES[slots[slot].stage],
                 guided=slots[slot].guided,
                 ridden_at=self._ridden_at[slot],
+                strict=job.is_strict,
             )
             for slot, (job, index) in self._riders.items()
         ]
@@ -186,6 +201,7 @@ class ModelRunner:
             for scale in (1.0, default_scale):
                 for round_number in range(WARM_UP_ROUNDS):
                     self._run_alone(min(bucket, self.executor.num_slots), bucket, scale, observe=round_number > 0)
+        self.strict_cost = self.costs.strict_cost()
 
     def _run_alone(self, count: int, bucket: int, guidance_scale: float, *, observe: bool) -> None:
         for index in range(count):

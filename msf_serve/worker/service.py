@@ -55,7 +55,8 @@ class Worker:
         self.info = info
         self._runners = {runner.key: runner for runner in runners}
         self._redis = redis
-        self._leases = Leases(redis, lease_s=lease_s, result_ttl_s=result_ttl_s)
+        fingerprints = {runner.key: runner.fingerprint for runner in runners}
+        self._leases = Leases(redis, lease_s=lease_s, result_ttl_s=result_ttl_s, fingerprints=fingerprints)
         self._registry = Registry(redis, worker_ttl_s=lease_s)
         self._metrics = metrics
         self._policy = policy or StepLevel()
@@ -67,7 +68,7 @@ class Worker:
         self._alone = False  # nothing is claimed until nothing is held: a suspect is, or waits to be, claimed
         self._held: dict[str, Claim] = {}  # every job whose lease is ours
         self._lost: set[str] = set()  # to be dropped between two steps
-        self._finisher = Finisher(self._leases, metrics, info.backend, self._ended)
+        self._finisher = Finisher(self._leases, metrics, self._ended)
         self._work = asyncio.Event()  # there may be a step to make
         self._freed = asyncio.Event()  # a slot was freed, so there may be room to claim
         self._nothing_held = asyncio.Event()

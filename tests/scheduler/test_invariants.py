@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from msf_serve.scheduler.connection import call
 from msf_serve.scheduler.errors import DeadlineTooShort, IdempotencyConflict, QueueFull
-from msf_serve.scheduler.jobs import JobError, JobState, Priority, Terms
+from msf_serve.scheduler.jobs import JobError, JobState, Priority, Provenance, Terms
 from msf_serve.scheduler.keys import RESERVED, QueueKeys, job
 from msf_serve.scheduler.leases import Claim, Leases
 from msf_serve.scheduler.queue import Idempotency, JobQueue, QueueDepth
@@ -21,11 +21,12 @@ from tests.scheduler.support import MODEL, TIMINGS, VERSION, queue_keys, replies
 
 LIMIT = 16
 BYTES_PER_SAMPLE = 10
-WORKERS = ("a", "b", "c")
+WORKERS = {"a": "red", "b": "red", "c": "blue"}  # and their fingerprints
 OPERATIONS = (
     *(("admit",) * 5 + ("claim",) * 4 + ("bury",) * 2),
     *("succeed", "fail", "release", "expire_held", "renew", "cancel", "expire", "sweep"),
 )
+WAKE = ("wake", "wake@red", "wake@blue")
 PREFIX = QueueKeys.of(MODEL, VERSION).prefix
 
 
@@ -44,7 +45,11 @@ class Play:
     def __post_init__(self) -> None:
         self.queue = JobQueue(self.redis, max_queued_samples=LIMIT)
         self.leases = Leases(self.redis)
-        self.dying = Leases(self.redis, lease_s=0.0)
+        self.living = {worker_id: self._leases_of(fingerprint, 15.0) for worker_id, fingerprint in WORKERS.items()}
+        self.dying = {worker_id: self._leases_of(fingerprint, 0.0) for worker_id, fingerprint in WORKERS.items()}
+
+    def _leases_of(self, fingerprint: str, lease_s: float) -> Leases:
+        return Leases(self.redis, lease_s=lease_s, fingerprints={(MODEL, VERSION): fingerprint})
 
     async def admit(self) -> None:
         job_id, num_samples = f"job-{len(self.admitted)}", self.dice.randint(1, 4)
@@ -57,6 +62,7 @@ class Play:
             timeout_s=self.dice.choice((None, None, 1000.0, 1e-4)),
         )
         key = self.dice.choice((None, None, "first", "second"))
+        bound_to = self.dice.choice((None, None, "red", "blue"))
         before = await self.num_samples()
         try:
             found = await self.queue.admit(
@@ -64,7 +70,8 @@ class Play:
                 terms,
                 job_id=job_id,
                 reply_to="replies",
-                plan=self.dice.choice((None, "plan")),
+                plan=bound_to or self.dice.choice((None, "plan")),
+                bound_to=bound_to,
                 least_s=self.dice.choice((0.0, 0.0, 1.0)),
                 result_bytes=BYTES_PER_SAMPLE * num_samples,
                 idempotency=Idempotency(key, wanted.model_dump_json().encode()) if key else None,
@@ -83,12 +90,13 @@ class Play:
                 self.cached.add(job_id)
 
     async def claim(self) -> None:
-        leases = self.dying if self.dice.random() < 0.3 else self.leases
-        worker_id, max_samples, idle = self.dice.choice(WORKERS), self.dice.randint(0, 6), self.dice.random() < 0.5
+        worker_id, max_samples, idle = self.any_worker(), self.dice.randint(0, 6), self.dice.random() < 0.5
+        leases = (self.dying if self.dice.random() < 0.3 else self.living)[worker_id]
         claimed = await leases.claim(worker_id, MODEL, VERSION, max_samples, idle=idle)
         for held in claimed.claims:
             assert self.states[held.job.id] is JobState.QUEUED
             assert held.job.state is JobState.RUNNING
+            assert held.job.bound_to in (None, WORKERS[worker_id])
             assert not held.job.is_suspect or (claimed.alone and idle and len(claimed.claims) == 1)
         self.claims += claimed.claims
 
@@ -96,8 +104,9 @@ class Play:
         if self.claims:
             held = self.dice.choice(self.claims[-6:])
             images = [held.job.id.encode()] * held.job.spec.num_samples
-            plan = self.dice.choice(("plan", "another"))
-            self.num_ends[held.job.id] += await self.leases.succeed(held, images, TIMINGS, plan=plan)
+            made_by = held.job.bound_to or self.dice.choice(("plan", "another"))
+            provenance = Provenance(fingerprint=made_by, reproducibility="fast")
+            self.num_ends[held.job.id] += await self.leases.succeed(held, images, TIMINGS, provenance)
 
     async def fail(self) -> None:
         if self.claims:
@@ -114,9 +123,9 @@ class Play:
             await self.leases.release(self.dice.choice(self.claims[-6:]))
 
     async def renew(self) -> None:
-        worker_id = self.dice.choice(WORKERS)
+        worker_id = self.any_worker()
         mine = [held for held in self.claims if held.worker_id == worker_id]
-        lost = await self.leases.renew(worker_id, mine)
+        lost = await self.living[worker_id].renew(worker_id, mine)
         running = {job_id for job_id, state in self.states.items() if state is JobState.RUNNING}
         assert {held.job.id for held in mine} - lost <= running
 
@@ -136,7 +145,10 @@ class Play:
         await self.leases.sweep()
 
     async def bury(self) -> None:
-        await self.leases.bury(self.dice.choice(WORKERS))
+        await self.leases.bury(self.any_worker())
+
+    def any_worker(self) -> str:
+        return self.dice.choice(list(WORKERS))
 
     async def num_samples(self) -> int:
         return (await self.queue.depth(MODEL, VERSION)).num_samples
@@ -158,11 +170,13 @@ class Play:
         assert int(await self.redis.get(RESERVED) or 0) == BYTES_PER_SAMPLE * num_samples
 
         queued = {job_id for job_id in open_jobs if states[job_id] is JobState.QUEUED}
-        suspects, in_lanes = await self.members("suspects"), await self.members("lane*")
+        suspects, in_lanes = await self.members("suspects*"), await self.members("lane*")
         assert await self.members("waiting") == queued == suspects | in_lanes
         assert not suspects & in_lanes
         assert await self.members("leases") == open_jobs - queued
-        assert not in_lanes or await self.redis.exists(f"{PREFIX}wake"), "nobody sleeps while there is work"
+        for bound in ("", "@red", "@blue"):
+            waits = any([await self.members(f"lane{band}{bound}:*") for band in range(3)])
+            assert not waits or await self.redis.exists(f"{PREFIX}wake{bound}"), "nobody sleeps while there is work"
         assert bool(in_lanes) == bool(await self.members("tenants*")) == bool(await self.members("users*"))
 
         told = Counter(await replies(self.redis))
@@ -178,7 +192,7 @@ class Play:
         """With nobody dying any more, everything that waits is done, suspects too."""
         while (await self.queue.depth(MODEL, VERSION)).num_jobs_queued:
             for worker_id in WORKERS:
-                for held in (await self.leases.claim(worker_id, MODEL, VERSION, LIMIT, idle=True)).claims:
+                for held in (await self.living[worker_id].claim(worker_id, MODEL, VERSION, LIMIT, idle=True)).claims:
                     assert await self.leases.succeed(held, [b"image"] * held.job.spec.num_samples, TIMINGS)
         for job_id in self.admitted:
             await self.queue.cancel(job_id)
@@ -202,7 +216,7 @@ async def test_what_must_always_hold(redis: Redis, seed: int) -> None:
 
     assert all(state.is_terminal for state in play.states.values())
     assert await play.queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
-    assert await queue_keys(redis) <= {"counters", "wake", "ends", "dead"}
+    assert await queue_keys(redis) <= {"counters", *WAKE, "fingerprints", "ends", "dead"}
     for job_id, num_samples in play.admitted.items():
         record = await play.queue.get(job_id)
         assert record is not None
@@ -210,6 +224,6 @@ async def test_what_must_always_hold(redis: Redis, seed: int) -> None:
         assert len(await play.queue.images(record)) == (num_samples if has_images else 0)
     await play.forget_all()
     left = {key.decode() for key in await call(redis, "KEYS", "*")}
-    assert left <= {"replies", "msf:queues", "msf:clock", RESERVED, f"{PREFIX}counters", f"{PREFIX}wake"} | {
-        f"msf:notices:{worker_id}" for worker_id in WORKERS
-    }
+    queues = {PREFIX + name for name in ("counters", "fingerprints", *WAKE)}
+    notices = {f"msf:notices:{worker_id}" for worker_id in WORKERS}
+    assert left <= {"replies", "msf:queues", "msf:clock", RESERVED, *queues, *notices}

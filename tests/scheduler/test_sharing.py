@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from msf_serve.scheduler.errors import DeadlineTooShort, IdempotencyConflict
-from msf_serve.scheduler.jobs import JobError, JobRecord, JobState, Priority, Terms
+from msf_serve.scheduler.jobs import JobError, JobRecord, JobState, Priority, Provenance, Terms
 from msf_serve.scheduler.keys import RESERVED
 from msf_serve.scheduler.leases import Leases, Swept
 from msf_serve.scheduler.queue import Idempotency, JobQueue, QueueDepth, new_job_id
@@ -21,6 +21,9 @@ async def ask(queue: JobQueue, key: str, body: bytes = b"body", tenant: str = "a
     return await queue.admit(
         spec(), Terms(tenant=tenant), job_id=new_job_id(), reply_to="replies", idempotency=Idempotency(key, body)
     )
+
+
+MADE = Provenance(fingerprint=PLAN, reproducibility="fast")
 
 
 async def share(
@@ -87,7 +90,7 @@ async def test_identical_work_is_done_once(queue: JobQueue, leases: Leases, redi
     claims = await claim(leases, max_samples=10)
     assert ids(claims) == [leader.id, other.id]
     for held in claims:
-        await leases.succeed(held, [held.job.id.encode(), b"2"], TIMINGS, plan=PLAN)
+        await leases.succeed(held, [held.job.id.encode(), b"2"], TIMINGS, MADE)
 
     assert await images_of(queue, follower.id) == await images_of(queue, leader.id) == [leader.id.encode(), b"2"]
     assert sorted(await replies(redis)) == sorted((job.id, "succeeded") for job in (leader, follower, other))
@@ -98,7 +101,7 @@ async def test_identical_work_is_done_once(queue: JobQueue, leases: Leases, redi
 async def test_a_result_is_kept_for_who_asks_later(queue: JobQueue, leases: Leases, redis: Redis) -> None:
     leader = await share(queue)
     [held] = await claim(leases)
-    await leases.succeed(held, [b"1", b"2"], TIMINGS, plan=PLAN)
+    await leases.succeed(held, [b"1", b"2"], TIMINGS, MADE)
     late = await share(queue)
     assert (late.state, late.images_of, late.timings) == (JobState.SUCCEEDED, leader.id, TIMINGS)
     assert await queue.images(late) == [b"1", b"2"]
@@ -118,11 +121,11 @@ async def test_the_end_of_one_is_not_the_end_of_the_others(
     await getattr(queue, end)(jobs[0].id)
     await getattr(queue, end)(jobs[2].id)
     if is_running:
-        assert not await leases.succeed(stale, [b"late", b"late"], TIMINGS, plan=PLAN)
+        assert not await leases.succeed(stale, [b"late", b"late"], TIMINGS, MADE)
     [held] = await claim(leases, max_samples=10)
     assert held.job.id == jobs[1].id
     assert (await share(queue)).state is JobState.QUEUED, "and others can join"
-    await leases.succeed(held, [b"1", b"2"], TIMINGS, plan=PLAN)
+    await leases.succeed(held, [b"1", b"2"], TIMINGS, MADE)
     for job in (jobs[1], jobs[3]):
         assert await images_of(queue, job.id) == [b"1", b"2"]
     assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
@@ -135,7 +138,7 @@ async def test_who_left_is_not_answered_again(queue: JobQueue, leases: Leases, r
     await queue.cancel(jobs[0].id)
     await queue.cancel(jobs[2].id)
     [held] = await claim(leases)
-    await leases.succeed(held, [b"1", b"2"], TIMINGS, plan=PLAN)
+    await leases.succeed(held, [b"1", b"2"], TIMINGS, MADE)
     assert (await stored(queue, jobs[2].id)).state is JobState.CANCELLED
     assert Counter(await replies(redis)) == {
         (jobs[0].id, "cancelled"): 1,
@@ -153,7 +156,7 @@ async def test_who_follows_a_running_job_needs_no_time_of_its_own(queue: JobQueu
         assert await leases.sweep() == Swept()
     late = await share(queue, timeout_s=1e-6)
     assert await leases.sweep() == Swept(num_expired=1)
-    await leases.succeed(held, [b"1", b"2"], TIMINGS, plan=PLAN)
+    await leases.succeed(held, [b"1", b"2"], TIMINGS, MADE)
     assert await images_of(queue, follower.id) == [b"1", b"2"]
     assert (await stored(queue, late.id)).state is JobState.EXPIRED
 
@@ -187,7 +190,7 @@ async def test_what_another_plan_made_is_not_kept(queue: JobQueue, leases: Lease
     await share(queue)
     follower = await share(queue)
     [held] = await claim(leases)
-    await leases.succeed(held, [b"1", b"2"], TIMINGS, plan="another")
+    await leases.succeed(held, [b"1", b"2"], TIMINGS, Provenance(fingerprint="another", reproducibility="fast"))
     assert await images_of(queue, follower.id) == [b"1", b"2"]
     assert (await share(queue)).state is JobState.QUEUED
 
@@ -196,7 +199,7 @@ async def test_shared_images_live_as_long_as_their_last_reader(redis: Redis) -> 
     brief, queue = Leases(redis, result_ttl_s=0.0), JobQueue(redis, result_ttl_s=600)
     await share(queue)
     [held] = await claim(brief)
-    await brief.succeed(held, [b"1", b"2"], TIMINGS, plan=PLAN)
+    await brief.succeed(held, [b"1", b"2"], TIMINGS, MADE)
     late = await share(queue)
     await brief.sweep()
     assert await queue.images(late) == [b"1", b"2"]

@@ -12,7 +12,7 @@ from contextlib import suppress
 from PIL import Image, ImageDraw
 
 from msf_serve.scheduler.connection import connect
-from msf_serve.scheduler.jobs import JobError, JobSpec, ModelInfo, Timings, WorkerInfo
+from msf_serve.scheduler.jobs import JobError, JobSpec, ModelInfo, Provenance, Timings, WorkerInfo
 from msf_serve.scheduler.leases import Claim, Leases
 from msf_serve.scheduler.queue import JobQueue
 from msf_serve.scheduler.registry import Registry
@@ -41,7 +41,10 @@ FASHION = ModelInfo(
     max_guidance_scale=10.0,
     description="Drawings of clothes.",
     created=1_700_000_000,
+    fingerprint="drawing",
+    strict_cost=0.0,
 )
+PROVENANCE = Provenance(fingerprint="drawing", reproducibility="strict")
 TIMINGS = Timings(queue_ms=4.0, base_ms=30.0, residual_ms=22.5, decode_ms=12.0, encode_ms=2.0, total_ms=80.0)
 
 
@@ -57,7 +60,7 @@ class FakeWorker:
         self.lost: set[str] = set()
         self.registry = Registry(redis)
         self.queue = JobQueue(redis)
-        self.leases = Leases(redis)
+        self.leases = Leases(redis, fingerprints={(model.name, model.version): model.fingerprint for model in models})
         self._redis = redis
         self._running: asyncio.Task[None]
 
@@ -91,12 +94,12 @@ class FakeWorker:
         if self.failure is not None:
             await self.leases.fail(claim, self.failure)
         else:
-            await self.leases.succeed(claim, draw(claim.job.spec), TIMINGS, plan=self.info.backend)
+            await self.leases.succeed(claim, draw(claim.job.spec), TIMINGS, PROVENANCE)
 
 
 def draw(spec: JobSpec) -> list[bytes]:
     """The job's files: the same spec gives the same bytes."""
-    return [_draw_one(spec, index) for index in range(spec.num_samples)]
+    return [_draw_one(spec, index) for index in spec.indices]
 
 
 def _draw_one(spec: JobSpec, index: int) -> bytes:

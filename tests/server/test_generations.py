@@ -8,7 +8,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.server.fake_worker import FakeWorker, draw
+from tests.server.fake_worker import FASHION, FakeWorker, draw
 
 PATH = "/v1/images/generations"
 
@@ -132,3 +132,31 @@ async def test_the_api_is_documented(client: httpx.AsyncClient) -> None:
     assert (await client.post(PATH, json=request["example"])).status_code == 200
     assert "422" not in document["paths"][PATH]["post"]["responses"]
     assert (await client.get("/docs")).status_code == 200
+
+
+async def test_one_image_of_a_larger_request_alone(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+    asked = {"prompt": "bag", "seed": 7}
+    whole = (await client.post(PATH, json={**asked, "n": 4})).json()
+    third = (await client.post(PATH, json={**asked, "n": 1, "first_index": 2})).json()
+    assert third["data"] == [whole["data"][2]]
+    assert third["data"][0]["index"] == 2
+
+
+async def test_a_strict_request_is_bound_to_a_fingerprint(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+    answer = (await client.post(PATH, json={"prompt": "bag", "reproducibility": "strict"})).json()
+    assert worker.claimed[0].job.bound_to == answer["fingerprint"] == "drawing"
+    assert answer["reproducibility"] == "strict"
+    await client.post(PATH, json={"prompt": "bag", "reproducibility": "fast"})
+    await client.post(PATH, json={"prompt": "bag"})
+    assert [claim.job.bound_to for claim in worker.claimed[1:]] == [None, None]
+
+
+async def test_strict_results_are_shared_even_where_workers_differ(
+    client: httpx.AsyncClient, worker: FakeWorker
+) -> None:
+    painting = FASHION.model_copy(update={"fingerprint": "painting", "strict_cost": None})
+    await worker.registry.register(worker.info.model_copy(update={"id": "other", "models": (painting,)}))
+    asked = {"prompt": "bag", "seed": 7, "reproducibility": "strict"}
+    answers = [(await client.post(PATH, json=asked)).json() for _ in range(2)]
+    assert [answer["cached"] for answer in answers] == [False, True]
+    assert {answer["fingerprint"] for answer in answers} == {"drawing"}

@@ -179,7 +179,8 @@ async def test_identical_requests_share_one_job(client: httpx.AsyncClient, worke
 
 
 async def test_nothing_is_shared_when_workers_differ(settings: ServerSettings, worker: FakeWorker) -> None:
-    await worker.registry.register(worker.info.model_copy(update={"id": "other", "backend": "painting"}))
+    painting = FASHION.model_copy(update={"fingerprint": "painting"})
+    await worker.registry.register(worker.info.model_copy(update={"id": "other", "models": (painting,)}))
     async with serving(settings) as app, client_of(app) as client:
         answers = [(await client.post(PATH, json={**BAG, "seed": 7})).json() for _ in range(2)]
     assert [answer["cached"] for answer in answers] == [False, False]

@@ -47,6 +47,8 @@ async def test_models_tell_what_may_be_asked_for(client: httpx.AsyncClient) -> N
         "default_guidance_scale": 2.0,
         "max_guidance_scale": 10.0,
         "max_n": 64,
+        "fingerprint": "drawing",
+        "strict_cost": 0.0,
     }
     for name in ("fashion", "fashion:1"):
         assert (await client.get(f"/v1/models/{name}")).json() == model

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msf_serve.scheduler.jobs import OutputFormat
+from msf_serve.scheduler.jobs import OutputFormat, Provenance
 from msf_serve.worker.encode import encode_image
 from tests.worker.support import SPEC
 
@@ -22,7 +22,9 @@ def test_every_format_takes_grey_colour_and_transparency(
     rows, columns = np.mgrid[0:24, 0:16]
     image = np.stack([8 * rows, 10 * columns, 4 * (rows + columns), 128 + rows][:channels], axis=-1).astype(np.uint8)
     spec = SPEC.model_copy(update={"output_format": output_format})
-    decoded = Image.open(io.BytesIO(encode_image(image, spec, index=0, fingerprint="f")))
+    decoded = Image.open(
+        io.BytesIO(encode_image(image, spec, index=0, provenance=Provenance(fingerprint="f", reproducibility="fast")))
+    )
     assert (decoded.format, decoded.size) == (output_format.upper(), (16, 24))
     mode = {1: "L", 3: "RGB", 4: "RGBA" if lossless else "RGB"}[channels]
     shown = np.asarray(decoded.convert(mode)).reshape(24, 16, -1).astype(int)

@@ -13,7 +13,7 @@ from msf_serve.engine.loading import ModelPlans
 from msf_serve.engine.plans import Plan
 from msf_serve.engine.repository import ModelVersion
 from msf_serve.engine.stage import Stage
-from msf_serve.scheduler.jobs import JobSpec, JobState
+from msf_serve.scheduler.jobs import JobSpec, JobState, Provenance
 from msf_serve.scheduler.queue import JobQueue
 from msf_serve.worker import finishing
 from msf_serve.worker.encode import encode_image
@@ -129,10 +129,10 @@ async def test_a_sample_that_is_not_finite_fails_alone(
 async def test_an_image_that_cannot_be_encoded_fails_its_job_only(
     worker: RunningWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def encode(image: NDArray[np.uint8], spec: JobSpec, *, index: int, fingerprint: str) -> bytes:
+    def encode(image: NDArray[np.uint8], spec: JobSpec, *, index: int, provenance: Provenance) -> bytes:
         if spec.label == SICK.label:
             raise OSError("no encoder")
-        return encode_image(image, spec, index=index, fingerprint=fingerprint)
+        return encode_image(image, spec, index=index, provenance=provenance)
 
     monkeypatch.setattr(finishing, "encode_image", encode)
     sick, healthy = await worker.admit(SICK), await worker.admit(SPEC)

@@ -20,7 +20,7 @@ from msf_serve.scheduler import keys
 from msf_serve.scheduler.connection import call, connect
 from msf_serve.scheduler.embedded import EmbeddedValkey
 from msf_serve.scheduler.errors import QueueUnavailable
-from msf_serve.scheduler.jobs import JobSpec, JobState
+from msf_serve.scheduler.jobs import JobSpec, JobState, Provenance
 from msf_serve.scheduler.keys import QueueKeys
 from msf_serve.scheduler.leases import Claim, Claimed, Leases, Swept
 from msf_serve.scheduler.queue import JobQueue
@@ -129,10 +129,10 @@ async def test_a_job_that_comes_back_while_it_ends_is_held_under_its_new_lease(
 ) -> None:
     gate, encoding, encode = Gate(), threading.Event(), threading.Event()
 
-    def encode_late(image: NDArray[np.uint8], spec: JobSpec, *, index: int, fingerprint: str) -> bytes:
+    def encode_late(image: NDArray[np.uint8], spec: JobSpec, *, index: int, provenance: Provenance) -> bytes:
         encoding.set()
         assert encode.wait(TIMEOUT_S)
-        return encode_image(image, spec, index=index, fingerprint=fingerprint)
+        return encode_image(image, spec, index=index, provenance=provenance)
 
     monkeypatch.setattr(finishing, "encode_image", encode_late)
     gate.open.set()

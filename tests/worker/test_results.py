@@ -89,7 +89,8 @@ async def test_a_png_tells_what_made_it(worker: RunningWorker) -> None:
             "index": index,
             "num_steps": 6,
             "guidance_scale": 2.0,
-            "fingerprint": "test",
+            "fingerprint": worker.runner.fingerprint,
+            "reproducibility": "fast",
         }
 
 

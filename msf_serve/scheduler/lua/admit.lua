@@ -15,6 +15,9 @@ local function store(state, now, offset)
     'seq', redis.call('HINCRBY', counters, 'seq', 1), 'admitted_at', stamp(now), 'clock_offset', stamp(offset), 'band', args.band,
     'tenant', args.tenant, 'user', args.user, 'weight', args.weight, 'cost', args.cost, 'least_s', args.least_s,
     'result_bytes', args.result_bytes)
+  if args.bound then
+    redis.call('HSET', job, 'bound', args.bound)
+  end
   if args.timeout_s then
     redis.call('HSET', job, 'deadline_at', stamp(now + args.timeout_s))
     redis.call('ZADD', deadlines, stamp(now + args.timeout_s - args.least_s), args.id)
@@ -50,7 +53,11 @@ local function share(now, offset, is_late)
   local state = leading and redis.call('HGET', leading, 'state')
   if state == 'succeeded' then
     store('succeeded', now, offset)
-    redis.call('HSET', job, 'images_of', leader, 'cached', 1, 'timings', redis.call('HGET', leading, 'timings'))
+    local result = redis.call('HMGET', leading, 'timings', 'provenance')
+    redis.call('HSET', job, 'images_of', leader, 'cached', 1, 'timings', result[1])
+    if result[2] then
+      redis.call('HSET', job, 'provenance', result[2])
+    end
     redis.call('ZADD', ends, 'GT', stamp(now + args.ttl_s), leader)
     close(job, args.id, 'succeeded', now, args.ttl_s)
     return true

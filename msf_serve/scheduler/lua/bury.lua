@@ -3,9 +3,7 @@ local now = clock()
 local num_requeued, num_poisoned = 0, 0
 if alone_worker(now) == args.worker then
   redis.call('HDEL', counters, 'alone_worker', 'alone_until')
-  if has_work(now) then
-    wake_one()
-  end
+  wake_where_work_is(now)
 end
 for _, id in ipairs(redis.call('ZRANGE', leases, 0, -1)) do
   local job = JOB_PREFIX .. id

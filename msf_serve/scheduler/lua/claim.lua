@@ -3,6 +3,8 @@
 local now = clock()
 local claimed = {0}
 local num_samples = 0
+local my_bounds = {'', args.fingerprint}
+show_fingerprint(now)
 
 local function lease(job, id)
   redis.call('ZADD', leases, stamp(now + args.lease_s), id)
@@ -12,11 +14,33 @@ local function lease(job, id)
   claimed[#claimed + 1] = redis.call('HGETALL', job)
 end
 
+local function head_of(place, tenant)
+  local user = redis.call('ZRANGE', users .. place .. ':' .. tenant, 0, 0)[1]
+  return redis.call('ZRANGE', lane .. place .. ':' .. #tenant .. ':' .. tenant .. ':' .. user, 0, 0, 'WITHSCORES')
+end
+
+-- Of a band's lanes that this worker may serve, those with the tenant that is next; of one tenant's, the older job.
+local function place_in(band)
+  local best, best_pass, best_seq
+  for _, bound in ipairs(my_bounds) do
+    local place = marked(band, bound)
+    local tenant, pass = unpack(redis.call('ZRANGE', tenants .. place, 0, 0, 'WITHSCORES'))
+    if tenant then
+      local seq = tonumber(head_of(place, tenant)[2])
+      pass = tonumber(pass)
+      if not best or pass < best_pass or (pass == best_pass and seq < best_seq) then
+        best, best_pass, best_seq = place, pass, seq
+      end
+    end
+  end
+  return best
+end
+
 -- The band that is served next: the highest, as raised by the time for which it was passed over.
 local function next_band()
   local best, best_level, best_since
   for _, band in ipairs(BANDS) do
-    if redis.call('EXISTS', tenants .. band) == 1 then
+    if place_in(band) then
       local since = tonumber(redis.call('HGET', counters, 'band' .. band))
       local level = band - math.floor(math.max(now - since, 0) / AGEING_S)
       if not best or level < best_level or (level == best_level and since < best_since) then
@@ -28,10 +52,11 @@ local function next_band()
 end
 
 local function next_job(band)
-  local tenant, pass = unpack(redis.call('ZRANGE', tenants .. band, 0, 0, 'WITHSCORES'))
-  local its_users = users .. band .. ':' .. tenant
+  local place = place_in(band)
+  local tenant, pass = unpack(redis.call('ZRANGE', tenants .. place, 0, 0, 'WITHSCORES'))
+  local its_users = users .. place .. ':' .. tenant
   local user = redis.call('ZRANGE', its_users, 0, 0)[1]
-  local id = redis.call('ZRANGE', lane .. band .. ':' .. #tenant .. ':' .. tenant .. ':' .. user, 0, 0)[1]
+  local id = head_of(place, tenant)[1]
   local virtual_time = tonumber(redis.call('HGET', counters, 'virtual_time') or 0)
   redis.call('HSET', counters, 'virtual_time', string.format('%.17g', math.max(virtual_time, pass)),
     'band' .. band, stamp(now))
@@ -60,7 +85,10 @@ local function take(id)
 end
 
 -- Suspects run alone: the first worker to see one takes nothing more, and takes it when it holds nothing else.
-local suspect = redis.call('ZRANGE', suspects, 0, 0)[1]
+local suspect
+for _, bound in ipairs(my_bounds) do
+  suspect = suspect or redis.call('ZRANGE', marked(suspects, bound), 0, 0)[1]
+end
 if suspect and args.max_samples > 0 then
   local worker = alone_worker(now)
   if not worker or worker == args.worker then
@@ -82,9 +110,11 @@ while claimed[1] == 0 and num_samples < args.max_samples do
 end
 redis.call('ZREMRANGEBYSCORE', passes, '-inf', redis.call('HGET', counters, 'virtual_time') or 0)
 
-if has_work(now) then
-  wake_one()
-else
-  redis.call('DEL', wake)
+for _, bound in ipairs(my_bounds) do
+  if has_work(now, bound) then
+    wake_one(bound)
+  else
+    redis.call('DEL', marked(wake, bound))
+  end
 end
 return claimed

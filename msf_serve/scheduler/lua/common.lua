@@ -15,6 +15,9 @@ local BANDS = {0, 1, 2}
 local SUSPECT_AFTER = 2
 local POISONED_AFTER = 3
 
+-- A strict job whose plans no worker has shown for so long is given up: nobody else may run it.
+local GONE_AFTER_S = 60
+
 -- Somebody sweeps every second: a longer gap means that the clock was set, or that the whole service was down.
 local MAX_GAP_S = 60
 local STREAM_TTL_MS = 86400000
@@ -52,17 +55,42 @@ local function owns(job, worker, attempt)
 end
 
 -- Lanes: who goes next. Band (priority) → tenants by virtual time (start-time fair queuing, in sample steps over
--- weight) → the tenant's users in turn → the user's jobs by admission.
+-- weight) → the tenant's users in turn → the user's jobs by admission. Strict jobs have lanes of their own in every band,
+-- for each fingerprint: only workers with that fingerprint look there. `bound` is such a job's fingerprint, else ''.
+
+local function bound_to(job)
+  return redis.call('HGET', job, 'bound') or ''
+end
+
+local function marked(name, bound)
+  return bound == '' and name or name .. '@' .. bound
+end
+
+local function all_bounds()
+  local bounds = redis.call('ZRANGE', fingerprints, 0, -1)
+  bounds[#bounds + 1] = ''
+  return bounds
+end
 
 local function lane_keys(job)
   local found = redis.call('HMGET', job, 'band', 'tenant', 'user')
   local band, tenant, user = found[1], found[2], found[3]
+  local place = marked(band, bound_to(job))
   return {
     band = band, tenant = tenant, user = user,
-    tenants = tenants .. band,
-    users = users .. band .. ':' .. tenant,
-    jobs = lane .. band .. ':' .. #tenant .. ':' .. tenant .. ':' .. user,
+    tenants = tenants .. place,
+    users = users .. place .. ':' .. tenant,
+    jobs = lane .. place .. ':' .. #tenant .. ':' .. tenant .. ':' .. user,
   }
+end
+
+local function band_is_empty(band)
+  for _, bound in ipairs(all_bounds()) do
+    if redis.call('EXISTS', tenants .. marked(band, bound)) == 1 then
+      return false
+    end
+  end
+  return true
 end
 
 local function join_lane(job, id)
@@ -75,12 +103,12 @@ local function join_lane(job, id)
   if redis.call('ZCARD', keys.users) > 1 then
     return
   end
+  if band_is_empty(keys.band) then
+    redis.call('HSET', counters, 'band' .. keys.band, stamp(clock()))
+  end
   local virtual_time = tonumber(redis.call('HGET', counters, 'virtual_time') or 0)
   local pass = tonumber(redis.call('ZSCORE', passes, keys.tenant) or 0)
   redis.call('ZADD', keys.tenants, math.max(virtual_time, pass), keys.tenant)
-  if redis.call('ZCARD', keys.tenants) == 1 then
-    redis.call('HSET', counters, 'band' .. keys.band, stamp(clock()))
-  end
 end
 
 local function leave_lane(job, id)
@@ -104,8 +132,10 @@ local function charge(job, sign)
   local pass = redis.call('ZSCORE', passes, tenant) or redis.call('HGET', counters, 'virtual_time') or 0
   pass = pass + sign * found[2] / found[3]
   redis.call('ZADD', passes, pass, tenant)
-  for _, band in ipairs(BANDS) do
-    redis.call('ZADD', tenants .. band, 'XX', pass, tenant)
+  for _, bound in ipairs(all_bounds()) do
+    for _, band in ipairs(BANDS) do
+      redis.call('ZADD', tenants .. marked(band, bound), 'XX', pass, tenant)
+    end
   end
 end
 
@@ -115,31 +145,51 @@ local function alone_worker(now)
   return reserved[1] and now <= tonumber(reserved[2]) and reserved[1]
 end
 
--- Whether a worker that waits could claim something.
-local function has_work(now)
+-- Whether a worker that waits could claim something that is bound so.
+local function has_work(now, bound)
   for _, band in ipairs(BANDS) do
-    if redis.call('EXISTS', tenants .. band) == 1 then
+    if redis.call('EXISTS', tenants .. marked(band, bound)) == 1 then
       return true
     end
   end
-  return redis.call('EXISTS', suspects) == 1 and not alone_worker(now)
+  return redis.call('EXISTS', marked(suspects, bound)) == 1 and not alone_worker(now)
 end
 
 -- One token while there is work: it wakes one worker, whose claim puts another there if it leaves some (claim.lua).
 -- To wake all that wait would cost a claim of each for every arrival.
-local function wake_one()
-  if redis.call('EXISTS', wake) == 0 then
-    redis.call('LPUSH', wake, 1)
+local function wake_one(bound)
+  if redis.call('EXISTS', marked(wake, bound)) == 0 then
+    redis.call('LPUSH', marked(wake, bound), 1)
+  end
+end
+
+-- Whoever took the last token may have died with it.
+local function wake_where_work_is(now)
+  for _, bound in ipairs(all_bounds()) do
+    if has_work(now, bound) then
+      wake_one(bound)
+    end
+  end
+end
+
+-- A live worker runs jobs of its fingerprint.
+local function show_fingerprint(now)
+  if args.fingerprint then
+    redis.call('ZADD', fingerprints, stamp(now), args.fingerprint)
   end
 end
 
 local function enqueue(job, id)
-  wake_one()
+  local bound = bound_to(job)
+  if bound ~= '' then
+    redis.call('ZADD', fingerprints, 'NX', stamp(clock()), bound)
+  end
+  wake_one(bound)
   local is_suspect = redis.call('HGET', job, 'suspect') == '1'
   local seq = redis.call('HGET', job, 'seq')
   redis.call('ZADD', waiting, seq, id)
   if is_suspect then
-    redis.call('ZADD', suspects, seq, id)
+    redis.call('ZADD', marked(suspects, bound), seq, id)
   else
     join_lane(job, id)
   end
@@ -147,7 +197,7 @@ end
 
 local function dequeue(job, id)
   redis.call('ZREM', waiting, id)
-  if redis.call('ZREM', suspects, id) == 0 then
+  if redis.call('ZREM', marked(suspects, bound_to(job)), id) == 0 then
     leave_lane(job, id)
   end
   if redis.call('EXISTS', waiting) == 0 then
@@ -237,11 +287,14 @@ local function finish(job, id, state, now, ttl_s)
     promote(job)
     return
   end
-  local result = redis.call('HMGET', job, 'timings', 'error')
+  local result = redis.call('HMGET', job, 'timings', 'error', 'provenance')
   for _, follower in ipairs(redis.call('LRANGE', job .. ':followers', 0, -1)) do
     local its_job = JOB_PREFIX .. follower
     redis.call('HSET', its_job, 'images_of', id, 'cached', 1)
     redis.call('HSET', its_job, result[1] and 'timings' or 'error', result[1] or result[2])
+    if result[3] then
+      redis.call('HSET', its_job, 'provenance', result[3])
+    end
     close(its_job, follower, state, now, ttl_s)
   end
   redis.call('DEL', job .. ':followers')

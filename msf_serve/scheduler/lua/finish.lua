@@ -7,6 +7,9 @@ end
 local now = clock()
 redis.call('ZREM', leases, args.id)
 redis.call('HSET', job, args.field, args.value)
+if args.provenance then
+  redis.call('HSET', job, 'provenance', args.provenance)
+end
 if #ARGV > 1 then
   redis.call('RPUSH', job .. ':images', unpack(ARGV, 2))
 end

@@ -1,5 +1,7 @@
 -- Extend the leases that are still this worker's. → ids of the jobs that are not
-local expiry = stamp(clock() + args.lease_s)
+local now = clock()
+local expiry = stamp(now + args.lease_s)
+show_fingerprint(now)
 local lost = {}
 
 -- A lease ran out, yet its worker lives: that was no death.

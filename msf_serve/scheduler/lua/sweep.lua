@@ -41,7 +41,18 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', ends, '-inf', stamp(now), 'LIMIT
   redis.call('ZREM', ends, id)
   redis.call('ZREM', dead, id)
 end
-if has_work(now) then
-  wake_one()  -- whoever took the last token may have died with it
+-- Fingerprints that no worker shows any more: their jobs cannot be run as promised.
+for _, bound in ipairs(redis.call('ZRANGEBYSCORE', fingerprints, '-inf', stamp(now - GONE_AFTER_S))) do
+  for _, id in ipairs(redis.call('ZRANGE', waiting, 0, -1)) do
+    local job = JOB_PREFIX .. id
+    if bound_to(job) == bound then
+      dequeue(job, id)
+      redis.call('HSET', job, 'error', args.gone)
+      finish(job, id, 'failed', now, args.dead_ttl_s)
+    end
+  end
+  redis.call('ZREM', fingerprints, bound)
+  redis.call('DEL', marked(wake, bound))
 end
+wake_where_work_is(now)
 return {num_requeued, num_poisoned, num_expired}

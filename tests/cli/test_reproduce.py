@@ -1,0 +1,98 @@
+"""`msf reproduce`: an image made again from its own file."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from msf_serve.cli.main import main
+from msf_serve.engine.backends import get_backend
+from msf_serve.engine.executor import Executor, SampleRequest
+from msf_serve.engine.loading import load_plans
+from msf_serve.engine.offline import generate
+from msf_serve.engine.plan_cache import PlanCache
+from msf_serve.engine.repository import read_version
+from msf_serve.scheduler.jobs import JobSpec, Provenance, Reproducibility
+from msf_serve.worker.encode import encode_image, runtime_fingerprint
+
+SPEC = JobSpec(
+    model="tiny", version="1", label=1, num_samples=1, first_index=3, seed=7, num_steps=6, guidance_scale=2.0
+)
+
+
+def reproduce(settings: dict[str, str], *arguments: str) -> Result:
+    return CliRunner().invoke(main, ("reproduce", *arguments), env=settings)
+
+
+@pytest.fixture
+def image(settings: dict[str, str], tmp_path: Path) -> Path:
+    """A strict image, the fourth of five that were made together, as a worker leaves it."""
+    return made(settings, tmp_path / "image.png", "strict")
+
+
+def made(settings: dict[str, str], file: Path, reproducibility: Reproducibility) -> Path:
+    version = read_version(Path(settings["MSF_MODEL_REPO"]), "tiny")
+    plans = load_plans(version, get_backend("eager", None, 1), PlanCache(Path(settings["MSF_CACHE_DIR"]) / "plans"))
+    requests = [SampleRequest(1, 7, index, 4, 2, 2.0) for index in range(5)]
+    pixels = generate(Executor(plans, 8), requests, strict=reproducibility == "strict")[3]
+    provenance = Provenance(fingerprint=runtime_fingerprint(plans.fingerprint), reproducibility=reproducibility)
+    file.write_bytes(encode_image(pixels, SPEC, index=3, provenance=provenance))
+    return file
+
+
+def rewritten(image: Path, **changes: object) -> Path:
+    with Image.open(image) as opened:
+        fields = json.loads(opened.info["msf:parameters"]) | changes
+        info = PngInfo()
+        info.add_text("msf:parameters", json.dumps(fields, sort_keys=True))
+        file = io.BytesIO()
+        opened.save(file, "png", pnginfo=info, compress_level=4)
+    image.write_bytes(file.getvalue())
+    return image
+
+
+def test_an_image_of_a_batch_is_made_again_alone_to_the_byte(
+    settings: dict[str, str], image: Path, tmp_path: Path
+) -> None:
+    result = reproduce(settings, str(image), "--out", str(tmp_path / "again.png"))
+    assert result.exit_code == 0, result.output
+    assert "the same, to the byte" in result.output
+    assert (tmp_path / "again.png").read_bytes() == image.read_bytes()
+
+
+def test_another_fingerprint_is_named(settings: dict[str, str], image: Path) -> None:
+    """A fingerprint is in the file, so the pixels can be the same and the bytes not; here only that was changed."""
+    rewritten(image, fingerprint="f" * 64, seed=8)
+    result = reproduce(settings, str(image))
+    assert result.exit_code == 1
+    assert "was made by ffffffffffff, this machine is " in result.output
+    assert "grey levels" in result.output
+
+
+def test_a_forged_image_is_told(settings: dict[str, str], image: Path) -> None:
+    result = reproduce(settings, str(rewritten(image, label=2)))
+    assert result.exit_code == 1
+    assert "pixels differ by" in result.output
+
+
+def test_fast_mode_promises_no_bytes(settings: dict[str, str], tmp_path: Path) -> None:
+    result = reproduce(settings, str(rewritten(made(settings, tmp_path / "fast.png", "fast"), seed=8)))
+    assert "was made in fast mode, which promises no bytes" in result.output
+
+
+def test_what_is_no_image_of_ours_is_refused(settings: dict[str, str], image: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    with Image.open(image) as opened:
+        opened.save(tmp_path / "bare.png")
+    for file in ("text.png", "bare.png"):
+        result = reproduce(settings, str(tmp_path / file))
+        assert result.exit_code == 1
+        assert "is no PNG that tells how it was made" in result.output
+    result = reproduce(settings, str(rewritten(image, model="unknown")))
+    assert "model 'unknown' is not in" in result.output

@@ -1,0 +1,155 @@
+"""Strict jobs are bound to a fingerprint: only workers that have it run them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+
+from msf_serve.scheduler.jobs import JobRecord, JobState, Priority, Provenance, Terms
+from msf_serve.scheduler.keys import QueueKeys
+from msf_serve.scheduler.leases import Leases
+from msf_serve.scheduler.queue import JobQueue, new_job_id
+from tests.scheduler.support import MODEL, TIMINGS, VERSION, ids, replies, spec, stored, until_blocked
+
+KEY = (MODEL, VERSION)
+
+
+@pytest.fixture
+def queue(redis: Redis) -> JobQueue:
+    return JobQueue(redis)
+
+
+@pytest.fixture
+def red(redis: Redis) -> Leases:
+    return Leases(redis, fingerprints={KEY: "red"})
+
+
+@pytest.fixture
+def blue(redis: Redis) -> Leases:
+    return Leases(redis, fingerprints={KEY: "blue"})
+
+
+async def admit(
+    queue: JobQueue,
+    bound_to: str | None,
+    *,
+    tenant: str = "",
+    priority: Priority = Priority.NORMAL,
+    share: bool = False,
+) -> JobRecord:
+    return await queue.admit(
+        spec(),
+        Terms(tenant=tenant, priority=priority),
+        job_id=new_job_id(),
+        reply_to="replies",
+        bound_to=bound_to,
+        plan=bound_to if share else None,
+    )
+
+
+async def claimed(leases: Leases, worker_id: str, max_samples: int = 100) -> list[str]:
+    return ids((await leases.claim(worker_id, *KEY, max_samples, idle=False)).claims)
+
+
+async def test_a_bound_job_is_claimed_by_its_fingerprint_only(queue: JobQueue, red: Leases, blue: Leases) -> None:
+    free, bound = await admit(queue, None), await admit(queue, "red")
+    assert bound.bound_to == "red"
+    assert await claimed(blue, "b") == [free.id]
+    assert await claimed(blue, "b") == []
+    assert await claimed(red, "r") == [bound.id]
+
+
+async def test_one_tenants_jobs_keep_their_order_whether_bound_or_not(queue: JobQueue, red: Leases) -> None:
+    jobs = [await admit(queue, bound_to) for bound_to in ("red", None, None, "red", None)]
+    assert [(await claimed(red, "r", 1))[0] for _ in jobs] == [job.id for job in jobs]
+
+
+async def test_tenants_share_across_bound_and_unbound(queue: JobQueue, red: Leases) -> None:
+    flood = [await admit(queue, None, tenant="flood") for _ in range(6)]
+    few = [await admit(queue, "red", tenant="few") for _ in range(2)]
+    order = [(await claimed(red, "r", 1))[0] for _ in range(8)]
+    assert max(order.index(job.id) for job in few) <= 3
+    assert [job_id for job_id in order if job_id in {job.id for job in flood}] == [job.id for job in flood]
+
+
+async def test_priority_goes_before_bound_or_not(queue: JobQueue, red: Leases) -> None:
+    low = await admit(queue, None, priority=Priority.LOW)
+    high = await admit(queue, "red", priority=Priority.HIGH)
+    normal = await admit(queue, None)
+    assert await claimed(red, "r") == [high.id, normal.id, low.id]
+
+
+async def test_a_bound_job_wakes_the_worker_that_may_run_it(
+    redis: Redis, queue: JobQueue, red: Leases, blue: Leases
+) -> None:
+    other = asyncio.create_task(blue.wait_for_work([KEY], 60))
+    await until_blocked(redis, 1)
+    right = asyncio.create_task(red.wait_for_work([KEY], 60))
+    await until_blocked(redis, 2)
+    await admit(queue, "red")
+    await asyncio.wait_for(right, 20)
+    assert not other.done()
+    other.cancel()
+
+
+async def test_a_reclaimed_job_stays_bound(redis: Redis, queue: JobQueue, red: Leases, blue: Leases) -> None:
+    job = await admit(queue, "red")
+    brief = Leases(redis, lease_s=0.0, fingerprints={KEY: "red"})
+    assert await claimed(brief, "r") == [job.id]
+    await blue.sweep()
+    assert await claimed(blue, "b") == []
+    assert await claimed(red, "r") == [job.id]
+
+
+async def test_suspects_stay_bound(redis: Redis, queue: JobQueue, red: Leases, blue: Leases) -> None:
+    job = await admit(queue, "red")
+    for _ in range(2):
+        assert (await red.claim("r", *KEY, 1, idle=True)).claims
+        await red.bury("r")
+    assert (await stored(queue, job.id)).is_suspect
+    assert not (await blue.claim("b", *KEY, 1, idle=True)).alone
+    assert ids((await red.claim("r", *KEY, 1, idle=True)).claims) == [job.id]
+
+
+async def forget(redis: Redis, fingerprint: str) -> None:
+    """As if no worker had shown it for long."""
+    await redis.zadd(f"{QueueKeys.of(*KEY).prefix}fingerprints", {fingerprint: 0})
+
+
+async def test_when_a_fingerprint_is_gone_its_jobs_fail_and_say_so(redis: Redis, queue: JobQueue, blue: Leases) -> None:
+    jobs = [await admit(queue, "red", share=True) for _ in range(2)]
+    free = await admit(queue, None)
+    await forget(redis, "red")
+    await blue.sweep()
+    for job in jobs:
+        record = await stored(queue, job.id)
+        assert record.state is JobState.FAILED
+        assert record.error is not None
+        assert record.error.code == "fingerprint_gone"
+    assert sorted(await replies(redis)) == sorted((job.id, "failed") for job in jobs)
+    assert (await stored(queue, free.id)).state is JobState.QUEUED
+    assert (await queue.depth(*KEY)).num_samples == 1
+
+
+async def test_a_worker_that_is_busy_keeps_its_fingerprint(redis: Redis, queue: JobQueue, red: Leases) -> None:
+    await admit(queue, "red")
+    claims = (await red.claim("r", *KEY, 1, idle=True)).claims
+    waiting = await admit(queue, "red")
+    await forget(redis, "red")
+    await red.renew("r", claims)
+    await red.sweep()
+    assert (await stored(queue, waiting.id)).state is JobState.QUEUED
+
+
+async def test_what_made_a_result_is_told_to_all_that_share_it(queue: JobQueue, red: Leases) -> None:
+    made = Provenance(fingerprint="red", reproducibility="strict")
+    jobs = [await admit(queue, "red", share=True) for _ in range(2)]
+    [held] = (await red.claim("r", *KEY, 10, idle=True)).claims
+    await red.succeed(held, [b"image"], TIMINGS, made)
+    jobs.append(await admit(queue, "red", share=True))
+    for job in jobs:
+        record = await stored(queue, job.id)
+        assert record.provenance == made
+        assert await queue.images(record) == [b"image"]

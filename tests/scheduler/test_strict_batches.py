@@ -1,0 +1,57 @@
+"""Strict samples ride in the buckets that were proved for them; fast ones may ride along."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from msf_serve.scheduler.costs import KINDS, Kind, StepCosts
+from msf_serve.scheduler.policy import Candidate, StepBatch, StepLevel
+from msf_serve.scheduler.request_level import RequestLevel
+from tests.scheduler.test_policy import BUCKETS, MODELS, candidate_lists, times
+
+strict_sets = st.lists(st.sampled_from(BUCKETS), min_size=1, unique=True).map(tuple)
+
+
+def costs(strict: dict[Kind, tuple[int, ...]], seed: int = 0) -> StepCosts:
+    dice = random.Random(seed)
+    measured = StepCosts(BUCKETS, strict=strict)
+    for stage, guided in KINDS:
+        for bucket in BUCKETS:
+            measured.observe(stage, guided, bucket, dice.uniform(0.01, 0.02) * bucket**0.7)
+    return measured
+
+
+@given(candidate_lists, st.fixed_dictionaries(dict.fromkeys(KINDS, strict_sets)), times, st.floats(0, 1), st.booleans())
+def test_a_batch_with_a_strict_rider_takes_a_strict_bucket(
+    candidates: list[Candidate], strict: dict[Kind, tuple[int, ...]], now: float, pressure: float, request_level: bool
+) -> None:
+    candidates = [
+        replace(candidate, strict=candidate.slot % 3 == 0, guided=candidate.guided and candidate.stage != "decode")
+        for candidate in candidates
+    ]
+    policy = RequestLevel(size=3, delay_s=0.0) if request_level else StepLevel()
+    pressure = 1.0 if request_level else pressure  # below that it may hold back
+    batch = policy.choose(candidates, costs=dict.fromkeys(MODELS, costs(strict)), pressure=pressure, now=now)
+    assert isinstance(batch, StepBatch)
+    riders = [c for c in candidates if c.model == batch.model and c.slot in batch.slots]
+    assert 1 <= len(riders) <= batch.bucket
+    if any(rider.strict for rider in riders):
+        assert batch.bucket in strict[batch.stage, batch.guided]
+
+
+def test_what_strict_costs() -> None:
+    free = costs(dict.fromkeys(KINDS, BUCKETS))
+    assert free.strict_cost() == 0.0
+    padded = costs(dict.fromkeys(KINDS, (4,)))
+    alone = max(padded.mean_s(*kind, 4) / padded.mean_s(*kind, 1) - 1 for kind in KINDS)
+    assert padded.strict_cost() == pytest.approx(alone)
+    split = costs(dict.fromkeys(KINDS, (1,)))
+    whole = max(4 * split.mean_s(*kind, 1) / split.mean_s(*kind, 4) - 1 for kind in KINDS)
+    assert split.strict_cost() == pytest.approx(whole)
+    some: dict[Kind, tuple[int, ...]] = dict.fromkeys(KINDS, (1,)) | {KINDS[0]: ()}
+    assert costs(some).strict_cost() is None
