@@ -53,8 +53,8 @@ def test_a_port_that_another_server_has_just_bound() -> None:
     [
         ("MSF_PORT", "abc", "valid integer"),
         ("MSF_PORT", "70000", "65535"),
-        ("MSF_BACKEND", "nope", "'eager', 'openvino' or 'noop'"),
-        ("MSF_PRECISION", "fp8", "'fp32' or 'bf16'"),
+        ("MSF_BACKEND", "nope", "'eager', 'inductor', 'openvino', 'tensorrt' or 'noop'"),
+        ("MSF_PRECISION", "fp8", "'fp32', 'bf16' or 'fp16'"),
         ("MSF_SLOTS", "0", "greater than or equal to 1"),
         ("MSF_LEASE_S", "0.1", "greater than or equal to 1"),
         ("MSF_DRAIN_TIMEOUT_S", "soon", "valid number"),
