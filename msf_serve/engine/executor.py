@@ -146,7 +146,7 @@ class Executor:
             torch.tensor(labels + labels[:1] * (bucket - len(labels))),
             *scalars.unbind(1),
         )
-        finite = x.isfinite().flatten(1).all(dim=1).tolist()
+        finite = np.isfinite(x.numpy()).all(axis=(1, 2, 3))
         for row, slot in enumerate(slots):
             slot.x, slot.d_prev = x[row], d[row]
             slot.step += 1
