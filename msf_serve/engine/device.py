@@ -27,8 +27,7 @@ class Device:
     def fingerprint(self) -> str:
         """What a result may depend on: on a GPU the model, the driver's and CUDA's version; the CPU's kind, threads."""
         if self.torch.type == "cuda":
-            major, minor = torch.cuda.get_device_capability()
-            return f"{self.name} sm_{major}{minor} CUDA {torch.version.cuda}"
+            return gpu_fingerprint()
         kernels = torch.backends.cpu.get_cpu_capability()
         return f"{platform.machine()} {self.name} {kernels} {self._num_threads} threads"
 
@@ -45,6 +44,19 @@ class Device:
             return tuple(output.cpu() for output in several)
 
         return run
+
+
+def gpu_fingerprint() -> str:
+    """The GPU's model and architecture, CUDA's version and the driver's."""
+    major, minor = torch.cuda.get_device_capability()
+    return f"{torch.cuda.get_device_name()} sm_{major}{minor} CUDA {torch.version.cuda} driver {_driver_version()}"
+
+
+def _driver_version() -> str:
+    try:
+        return Path("/sys/module/nvidia/version").read_text().strip()
+    except OSError:
+        return "unknown"
 
 
 def cpu_name() -> str:

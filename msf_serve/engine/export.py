@@ -2,19 +2,111 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from msf_serve.engine.plans import PlanSpec
+from msf_serve.engine.stage import Stage
+from msf_serve.engine.step import StepModule
+
+if TYPE_CHECKING:
+    from msf_serve.engine.denoiser import Denoiser
+
+STEP_INPUTS = ("x", "d_prev", "cond", "time_embedding", "labels", "w", "a", "b", "c")
+STEP_OUTPUTS = ("d", "x_next")
+DECODE_INPUTS = ("base", "residual")
+DECODE_OUTPUTS = ("pixels",)
 
 
-def export_program(spec: PlanSpec, module: nn.Module) -> ExportedProgram:
-    """The module's graph with a dynamic batch, by `torch.export`."""
-    example = spec.example(batch=3)
-    dynamic = tuple({0: Dim.DYNAMIC} for _ in example)
+def input_names(stage: Stage) -> tuple[str, ...]:
+    return DECODE_INPUTS if stage is Stage.DECODE else STEP_INPUTS
+
+
+def output_names(stage: Stage) -> tuple[str, ...]:
+    return DECODE_OUTPUTS if stage is Stage.DECODE else STEP_OUTPUTS
+
+
+def export_program(spec: PlanSpec, module: nn.Module, batch: int | None = None) -> ExportedProgram:
+    """The module's graph by `torch.export`, for one batch, or without one for any."""
+    example = spec.example(batch or 3)
+    dynamic = None if batch else tuple({0: Dim.DYNAMIC} for _ in example)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # deprecations inside torch that we cannot mend
         return torch.export.export(module, example, dynamic_shapes=dynamic)
+
+
+def export_onnx(spec: PlanSpec, module: nn.Module, file: Path) -> None:
+    """Write the module as ONNX for any batch, the weights beside it: a protobuf cannot hold more than 2 GB."""
+    with _quiet("torch.onnx", "onnxscript", "onnx_ir"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            export_program(spec, module),
+            dynamo=True,
+            input_names=input_names(spec.stage),
+            output_names=output_names(spec.stage),
+            verbose=False,
+        )
+        assert program is not None
+        program.save(str(file), external_data=True)
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Without the loggers' tales of every constant, and of torchvision, which is not needed."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+
+
+def lowered(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy whose network runs in `dtype`; guidance, the solver's update and rounding to pixels stay in float32."""
+    module = copy.deepcopy(module)
+    if isinstance(module, StepModule):
+        module.denoiser = _LowDenoiser(  # type: ignore[assignment]  # it is called like one
+            module.denoiser.to(dtype), dtype
+        )
+    else:
+        module.autoencoder = _LowAutoencoder(module.get_submodule("autoencoder").to(dtype), dtype)
+    return module
+
+
+class _LowDenoiser(nn.Module):
+    """A denoiser that takes and gives float32."""
+
+    def __init__(self, denoiser: Denoiser, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.null_label = denoiser.null_label
+        self.dtype = dtype
+
+    def forward(self, x: Tensor, time_embedding: Tensor, labels: Tensor, cond: Tensor) -> Tensor:
+        velocity: Tensor = self.denoiser(x.to(self.dtype), time_embedding.to(self.dtype), labels, cond.to(self.dtype))
+        return velocity.float()
+
+
+class _LowAutoencoder(nn.Module):
+    """An autoencoder that decodes float32."""
+
+    def __init__(self, autoencoder: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.dtype = dtype
+
+    def decode(self, latents: Tensor) -> Tensor:
+        images: Tensor = self.autoencoder.decode(latents.to(self.dtype))  # type: ignore[operator]
+        return images.float()

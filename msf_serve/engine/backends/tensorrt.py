@@ -1,0 +1,208 @@
+"""NVIDIA's TensorRT, or TensorRT-RTX in its place, strongly typed.
+
+Two ways lead to an engine. Torch-TensorRT converts the exported graph; it knows one range of shapes, so there each
+bucket gets an engine of its own, with a static shape. ONNX and TensorRT's parser work everywhere; there one engine has
+an optimization profile for each bucket, and the weights only once. TensorRT-RTX builds engines without a GPU, too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from msf_serve.engine import trials
+from msf_serve.engine.backends import BackendName, Precision, check_precision
+from msf_serve.engine.device import gpu_fingerprint
+from msf_serve.engine.errors import BackendUnavailable, PlanError
+from msf_serve.engine.export import export_onnx, export_program, lowered
+from msf_serve.engine.plans import Plan, PlanSpec
+from msf_serve.engine.stage import Stage
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("tensorrt", "tensorrt_rtx")
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def load_package() -> ModuleType:
+    """TensorRT, else TensorRT-RTX. Raises BackendUnavailable."""
+    reasons = []
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            continue
+        try:
+            return importlib.import_module(name)
+        except Exception as error:  # a package whose libraries cannot be loaded raises what it likes
+            reasons.append(f"; {name} cannot be loaded: {error}")
+    raise BackendUnavailable(
+        "backend tensorrt needs TensorRT, pip install 'msf-serve[tensorrt]', or TensorRT-RTX, "
+        f"pip install 'msf-serve[tensorrt-rtx]'{''.join(reasons)}"
+    )
+
+
+class TensorRtBackend:
+    """The denoisers in bfloat16 unless told otherwise; the decoder in float32, or in float16 with that precision."""
+
+    name: BackendName = "tensorrt"
+
+    def __init__(self, precision: Precision | None, num_threads: int) -> None:
+        self.precision: Precision = check_precision(self.name, precision, ("bf16", "fp16", "fp32"), "")
+        self._trt = load_package()
+        self._logger = _logger_of(self._trt)
+        self._timing = b""  # what TensorRT measured of kernels, for the next plan of this process
+        self.runs_here = torch.cuda.is_available()
+        self.device = torch.cuda.get_device_name() if self.runs_here else "no GPU"
+        has_torch_tensorrt = self._trt.__name__ == "tensorrt" and _is_importable("torch_tensorrt")
+        self.route = "torch-tensorrt" if has_torch_tensorrt else "onnx"
+        self.one_plan_for_all_buckets = self.route == "onnx"
+
+    @property
+    def fingerprint(self) -> str:
+        package = f"{self._trt.__name__} {self._trt.__version__} {self.route} torch {torch.__version__}"
+        return f"{self.name} {self.precision} {package} {gpu_fingerprint() if self.runs_here else 'no GPU'}"
+
+    def tolerance(self, stage: Stage) -> float:
+        return trials.tolerance(stage, self._precision(stage))
+
+    def compile(self, spec: PlanSpec, module: nn.Module) -> bytes:
+        precision = self._precision(spec.stage)
+        typed = module if precision == "fp32" else lowered(module, _DTYPES[precision])
+        started_at = time.monotonic()
+        engine = self._convert(spec, typed) if self.route == "torch-tensorrt" else self._parse(spec, typed)
+        logger.info(
+            "plan %s: TensorRT built %.1f MB in %.1f s, at most %.0f MB of memory so far",
+            spec,
+            len(engine) / 1e6,
+            time.monotonic() - started_at,
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        )
+        return engine
+
+    def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
+        if not self.runs_here:
+            raise PlanError(f"plan {spec} of backend tensorrt runs on NVIDIA GPUs, and torch sees none here")
+        from msf_serve.engine.backends.tensorrt_runtime import EnginePlan
+
+        return EnginePlan(self._trt, self._logger, spec, artefact)
+
+    def _precision(self, stage: Stage) -> Precision:
+        return "fp32" if stage is Stage.DECODE and self.precision == "bf16" else self.precision
+
+    def _parse(self, spec: PlanSpec, module: nn.Module) -> bytes:
+        trt = self._trt
+        builder = trt.Builder(self._logger)
+        # Version 11 and RTX know strongly typed networks only, and have no flag for it.
+        strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
+        parser = trt.OnnxParser(network, self._logger)
+        with tempfile.TemporaryDirectory(prefix="msf-onnx-") as folder:
+            file = Path(folder) / "plan.onnx"
+            export_onnx(spec, module, file)
+            if not parser.parse_from_file(str(file)):
+                problems = "; ".join(str(parser.get_error(number)) for number in range(parser.num_errors))
+                raise PlanError(f"TensorRT cannot parse plan {spec}: {problems}")
+            config = builder.create_builder_config()
+            config.progress_monitor = _progress(trt, spec)
+            for bucket in spec.buckets:
+                config.add_optimization_profile(_profile(builder, network, bucket))
+            if self.runs_here:  # without a GPU nothing is timed
+                config.set_timing_cache(config.create_timing_cache(self._timing), False)
+            engine = builder.build_serialized_network(network, config)
+            if engine is None:
+                raise PlanError(f"TensorRT cannot build plan {spec}; its log says why")
+            if self.runs_here:
+                self._timing = bytes(config.get_timing_cache().serialize())
+            return bytes(engine)
+
+    def _convert(self, spec: PlanSpec, module: nn.Module) -> bytes:
+        import torch_tensorrt
+
+        (bucket,) = spec.buckets
+        example = spec.example(bucket)
+        try:
+            engine: bytes = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
+                export_program(spec, module, bucket),
+                inputs=[torch_tensorrt.Input(shape=tensor.shape, dtype=tensor.dtype) for tensor in example],
+                require_full_compilation=True,
+                use_explicit_typing=True,
+                offload_module_to_cpu=True,
+            )
+        except Exception as error:  # whatever its converters and TensorRT raise
+            raise PlanError(f"Torch-TensorRT cannot build plan {spec}: {error}") from error
+        return bytes(engine)
+
+
+def _profile(builder: Any, network: Any, bucket: int) -> Any:
+    profile = builder.create_optimization_profile()
+    for number in range(network.num_inputs):
+        tensor = network.get_input(number)
+        shape = (bucket, *tuple(tensor.shape)[1:])
+        profile.set_shape(tensor.name, shape, shape, shape)
+    return profile
+
+
+def _logger_of(trt: ModuleType) -> Any:
+    """TensorRT's messages to ours; it keeps the first logger that it is given for the whole process."""
+    levels = {
+        trt.ILogger.INTERNAL_ERROR: logging.ERROR,
+        trt.ILogger.ERROR: logging.ERROR,
+        trt.ILogger.WARNING: logging.INFO,
+        trt.ILogger.INFO: logging.DEBUG,
+        trt.ILogger.VERBOSE: logging.DEBUG,
+    }
+
+    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            logger.log(levels[severity], "TensorRT: %s", message)
+
+    return Logger()
+
+
+def _progress(trt: ModuleType, spec: PlanSpec) -> Any:
+    """Tells of the build's outermost phases, and of each step in them."""
+
+    class Progress(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.num_steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if parent_phase is None:
+                self.num_steps[phase_name] = num_steps
+
+        def phase_finish(self, phase_name: str) -> None:
+            if self.num_steps.pop(phase_name, None) is not None:
+                logger.info("plan %s: %s: done", spec, phase_name)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name in self.num_steps:
+                logger.info("plan %s: %s: %d of %d", spec, phase_name, step + 1, self.num_steps[phase_name])
+            return True
+
+    return Progress()
+
+
+def _is_importable(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        logger.debug("%s cannot be used: %s", name, error)
+        return False
+    return True
+
+
+BACKEND = TensorRtBackend

@@ -1,0 +1,185 @@
+"""What can be shown of TensorRT without a GPU: export, parity through ONNX, engines that TensorRT-RTX really builds."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from msf_serve.engine.backends import Precision, get_backend, tensorrt
+from msf_serve.engine.backends.tensorrt import TensorRtBackend, load_package
+from msf_serve.engine.errors import BackendUnavailable, PlanError
+from msf_serve.engine.export import export_onnx, input_names, lowered, output_names
+from msf_serve.engine.loading import compile_plans, load_plans, probes_of
+from msf_serve.engine.model import DecodeModule, MsfModel
+from msf_serve.engine.plan_cache import PlanCache
+from msf_serve.engine.plans import PlanSpec, decode_inputs, step_inputs
+from msf_serve.engine.repository import ModelVersion
+from msf_serve.engine.stage import Stage
+from msf_serve.engine.step import StepModule
+from msf_serve.engine.trials import Probes, Reference
+
+STAGES = (Stage.BASE, Stage.RESIDUAL, Stage.DECODE)
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a GPU")
+no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+@pytest.fixture(scope="module")
+def model(version: ModelVersion) -> MsfModel:
+    return version.load()
+
+
+@pytest.fixture(scope="module")
+def package() -> ModuleType:
+    return load_package()
+
+
+def module_of(model: MsfModel, stage: Stage) -> nn.Module:
+    if stage is Stage.DECODE:
+        return DecodeModule(model).eval()
+    return StepModule(model.denoiser(stage), guided=True).eval()
+
+
+def spec_of(model: MsfModel, stage: Stage, *buckets: int) -> PlanSpec:
+    config = model.config
+    inputs = decode_inputs(config) if stage is Stage.DECODE else step_inputs(config.stage(stage).denoiser)
+    return PlanSpec("tiny:1", "weights", stage, stage is not Stage.DECODE, buckets, inputs)
+
+
+def probes(version: ModelVersion, stage: Stage) -> Probes:
+    embeddings = {each: version.load_time_embedding(each) for each in (Stage.BASE, Stage.RESIDUAL)}
+    return probes_of(version.config, embeddings, stage)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("dtype", "error"), [(None, 1e-5), (torch.float16, 2e-2)])
+def test_onnx_agrees_with_eager_for_any_batch(
+    version: ModelVersion, model: MsfModel, tmp_path: Path, stage: Stage, dtype: torch.dtype | None, error: float
+) -> None:
+    module = module_of(model, stage)
+    exported = module if dtype is None else lowered(module, dtype)
+    export_onnx(spec_of(model, stage, 1, 3), exported, tmp_path / "plan.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "plan.onnx", providers=["CPUExecutionProvider"])
+    used = {each.name for each in session.get_inputs()}
+    tried = probes(version, stage)
+    reference = Reference.of(stage, module, tried)
+    for numbers in ([0], [1, 2, 3], [4, 3, 2, 1, 0, 0, 1]):
+        feeds = dict(zip(input_names(stage), (t.numpy() for t in tried.rows(numbers)), strict=True))
+        found = session.run(list(output_names(stage)), {name: feeds[name] for name in used})
+        allowed = 1.0 if stage is Stage.DECODE else error
+        assert reference.error([torch.from_numpy(np.asarray(each)) for each in found], numbers) <= allowed
+
+
+@pytest.mark.parametrize(("stage", "precision"), [*((stage, "bf16") for stage in STAGES), (Stage.BASE, "fp16")])
+def test_engines_are_built_with_a_profile_for_each_bucket(
+    model: MsfModel,
+    package: ModuleType,
+    stage: Stage,
+    precision: Precision,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    profiles = []
+    add = tensorrt._profile
+
+    def noted(builder: object, network: object, bucket: int) -> object:
+        profile = add(builder, network, bucket)
+        profiles.append([tuple(shape) for shape in profile.get_shape(input_names(stage)[0])])
+        return profile
+
+    monkeypatch.setattr(tensorrt, "_profile", noted)
+    backend = TensorRtBackend(precision, 1)
+    spec = spec_of(model, stage, 1, 4)
+    engine = backend.compile(spec, module_of(model, stage))
+    assert len(engine) > 10_000
+    shape = spec.inputs[0][0]
+    assert profiles == [[(bucket, *shape)] * 3 for bucket in (1, 4)]
+    assert "Building engine: done" in caplog.text
+    assert "MB of memory so far" in caplog.text
+
+
+def test_a_bf16_network_is_typed_so_throughout(model: MsfModel, tmp_path: Path) -> None:
+    """As TensorRT is given it: what is strongly typed runs as it is written."""
+    spec, module = spec_of(model, Stage.BASE, 1), module_of(model, Stage.BASE)
+    export_onnx(spec, lowered(module, torch.bfloat16), tmp_path / "plan.onnx")
+    graph = onnx.load(tmp_path / "plan.onnx", load_external_data=False).graph
+    assert {each.data_type for each in graph.initializer if len(each.dims) > 1} == {onnx.TensorProto.BFLOAT16}
+    assert {each.type.tensor_type.elem_type for each in graph.output} == {onnx.TensorProto.FLOAT}
+
+
+def test_to_lower_a_module_leaves_it_alone(model: MsfModel) -> None:
+    module = module_of(model, Stage.BASE)
+    lowered(module, torch.float16)
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+
+
+@without_gpu
+def test_without_a_gpu_plans_are_built_and_wait_for_one(version: ModelVersion, tmp_path: Path) -> None:
+    cache = PlanCache(tmp_path)
+    backend = get_backend("tensorrt", None, 1)
+    compile_plans(version, backend, cache, (1, 2))
+    records = cache.records()
+    assert sorted(record.plan for record in records) == sorted(
+        f"{stage} x1,2" for stage in ("base guided", "base", "residual guided", "residual", "decode")
+    )
+    assert all(record.trials == () and record.size_bytes > 10_000 for record in records)
+    compile_plans(version, backend, cache, (1, 2))
+    assert cache.records() == records, "and what is there is not built again"
+    with pytest.raises(PlanError, match="runs on NVIDIA GPUs, and torch sees none here"):
+        load_plans(version, backend, cache, (1, 2))
+
+
+@no_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_plans_agree_with_eager_on_a_gpu(version: ModelVersion, tmp_path: Path, precision: Precision) -> None:
+    cache = PlanCache(tmp_path)
+    load_plans(version, get_backend("tensorrt", precision, 1), cache, (1, 2, 4))
+    assert all(trial.is_accepted for record in cache.records() for trial in record.trials)
+
+
+def test_plans_of_another_precision_are_others(model: MsfModel, tmp_path: Path) -> None:
+    cache, spec = PlanCache(tmp_path), spec_of(model, Stage.BASE, 1)
+    names = {cache._entry(spec, TensorRtBackend(precision, 1).fingerprint) for precision in ("fp32", "fp16", "bf16")}
+    names.add(cache._entry(replace(spec, buckets=(1, 2)), TensorRtBackend("bf16", 1).fingerprint))
+    assert len(names) == 4
+
+
+def test_what_to_install_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt, "PACKAGES", ("no_such_package",))
+    with pytest.raises(BackendUnavailable, match=r"pip install 'msf-serve\[tensorrt\]'"):
+        get_backend("tensorrt", None, 1)
+
+
+def test_a_package_that_cannot_be_loaded_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "broken_tensorrt.py").write_text("raise RuntimeError('libnvinfer.so.11 is missing')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(tensorrt, "PACKAGES", ("broken_tensorrt",))
+    with pytest.raises(BackendUnavailable, match=r"broken_tensorrt cannot be loaded: libnvinfer.so.11 is missing"):
+        get_backend("tensorrt", None, 1)
+
+
+def test_a_module_that_cannot_be_parsed_is_refused_with_the_reason(
+    model: MsfModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(spec: PlanSpec, module: nn.Module, file: Path) -> None:
+        file.write_bytes(b"no graph")
+
+    monkeypatch.setattr(tensorrt, "export_onnx", damaged)
+    with pytest.raises(PlanError, match=r"TensorRT cannot parse plan base guided x1: .+"):
+        TensorRtBackend("bf16", 1).compile(spec_of(model, Stage.BASE, 1), module_of(model, Stage.BASE))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch_tensorrt") is None, reason="torch_tensorrt is not installed")
+def test_the_whole_graph_is_converted_by_torch_tensorrt(model: MsfModel) -> None:
+    backend = TensorRtBackend("bf16", 1)
+    for stage in STAGES:
+        assert backend._convert(spec_of(model, stage, 2), module_of(model, stage))
