@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
 .PHONY: help serve check lint types contracts test data train-fashion evaluate bench-serve bench-stack bench-batching bench-simulation chaos \
-  soak sweep clean
+  soak sweep tensorrt-build clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -60,6 +60,9 @@ chaos: $(VENV)/.dev ## kill, hang, fill and cut off everything under load; count
 
 soak: $(VENV)/.dev ## an hour of mixed load; nothing may grow
 	$(BIN)/python -m msf_serve.bench.soak
+
+tensorrt-build: $(VENV)/.dev ## build TensorRT's plans of the shipped model and of MSF-XL/2, GPU or not
+	$(BIN)/python -m msf_serve.bench.tensorrt_build
 
 sweep: $(VENV)/.dev ## try at length whether a sample's bytes depend on its batch
 	$(BIN)/python -m msf_serve.bench.sweep

@@ -20,6 +20,7 @@ from msf_serve.engine.step import StepModule
 
 if TYPE_CHECKING:
     from msf_serve.engine.denoiser import Denoiser
+    from msf_serve.engine.model import DecodeModule
 
 STEP_INPUTS = ("x", "d_prev", "cond", "time_embedding", "labels", "w", "a", "b", "c")
 STEP_OUTPUTS = ("d", "x_next")
@@ -83,6 +84,17 @@ def lowered(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     else:
         module.autoencoder = _LowAutoencoder(module.get_submodule("autoencoder").to(dtype), dtype)
     return module
+
+
+class Levels(nn.Module):
+    """The decoder without its last cast, for converters that know no uint8."""
+
+    def __init__(self, decode: DecodeModule) -> None:
+        super().__init__()
+        self.decode = decode
+
+    def forward(self, base: Tensor, residual: Tensor) -> Tensor:
+        return self.decode.levels(base, residual)
 
 
 class _LowDenoiser(nn.Module):

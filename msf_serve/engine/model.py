@@ -54,16 +54,20 @@ class DecodeModule(nn.Module):
         self.residual = Normalizer(model.config.residual.statistics)
 
     def forward(self, base: Tensor, residual: Tensor) -> Tensor:
-        return self.pixels(compose(self.base.restore(base), self.residual.restore(residual)))
+        return self.levels(base, residual).to(torch.uint8)
+
+    def levels(self, base: Tensor, residual: Tensor) -> Tensor:
+        """The same as whole numbers in float32, for compilers that know no uint8."""
+        return self._levels(compose(self.base.restore(base), self.residual.restore(residual)))
 
     def preview(self, base: Tensor) -> Tensor:
         """What the base alone shows: decode(up(base))."""
-        return self.pixels(up(self.base.restore(base)))
+        return self._levels(up(self.base.restore(base))).to(torch.uint8)
 
-    def pixels(self, latents: Tensor) -> Tensor:
+    def _levels(self, latents: Tensor) -> Tensor:
         images = self.autoencoder.decode(latents).float()
-        levels = ((images + 1) * 127.5).round().clamp(0, 255)
-        return levels.permute(0, 2, 3, 1).to(torch.uint8)
+        levels: Tensor = ((images + 1) * 127.5).round().clamp(0, 255)
+        return levels.permute(0, 2, 3, 1)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, channels, H, W) in [-1, 1] to normalised base and residual."""

@@ -25,7 +25,7 @@ from msf_serve.engine import trials
 from msf_serve.engine.backends import BackendName, Precision, check_precision
 from msf_serve.engine.device import gpu_fingerprint
 from msf_serve.engine.errors import BackendUnavailable, PlanError
-from msf_serve.engine.export import export_onnx, export_program, lowered
+from msf_serve.engine.export import Levels, export_onnx, export_program, lowered
 from msf_serve.engine.plans import Plan, PlanSpec
 from msf_serve.engine.stage import Stage
 
@@ -73,10 +73,10 @@ class TensorRtBackend:
         return f"{self.name} {self.precision} {package} {gpu_fingerprint() if self.runs_here else 'no GPU'}"
 
     def tolerance(self, stage: Stage) -> float:
-        return trials.tolerance(stage, self._precision(stage))
+        return trials.tolerance(stage, self.precision_of(stage))
 
     def compile(self, spec: PlanSpec, module: nn.Module) -> bytes:
-        precision = self._precision(spec.stage)
+        precision = self.precision_of(spec.stage)
         typed = module if precision == "fp32" else lowered(module, _DTYPES[precision])
         started_at = time.monotonic()
         engine = self._convert(spec, typed) if self.route == "torch-tensorrt" else self._parse(spec, typed)
@@ -96,7 +96,8 @@ class TensorRtBackend:
 
         return EnginePlan(self._trt, self._logger, spec, artefact)
 
-    def _precision(self, stage: Stage) -> Precision:
+    def precision_of(self, stage: Stage) -> Precision:
+        """The network's in a plan of this stage."""
         return "fp32" if stage is Stage.DECODE and self.precision == "bf16" else self.precision
 
     def _parse(self, spec: PlanSpec, module: nn.Module) -> bytes:
@@ -130,6 +131,8 @@ class TensorRtBackend:
 
         (bucket,) = spec.buckets
         example = spec.example(bucket)
+        if spec.stage is Stage.DECODE:
+            module = Levels(module)  # type: ignore[arg-type]  # the decoder; the runtime casts
         try:
             engine: bytes = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
                 export_program(spec, module, bucket),

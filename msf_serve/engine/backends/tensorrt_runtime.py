@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from msf_serve.engine.errors import PlanError
-from msf_serve.engine.export import input_names, output_names
+from msf_serve.engine.export import input_names
 from msf_serve.engine.plans import PlanSpec
+from msf_serve.engine.stage import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -50,21 +51,23 @@ class _Bucket:
         self._host_in = {name: tensor.pin_memory() for name, tensor in example.items() if tensor.numel()}
         self._device_in = {name: tensor.cuda() for name, tensor in self._host_in.items()}
         self._nothing = torch.zeros(1, device="cuda")  # an input without elements still wants an address
-        present = {engine.get_tensor_name(number) for number in range(engine.num_io_tensors)}
+        names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
         for name, tensor in example.items():
-            if name in present:  # what is not used may have been removed
+            if name in names:  # what is not used may have been removed
                 self._context.set_input_shape(name, tuple(tensor.shape))
                 self._context.set_tensor_address(name, self._device_in.get(name, self._nothing).data_ptr())
+        outputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
         dtypes = {trt.float32: torch.float32, trt.uint8: torch.uint8}
         self._device_out = [
             torch.empty(
                 tuple(self._context.get_tensor_shape(name)), dtype=dtypes[engine.get_tensor_dtype(name)], device="cuda"
             )
-            for name in output_names(spec.stage)
+            for name in outputs
         ]
-        for name, tensor in zip(output_names(spec.stage), self._device_out, strict=True):
+        for name, tensor in zip(outputs, self._device_out, strict=True):
             self._context.set_tensor_address(name, tensor.data_ptr())
-        self._host_out = [torch.empty_like(tensor, device="cpu").pin_memory() for tensor in self._device_out]
+        kind = torch.uint8 if spec.stage is Stage.DECODE else torch.float32
+        self._host_out = [torch.empty(tensor.shape, dtype=kind, pin_memory=True) for tensor in self._device_out]
         self._graph = self._capture(spec)
 
     def run(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -75,7 +78,7 @@ class _Bucket:
                 self._device_in[name].copy_(pinned, non_blocking=True)
             self._execute() if self._graph is None else self._graph.replay()
             for pinned, tensor in zip(self._host_out, self._device_out, strict=True):
-                pinned.copy_(tensor, non_blocking=True)
+                pinned.copy_(tensor.to(pinned.dtype), non_blocking=True)
         self._stream.synchronize()
         return tuple(pinned.clone() for pinned in self._host_out)
 

@@ -1,0 +1,82 @@
+"""Torch-TensorRT without a GPU, for a test: run as a script, it converts every plan and prints the engines' sizes.
+
+Torch-TensorRT asks CUDA about the device when it is imported, and TensorRT-RTX can build engines without one but not
+load them. Here it gets made-up answers, and what it builds is handed back unloaded. Nothing runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import torch
+
+
+class _Device:
+    name, major, minor, total_memory, multi_processor_count = "none", 9, 0, 2**36, 132
+
+
+class _Unloaded:
+    """What a runtime would have loaded."""
+
+    streamable_device_memory_size = 0
+    device_memory_size_v2 = 0
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = bytes(engine)
+
+    def serialize(self) -> bytes:
+        return self._engine
+
+
+class _Runtime:
+    def __init__(self, logger: object) -> None: ...
+
+    def deserialize_cuda_engine(self, engine: Any) -> _Unloaded:
+        return _Unloaded(engine)
+
+
+def pretend() -> None:
+    cuda: Any = torch.cuda
+    cuda.get_device_capability = lambda *_: (9, 0)
+    cuda.current_device = lambda: 0
+    cuda.mem_get_info = lambda *_: (2**36, 2**36)
+    cuda.get_device_properties = lambda *_: _Device()
+    inside: Any = torch._C
+    inside._CudaDeviceProperties = _Device
+    exists, path = os.path.isfile, os.path
+    setattr(path, "isfile", lambda file: "libtorchtrt" not in str(file) and exists(file))  # noqa: B010
+
+
+def convert_all() -> dict[str, int]:
+    import torch_tensorrt.dynamo.conversion._TRTInterpreter as interpreter
+
+    from msf_serve.engine.backends.tensorrt import TensorRtBackend
+    from msf_serve.engine.model import DecodeModule
+    from msf_serve.engine.plans import PlanSpec, decode_inputs, step_inputs
+    from msf_serve.engine.stage import Stage
+    from msf_serve.engine.step import StepModule
+    from tests.models import tiny_model
+
+    interpreter.trt.Runtime = _Runtime
+    model = tiny_model()
+    backend = TensorRtBackend("bf16", 1)
+    backend.route = "torch-tensorrt"
+    sizes = {}
+    for stage in Stage:
+        if stage is Stage.DECODE:
+            module: torch.nn.Module = DecodeModule(model).eval()
+            inputs = decode_inputs(model.config)
+        else:
+            module = StepModule(model.denoiser(stage), guided=True).eval()
+            inputs = step_inputs(model.config.stage(stage).denoiser)
+        spec = PlanSpec("tiny:1", "weights", stage, stage is not Stage.DECODE, (2,), inputs)
+        sizes[stage.value] = len(backend.compile(spec, module))
+    return sizes
+
+
+if __name__ == "__main__":
+    pretend()
+    json.dump(convert_all(), sys.stdout)
