@@ -246,18 +246,21 @@ class _Workshop:
         probes = self._probes_of(spec)
         if kind not in self._references:
             self._references[kind] = Reference.of(spec.stage, self._source(spec)(), probes)
-        trials = tuple(
-            trial(
-                plan,
-                probes,
-                self._references[kind],
-                bucket,
-                tolerance=self.backend.tolerance(spec.stage),
-                verified_on=self.backend.device,
-                verified_at=datetime.now(UTC).date().isoformat(),
+        try:
+            trials = tuple(
+                trial(
+                    plan,
+                    probes,
+                    self._references[kind],
+                    bucket,
+                    tolerance=self.backend.tolerance(spec.stage),
+                    verified_on=self.backend.device,
+                    verified_at=datetime.now(UTC).date().isoformat(),
+                )
+                for bucket in spec.buckets
             )
-            for bucket in spec.buckets
-        )
+        except Exception as error:  # whatever a compiler that works at the first run raises
+            raise PlanRejected(f"plan {spec} of {spec.model} is refused: it fails to run: {error}") from error
         for each in trials:
             if not each.is_accepted:
                 raise PlanRejected(

@@ -103,6 +103,21 @@ def test_a_plan_that_disagrees_with_the_reference_never_serves(version: ModelVer
     assert list(tmp_path.glob("*/plan.bin")) == []
 
 
+class FailingBackend(EagerBackend):
+    """Finds out too late that it cannot compile."""
+
+    def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
+        def run(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            raise RuntimeError("no kernel")
+
+        return run
+
+
+def test_a_plan_that_cannot_run_is_refused(version: ModelVersion, tmp_path: Path) -> None:
+    with pytest.raises(PlanRejected, match="it fails to run: no kernel"):
+        load_plans(version, FailingBackend("fp32", 1), PlanCache(tmp_path), (2,))
+
+
 def test_where_the_first_choice_is_refused_the_next_serves(
     version: ModelVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
