@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Ends the service when make is killed.
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
-.PHONY: help serve check lint types contracts test data train-fashion evaluate bench-serve bench-stack bench-batching bench-simulation chaos \
+.PHONY: help serve check lint types contracts test data train-fashion evaluate bench-serve bench-engine bench-stack bench-batching bench-simulation chaos \
   soak sweep tensorrt-build clean
 
 help: ## this list
@@ -45,6 +45,9 @@ evaluate: $(VENV)/.dev $(DATA)/.fashion-mnist ## measure the shipped model's qua
 
 bench-serve: $(VENV)/.dev ## measure the served speed
 	$(BIN)/python -m msf_serve.bench.serve
+
+bench-engine: $(VENV)/.dev ## measure a step by each backend against eager torch and the matrix peak
+	$(BIN)/python -m msf_serve.bench.engine
 
 bench-stack: $(VENV)/.dev ## measure what the service costs beside the device
 	$(BIN)/python -m msf_serve.bench.stack

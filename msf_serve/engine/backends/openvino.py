@@ -54,31 +54,37 @@ class OpenVinoBackend:
         return trials.tolerance(stage, self._precision(stage))
 
     def compile(self, spec: PlanSpec, module: nn.Module) -> bytes:
-        (bucket,) = spec.buckets
-        model = self._convert(spec, module).clone()
-        shapes = [ov.PartialShape([bucket, *shape]) for shape, _ in spec.inputs]
-        model.reshape(dict(zip(model.inputs, shapes, strict=True)))
-        artefact: bytes = self._core.compile_model(model, "CPU", self._config(spec)).export_model().getvalue()
+        model = self.static_model(spec, module)
+        artefact: bytes = self._core.compile_model(model, "CPU", self.config(spec)).export_model().getvalue()
         return artefact
 
     def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
         try:
             # Without the config an imported plan runs in another precision than it was compiled for.
-            return _runner(self._core.import_model(artefact, "CPU", self._config(spec)))
+            return _runner(self._core.import_model(artefact, "CPU", self.config(spec)))
         except RuntimeError as error:
             raise PlanError(f"OpenVINO cannot load plan {spec}: {error}") from error
 
     def _precision(self, stage: Stage) -> Precision:
         return "fp32" if stage is Stage.DECODE else self.precision
 
-    def _config(self, spec: PlanSpec) -> dict[str, str | int]:
+    def config(self, spec: PlanSpec) -> dict[str, str | int]:
+        """OpenVINO's properties for a plan."""
         return {
             "INFERENCE_PRECISION_HINT": "bf16" if self._precision(spec.stage) == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": self._num_threads,
             "NUM_STREAMS": 1,
         }
 
-    def _convert(self, spec: PlanSpec, module: nn.Module) -> Any:
+    def static_model(self, spec: PlanSpec, module: nn.Module) -> Any:
+        """OpenVINO's form of the module for the spec's one bucket."""
+        (bucket,) = spec.buckets
+        model = self.dynamic_model(spec, module).clone()
+        shapes = [ov.PartialShape([bucket, *shape]) for shape, _ in spec.inputs]
+        model.reshape(dict(zip(model.inputs, shapes, strict=True)))
+        return model
+
+    def dynamic_model(self, spec: PlanSpec, module: nn.Module) -> Any:
         """OpenVINO's form of the module with a dynamic batch; buckets share it."""
         any_batch = replace(spec, buckets=())
         if any_batch not in self._converted:

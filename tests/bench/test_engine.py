@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from multiprocessing import Pipe
+
+import pytest
+
+from msf_serve.bench.contenders import PEAK, Case, Contender, compete, peak_flops
+from msf_serve.bench.engine import table
+from msf_serve.bench.operators import kind_of
+from msf_serve.bench.sizes import DenoiserSize, dit_size, msf_size
+from msf_serve.engine.stage import Stage
+
+TINY = DenoiserSize(in_channels=4, cond_channels=0, size=4, width=32, depth=2, num_heads=2, num_classes=3)
+
+
+def test_the_flops_are_those_of_the_matrix_products() -> None:
+    """Counted by hand: 4 tokens in patches of 2, two evaluations a guided step."""
+    tokens, width, depth = 4, 32, 2
+    linears = 3 * width * width + width * width + 2 * 4 * width * width
+    modulation = 6 * width * width
+    attention = 2 * tokens * tokens * width
+    ends = tokens * 2 * 16 * width + 2 * width * width
+    evaluation = 2 * (depth * (tokens * linears + modulation + attention) + ends)
+    assert Case(TINY, Stage.BASE, 3, 1).flops() == 3 * 2 * evaluation
+
+
+def test_an_msf_step_is_a_quarter_of_a_dits_tokens() -> None:
+    assert msf_size("S", Stage.BASE).num_tokens * 4 == dit_size("S").num_tokens == 256
+
+
+def contender(name: str, *seconds: float) -> Contender:
+    return Contender(name, None, Pipe()[0], list(seconds), 100.0)
+
+
+def test_ratios_are_of_medians_beside_each_other() -> None:
+    found = {
+        PEAK: contender(PEAK, 1.0),
+        "eager fp32": contender("eager fp32", 3.0, 4.0, 90.0),
+        "eager bf16 (cast)": contender("eager bf16 (cast)", 2.0),
+        "openvino": contender("openvino", 1.0),
+    }
+    lines = table(peak_flops() // 2, 2, found).splitlines()
+    row = [cell.strip() for cell in lines[-1].split("|")]
+    assert row[1:4] == ["openvino", "1000.0", "1000.0"]
+    assert row[6:9] == ["50 %", "4.00", "2.00"]
+
+
+@pytest.mark.parametrize(
+    ("operator", "kind"),
+    [
+        ("brgemm_avx512_bf16 FullyConnected", "matrix products"),
+        ("jit_avx512 ScaledDotProductAttention", "attention"),
+        ("jit_avx512 MVN", "layer norm"),
+        ("jit Reorder", "conversions and layouts"),
+        ("jit_avx512 Eltwise", "elementwise and other"),
+    ],
+)
+def test_operators_are_told_by_what_they_do(operator: str, kind: str) -> None:
+    assert kind_of(operator) == kind
+
+
+@pytest.mark.slow
+def test_ways_run_in_turns_and_what_cannot_start_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    found = compete(Case(TINY, Stage.BASE, 2, 1), ("openvino", "eager fp32", "no such way"), rounds=1)
+    assert set(found) == {PEAK, "openvino", "eager fp32"}
+    assert "no such way: ValueError: 'no such way' is no way to run a step" in capsys.readouterr().out
+    assert all(each.median_s > 0 and each.memory_mb > 0 for each in found.values())
