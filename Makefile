@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
 .PHONY: help serve check lint types contracts test data train-fashion evaluate bench-serve bench-stack bench-batching bench-simulation chaos \
-  soak sweep tensorrt-build clean
+  soak sweep tensorrt-build bench-gpu clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -54,6 +54,9 @@ bench-batching: $(VENV)/.dev ## compare step-level with request-level batching
 
 bench-simulation: $(VENV)/.dev ## hold the simulator against a real service, then simulate 1,000 workers
 	$(BIN)/python -m msf_serve.bench.simulation
+
+bench-gpu: ## measure denoising on an NVIDIA GPU; needs torch and numpy only (BENCH_GPU=--minutes 20)
+	$(PYTHON) -m msf_serve.bench.gpu $(BENCH_GPU)
 
 chaos: $(VENV)/.dev ## kill, hang, fill and cut off everything under load; count what became of the jobs
 	$(BIN)/python -m msf_serve.bench.chaos
