@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ class EagerBackend:
     def __init__(self, precision: Precision | None, num_threads: int) -> None:
         self.precision: Precision = precision or "fp32"
         self._device = Device(num_threads)
+        self._graph_pool: Any = None
         self.device = self._device.name
 
     @property
@@ -37,10 +39,13 @@ class EagerBackend:
         return b""
 
     def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
-        return self._device.plan(self._prepared(source()), self.precision if spec.stage is not Stage.DECODE else "fp32")
+        (bucket,) = spec.buckets
+        precision = "fp32" if spec.stage is Stage.DECODE else self.precision
+        module = source().to(self._device.torch)
+        return self._device.plan(self._prepared(module), precision, spec.example(bucket), self._graph_pool)
 
     def _prepared(self, module: nn.Module) -> Callable[..., Tensor | tuple[Tensor, ...]]:
-        return module.to(self._device.torch)
+        return module
 
 
 BACKEND = EagerBackend
