@@ -11,8 +11,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Ends the service when make is killed.
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
-.PHONY: help serve check lint types contracts test data train-fashion evaluate bench-serve bench-engine bench-stack bench-batching bench-simulation chaos \
-  soak sweep tensorrt-build clean
+.PHONY: help serve check lint types contracts test data train-fashion evaluate bench-serve bench-engine bench-stack \
+  bench-batching bench-simulation bench-gpu chaos soak sweep tensorrt-build clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -57,6 +57,9 @@ bench-batching: $(VENV)/.dev ## compare step-level with request-level batching
 
 bench-simulation: $(VENV)/.dev ## hold the simulator against a real service, then simulate 1,000 workers
 	$(BIN)/python -m msf_serve.bench.simulation
+
+bench-gpu: ## measure denoising on an NVIDIA GPU; needs torch and numpy only (BENCH_GPU=--minutes 20)
+	$(PYTHON) -m msf_serve.bench.gpu $(BENCH_GPU)
 
 chaos: $(VENV)/.dev ## kill, hang, fill and cut off everything under load; count what became of the jobs
 	$(BIN)/python -m msf_serve.bench.chaos

@@ -5,13 +5,15 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from msf_serve.engine.cuda import CudaPlan
 from msf_serve.engine.plans import Plan
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class Device:
@@ -31,19 +33,27 @@ class Device:
         kernels = torch.backends.cpu.get_cpu_capability()
         return f"{platform.machine()} {self.name} {kernels} {self._num_threads} threads"
 
-    def plan(self, function: Callable[..., Tensor | tuple[Tensor, ...]], precision: str) -> Plan:
-        """Run `function` here on the host's tensors, under autocast where `precision` is low."""
+    def plan(
+        self,
+        function: Callable[..., Tensor | tuple[Tensor, ...]],
+        precision: str,
+        example: tuple[Tensor, ...],
+        graph_pool: Any = None,
+    ) -> Plan:
+        """Run `function` here on the host's tensors, shaped like `example`, under autocast where `precision` is low.
 
-        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        On a GPU with a `graph_pool`: as a CUDA graph.
+        """
+
+        def compute(*inputs: Tensor) -> tuple[Tensor, ...]:
             with (
                 torch.inference_mode(),
-                torch.autocast(self.torch.type, _DTYPES[precision], enabled=precision != "fp32"),
+                torch.autocast(self.torch.type, DTYPES[precision], enabled=precision != "fp32"),
             ):
-                outputs = function(*(tensor.to(self.torch, non_blocking=True) for tensor in inputs))
-            several = outputs if isinstance(outputs, tuple) else (outputs,)
-            return tuple(output.cpu() for output in several)
+                outputs = function(*inputs)
+            return outputs if isinstance(outputs, tuple) else (outputs,)
 
-        return run
+        return CudaPlan(compute, example, graph_pool) if self.torch.type == "cuda" else compute
 
 
 def gpu_fingerprint() -> str:

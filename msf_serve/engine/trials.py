@@ -103,7 +103,7 @@ class Reference:
     @classmethod
     def of(cls, stage: Stage, module: nn.Module, probes: Probes) -> Reference:
         device = next(module.parameters()).device
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             outputs = module(*(tensor.to(device) for tensor in probes.inputs))
         several = outputs if isinstance(outputs, tuple) else (outputs,)
         return cls(stage, tuple(output.cpu() for output in several))

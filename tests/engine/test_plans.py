@@ -22,6 +22,7 @@ from msf_serve.engine.plan_cache import PlanCache
 from msf_serve.engine.plans import Plan, PlanSpec, step_inputs
 from msf_serve.engine.repository import ModelVersion
 from msf_serve.engine.stage import Stage
+from msf_serve.engine.step import StepModule
 
 REQUESTS = [
     SampleRequest(label, seed, 0, 4, 2, scale) for label, seed, scale in ((0, 1, 1.5), (1, 2, 1.0), (2, 3, 3.0))
@@ -184,3 +185,15 @@ def test_eager_runs_in_bf16_too(version: ModelVersion, eager_plans: ModelPlans, 
     rough, _ = low.steps[Stage.BASE, True, 4](*inputs)
     torch.testing.assert_close(rough.float(), exact, rtol=0.1, atol=0.1)
     assert not torch.equal(rough.float(), exact)
+
+
+def test_casting_the_weights_once_changes_no_byte(version: ModelVersion) -> None:
+    inputs = step_inputs(version.config.residual.denoiser)
+    spec = PlanSpec("tiny:1", "", Stage.RESIDUAL, True, (2,), inputs)
+    example = [torch.rand_like(t) if t.is_floating_point() else t for t in spec.example(2)]
+    module = StepModule(version.load().residual, guided=True).eval()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        expected = module(*example)
+    found = get_backend("eager", "bf16", 1).load(spec, b"", lambda: module)(*example)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert next(module.parameters()).dtype == torch.float32, "the module that it was made from is left as it is"

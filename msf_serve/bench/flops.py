@@ -1,0 +1,35 @@
+"""Floating-point operations of a denoiser, counted from its size, and the most that a device can do of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+
+from msf_serve.bench.sizes import DenoiserSize
+
+_PEAK_REPEATS = 20
+
+
+def step_flops(size: DenoiserSize, *, guided: bool = True) -> float:
+    """Of one step of one sample: the matrix products of the linear layers and of attention, two for a multiply-add."""
+    tokens, width, patch = size.num_tokens, size.width, size.patch_size**2
+    hidden = int(width * size.mlp_ratio)
+    attention = tokens * width * 4 * width + 2 * tokens * tokens * width
+    block = attention + 2 * tokens * width * hidden + 6 * width * width
+    ends = tokens * (2 * size.in_channels + size.cond_channels) * patch * width + 2 * width * width
+    return 2.0 * (size.depth * block + ends) * (2 if guided else 1)
+
+
+def matmul_peak(device: torch.device, side: int) -> float:
+    """FLOP/s of a bf16 product of square matrices, median of some after a warm-up: what a step is held against."""
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    seconds = []
+    for _ in range(2 * _PEAK_REPEATS):
+        started_at = time.perf_counter()
+        torch.mm(a, b)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started_at)
+    return 2.0 * side**3 / statistics.median(seconds[_PEAK_REPEATS:])

