@@ -81,7 +81,9 @@ def test_onnx_agrees_with_eager_for_any_batch(
         assert reference.error([torch.from_numpy(np.asarray(each)) for each in found], numbers) <= allowed
 
 
-@pytest.mark.parametrize(("stage", "precision"), [*((stage, "bf16") for stage in STAGES), (Stage.BASE, "fp16")])
+@pytest.mark.parametrize(
+    ("stage", "precision"), [*((stage, "bf16") for stage in STAGES), (Stage.BASE, "fp16"), (Stage.BASE, "fp32")]
+)
 def test_engines_are_built_with_a_profile_for_each_bucket(
     model: MsfModel,
     package: ModuleType,
@@ -98,13 +100,22 @@ def test_engines_are_built_with_a_profile_for_each_bucket(
         profiles.append([tuple(shape) for shape in profile.get_shape(input_names(stage)[0])])
         return profile
 
+    configs = []
+    create = package.Builder.create_builder_config
+
+    def noted_config(builder: object) -> object:
+        configs.append(create(builder))
+        return configs[-1]
+
     monkeypatch.setattr(tensorrt, "_profile", noted)
+    monkeypatch.setattr(package.Builder, "create_builder_config", noted_config)
     backend = TensorRtBackend(precision, 1)
     spec = spec_of(model, stage, 1, 4)
     engine = backend.compile(spec, module_of(model, stage))
     assert len(engine) > 10_000
     shape = spec.inputs[0][0]
     assert profiles == [[(bucket, *shape)] * 3 for bucket in (1, 4)]
+    assert [config.get_flag(package.BuilderFlag.TF32) for config in configs] == [precision != "fp32"]
     assert "Building engine: done" in caplog.text
     assert "MB of memory so far" in caplog.text
 

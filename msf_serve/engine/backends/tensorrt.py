@@ -52,7 +52,10 @@ def load_package() -> ModuleType:
 
 
 class TensorRtBackend:
-    """The denoisers in bfloat16 unless told otherwise; the decoder in float32, or in float16 with that precision."""
+    """The denoisers in bfloat16 unless told otherwise; the decoder in float32, or in float16 with that precision.
+
+    Only with precision fp32 are float32 inputs of products not rounded to TF32.
+    """
 
     name: BackendName = "tensorrt"
 
@@ -63,6 +66,8 @@ class TensorRtBackend:
         self._timing = b""  # what TensorRT measured of kernels, for the next plan of this process
         self.runs_here = torch.cuda.is_available()
         self.device = torch.cuda.get_device_name() if self.runs_here else "no GPU"
+        # Without a GPU nothing is timed, and TensorRT-RTX times nothing: it makes its kernels when a plan is loaded.
+        self._times_kernels = self.runs_here and self._trt.__name__ == "tensorrt"
         has_torch_tensorrt = self._trt.__name__ == "tensorrt" and _is_importable("torch_tensorrt")
         self.route = "torch-tensorrt" if has_torch_tensorrt else "onnx"
         self.one_plan_for_all_buckets = self.route == "onnx"
@@ -117,12 +122,14 @@ class TensorRtBackend:
             config.progress_monitor = _progress(trt, spec)
             for bucket in spec.buckets:
                 config.add_optimization_profile(_profile(builder, network, bucket))
-            if self.runs_here:  # without a GPU nothing is timed
+            if self.precision == "fp32":  # asked for, so it is not to be rounded to TF32, as is TensorRT's habit
+                config.clear_flag(trt.BuilderFlag.TF32)
+            if self._times_kernels:
                 config.set_timing_cache(config.create_timing_cache(self._timing), False)
             engine = builder.build_serialized_network(network, config)
             if engine is None:
                 raise PlanError(f"TensorRT cannot build plan {spec}; its log says why")
-            if self.runs_here:
+            if self._times_kernels:
                 self._timing = bytes(config.get_timing_cache().serialize())
             return bytes(engine)
 
@@ -139,6 +146,7 @@ class TensorRtBackend:
                 inputs=[torch_tensorrt.Input(shape=tensor.shape, dtype=tensor.dtype) for tensor in example],
                 require_full_compilation=True,
                 use_explicit_typing=True,
+                disable_tf32=self.precision == "fp32",
                 offload_module_to_cpu=True,
             )
         except Exception as error:  # whatever its converters and TensorRT raise

@@ -46,41 +46,47 @@ class _Bucket:
     ):
         self._stream = stream
         self._context = _context(trt, engine)
-        self._context.set_optimization_profile_async(profile, stream.cuda_stream)
-        example = dict(zip(input_names(spec.stage), spec.example(bucket), strict=True))
-        self._host_in = {name: tensor.pin_memory() for name, tensor in example.items() if tensor.numel()}
-        self._device_in = {name: tensor.cuda() for name, tensor in self._host_in.items()}
+        if self._context is None or not self._context.set_optimization_profile_async(profile, stream.cuda_stream):
+            raise PlanError(f"TensorRT has no room for plan {spec} at bucket {bucket}; its log says why")
+        dtypes = {trt.float32: torch.float32, trt.int64: torch.int64, trt.int32: torch.int32, trt.uint8: torch.uint8}
+        self._dtypes = {name: dtypes[engine.get_tensor_dtype(name)] for name in _names(engine)}
         self._nothing = torch.zeros(1, device="cuda")  # an input without elements still wants an address
-        names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
-        for name, tensor in example.items():
-            if name in names:  # what is not used may have been removed
-                self._context.set_input_shape(name, tuple(tensor.shape))
-                self._context.set_tensor_address(name, self._device_in.get(name, self._nothing).data_ptr())
-        outputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
-        dtypes = {trt.float32: torch.float32, trt.uint8: torch.uint8}
-        self._device_out = [
-            torch.empty(
-                tuple(self._context.get_tensor_shape(name)), dtype=dtypes[engine.get_tensor_dtype(name)], device="cuda"
-            )
-            for name in outputs
+        examples = zip(input_names(spec.stage), spec.example(bucket), strict=True)
+        self._inputs = [
+            (place, *self._input(name, example))
+            for place, (name, example) in enumerate(examples)
+            if name in self._dtypes  # what is not used may have been removed
         ]
-        for name, tensor in zip(outputs, self._device_out, strict=True):
-            self._context.set_tensor_address(name, tensor.data_ptr())
         kind = torch.uint8 if spec.stage is Stage.DECODE else torch.float32
-        self._host_out = [torch.empty(tensor.shape, dtype=kind, pin_memory=True) for tensor in self._device_out]
+        outputs = [name for name in self._dtypes if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
+        self._outputs = [self._output(name, kind) for name in outputs]
         self._graph = self._capture(spec)
 
     def run(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         with torch.cuda.stream(self._stream):
-            for host, tensor in zip(self._host_in.items(), _with_elements(inputs), strict=True):
-                name, pinned = host
-                pinned.copy_(tensor)
-                self._device_in[name].copy_(pinned, non_blocking=True)
+            for place, pinned, on_device in self._inputs:
+                pinned.copy_(inputs[place])
+                on_device.copy_(pinned, non_blocking=True)
             self._execute() if self._graph is None else self._graph.replay()
-            for pinned, tensor in zip(self._host_out, self._device_out, strict=True):
-                pinned.copy_(tensor.to(pinned.dtype), non_blocking=True)
+            for pinned, on_device in self._outputs:
+                pinned.copy_(on_device.to(pinned.dtype), non_blocking=True)
         self._stream.synchronize()
-        return tuple(pinned.clone() for pinned in self._host_out)
+        return tuple(pinned.clone() for pinned, _ in self._outputs)
+
+    def _input(self, name: str, example: Tensor) -> tuple[Tensor, Tensor]:
+        """The pinned buffer on the host and that on the device."""
+        pinned = example.to(self._dtypes[name]).pin_memory()
+        on_device = pinned.cuda()
+        self._context.set_input_shape(name, tuple(example.shape))
+        self._context.set_tensor_address(name, (on_device if on_device.numel() else self._nothing).data_ptr())
+        return pinned, on_device
+
+    def _output(self, name: str, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The pinned buffer of `kind` on the host, and that on the device."""
+        shape = tuple(self._context.get_tensor_shape(name))
+        on_device = torch.empty(shape, dtype=self._dtypes[name], device="cuda")
+        self._context.set_tensor_address(name, on_device.data_ptr())
+        return torch.empty(shape, dtype=kind, pin_memory=True), on_device
 
     def _execute(self) -> None:
         if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
@@ -91,6 +97,10 @@ class _Bucket:
             for _ in range(WARM_UP_RUNS):
                 self._execute()
         self._stream.synchronize()
+        is_capturable = getattr(self._context, "is_stream_capturable", None)
+        if is_capturable is not None and not is_capturable(self._stream.cuda_stream):
+            logger.warning("plan %s runs without a CUDA graph: TensorRT cannot capture it", spec)
+            return None
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, stream=self._stream):
@@ -101,14 +111,16 @@ class _Bucket:
         return graph
 
 
+def _names(engine: Any) -> list[str]:
+    return [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
+
+
 def _context(trt: ModuleType, engine: Any) -> Any:
-    """TensorRT-RTX would build and swap kernels for a shape while it serves, unless told to do so at once."""
+    """For one bucket: without the others' memory, and with kernels that TensorRT-RTX does not swap while it serves."""
+    memory = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
     if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
-        return engine.create_execution_context()
+        return engine.create_execution_context(memory)
     config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(memory)
     config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
     return engine.create_execution_context(config)
-
-
-def _with_elements(inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    return [tensor for tensor in inputs if tensor.numel()]
