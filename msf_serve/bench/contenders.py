@@ -18,9 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from msf_serve.bench.flops import step_flops
 from msf_serve.bench.sizes import DenoiserSize, random_denoiser
 from msf_serve.engine.backends import get_backend
 from msf_serve.engine.export import lowered
@@ -51,13 +50,9 @@ class Case:
     def module(self) -> StepModule:
         return StepModule(random_denoiser(self.size), guided=True).eval()
 
-    def flops(self) -> int:
+    def flops(self) -> float:
         """Of the matrix products of one step batch."""
-        counting = FlopCounterMode(display=False)
-        # It does not know the CPU's fused attention.
-        with counting as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
-            self.module()(*self.inputs())
-        return int(counter.get_total_flops())
+        return self.bucket * step_flops(self.size)
 
     def inputs(self) -> tuple[Tensor, ...]:
         torch.manual_seed(1)

@@ -55,7 +55,7 @@ def main() -> None:
     _print_end_to_end(find_models(Path("model_repo"))[0], arguments.threads, arguments.rounds)
 
 
-def table(flops: int, bucket: int, found: dict[str, Contender]) -> str:
+def table(flops: float, bucket: int, found: dict[str, Contender]) -> str:
     """Each way's step; FLOPs are those of its matrix products."""
     peak = peak_flops() / found[PEAK].median_s
     eager = found["eager fp32"].median_s if "eager fp32" in found else None

@@ -13,17 +13,6 @@ from msf_serve.engine.stage import Stage
 TINY = DenoiserSize(in_channels=4, cond_channels=0, size=4, width=32, depth=2, num_heads=2, num_classes=3)
 
 
-def test_the_flops_are_those_of_the_matrix_products() -> None:
-    """Counted by hand: 4 tokens in patches of 2, two evaluations a guided step."""
-    tokens, width, depth = 4, 32, 2
-    linears = 3 * width * width + width * width + 2 * 4 * width * width
-    modulation = 6 * width * width
-    attention = 2 * tokens * tokens * width
-    ends = tokens * 2 * 16 * width + 2 * width * width
-    evaluation = 2 * (depth * (tokens * linears + modulation + attention) + ends)
-    assert Case(TINY, Stage.BASE, 3, 1).flops() == 3 * 2 * evaluation
-
-
 def test_an_msf_step_is_a_quarter_of_a_dits_tokens() -> None:
     assert msf_size("S", Stage.BASE).num_tokens * 4 == dit_size("S").num_tokens == 256
 
