@@ -16,14 +16,16 @@ from pathlib import Path
 import torch
 
 from msf_serve.bench.flops import matmul_peak
+from msf_serve.bench.gpu_backends import Backends
 from msf_serve.bench.gpu_cells import Cell, Row, Table, cpu_cells, gpu_cells
 from msf_serve.bench.gpu_measure import Bench, Effort
 from msf_serve.bench.gpu_report import summary
-from msf_serve.engine.backends import Backend, BackendName, Precision, get_backend
 from msf_serve.engine.device import cpu_name
 
 # What the first cell of a backend is thought to take, seconds; afterwards its slowest so far.
-FIRST_GUESS_S: dict[str, float] = {"eager": 10.0, "inductor": 60.0, "tensorrt": 90.0}
+FIRST_GUESS_S: dict[str, float] = {
+    "eager": 10.0, "eager-cast": 10.0, "inductor": 60.0, "inductor-cast": 60.0, "tensorrt": 90.0,
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(cells: Iterable[Cell], table: Table, bench: Bench, deadline: float) -> None:
     """Measure what is not in the table yet, until the next cell would end after `deadline` (of `time.monotonic`)."""
     known = {row.key for row in table.rows}
-    backends = _Backends()
+    backends = Backends()
     for cell in cells:
         if cell.key in known:
             continue
@@ -74,6 +76,9 @@ def run(cells: Iterable[Cell], table: Table, bench: Bench, deadline: float) -> N
         row = bench.measure(cell, backend)
         table.append(row)
         print(f"{cell}: {row.error or f'{row.images_per_s} images/s'} ({row.cell_s} s)", file=sys.stderr)
+        if not bench.is_device_usable():
+            print("stopped: the device answers nothing after this error; run it again to go on", file=sys.stderr)
+            return
     print("nothing is left to measure", file=sys.stderr)
 
 
@@ -101,30 +106,6 @@ def describe(device: torch.device) -> str:
         f"{properties.name} {properties.total_memory / 2**30:.0f} GiB, driver {driver}, CUDA {torch.version.cuda}, "
         f"torch {torch.__version__}"
     )
-
-
-class _Backends:
-    """Loaded once each; one that cannot be is told once."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[BackendName, Precision], Backend | None] = {}
-
-    def get(self, name: BackendName, precision: Precision) -> Backend | None:
-        if (name, precision) not in self._known:
-            self._known[name, precision] = self._load(name, precision)
-        return self._known[name, precision]
-
-    @staticmethod
-    def _load(name: BackendName, precision: Precision) -> Backend | None:
-        try:
-            backend = get_backend(name, precision, torch.get_num_threads())
-        except Exception as error:  # TensorRT without its libraries raises whatever its loader meets
-            print(f"{name} {precision} is not measured: {error}", file=sys.stderr)
-            return None
-        if not backend.runs_here:
-            print(f"{name} {precision} is not measured: it can compile here, but not run", file=sys.stderr)
-            return None
-        return backend
 
 
 if __name__ == "__main__":

@@ -15,13 +15,11 @@ from msf_serve.engine.stage import Stage
 
 Kind = Literal["MSF", "DiT"]
 KINDS: tuple[Kind, ...] = ("MSF", "DiT")
-BACKENDS: tuple[tuple[BackendName, Precision], ...] = (
-    ("eager", "fp32"),
-    ("eager", "bf16"),
-    ("inductor", "bf16"),
-    ("tensorrt", "bf16"),
-    ("tensorrt", "fp16"),
-)
+# `*-cast`: the denoiser in low precision as a whole, without autocast.
+Contender = BackendName | Literal["eager-cast", "inductor-cast"]
+Contenders = tuple[tuple[Contender, Precision], ...]
+EAGER: Contenders = (("eager", "fp32"), ("eager", "bf16"), ("eager-cast", "bf16"))
+CONTENDERS: Contenders = (*EAGER, ("inductor", "bf16"), ("tensorrt", "bf16"), ("tensorrt", "fp16"))
 FIRST_BUCKETS, OTHER_BUCKETS = (1, 8, 32), (2, 4, 16, 64)
 TINY = "tiny"  # of --cpu
 # Denoising steps of an image, of the first and the second stage.
@@ -60,7 +58,7 @@ class Cell:
     """One line of the table. `buckets` are those that a backend with one plan for all of them compiles it for."""
 
     network: Network
-    backend: BackendName
+    backend: Contender
     precision: Precision
     bucket: int
     buckets: tuple[int, ...]
@@ -77,30 +75,32 @@ class Cell:
 
 def gpu_cells() -> Iterator[Cell]:
     """All of them, the most telling first."""
-    for sizes, image_sizes, buckets in (
-        (("B", "XL"), (256,), FIRST_BUCKETS),
-        (("S", "L"), (256,), FIRST_BUCKETS),
-        (("B", "XL", "S", "L"), (512,), FIRST_BUCKETS),
-        (("B", "XL", "S", "L"), (256, 512), OTHER_BUCKETS),
+    first, every = ("B", "XL"), ("B", "XL", "S", "L")
+    for sizes, image_sizes, buckets, contenders in (
+        (first, (256,), FIRST_BUCKETS, CONTENDERS),
+        (("S", "L"), (256,), FIRST_BUCKETS, CONTENDERS),
+        (every, (512,), FIRST_BUCKETS, CONTENDERS),
+        (every, (256, 512), OTHER_BUCKETS, CONTENDERS),
+        (first, (256,), FIRST_BUCKETS, (("inductor-cast", "bf16"),)),
     ):
-        yield from _cells(sizes, image_sizes, buckets, BACKENDS)
+        yield from _cells(sizes, image_sizes, buckets, contenders)
 
 
 def cpu_cells() -> Iterator[Cell]:
     """A few, to see that the script works."""
-    return _cells((TINY,), (64,), (1, 2), BACKENDS[:2])
+    return _cells((TINY,), (64,), (1, 2), EAGER)
 
 
 def _cells(
     sizes: Sequence[str],
     image_sizes: Sequence[int],
     buckets: tuple[int, ...],
-    backends: Sequence[tuple[BackendName, Precision]],
+    contenders: Contenders,
 ) -> Iterator[Cell]:
     for image_size in image_sizes:
         for size in sizes:
             for kind in KINDS:
-                for backend, precision in backends:
+                for backend, precision in contenders:
                     for bucket in buckets:
                         yield Cell(Network(kind, size, image_size), backend, precision, bucket, buckets)
 

@@ -76,6 +76,15 @@ class Bench:
             fingerprint=backend.fingerprint,
         )
 
+    def is_device_usable(self) -> bool:
+        """Some errors end a process's use of a GPU."""
+        try:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+        except RuntimeError:
+            return False
+        return True
+
     def _measure(self, cell: Cell, backend: Backend) -> dict[str, str]:
         model = self._model_of(cell.network)
         plans, compile_s = self._plans_of(cell, backend, model)

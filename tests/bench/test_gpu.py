@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from msf_serve.bench import gpu
+from msf_serve.bench import gpu, gpu_backends
 from msf_serve.bench.flops import step_flops
 from msf_serve.bench.gpu_cells import Cell, Network, Row, Table, cpu_cells, gpu_cells
 from msf_serve.bench.gpu_measure import Bench, Effort
@@ -91,11 +91,21 @@ class FailingBackend(EagerBackend):
 def test_a_cell_that_fails_is_a_line_and_the_run_goes_on(
     tmp_path: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "get_backend", lambda name, precision, num_threads: FailingBackend(precision, 1))
+    monkeypatch.setattr(gpu_backends, "get_backend", lambda name, precision, num_threads: FailingBackend(precision, 1))
     table = Table(tmp_path / "table.csv")
     gpu.run(CELLS, table, bench, inf)
     assert [row.error for row in table.rows] == ["", "OutOfMemoryError: CUDA out of memory"] * 2
     assert "failed: OutOfMemoryError" in summary(table.rows)
+
+
+def test_a_device_that_an_error_has_ended_is_left_alone(
+    tmp_path: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "is_device_usable", lambda: False)
+    table = Table(tmp_path / "table.csv")
+    gpu.run(CELLS, table, bench, inf)
+    assert len(table.rows) == 1
+    assert "run it again to go on" in capsys.readouterr().err
 
 
 def test_a_backend_that_cannot_be_loaded_is_passed_over(
@@ -106,7 +116,7 @@ def test_a_backend_that_cannot_be_loaded_is_passed_over(
             raise OSError("libnvinfer.so is missing")
         return EagerBackend("fp32", num_threads)
 
-    monkeypatch.setattr(gpu, "get_backend", load)
+    monkeypatch.setattr(gpu_backends, "get_backend", load)
     table = Table(tmp_path / "table.csv")
     gpu.run([replace(CELLS[0], precision="bf16"), replace(CELLS[1], precision="bf16"), CELLS[0]], table, bench, inf)
     assert [row.key for row in table.rows] == [CELLS[0].key]
@@ -137,8 +147,8 @@ def test_what_a_cell_takes_is_expected_from_its_backends_slowest() -> None:
 
 def test_the_most_telling_cells_come_first_and_every_cell_once() -> None:
     cells = list(gpu_cells())
-    assert len({cell.key for cell in cells}) == len(cells) == 4 * 2 * 2 * 7 * 5
-    first = cells[: 2 * 2 * 3 * 5]
+    assert len({cell.key for cell in cells}) == len(cells) == 4 * 2 * 2 * 7 * 6 + 2 * 2 * 3
+    first = cells[: 2 * 2 * 3 * 6]
     assert {(cell.network.size, cell.network.image_size) for cell in first} == {("B", 256), ("XL", 256)}
     assert {cell.bucket for cell in first} == {1, 8, 32}
 
@@ -188,6 +198,7 @@ class Absent(MetaPathFinder):
 
 sys.meta_path.insert(0, Absent())
 from msf_serve.bench import gpu
-gpu.get_backend("eager", "fp32", 1), gpu.get_backend("inductor", "bf16", 1)
+backends = gpu.Backends()
+assert backends.get("eager", "fp32") and backends.get("inductor", "bf16")
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
