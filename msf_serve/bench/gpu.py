@@ -2,6 +2,7 @@
 
 Needs torch, numpy and this package, nothing else; TensorRT is measured where it can be loaded. A line is written to the
 table after each cell, and cells that are in it are not measured again: call it until it says that nothing is left.
+With `--minutes 0` it only sums up.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     started_at = time.monotonic()
     if not options.cpu and not torch.cuda.is_available():
         print("bench-gpu needs an NVIDIA GPU that torch can use, and finds none", file=sys.stderr)
+        return 1
+    if options.cpu and torch.cuda.is_available():
+        print("--cpu is for machines without a GPU; CUDA_VISIBLE_DEVICES= hides it", file=sys.stderr)
         return 1
     device = torch.device("cpu" if options.cpu else "cuda")
     hardware = describe(device)

@@ -114,7 +114,8 @@ class Row:
 
     `*_ms` and `*_p99_ms` are wall time from host tensors to host tensors, `*_device_ms` is the device's part of it.
     `*_row` is `trials.Trial.row`: the same in several buckets where a sample's bytes are. `memory_mb` is all that is
-    in use on the device, its context included. `of_peak` compares the rate of the wall time with `peak_tflops`.
+    in use on the device, its context included; one plan for all buckets counts as a whole. `of_peak` compares the rate
+    of the wall time with `peak_tflops`.
     """
 
     kind: str

@@ -12,7 +12,7 @@ from functools import partial
 from math import ceil
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from msf_serve.bench.flops import step_flops
 from msf_serve.bench.gpu_cells import NUM_STEPS, VARIES, Cell, Network, Row
@@ -128,7 +128,7 @@ class Bench:
         row: str | None = ""
         if ms * NUM_SWEEP_CALLS <= 1e3 * self.effort.sweep_s:
             row = trials.sweep(plan, probes, bucket, trials.SHORT, 1)
-        return StageResult(ms, _percentile(wall, 0.99), _device_ms(plan, self.effort), error, row)
+        return StageResult(ms, _percentile(wall, 0.99), _device_ms(plan, inputs, self.effort), error, row)
 
     def _model_of(self, network: Network) -> Model:
         if self._model is None or self._model.network != network:
@@ -209,20 +209,12 @@ def _repeat(call: Callable[[], object], effort: Effort) -> list[float]:
     return found
 
 
-def _device_ms(plan: Plan, effort: Effort) -> float | None:
-    """Median milliseconds of a plan's work on the GPU, its inputs being there; None where it cannot be told."""
-    compute = getattr(plan, "compute", None)
-    if compute is None:
+def _device_ms(plan: Plan, inputs: tuple[Tensor, ...], effort: Effort) -> float | None:
+    """Median milliseconds of a plan's work on the GPU alone; None where there is none."""
+    device_ms: Callable[..., float] | None = getattr(plan, "device_ms", None)
+    if device_ms is None:
         return None
-    found = []
-    for _ in range(effort.min_repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
-        compute()
-        end.record()
-        end.synchronize()
-        found.append(float(start.elapsed_time(end)))
-    return statistics.median(found)
+    return statistics.median(device_ms(*inputs) for _ in range(effort.min_repeats))
 
 
 def _percentile(values: list[float], share: float) -> float:

@@ -37,14 +37,19 @@ class CudaPlan:
             for pinned, tensor, given in zip(self._host_in, self._device_in, inputs, strict=True):
                 pinned.copy_(given)
                 tensor.copy_(pinned, non_blocking=True)
-            self.compute()
+            self._compute()
             for pinned, tensor in zip(self._host_out, self._device_out, strict=True):
                 pinned.copy_(tensor, non_blocking=True)
             torch.cuda.current_stream().synchronize()
             return tuple(pinned.clone() for pinned in self._host_out)
 
-    def compute(self) -> None:
-        """What happens on the device between the copies, asynchronously. After the first call only."""
+    def device_ms(self, *inputs: Tensor) -> float:
+        """Milliseconds of one run on the device, without the copies from and to the host."""
+        self(*inputs)
+        with torch.inference_mode():
+            return elapsed_ms(self._compute)
+
+    def _compute(self) -> None:
         if self._graph is None:
             self._device_out = self._function(*self._device_in)
         else:
@@ -52,7 +57,7 @@ class CudaPlan:
 
     def _prepare(self) -> None:
         if self._graph_pool is None:
-            self.compute()
+            self._compute()
         else:
             self._capture()
         self._host_out = tuple(
@@ -71,3 +76,13 @@ class CudaPlan:
         with torch.cuda.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local"):
             self._device_out = self._function(*self._device_in)
         self._graph = graph
+
+
+def elapsed_ms(work: Callable[[], object]) -> float:
+    """Milliseconds from the start to the end of what `work` puts on the current stream, by the device's clock."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end))

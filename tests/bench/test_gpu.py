@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -77,6 +77,28 @@ def test_another_file_is_never_overwritten(tmp_path: Path, capsys: pytest.Captur
     assert gpu.main(["--cpu", "--out", str(tmp_path / "mine.csv")]) == 1
     assert "is no table of this benchmark" in capsys.readouterr().err
     assert (tmp_path / "mine.csv").read_text() == "a,b\n1,2\n"
+
+
+class TimedBackend(EagerBackend):
+    """Its plans have a clock of their own, as those on a GPU have."""
+
+    def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
+        plan = super().load(spec, artefact, source)
+
+        class TimedPlan:
+            def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+                return plan(*inputs)
+
+            def device_ms(self, *inputs: Tensor) -> float:
+                return 0.25 * len(inputs[0])
+
+        return TimedPlan()
+
+
+def test_the_devices_own_time_is_told_beside_the_wall_time(bench: Bench) -> None:
+    row = bench.measure(CELLS[1], TimedBackend("fp32", 1))
+    assert (row.error, row.bucket, row.base_device_ms, row.residual_device_ms) == ("", "2", "0.5", "0.5")
+    assert "(0.5)" in summary([row])
 
 
 class FailingBackend(EagerBackend):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from msf_serve.engine.cuda import elapsed_ms
 from msf_serve.engine.errors import PlanError
 from msf_serve.engine.export import input_names
 from msf_serve.engine.plans import PlanSpec
@@ -36,6 +37,10 @@ class EnginePlan:
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return self._buckets[inputs[0].shape[0]].run(inputs)
+
+    def device_ms(self, *inputs: Tensor) -> float:
+        """Milliseconds of one run on the device, without the copies from and to the host."""
+        return self._buckets[inputs[0].shape[0]].device_ms(inputs)
 
 
 class _Bucket:
@@ -67,11 +72,22 @@ class _Bucket:
             for place, pinned, on_device in self._inputs:
                 pinned.copy_(inputs[place])
                 on_device.copy_(pinned, non_blocking=True)
-            self._execute() if self._graph is None else self._graph.replay()
+            self._compute()
             for pinned, on_device in self._outputs:
                 pinned.copy_(on_device.to(pinned.dtype), non_blocking=True)
         self._stream.synchronize()
         return tuple(pinned.clone() for pinned, _ in self._outputs)
+
+    def device_ms(self, inputs: tuple[Tensor, ...]) -> float:
+        self.run(inputs)
+        with torch.cuda.stream(self._stream):
+            return elapsed_ms(self._compute)
+
+    def _compute(self) -> None:
+        if self._graph is None:
+            self._execute()
+        else:
+            self._graph.replay()
 
     def _input(self, name: str, example: Tensor) -> tuple[Tensor, Tensor]:
         """The pinned buffer on the host and that on the device."""
