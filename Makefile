@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
 .PHONY: help serve check lint types contracts test data train-fashion evaluate bench-serve bench-engine bench-stack \
-  bench-batching bench-simulation bench-gpu chaos soak sweep tensorrt-build clean
+  bench-batching bench-simulation bench-gpu chaos soak compose-test sweep tensorrt-build clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -69,6 +69,9 @@ soak: $(VENV)/.dev ## an hour of mixed load; nothing may grow
 
 tensorrt-build: $(VENV)/.dev ## build TensorRT's plans of the shipped model and of MSF-XL/2, GPU or not
 	$(BIN)/python -m msf_serve.bench.tensorrt_build
+
+compose-test: $(VENV)/.dev ## kill and replace the parts of the stack in containers, under load
+	$(BIN)/python -m msf_serve.bench.compose
 
 sweep: $(VENV)/.dev ## try at length whether a sample's bytes depend on its batch
 	$(BIN)/python -m msf_serve.bench.sweep

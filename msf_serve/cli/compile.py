@@ -28,7 +28,7 @@ def command(backend: Backend | None, precision: Precision | None, buckets: str |
 
     given = {"backend": backend, "precision": precision, "buckets": buckets}
     settings = read_settings(**{name: value for name, value in given.items() if value is not None})
-    configure_logging(settings.log_level, "compile")
+    configure_logging(settings.log_level, "compile", settings.log_format)
     try:
         chosen = get_backend(settings.backend or default_backends()[0], settings.precision, settings.threads)
         if model is None:

@@ -15,6 +15,7 @@ _COMMANDS = {
     "jobs": "list failed jobs, look at one, cancel it, or queue it again",
     "load": "send a load to a server and report its latencies",
     "plan": "how many workers for so many images per second at which latency",
+    "health": "exit with 0 if an address answers, for containers",
     "compile": "build the plans of the repository's models ahead of time",
     "plans": "show the compiled plans: error against the reference, where that was verified, size",
 }

@@ -40,7 +40,7 @@ def command() -> None:
     this process ends, in any way, so do they.
     """
     settings = read_settings()
-    configure_logging(settings.log_level, "server")
+    configure_logging(settings.log_level, "server", settings.log_format)
     if settings.workers and not settings.model_repo.is_dir():
         raise click.UsageError(f"MSF_MODEL_REPO={str(settings.model_repo)!r} is not a folder")
     try:

@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     worker_metrics_port: int = Field(
         0, ge=0, le=65535, description="Prometheus port of a worker, of the second one the next; 0: none"
     )
+    log_format: Literal["text", "json"] = Field("text", description="of log lines, on standard error")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
 
     @field_validator("buckets", mode="before")

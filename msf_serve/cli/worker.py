@@ -32,7 +32,7 @@ def command(owner_fd: int | None) -> None:
         threading.Thread(target=_exit_with_owner, args=(owner_fd,), daemon=True).start()
     setproctitle.setproctitle("msf worker")
     settings = read_settings()
-    configure_logging(settings.log_level, "worker")
+    configure_logging(settings.log_level, "worker", settings.log_format)
     asyncio.run(_work(settings))
 
 

@@ -37,6 +37,7 @@ async def complete(order: Order, context: ServerContext, request: Request) -> Co
     admission was never confirmed.
     """
     job_id = new_job_id()
+    request.state.job_id = job_id
     end = context.replies.expect(job_id)
     try:
         try:
@@ -46,7 +47,8 @@ async def complete(order: Order, context: ServerContext, request: Request) -> Co
             raise
         if job.id != job_id:
             context.replies.forget(job_id, end)
-            job_id, end = job.id, context.replies.expect(job.id)
+            request.state.job_id = job_id = job.id
+            end = context.replies.expect(job_id)
             job = await context.queue.get(job_id) or job  # it may have ended before we expected that
         try:
             state = job.state if job.state.is_terminal else await _first(end, order, request)

@@ -20,6 +20,7 @@ async def create(body: ImageRequest, request: Request, response: Response, conte
     """Answers at once; `Location` is where the job's state and, once it succeeded, its images are."""
     order = await read_order(body, request, context)
     job = await admit(order, context, job_id=new_job_id(), reply_to=None)
+    request.state.job_id = job.id
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return await _shown(job, context)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+import time
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,6 +14,7 @@ from msf_serve.server.errors import BodyTooLarge, respond, translate
 
 logger = logging.getLogger(__name__)
 
+LOGGED = "/v1/"  # not what probes and Prometheus ask every few seconds
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
@@ -28,22 +30,34 @@ class Edge:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(8)}"
-        started = False
+        status = 0
+        scope.setdefault("state", {})["job_id"] = None  # for the route to fill in
+        started_at = time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
-            nonlocal started
+            nonlocal status
             if message["type"] == "http.response.start":
-                started = True
+                status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
         try:
             await self.app(scope, receive, send_with_id)
         except Exception as error:
-            if started:
+            if status:
                 raise
             logger.exception("%s %s failed, x-request-id %s", scope["method"], scope["path"], request_id)
             await respond(translate(error), scope["path"])(scope, receive, send_with_id)
+        finally:
+            if scope["path"].startswith(LOGGED):
+                _log(scope, request_id, status, time.perf_counter() - started_at)
+
+
+def _log(scope: Scope, request_id: str, status: int, seconds: float) -> None:
+    job_id = scope["state"]["job_id"]
+    told = {"request_id": request_id, "job_id": job_id, "status": status, "duration_ms": round(1000 * seconds, 1)}
+    shown = f"{scope['method']} {scope['path']}: {status} in {told['duration_ms']} ms, {request_id}"
+    logger.info(shown + (f", job {job_id}" if job_id else ""), extra=told)
 
 
 class BodyLimit:

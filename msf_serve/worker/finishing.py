@@ -74,7 +74,9 @@ class Finisher:
         kept = await until_redis_answers(end)
         self._on_end(job)
         spec = job.claim.job.spec
-        self._metrics.jobs.labels(spec.model, spec.version, outcome if kept else "dropped").inc()
+        outcome = outcome if kept else "dropped"
+        self._metrics.jobs.labels(spec.model, spec.version, outcome).inc()
+        logger.info("job %s %s", job.id, outcome, extra={"job_id": job.id, "outcome": outcome})
 
     def _encode(self, job: ActiveJob) -> tuple[list[bytes], float]:
         started_at = time.monotonic()

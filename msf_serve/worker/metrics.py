@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from msf_serve.scheduler.leases import Swept
 from msf_serve.scheduler.policy import StepBatch
@@ -16,7 +16,7 @@ _STAGE = ("model", "version", "stage")
 
 
 class WorkerMetrics:
-    """One registry for one worker process; `serve` opens an endpoint for Prometheus."""
+    """One registry for one worker process."""
 
     def __init__(self, num_slots: int) -> None:
         registry = CollectorRegistry()
@@ -44,9 +44,6 @@ class WorkerMetrics:
         """Count the tasks of the event loop at every scrape."""
         tasks = Gauge("msf_asyncio_tasks", "Tasks of the event loop.", registry=self.registry)
         tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
-
-    def serve(self, port: int) -> None:
-        start_http_server(port, registry=self.registry)
 
     def record_step(self, batch: StepBatch, seconds: float) -> None:
         labels = (*batch.model, batch.stage)

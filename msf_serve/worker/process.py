@@ -15,6 +15,7 @@ from msf_serve.scheduler.connection import check, connect
 from msf_serve.scheduler.jobs import WorkerInfo
 from msf_serve.scheduler.policy import BatchingPolicy, StepLevel
 from msf_serve.scheduler.request_level import RequestLevel
+from msf_serve.worker.endpoint import Endpoint
 from msf_serve.worker.errors import WorkerError
 from msf_serve.worker.faults import FaultyRunner
 from msf_serve.worker.metrics import WorkerMetrics
@@ -35,8 +36,7 @@ async def run_worker(settings: WorkerSettings, stop: asyncio.Event) -> None:
         await check(redis)
         metrics = WorkerMetrics(settings.num_slots)
         metrics.watch(asyncio.get_running_loop())
-        if settings.metrics_port:
-            _serve_metrics(metrics, settings.metrics_port)
+        endpoint = _listen(metrics, settings.metrics_port) if settings.metrics_port else None
         loading = asyncio.create_task(asyncio.to_thread(load_runners, settings))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -53,6 +53,8 @@ async def run_worker(settings: WorkerSettings, stop: asyncio.Event) -> None:
             num_slots=settings.num_slots,
             models=tuple(runner.info() for runner in runners),
         )
+        if endpoint is not None:
+            endpoint.is_ready = True
         worker = Worker(
             info,
             runners,
@@ -70,9 +72,9 @@ async def run_worker(settings: WorkerSettings, stop: asyncio.Event) -> None:
         await redis.aclose()
 
 
-def _serve_metrics(metrics: WorkerMetrics, port: int) -> None:
+def _listen(metrics: WorkerMetrics, port: int) -> Endpoint:
     try:
-        metrics.serve(port)
+        return Endpoint(metrics.registry, port)
     except OSError as error:
         raise WorkerError(f"metrics port {port}: cannot listen there: {error.strerror}") from error
 

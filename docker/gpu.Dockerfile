@@ -1,0 +1,27 @@
+# The worker on NVIDIA GPUs, over NVIDIA's TensorRT image: docker build --file docker/gpu.Dockerfile .
+ARG GPU_IMAGE=nvcr.io/nvidia/tensorrt:25.10-py3
+
+FROM ${GPU_IMAGE}
+ARG TORCH=torch==2.13.0
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cu130
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /src
+# TensorRT's Python package is the image's own, so the virtual environment sees the system's packages.
+RUN python3 -m venv --system-site-packages /opt/venv \
+ && { /opt/venv/bin/pip install --quiet --index-url ${TORCH_INDEX} ${TORCH} || /opt/venv/bin/pip install --quiet ${TORCH}; }
+COPY pyproject.toml README.md LICENSE ./
+COPY msf_serve msf_serve
+RUN /opt/venv/bin/pip install --quiet '.[worker]' 'onnx>=1.17,<2' 'onnxscript>=0.5,<1' && rm -rf /src
+COPY model_repo /srv/model_repo
+RUN useradd --system --uid 10001 --home-dir /var/lib/msf --create-home msf \
+ && mkdir -p /var/cache/msf && chown msf:msf /var/cache/msf
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 MSF_LOG_FORMAT=json \
+    MSF_MODEL_REPO=/srv/model_repo MSF_CACHE_DIR=/var/cache/msf MSF_WORKER_METRICS_PORT=9100 MSF_BUCKETS=1,2,4,8,16,32
+WORKDIR /var/lib/msf
+USER msf
+EXPOSE 9100
+VOLUME /var/cache/msf
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=5s --timeout=3s --start-period=900s --retries=6 CMD ["msf", "health", "http://127.0.0.1:9100/ready"]
+ENTRYPOINT ["msf"]
+CMD ["worker"]
