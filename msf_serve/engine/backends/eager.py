@@ -29,8 +29,9 @@ class EagerBackend:
     def __init__(self, precision: Precision | None, num_threads: int) -> None:
         self.precision: Precision = precision or "fp32"
         self._device = Device(num_threads)
-        # torch's default lets GPUs round the decoder's convolutions to TF32: for speed, but then it is no reference.
-        torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
+        if self._device.torch.type == "cuda":
+            # torch's default rounds the decoder's convolutions to TF32: for speed, but then it is no reference.
+            torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
         self._graph_pool: Any = None
         self._low: WeakKeyDictionary[Denoiser, Denoiser] = WeakKeyDictionary()
         self.device = self._device.name
