@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from msf_serve.bench.flops import step_flops
 from msf_serve.bench.sizes import DenoiserSize, random_denoiser
+from msf_serve.bench.whole_cast import whole_cast
 from msf_serve.engine.backends import get_backend
-from msf_serve.engine.export import lowered
 from msf_serve.engine.plans import PlanSpec, step_inputs
 from msf_serve.engine.stage import Stage
 from msf_serve.engine.step import StepModule
@@ -138,7 +138,7 @@ def _step(name: str, case: Case) -> Step:
             backend = get_backend("inductor", "bf16", case.num_threads)
         plan = backend.load(spec, backend.compile(spec, module), lambda: module)
         return lambda: plan(*inputs)
-    network: nn.Module = lowered(module, torch.bfloat16) if name == "eager bf16 (cast)" else module
+    network: nn.Module = whole_cast(module, torch.bfloat16) if name == "eager bf16 (cast)" else module
 
     def step() -> object:
         with (

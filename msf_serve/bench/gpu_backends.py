@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from msf_serve.bench.gpu_cells import Contender
+from msf_serve.bench.whole_cast import whole_cast
 from msf_serve.engine.backends import Backend, Precision, get_backend
 from msf_serve.engine.backends.eager import EagerBackend
 from msf_serve.engine.backends.inductor import InductorBackend
-from msf_serve.engine.device import DTYPES
-from msf_serve.engine.export import lowered
-from msf_serve.engine.plans import Plan, PlanSpec
+from msf_serve.engine.precision import DTYPES
+from msf_serve.engine.step import StepModule
 
 
 class CastEager(EagerBackend):
-    """`module.to(dtype)` without autocast: less exact, and the least that eager mode has to do."""
+    """`module.to(dtype)`: less exact than ours, and the least that eager mode has to do."""
 
-    def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
-        (bucket,) = spec.buckets
-        module = lowered(source(), DTYPES[self.precision]).to(self._device.torch)
-        return self._device.plan(self._prepared(module), "fp32", spec.example(bucket), self._graph_pool)
+    def _placed(self, module: nn.Module) -> nn.Module:
+        assert isinstance(module, StepModule)
+        return whole_cast(module, DTYPES[self.precision]).to(self._device.torch)
 
 
 class CastInductor(CastEager, InductorBackend):

@@ -15,7 +15,7 @@ from msf_serve.engine.stage import Stage
 
 Kind = Literal["MSF", "DiT"]
 KINDS: tuple[Kind, ...] = ("MSF", "DiT")
-# `*-cast`: the denoiser in low precision as a whole, without autocast.
+# `*-cast`: the denoiser in low precision as a whole.
 Contender = BackendName | Literal["eager-cast", "inductor-cast"]
 Contenders = tuple[tuple[Contender, Precision], ...]
 EAGER: Contenders = (("eager", "fp32"), ("eager", "bf16"), ("eager-cast", "bf16"))

@@ -21,7 +21,7 @@ def summary(rows: Sequence[Row]) -> str:
         "device alone in brackets).\nImages/s are for 20 denoising steps an image (MSF: 16 base and 4 residual), "
         "without decoding. `error` is the relative RMS against eager float32\nof the worst of both stages. `strict`: "
         "a sample's bytes are the same in every slot, beside any neighbour, and in these buckets. `-cast`: the network "
-        "in bf16\nas a whole, without autocast."
+        "in bf16\nas a whole, the tokens between blocks too."
     )
     for size, image_size in dict.fromkeys((row.size, row.image_size) for row in rows):
         of_size = [row for row in rows if (row.size, row.image_size) == (size, image_size)]
@@ -86,7 +86,7 @@ def _against_dit(rows: Sequence[Row]) -> str:
 
 
 def _against_eager(rows: Sequence[Row]) -> str:
-    """The fastest of the rest beside the faster way to run eager mode in bf16: autocast, or the network cast."""
+    """The fastest of the rest beside eager mode in bf16, our way or with the network cast, whichever is faster."""
     lines = []
     for place in dict.fromkeys(_place(row) for row in rows):
         here = [row for row in rows if _place(row) == place]

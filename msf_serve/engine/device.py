@@ -13,8 +13,6 @@ from torch import Tensor
 from msf_serve.engine.cuda import CudaPlan
 from msf_serve.engine.plans import Plan
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
 
 class Device:
     """`num_threads` are those of the CPU's kernels."""
@@ -36,20 +34,13 @@ class Device:
     def plan(
         self,
         function: Callable[..., Tensor | tuple[Tensor, ...]],
-        precision: str,
         example: tuple[Tensor, ...],
         graph_pool: Any = None,
     ) -> Plan:
-        """Run `function` here on the host's tensors, shaped like `example`, under autocast where `precision` is low.
-
-        On a GPU with a `graph_pool`: as a CUDA graph.
-        """
+        """Run `function` here on the host's tensors, shaped like `example`; with a `graph_pool` as a CUDA graph."""
 
         def compute(*inputs: Tensor) -> tuple[Tensor, ...]:
-            with (
-                torch.inference_mode(),
-                torch.autocast(self.torch.type, DTYPES[precision], enabled=precision != "fp32"),
-            ):
+            with torch.inference_mode():
                 outputs = function(*inputs)
             return outputs if isinstance(outputs, tuple) else (outputs,)
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from msf_serve.engine.plans import PlanSpec
+from msf_serve.engine.precision import low_denoiser
 from msf_serve.engine.stage import Stage
 from msf_serve.engine.step import StepModule
 
 if TYPE_CHECKING:
-    from msf_serve.engine.denoiser import Denoiser
     from msf_serve.engine.model import DecodeModule
 
 STEP_INPUTS = ("x", "d_prev", "cond", "time_embedding", "labels", "w", "a", "b", "c")
@@ -75,14 +75,12 @@ def _quiet(*names: str) -> Iterator[None]:
 
 
 def lowered(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy whose network runs in `dtype`; guidance, the solver's update and rounding to pixels stay in float32."""
-    module = copy.deepcopy(module)
+    """A copy whose network multiplies in `dtype`; guidance, the solver's update and pixels stay in float32."""
     if isinstance(module, StepModule):
-        module.denoiser = _LowDenoiser(  # type: ignore[assignment]  # it is called like one
-            module.denoiser.to(dtype), dtype
-        )
-    else:
-        module.autoencoder = _LowAutoencoder(module.get_submodule("autoencoder").to(dtype), dtype)
+        device = next(module.parameters()).device
+        return StepModule(low_denoiser(module.denoiser, dtype, device), guided=module.guided).eval()
+    module = copy.deepcopy(module)
+    module.autoencoder = _LowAutoencoder(module.get_submodule("autoencoder").to(dtype), dtype)
     return module
 
 
@@ -95,20 +93,6 @@ class Levels(nn.Module):
 
     def forward(self, base: Tensor, residual: Tensor) -> Tensor:
         return self.decode.levels(base, residual)
-
-
-class _LowDenoiser(nn.Module):
-    """A denoiser that takes and gives float32."""
-
-    def __init__(self, denoiser: Denoiser, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-        self.null_label = denoiser.null_label
-        self.dtype = dtype
-
-    def forward(self, x: Tensor, time_embedding: Tensor, labels: Tensor, cond: Tensor) -> Tensor:
-        velocity: Tensor = self.denoiser(x.to(self.dtype), time_embedding.to(self.dtype), labels, cond.to(self.dtype))
-        return velocity.float()
 
 
 class _LowAutoencoder(nn.Module):

@@ -25,7 +25,15 @@ from msf_serve.engine.trials import Trial
 logger = logging.getLogger(__name__)
 
 DEFAULT_LIMIT_BYTES = 20 * 2**30
-_COMPILED_FROM = ("autoencoder.py", "denoiser.py", "export.py", "factorization.py", "model.py", "step.py")
+_COMPILED_FROM = (
+    "autoencoder.py",
+    "denoiser.py",
+    "export.py",
+    "factorization.py",
+    "model.py",
+    "precision.py",
+    "step.py",
+)
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,7 @@ MAX_PLANS = 10_000
 class InductorBackend(EagerBackend):
     """Compiles when a plan first runs, into a cache of torch's own (`TORCHINDUCTOR_CACHE_DIR`).
 
-    On a GPU in bf16 unless told otherwise. Low precision is autocast here, too: the tokens that go from block to block
-    stay in float32. Inductor fuses the casts away, and a network that is cast as a whole is up to three times as far
-    from the reference.
+    On a GPU in bf16 unless told otherwise.
     """
 
     name: BackendName = "inductor"
