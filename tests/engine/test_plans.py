@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,6 +162,15 @@ def test_the_fingerprint_names_every_plan(version: ModelVersion, tmp_path: Path)
 
     assert fingerprint("fp32", (1, 2)) == fingerprint("fp32", (1, 2))
     assert len({fingerprint("fp32", (1, 2)), fingerprint("fp32", (1,)), fingerprint("bf16", (1, 2))}) == 3
+
+
+def test_nobody_is_told_of_conversions() -> None:
+    """OpenVINO's converter has telemetry, on unless opted out of."""
+    script = (
+        "import sys, msf_serve.engine.backends.openvino, openvino.tools.ovc; print(sys.modules['openvino_telemetry'])"
+    )
+    done = subprocess.run((sys.executable, "-c", script), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "None"
 
 
 def test_unknown_backends_are_refused() -> None:

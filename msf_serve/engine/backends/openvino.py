@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,8 @@ from msf_serve.engine.export import export_program
 from msf_serve.engine.plans import Plan, PlanSpec
 from msf_serve.engine.stage import Stage
 
+# Its converter would report each use to Google Analytics.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it was not installed
 try:
     import openvino as ov
 except ImportError as error:
