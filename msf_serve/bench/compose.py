@@ -111,6 +111,7 @@ class Load:
     num_succeeded: int = 0
     _accepted: set[str] = field(default_factory=set)
     _stopping: threading.Event = field(default_factory=threading.Event)
+    _all_sent: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
     _ends: Counter[str] = field(default_factory=Counter)
 
@@ -121,9 +122,11 @@ class Load:
 
     def stop(self) -> Counter[str]:
         """How all accepted jobs ended."""
+        sender, follower = self._threads
         self._stopping.set()
-        for thread in self._threads:
-            thread.join(TIMEOUT_S)
+        sender.join(TIMEOUT_S)
+        self._all_sent.set()
+        follower.join(TIMEOUT_S)
         return self._ends + Counter({"lost": len(self._accepted)})
 
     def _send(self) -> None:
@@ -136,7 +139,7 @@ class Load:
             self._accepted.add(answer["id"])
 
     def _follow(self) -> None:
-        while self._accepted or not self._stopping.is_set():
+        while self._accepted or not self._all_sent.is_set():
             for job_id in list(self._accepted):
                 job = _persistently(lambda i=job_id: httpx.get(f"{URL}/v1/jobs/{i}"))  # type: ignore[misc]
                 if job["status"] not in ("queued", "running"):
