@@ -9,10 +9,12 @@ import socket
 import sys
 import time
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 
 import click
 import uvicorn
+from fastapi import FastAPI
 from redis.asyncio import Redis
 
 from msf_serve.cli.logs import configure_logging
@@ -56,16 +58,7 @@ def command() -> None:
 async def _serve(settings: Settings, redis_url: str, listener: socket.socket) -> int:
     started_at = time.monotonic()
     host, port = listener.getsockname()[:2]
-    app = create_app(
-        ServerSettings(
-            redis_url=redis_url,
-            host=host,
-            port=port,
-            max_queued_samples=settings.max_queued_samples,
-            tenant_weights=settings.tenant_weights,
-            result_ttl_s=settings.result_ttl_s,
-        )
-    )
+    app = _create_app(settings, redis_url, host, port)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S, server_header=False
     )
@@ -90,6 +83,29 @@ async def _serve(settings: Settings, redis_url: str, listener: socket.socket) ->
             supervisor.stop()
             exit_status = await supervising
     return exit_status
+
+
+def _create_app(settings: Settings, redis_url: str, host: str, port: int) -> FastAPI:
+    told = ServerSettings(
+        redis_url=redis_url,
+        host=host,
+        port=port,
+        max_queued_samples=settings.max_queued_samples,
+        tenant_weights=settings.tenant_weights,
+        api_keys_file=settings.api_keys_file,
+        result_ttl_s=settings.result_ttl_s,
+    )
+    try:
+        app = create_app(told)
+    except ValueError as error:
+        raise click.UsageError(f"MSF_API_KEYS_FILE={error}") from error
+    if settings.api_keys_file is None and not ip_address(host).is_loopback:
+        logger.warning(
+            "anybody who reaches %s port %d may use this service: MSF_API_KEYS_FILE is not set (msf keys new)",
+            host,
+            port,
+        )
+    return app
 
 
 class _Server(uvicorn.Server):

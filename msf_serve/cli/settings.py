@@ -50,6 +50,9 @@ class Settings(BaseSettings):
     tenant_weights: dict[str, float] = Field(
         default_factory=dict, description='shares of tenants that are not 1, as JSON: {"team-a": 4}'
     )
+    api_keys_file: Path | None = Field(
+        None, description="TOML file of the API keys that are let in (`msf keys new`); without it everybody is"
+    )
     batching: Literal["step", "request"] = Field("step", description="request: as others do it, to compare with")
     batch_size: int = Field(8, ge=1, description="samples that a batch takes, with request-level batching")
     batch_delay_s: float = Field(0.02, ge=0, description="how long a batch waits for company, with the same")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -20,6 +21,7 @@ class ServerSettings(BaseModel):
     max_queued_samples: int = Field(default=4096, ge=1)
     request_timeout_s: float = Field(default=300.0, gt=0)  # of requests that name none
     tenant_weights: dict[str, float] = Field(default_factory=dict)  # shares that are not 1
+    api_keys_file: Path | None = None  # None: anybody may ask for images
     result_ttl_s: float = Field(default=600.0, ge=1)
     worker_absence_s: float = Field(default=30.0, gt=0)
 
