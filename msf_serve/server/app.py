@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from msf_serve.scheduler.errors import SchedulerError
 from msf_serve.server import health, images, jobs, models, usage, web
@@ -37,20 +38,30 @@ def create_app(settings: ServerSettings) -> FastAPI:
             app.state.context = context
             yield
 
-    app = FastAPIOffline(  # FastAPI, whose /docs asks no CDN
+    app = FastAPIOffline(  # FastAPI, with what /docs needs in place of a CDN
         title="msf-serve",
         description=DESCRIPTION,
         version=version("msf-serve"),
         lifespan=lifespan,
+        docs_url=None,  # in web.py, with a policy
         redoc_url=None,
+        static_url=web.DOCS_ASSETS,
     )
     for part in (images, jobs, models, usage, health, web):
         app.include_router(part.router)
     app.mount("/page", web.assets)
     for handled in (HTTPException, RequestValidationError, SchedulerError):
         app.add_exception_handler(handled, _answer)
-    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
-    app.add_middleware(Gate, keys=keys)
+    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s)
+    app.add_middleware(Gate, keys=keys, operations_port=settings.operations_port)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"),
+            expose_headers=("Location", "Retry-After", "Server-Timing", "X-Request-Id"),
+        )
     app.add_middleware(Edge)  # added last, so outermost
     return app
 

@@ -65,6 +65,11 @@ class Forbidden(InvalidRequest):
     code = "missing_scope"
 
 
+class NotHere(InvalidRequest):
+    status = HTTPStatus.NOT_FOUND
+    code = "not_found"
+
+
 class ModelNotFound(InvalidRequest):
     status = HTTPStatus.NOT_FOUND
     code = "model_not_found"
@@ -90,6 +95,19 @@ class Conflict(ApiError):
 class BodyTooLarge(InvalidRequest):
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     code = "body_too_large"
+
+
+class HeadersTooLarge(InvalidRequest):
+    status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+    code = "headers_too_large"
+
+
+class BodyTooSlow(InvalidRequest):
+    status = HTTPStatus.REQUEST_TIMEOUT
+    code = "body_too_slow"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers={"Connection": "close"})
 
 
 class Refused(ApiError):

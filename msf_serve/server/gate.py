@@ -11,11 +11,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from msf_serve.scheduler.jobs import JobRecord
 from msf_serve.server import keys
-from msf_serve.server.errors import ApiError, Forbidden, Unauthenticated, respond
+from msf_serve.server.errors import ApiError, Forbidden, NotHere, Unauthenticated, respond
 from msf_serve.server.keys import ApiKey, KeyRing
+from msf_serve.server.web import DOCS_ASSETS
 
 _OPEN = frozenset({"/", "/docs", "/openapi.json", "/metrics", "/v1/models"})
-_OPEN_BELOW = ("/page/", "/static-offline-docs/", "/v1/models/", "/v2/health/")
+_OPEN_BELOW = ("/page/", f"{DOCS_ASSETS}/", "/v1/models/", "/v2/health/")
 
 # What /docs says of it; the gate has decided before any route is looked up.
 documented = Security(HTTPBearer(auto_error=False, description="An API key, where the operator asks for one."))
@@ -24,24 +25,35 @@ documented = Security(HTTPBearer(auto_error=False, description="An API key, wher
 class Gate:
     """Answers 401 or 403, or puts the caller's key into `request.state.caller` (None: the path or service is open)."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing | None) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing | None, operations_port: int | None) -> None:
         self.app = app
         self.keys = keys
+        self.operations_port = operations_port
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        caller = None
-        if self.keys is not None and not _is_open(scope["path"]):
-            try:
-                caller = _authenticate(Headers(scope=scope).get("authorization", ""), self.keys)
-                _authorize(caller, scope["method"], scope["path"])
-            except ApiError as error:
-                await respond(error, scope["path"])(scope, receive, send)
-                return
+        try:
+            caller = self._admit(scope)
+        except ApiError as error:
+            await respond(error, scope["path"])(scope, receive, send)
+            return
         scope.setdefault("state", {})["caller"] = caller
         await self.app(scope, receive, send)
+
+    def _admit(self, scope: Scope) -> ApiKey | None:
+        """Raises Unauthenticated, Forbidden, NotHere."""
+        is_public = self.operations_port is not None and scope["server"][1] != self.operations_port
+        if is_public and scope["path"] == "/metrics":
+            raise NotHere("There is nothing at this path.")
+        if self.keys is None or _is_open(scope["path"]):
+            return None
+        caller = _authenticate(Headers(scope=scope).get("authorization", ""), self.keys)
+        if is_public:
+            caller = caller.model_copy(update={"scopes": caller.scopes - {keys.Scope.ADMIN}})
+        _authorize(caller, scope["method"], scope["path"])
+        return caller
 
 
 def _is_open(path: str) -> bool:
@@ -63,7 +75,7 @@ def _authorize(caller: ApiKey, method: str, path: str) -> None:
         return
     if keys.Scope.ADMIN in caller.scopes and path.startswith("/v1/jobs/") and method != "POST":
         return
-    has = ", ".join(sorted(caller.scopes))
+    has = ", ".join(sorted(caller.scopes)) or "admin, but on another port"
     raise Forbidden(f"The API key {caller.name!r} has the scope {has}. Allowed here: generate.")
 
 
