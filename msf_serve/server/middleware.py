@@ -74,7 +74,7 @@ def _check_head(scope: Scope) -> None:
 
 
 class BodyLimit:
-    """Stops reading a body at `max_body_bytes`, announced or not, and `body_timeout_s` after the first of it was read."""
+    """Stops reading a body at `max_body_bytes`, announced or not, and `body_timeout_s` after its headers came."""
 
     def __init__(self, app: ASGIApp, max_body_bytes: int, body_timeout_s: float) -> None:
         self.app = app

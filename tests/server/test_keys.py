@@ -274,6 +274,23 @@ def test_a_key_in_place_of_its_digest_is_not_repeated(tmp_path: Path) -> None:
     assert KEYS["ada"] not in str(raised.value)
 
 
+async def test_with_a_port_for_operations_the_other_has_neither_metrics_nor_administrators(
+    settings: ServerSettings, worker: FakeWorker
+) -> None:
+    async with serving(settings.model_copy(update={"operations_port": 9100})) as app, client_of(app) as client:
+        job = (await post(client, "ada", JOBS)).headers["location"]
+        for port, statuses, visible in (
+            (80, (404, 403), ["root"]),
+            (9100, (200, 200), ["ada", "bob", "root", "limited"]),
+        ):
+            answers = [
+                await client.get(f"http://msf:{port}{path}", headers=bearer("root"))
+                for path in ("/metrics", job, USAGE)
+            ]
+            assert tuple(answer.status_code for answer in answers[:2]) == statuses
+            assert [used["name"] for used in answers[2].json()["data"]] == visible
+
+
 async def test_no_key_is_stored_or_logged(
     client: httpx.AsyncClient, redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
