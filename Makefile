@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
 .PHONY: help serve check lint types contracts test data train-fashion evaluate bench-serve bench-engine bench-stack \
-  bench-batching bench-simulation bench-gpu chaos soak compose-test sweep tensorrt-build clean
+  bench-batching bench-simulation bench-gpu chaos soak compose-test sweep audit licences tensorrt-build clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -67,6 +67,13 @@ chaos: $(VENV)/.dev ## kill, hang, fill and cut off everything under load; count
 soak: $(VENV)/.dev ## an hour of mixed load; nothing may grow
 	$(BIN)/python -m msf_serve.bench.soak
 
+audit: $(VENV)/.dev $(VENV)/audit/.done ## ask for known vulnerabilities of all that is shipped
+	$(BIN)/python -m msf_serve.bench.shipped requirements > $(VENV)/audit/requirements.txt
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/audit/requirements.txt
+
+licences: $(VENV)/.dev ## list the licences of all that is shipped
+	$(BIN)/python -m msf_serve.bench.shipped licences > docs/licences.md
+
 tensorrt-build: $(VENV)/.dev ## build TensorRT's plans of the shipped model and of MSF-XL/2, GPU or not
 	$(BIN)/python -m msf_serve.bench.tensorrt_build
 
@@ -91,6 +98,11 @@ $(VENV)/.worker: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	@$(PIP) install --editable '.[dev]'
+	@touch $@
+
+$(VENV)/audit/.done: $(VENV)/.torch
+	@$(PYTHON) -m venv $(VENV)/audit
+	@$(VENV)/audit/bin/python -m pip --disable-pip-version-check --quiet install 'pip-audit>=2.7,<3'
 	@touch $@
 
 $(DATA)/.fashion-mnist:

@@ -13,6 +13,7 @@ _COMMANDS = {
     "reproduce": "make an image again from what its file tells, and compare",
     "models": "list the models of the repository",
     "jobs": "list failed jobs, look at one, cancel it, or queue it again",
+    "keys": "make an API key, or check the file of them",
     "load": "send a load to a server and report its latencies",
     "plan": "how many workers for so many images per second at which latency",
     "health": "exit with 0 if an address answers, for containers",

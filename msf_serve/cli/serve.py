@@ -9,10 +9,12 @@ import socket
 import sys
 import time
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 
 import click
 import uvicorn
+from fastapi import FastAPI
 from redis.asyncio import Redis
 
 from msf_serve.cli.logs import configure_logging
@@ -26,6 +28,7 @@ from msf_serve.scheduler.leases import Leases
 from msf_serve.scheduler.registry import Registry
 from msf_serve.server.app import create_app
 from msf_serve.server.settings import ServerSettings
+from msf_serve.server.transport import server_config
 
 logger = logging.getLogger(__name__)
 
@@ -45,31 +48,21 @@ def command() -> None:
         raise click.UsageError(f"MSF_MODEL_REPO={str(settings.model_repo)!r} is not a folder")
     try:
         with contextlib.ExitStack() as stack:
-            listener = stack.enter_context(_bind(settings.host, settings.port))
+            listeners = [stack.enter_context(_bind(settings.host, settings.port))]
+            if settings.metrics_port:
+                listeners.append(stack.enter_context(_bind(settings.host, settings.metrics_port, "MSF_METRICS_PORT")))
             redis_url = settings.redis_url or _start_valkey(settings.data_dir, stack)
-            exit_status = asyncio.run(_serve(settings, redis_url, listener))
+            exit_status = asyncio.run(_serve(settings, redis_url, listeners))
     except QueueUnavailable as error:
         raise click.ClickException(f"MSF_REDIS_URL: {error}" if settings.redis_url else str(error)) from error
     sys.exit(exit_status)
 
 
-async def _serve(settings: Settings, redis_url: str, listener: socket.socket) -> int:
+async def _serve(settings: Settings, redis_url: str, listeners: list[socket.socket]) -> int:
     started_at = time.monotonic()
-    host, port = listener.getsockname()[:2]
-    app = create_app(
-        ServerSettings(
-            redis_url=redis_url,
-            host=host,
-            port=port,
-            max_queued_samples=settings.max_queued_samples,
-            tenant_weights=settings.tenant_weights,
-            result_ttl_s=settings.result_ttl_s,
-        )
-    )
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S, server_header=False
-    )
-    server = _Server(config)
+    host, port = listeners[0].getsockname()[:2]
+    app = _create_app(settings, redis_url, host, port)
+    server = _Server(server_config(app, graceful_shutdown_s=GRACEFUL_SHUTDOWN_S))
     async with connect(redis_url) as redis:
         await check(redis)
         supervisor = Supervisor(
@@ -84,12 +77,37 @@ async def _serve(settings: Settings, redis_url: str, listener: socket.socket) ->
         supervising = asyncio.create_task(supervisor.run())
         supervising.add_done_callback(lambda _: server.stop())
         try:
-            await server.serve(sockets=[listener])
+            await server.serve(sockets=listeners)
         finally:
             announcing.cancel()
             supervisor.stop()
             exit_status = await supervising
     return exit_status
+
+
+def _create_app(settings: Settings, redis_url: str, host: str, port: int) -> FastAPI:
+    told = ServerSettings(
+        redis_url=redis_url,
+        host=host,
+        port=port,
+        max_queued_samples=settings.max_queued_samples,
+        tenant_weights=settings.tenant_weights,
+        api_keys_file=settings.api_keys_file,
+        cors_origins=settings.cors_origins,
+        operations_port=settings.metrics_port or None,
+        result_ttl_s=settings.result_ttl_s,
+    )
+    try:
+        app = create_app(told)
+    except ValueError as error:
+        raise click.UsageError(f"MSF_API_KEYS_FILE={error}") from error
+    if settings.api_keys_file is None and not ip_address(host).is_loopback:
+        logger.warning(
+            "anybody who reaches %s port %d may use this service: MSF_API_KEYS_FILE is not set (msf keys new)",
+            host,
+            port,
+        )
+    return app
 
 
 class _Server(uvicorn.Server):
@@ -135,7 +153,7 @@ def _start_valkey(data_dir: Path, stack: contextlib.ExitStack) -> str:
         raise click.ClickException(f"MSF_DATA_DIR={data_dir}: {error.strerror}") from error
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int, variable: str = "MSF_PORT") -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio turns Nagle's delay off, 40 ms an answer, only on sockets that say they are TCP.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -145,7 +163,9 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.listen()  # a bound port alone would not be refused to another process
     except OSError as error:
         listener.close()
-        raise click.ClickException(f"MSF_HOST={host} MSF_PORT={port}: cannot listen there: {error.strerror}") from error
+        raise click.ClickException(
+            f"MSF_HOST={host} {variable}={port}: cannot listen there: {error.strerror}"
+        ) from error
     return listener
 
 

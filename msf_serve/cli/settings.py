@@ -50,6 +50,15 @@ class Settings(BaseSettings):
     tenant_weights: dict[str, float] = Field(
         default_factory=dict, description='shares of tenants that are not 1, as JSON: {"team-a": 4}'
     )
+    api_keys_file: Path | None = Field(
+        None, description="TOML file of the API keys that are let in (`msf keys new`); without it everybody is"
+    )
+    cors_origins: Annotated[tuple[Annotated[str, Field(pattern=r"^https?://[^/*\s,]+$")], ...], NoDecode] = Field(
+        (), description="origins whose pages may call from a browser, such as https://studio.example"
+    )
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="a second port, the only one then with /metrics and the scope admin; 0: none"
+    )
     batching: Literal["step", "request"] = Field("step", description="request: as others do it, to compare with")
     batch_size: int = Field(8, ge=1, description="samples that a batch takes, with request-level batching")
     batch_delay_s: float = Field(0.02, ge=0, description="how long a batch waits for company, with the same")
@@ -62,7 +71,7 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field("text", description="of log lines, on standard error")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
 
-    @field_validator("buckets", mode="before")
+    @field_validator("buckets", "cors_origins", mode="before")
     @classmethod
     def _listed(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value

@@ -44,3 +44,13 @@ class IdempotencyConflict(SchedulerError):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"this idempotency key was used for another request, job {job_id}")
+
+
+class LimitExceeded(SchedulerError):
+    """One of an API key's own limits is used up; nothing was stored. `retry_after_s` says until when."""
+
+    def __init__(self, name: str, limit: int, retry_after_s: float) -> None:
+        super().__init__(f"this API key's {name} of {limit} is used up; try again in {retry_after_s:.0f} s")
+        self.name = name
+        self.limit = limit
+        self.retry_after_s = retry_after_s

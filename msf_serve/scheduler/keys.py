@@ -12,6 +12,7 @@ JOB_PREFIX = "msf:job:"  # hash, the record; with ":images" list of files, ":wai
 REPLIES_PREFIX = "msf:replies:"  # stream: the ends of the jobs that one server process waits for
 NOTICES_PREFIX = "msf:notices:"  # stream: the jobs of one worker that were cancelled
 IDEMPOTENCY_PREFIX = "msf:idempotency:"  # hash: the job that a caller's key stands for, and the digest of its body
+USAGE_PREFIX = "msf:usage:"  # hash: what one API key has used, and what its limits remember
 SHARE_PREFIX = "msf:share:"  # id of the job that does, or did, a certain deterministic work
 
 QUEUES = "msf:queues"  # set of "model/version" where a job was ever admitted: where sweeps look
@@ -87,6 +88,10 @@ def images(job_id: str) -> str:
 
 def replies(server_id: str) -> str:
     return f"{REPLIES_PREFIX}{server_id}"
+
+
+def usage(name: str) -> str:
+    return f"{USAGE_PREFIX}{name}"
 
 
 def notices(worker_id: str) -> str:

@@ -14,7 +14,19 @@ from msf_serve.scheduler.connection import call
 from msf_serve.scheduler.keys import LUA_NAMES
 
 ScriptName = Literal[
-    "admit", "claim", "renew", "finish", "release", "sweep", "bury", "cancel", "depth", "heartbeat", "now"
+    "admit",
+    "claim",
+    "renew",
+    "finish",
+    "release",
+    "sweep",
+    "bury",
+    "cancel",
+    "depth",
+    "heartbeat",
+    "now",
+    "charge",
+    "refund",
 ]
 
 _FOLDER = files("msf_serve.scheduler") / "lua"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from fastapi import Request
 
-from msf_serve.scheduler.jobs import JobRecord, JobSpec, ModelInfo, Terms
+from msf_serve.scheduler.errors import QueueUnavailable
+from msf_serve.scheduler.jobs import MAX_INDEX, JobRecord, JobSpec, ModelInfo, Terms
 from msf_serve.scheduler.queue import Idempotency
 from msf_serve.server.context import ServerContext
 from msf_serve.server.errors import InvalidRequest, Unavailable, shown
+from msf_serve.server.keys import ApiKey
 from msf_serve.server.resolve import resolve
 from msf_serve.server.schemas import ImageRequest
 
@@ -27,6 +31,7 @@ class Order:
     model: ModelInfo
     spec: JobSpec
     terms: Terms
+    caller: ApiKey | None
     idempotency: Idempotency | None
     bound_to: str | None  # the fingerprint that is to make a strict job's bytes
     shares_results: bool
@@ -36,7 +41,9 @@ class Order:
 async def read_order(body: ImageRequest, request: Request, context: ServerContext) -> Order:
     """Raises InvalidRequest, ModelNotFound, Unavailable, QueueUnavailable."""
     model = request.state.model = await context.catalog.find(body.model)
-    spec = resolve(body, model, context.settings.max_images_per_request)
+    caller: ApiKey | None = request.state.caller
+    quota = caller.samples_per_day if caller else None  # more than this could never be admitted
+    spec = resolve(body, model, min(context.settings.max_images_per_request, quota or MAX_INDEX))
     if context.draining:
         raise Unavailable("This server is shutting down.", code="draining")
     if not context.catalog.is_served(model):
@@ -46,6 +53,7 @@ async def read_order(body: ImageRequest, request: Request, context: ServerContex
         model=model,
         spec=spec,
         terms=_terms(body, request, context),
+        caller=caller,
         idempotency=idempotency,
         bound_to=_bound_to(spec, model, context),
         shares_results=body.cache is not False and body.seed is not None,
@@ -54,32 +62,64 @@ async def read_order(body: ImageRequest, request: Request, context: ServerContex
 
 
 async def admit(order: Order, context: ServerContext, *, job_id: str, reply_to: str | None) -> JobRecord:
-    """Raises QueueFull, MemoryFull, DeadlineTooShort, IdempotencyConflict, QueueUnavailable."""
+    """Raises LimitExceeded, QueueFull, MemoryFull, DeadlineTooShort, IdempotencyConflict, QueueUnavailable."""
     model, spec = order.model, order.spec
     pixels = model.image_size**2 * model.image_channels
-    started = time.perf_counter()
-    job = await context.queue.admit(
-        spec,
-        order.terms,
-        job_id=job_id,
-        reply_to=reply_to,
-        least_s=model.least.bound_s(spec.num_steps, spec.num_samples),
-        result_bytes=spec.num_samples * round(pixels * WORST_COMPRESSION + FILE_OVERHEAD_BYTES),
-        idempotency=order.idempotency,
-        plan=(order.bound_to or context.catalog.fingerprint(model)) if order.shares_results else None,
-        bound_to=order.bound_to,
-    )
-    context.metrics.round_trip_s.observe(time.perf_counter() - started)
+    async with _charged(order, context) as charge:
+        started = time.perf_counter()
+        job = await context.queue.admit(
+            spec,
+            order.terms,
+            job_id=job_id,
+            reply_to=reply_to,
+            least_s=model.least.bound_s(spec.num_steps, spec.num_samples),
+            result_bytes=spec.num_samples * round(pixels * WORST_COMPRESSION + FILE_OVERHEAD_BYTES),
+            idempotency=order.idempotency,
+            plan=(order.bound_to or context.catalog.fingerprint(model)) if order.shares_results else None,
+            bound_to=order.bound_to,
+        )
+        context.metrics.round_trip_s.observe(time.perf_counter() - started)
+        charge.is_due = job.id == job_id  # a repeated request costs no new samples
     return job
 
 
+@dataclass
+class _Charge:
+    is_due: bool = False
+
+
+@asynccontextmanager
+async def _charged(order: Order, context: ServerContext) -> AsyncIterator[_Charge]:
+    """The key is charged first, as limits must hold for requests that come together; refused samples are given back.
+
+    Not so where nobody knows whether the job was admitted: the worst is a quota that ends a few samples early.
+    """
+    charge = _Charge()
+    if order.caller is None:
+        yield charge
+        return
+    name, spec = order.caller.name, order.spec
+    cost = {"samples": spec.num_samples, "sample_steps": spec.num_samples * spec.num_steps}
+    await context.meter.charge(name, order.caller.limits, **cost)
+    try:
+        yield charge
+    except QueueUnavailable:
+        charge.is_due = True
+        raise
+    finally:
+        if not charge.is_due:
+            with suppress(QueueUnavailable):
+                await context.meter.refund(name, **cost)
+
+
 def _terms(body: ImageRequest, request: Request, context: ServerContext) -> Terms:
-    tenant = _tenant(request)
+    caller: ApiKey | None = request.state.caller
+    tenant = caller.name if caller else _tenant(request)
     return Terms(
         priority=body.priority or Terms().priority,
         tenant=tenant,
         user=body.user or "",
-        weight=context.settings.tenant_weights.get(tenant, 1.0),
+        weight=(caller and caller.weight) or context.settings.tenant_weights.get(tenant, 1.0),
         timeout_s=body.timeout_s or context.settings.request_timeout_s,
     )
 
@@ -101,7 +141,7 @@ def _bound_to(spec: JobSpec, model: ModelInfo, context: ServerContext) -> str | 
 
 
 def _tenant(request: Request) -> str:
-    """The API key's digest (a queue is no place for secrets), else the caller's address."""
+    """Where nobody checks keys: the digest of what is sent as one (a queue is no place for secrets), or the address."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and key:
         return f"key-{hashlib.sha256(key.strip().encode()).hexdigest()[:16]}"

@@ -11,11 +11,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from msf_serve.scheduler.errors import SchedulerError
-from msf_serve.server import health, images, jobs, models, web
+from msf_serve.server import health, images, jobs, models, usage, web
 from msf_serve.server.context import open_context
 from msf_serve.server.errors import respond, translate
+from msf_serve.server.gate import Gate
+from msf_serve.server.keys import KeyRing
 from msf_serve.server.middleware import BodyLimit, Edge
 from msf_serve.server.settings import ServerSettings
 
@@ -23,27 +26,42 @@ DESCRIPTION = "Images by class from two-stage latent diffusion models, in the sh
 
 
 def create_app(settings: ServerSettings) -> FastAPI:
-    """Connects to nothing until its lifespan starts; `app.state.context` is a ServerContext from then on."""
+    """Connects to nothing until its lifespan starts; `app.state.context` is a ServerContext from then on.
+
+    Raises ValueError when the file of API keys cannot be used.
+    """
+    keys = KeyRing(settings.api_keys_file) if settings.api_keys_file else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_context(settings) as context:
+        async with open_context(settings, keys) as context:
             app.state.context = context
             yield
 
-    app = FastAPIOffline(  # FastAPI, whose /docs asks no CDN
+    app = FastAPIOffline(  # FastAPI, with what /docs needs in place of a CDN
         title="msf-serve",
         description=DESCRIPTION,
         version=version("msf-serve"),
         lifespan=lifespan,
+        docs_url=None,  # in web.py, with a policy
         redoc_url=None,
+        static_url=web.DOCS_ASSETS,
     )
-    for part in (images, jobs, models, health, web):
+    for part in (images, jobs, models, usage, health, web):
         app.include_router(part.router)
     app.mount("/page", web.assets)
     for handled in (HTTPException, RequestValidationError, SchedulerError):
         app.add_exception_handler(handled, _answer)
-    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s)
+    app.add_middleware(Gate, keys=keys, operations_port=settings.operations_port)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"),
+            expose_headers=("Location", "Retry-After", "Server-Timing", "X-Request-Id"),
+        )
     app.add_middleware(Edge)  # added last, so outermost
     return app
 

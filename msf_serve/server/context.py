@@ -18,10 +18,12 @@ from redis.asyncio import Redis
 from msf_serve.scheduler.connection import connect
 from msf_serve.scheduler.errors import QueueUnavailable
 from msf_serve.scheduler.leases import Leases
+from msf_serve.scheduler.limits import Meter
 from msf_serve.scheduler.queue import JobQueue
 from msf_serve.scheduler.registry import Registry
 from msf_serve.scheduler.replies import ReplyReader
 from msf_serve.server.catalog import Catalog
+from msf_serve.server.keys import KeyRing
 from msf_serve.server.metrics import Metrics
 from msf_serve.server.settings import ServerSettings
 
@@ -42,11 +44,13 @@ class ServerContext:
     replies: ReplyReader
     catalog: Catalog
     metrics: Metrics
+    meter: Meter
+    keys: KeyRing | None
     draining: bool = False
 
 
 @asynccontextmanager
-async def open_context(settings: ServerSettings) -> AsyncIterator[ServerContext]:
+async def open_context(settings: ServerSettings, keys: KeyRing | None) -> AsyncIterator[ServerContext]:
     """Starts whether or not Redis answers: it may come later, and until then requests get 503."""
     redis = connect(settings.redis_url)
     registry = Registry(redis)
@@ -56,7 +60,8 @@ async def open_context(settings: ServerSettings) -> AsyncIterator[ServerContext]
     leases = Leases(redis, result_ttl_s=settings.result_ttl_s)
     tasks = [asyncio.create_task(_read_for_ever(replies)), asyncio.create_task(_sweep_for_ever(leases))]
     try:
-        yield ServerContext(settings, redis, queue, registry, replies, catalog, Metrics(asyncio.get_running_loop()))
+        metrics = Metrics(asyncio.get_running_loop())
+        yield ServerContext(settings, redis, queue, registry, replies, catalog, metrics, Meter(redis), keys)
     finally:
         for task in tasks:
             task.cancel()

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from msf_serve.scheduler.errors import (
     DeadlineTooShort,
     IdempotencyConflict,
+    LimitExceeded,
     MemoryFull,
     QueueFull,
     SchedulerError,
@@ -51,6 +52,24 @@ class InvalidRequest(ApiError):
     outcome = "invalid"
 
 
+class Unauthenticated(InvalidRequest):
+    status = HTTPStatus.UNAUTHORIZED
+    code = "invalid_api_key"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers={"WWW-Authenticate": "Bearer"})
+
+
+class Forbidden(InvalidRequest):
+    status = HTTPStatus.FORBIDDEN
+    code = "missing_scope"
+
+
+class NotHere(InvalidRequest):
+    status = HTTPStatus.NOT_FOUND
+    code = "not_found"
+
+
 class ModelNotFound(InvalidRequest):
     status = HTTPStatus.NOT_FOUND
     code = "model_not_found"
@@ -76,6 +95,19 @@ class Conflict(ApiError):
 class BodyTooLarge(InvalidRequest):
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     code = "body_too_large"
+
+
+class HeadersTooLarge(InvalidRequest):
+    status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+    code = "headers_too_large"
+
+
+class BodyTooSlow(InvalidRequest):
+    status = HTTPStatus.REQUEST_TIMEOUT
+    code = "body_too_slow"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers={"Connection": "close"})
 
 
 class Refused(ApiError):
@@ -147,6 +179,8 @@ def translate(error: Exception) -> ApiError:
             return error
         case QueueFull():
             return Refused(str(error), headers={"Retry-After": str(max(1, math.ceil(error.retry_after_s)))})
+        case LimitExceeded():
+            return _over_limit(error)
         case MemoryFull():
             return Refused(str(error), code="storage_full", headers={"Retry-After": str(MEMORY_RETRY_AFTER_S)})
         case DeadlineTooShort():
@@ -171,6 +205,14 @@ def respond(error: ApiError, path: str) -> JSONResponse:
         else {"message": error.detail, "type": error.type, "param": error.param, "code": error.code}
     }
     return JSONResponse(body, error.status_code, headers=error.headers)
+
+
+def _over_limit(error: LimitExceeded) -> Refused:
+    headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    if error.name == "samples_per_day":
+        headers["x-should-retry"] = "false"  # clients would ask again within seconds, for hours
+        return Refused(f"Refused: {error}.", code="quota_exceeded", headers=headers)
+    return Refused(f"Refused: {error}.", code="rate_limit_exceeded", headers=headers)
 
 
 def _unreadable_body(error: RequestValidationError) -> InvalidRequest:

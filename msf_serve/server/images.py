@@ -11,10 +11,11 @@ from msf_serve.scheduler.jobs import JobSpec, Timings
 from msf_serve.server.admission import read_order
 from msf_serve.server.completion import complete
 from msf_serve.server.context import Context
+from msf_serve.server.gate import documented
 from msf_serve.server.metrics import MeasuredRoute
 from msf_serve.server.schemas import REFUSALS, Image, ImageRequest, ImagesResponse
 
-router = APIRouter(route_class=MeasuredRoute, tags=["images"])
+router = APIRouter(route_class=MeasuredRoute, tags=["images"], dependencies=[documented])
 
 
 @router.post("/v1/images/generations", responses=REFUSALS, summary="Make images of a class")

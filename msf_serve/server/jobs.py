@@ -9,10 +9,12 @@ from msf_serve.scheduler.queue import new_job_id
 from msf_serve.server.admission import admit, read_order
 from msf_serve.server.context import Context, ServerContext
 from msf_serve.server.errors import JobNotFound, shown
+from msf_serve.server.gate import Caller, documented, may_see
 from msf_serve.server.images import encoded
+from msf_serve.server.keys import ApiKey
 from msf_serve.server.schemas import REFUSALS, ImageRequest, JobObject
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=REFUSALS)
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=REFUSALS, dependencies=[documented])
 
 
 @router.post("", status_code=202, summary="Queue a job")
@@ -26,19 +28,24 @@ async def create(body: ImageRequest, request: Request, response: Response, conte
 
 
 @router.get("/{job_id}", summary="A job as it is now")
-async def read(job_id: str, context: Context) -> JobObject:
+async def read(job_id: str, caller: Caller, context: Context) -> JobObject:
     """Ended jobs stay for ten minutes, failed ones for a week."""
-    job = await context.queue.get(job_id)
-    if job is None:
-        raise JobNotFound(f"There is no job {shown(job_id)} (any more).", param="job_id")
-    return await _shown(job, context)
+    return await _shown(await _find(job_id, caller, context), context)
 
 
 @router.delete("/{job_id}", summary="Cancel a job")
-async def cancel(job_id: str, context: Context) -> JobObject:
+async def cancel(job_id: str, caller: Caller, context: Context) -> JobObject:
     """Its samples leave the device before the next step; a job that has ended stays as it is."""
+    await _find(job_id, caller, context)
     await context.queue.cancel(job_id)
-    return await read(job_id, context)
+    return await read(job_id, caller, context)
+
+
+async def _find(job_id: str, caller: ApiKey | None, context: ServerContext) -> JobRecord:
+    job = await context.queue.get(job_id)
+    if job is None or not may_see(caller, job):
+        raise JobNotFound(f"There is no job {shown(job_id)} (any more).", param="job_id")
+    return job
 
 
 async def _shown(job: JobRecord, context: ServerContext) -> JobObject:

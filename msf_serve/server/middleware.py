@@ -1,7 +1,8 @@
-"""The outermost ASGI layers: an id and an answer for every request, and a bound on what is read of it."""
+"""The outermost ASGI layers: an id and an answer for every request, and bounds on what is read of it."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -10,12 +11,21 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from msf_serve.server.errors import BodyTooLarge, respond, translate
+from msf_serve.server.errors import BodyTooLarge, BodyTooSlow, HeadersTooLarge, respond, translate
+from msf_serve.server.transport import MAX_HEAD_BYTES
 
 logger = logging.getLogger(__name__)
 
 LOGGED = "/v1/"  # not what probes and Prometheus ask every few seconds
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+
+_ON_EVERY_ANSWER = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",  # the pages have their own
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+MAX_HEADERS = 64
 
 
 class Edge:
@@ -38,11 +48,17 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                for name, value in _ON_EVERY_ANSWER.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         try:
+            _check_head(scope)
             await self.app(scope, receive, send_with_id)
+        except HeadersTooLarge as error:
+            await respond(error, scope["path"])(scope, receive, send_with_id)
         except Exception as error:
             if status:
                 raise
@@ -60,12 +76,24 @@ def _log(scope: Scope, request_id: str, status: int, seconds: float) -> None:
     logger.info(shown + (f", job {job_id}" if job_id else ""), extra=told)
 
 
-class BodyLimit:
-    """Stops reading a body at `max_body_bytes`, whether its length was announced or comes in chunks."""
+def _check_head(scope: Scope) -> None:
+    """The server bounds what it buffers; headers that come in one piece are never buffered."""
+    headers = scope["headers"]
+    num_bytes = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in headers)
+    if len(headers) > MAX_HEADERS or num_bytes > MAX_HEAD_BYTES:
+        raise HeadersTooLarge(
+            f"There are {len(headers)} headers, with the path {num_bytes} bytes. "
+            f"Allowed: {MAX_HEADERS} headers and {MAX_HEAD_BYTES} bytes."
+        )
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+
+class BodyLimit:
+    """Stops reading a body at `max_body_bytes`, announced or not, and `body_timeout_s` after its headers came."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int, body_timeout_s: float) -> None:
         self.app = app
         self.max_body_bytes = max_body_bytes
+        self.body_timeout_s = body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -73,12 +101,21 @@ class BodyLimit:
             return
         announced = Headers(scope=scope).get("content-length", "")
         num_bytes = 0
+        deadline: float | None = asyncio.get_running_loop().time() + self.body_timeout_s
 
         async def receive_limited() -> Message:
-            nonlocal num_bytes
+            nonlocal num_bytes, deadline
             if announced.isdecimal():
                 self._check(int(announced))
-            message = await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError as error:
+                raise BodyTooSlow(
+                    f"The body did not come in time. Allowed: {self.body_timeout_s:g} seconds."
+                ) from error
+            if not message.get("more_body", False):
+                deadline = None  # what else comes is that the caller goes away
             num_bytes += len(message.get("body", b""))
             self._check(num_bytes)
             return message

@@ -226,6 +226,23 @@ class ModelList(BaseModel):
     data: list[ModelObject]
 
 
+class KeyUsage(BaseModel):
+    """One API key: its limits, and what it has used since its first request."""
+
+    name: str
+    requests: int = Field(description="Requests that passed the limits.")
+    refused: int = Field(description="Requests that a limit refused.")
+    samples: int = Field(description="Images of accepted jobs.")
+    sample_steps: int = Field(description="The same, times their steps: the work that was asked of the device.")
+    requests_per_minute: int | None = Field(description="Its limit; null: none.")
+    samples_per_day: int | None = Field(description="Its limit; null: none.")
+
+
+class UsageList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[KeyUsage]
+
+
 class ErrorDetail(BaseModel):
     message: str
     type: str
@@ -245,10 +262,15 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         "model": ErrorResponse,
         "description": "A field or the body is wrong; the message says what is allowed.",
     },
-    404: {"model": ErrorResponse, "description": "No such model, version or job."},
+    401: {"model": ErrorResponse, "description": "No API key, or one that is not known."},
+    403: {"model": ErrorResponse, "description": "The API key has not the scope for this."},
+    404: {"model": ErrorResponse, "description": "No such model, version or job; or the job is another key's."},
     409: {"model": ErrorResponse, "description": "The Idempotency-Key stands for another request."},
     413: {"model": ErrorResponse, "description": "The body is too large."},
-    429: {"model": ErrorResponse, "description": "The queue is full; `Retry-After` says when to ask again."},
+    429: {
+        "model": ErrorResponse,
+        "description": "The queue is full, or a limit of the key is used up; `Retry-After` says when to ask again.",
+    },
     499: {"model": ErrorResponse, "description": "The job was cancelled by someone else."},
     500: {"model": ErrorResponse, "description": "The job failed; `code` says how."},
     503: {"model": ErrorResponse, "description": "Draining, Redis is away, or no worker serves the model."},

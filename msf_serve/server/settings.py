@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -16,10 +17,14 @@ class ServerSettings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     max_body_bytes: int = Field(default=64 * 1024, ge=1024)
+    body_timeout_s: float = Field(default=10.0, gt=0)
     max_images_per_request: int = Field(default=64, ge=1)
     max_queued_samples: int = Field(default=4096, ge=1)
     request_timeout_s: float = Field(default=300.0, gt=0)  # of requests that name none
     tenant_weights: dict[str, float] = Field(default_factory=dict)  # shares that are not 1
+    api_keys_file: Path | None = None  # None: anybody may ask for images
+    cors_origins: tuple[str, ...] = ()  # whose pages may call from a browser, beside our own
+    operations_port: int | None = None  # /metrics and the scope admin only there; None: wherever it listens
     result_ttl_s: float = Field(default=600.0, ge=1)
     worker_absence_s: float = Field(default=30.0, gt=0)
 

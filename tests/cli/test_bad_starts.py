@@ -58,6 +58,10 @@ def test_a_port_that_another_server_has_just_bound() -> None:
         ("MSF_SLOTS", "0", "greater than or equal to 1"),
         ("MSF_LEASE_S", "0.1", "greater than or equal to 1"),
         ("MSF_DRAIN_TIMEOUT_S", "soon", "valid number"),
+        ("MSF_METRICS_PORT", "70000", "65535"),
+        ("MSF_CORS_ORIGINS", "studio.example", "match pattern"),
+        ("MSF_CORS_ORIGINS", "*", "match pattern"),
+        ("MSF_API_KEYS_FILE", "/no/such/keys", "cannot be read: No such file"),
         ("MSF_LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
         ("MSF_MODEL_REPO", "/no/such/folder", "not a folder"),
         ("MSF_DATA_DIR", "/dev/null", "exists"),
@@ -93,6 +97,12 @@ def test_a_worker_whose_redis_cannot_be_reached_may_be_started_again(
     assert isinstance(result.exception, SystemExit)
     assert caplog.messages[-1].startswith("MSF_REDIS_URL: Redis at 127.0.0.1:")
     assert "s3cret" not in caplog.text
+
+
+def test_a_port_for_metrics_that_is_taken(settings: dict[str, str], taken_port: str) -> None:
+    assert f"MSF_METRICS_PORT={taken_port}: cannot listen" in the_error(
+        start("serve", settings | {"MSF_METRICS_PORT": taken_port})
+    )
 
 
 def test_a_worker_without_redis(settings: dict[str, str], no_title: None) -> None:

@@ -7,6 +7,7 @@ import base64
 import io
 import os
 import signal
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from msf_serve.server.keys import digest, new_key
 from tests.cli.support import TIMEOUT_S, Msf, are_gone, msf, num_jobs, until
 
 pytestmark = pytest.mark.slow
@@ -122,3 +124,35 @@ async def test_a_poison_job_takes_nobody_with_it(settings: dict[str, str], tmp_p
             answers = await asyncio.gather(*(client.post("/v1/images/generations", json=body) for body in bodies))
     assert [answer.status_code for answer in answers] == [200, 200, 500, 200, 200]
     assert answers[2].json()["error"]["code"] == "poisoned"
+
+
+def test_keys_are_asked_for_and_never_logged(settings: dict[str, str], tmp_path: Path) -> None:
+    keys, file = [new_key(), new_key()], tmp_path / "keys.toml"
+    file.write_text(f'[[keys]]\nname = "ada"\nsha256 = "{digest(keys[0])}"\n')
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        metrics_port = str(free.getsockname()[1])
+    settings |= {"MSF_API_KEYS_FILE": str(file), "MSF_METRICS_PORT": metrics_port, "MSF_LOG_LEVEL": "debug"}
+    with msf("serve", settings=settings, log=tmp_path / "log") as server:
+        url = server.url()
+        headers = [{"Authorization": f"Bearer {key}"} for key in keys]
+        statuses = [
+            httpx.post(f"{url}/v1/images/generations", json=body, headers=header, timeout=TIMEOUT_S).status_code
+            for header, body in ((headers[0], {"prompt": "star"}), (headers[1], {}), (headers[0], {"prompt": "x"}))
+        ]
+        assert statuses == [200, 401, 400]
+        file.write_text(f'[[keys]]\nname = "ada"\nsha256 = "{keys[0]}"\n')  # a mistake
+        assert httpx.get(f"{url}/v1/usage", headers=headers[0]).status_code == 200
+        assert httpx.get(f"{url}/metrics").status_code == 404
+        assert "msf_requests_total" in httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text
+        server.process.terminate()
+        assert server.wait() == 0
+        assert "the API keys stay as they were" in server.output
+        assert not [key for key in keys if key in server.output]
+
+
+def test_an_open_service_says_so_where_others_may_reach_it(settings: dict[str, str], tmp_path: Path) -> None:
+    for host, is_told in (("0.0.0.0", True), ("127.0.0.1", False)):
+        settings |= {"MSF_HOST": host, "MSF_WORKERS": "0"}
+        with msf("serve", settings=settings, log=tmp_path / "log") as server:
+            until(lambda server=server: "startup complete" in server.output)  # type: ignore[misc]
+            assert ("anybody who reaches 0.0.0.0" in server.output) is is_told

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,10 +11,12 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from msf_serve.scheduler.embedded import EmbeddedValkey
 from msf_serve.server.app import create_app
 from msf_serve.server.settings import ServerSettings
+from msf_serve.server.transport import server_config
 from tests.server.fake_worker import FakeWorker
 
 
@@ -62,17 +65,21 @@ async def live_url(settings: ServerSettings, worker: FakeWorker) -> AsyncIterato
 
 @asynccontextmanager
 async def listening(settings: ServerSettings) -> AsyncIterator[str]:
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, log_level="warning", ws="none")
-    )
-    running = asyncio.create_task(server._serve())  # serve() would take the test run's signal handlers
-    try:
-        await until(lambda: server.started)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        await running
+    async with listening_to(create_app(settings)) as url:
+        yield url
+
+
+@asynccontextmanager
+async def listening_to(app: ASGIApp) -> AsyncIterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(server_config(app))
+        running = asyncio.create_task(server._serve([listener]))  # serve() would take the test run's signal handlers
+        try:
+            await until(lambda: server.started)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await running
 
 
 async def until(observe: Callable[[], object], wanted: object = True, timeout_s: float = 20.0) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import pytest
 from playwright.async_api import Page, async_playwright, expect
 
+from msf_serve.server.keys import digest, new_key
 from msf_serve.server.settings import ServerSettings
 from tests.server.conftest import listening, until
 from tests.server.fake_worker import FASHION, LABELS, FakeWorker
@@ -30,13 +32,16 @@ async def browsing(url: str) -> AsyncIterator[Page]:
         page = await browser.new_page()
         visited: list[str] = []
         thrown: list[str] = []
+        complaints: list[str] = []
         page.on("request", lambda request: visited.append(request.url))
         page.on("pageerror", lambda error: thrown.append(str(error)))
+        page.on("console", lambda line: complaints.append(line.text))
         await page.goto(url)
         yield page
         await browser.close()
         assert [seen for seen in visited if not seen.startswith((url, "data:"))] == []
         assert thrown == []
+        assert [line for line in complaints if "Content Security Policy" in line] == []
 
 
 @pytest.fixture
@@ -120,6 +125,38 @@ async def test_many_classes_are_searched_and_models_chosen(redis_url: str, setti
             await page.get_by_role("button", name="Generate").click()
             await expect(page.get_by_role("img", name="animal 321, image")).to_have_count(4)
         assert (worker.claimed[0].job.spec.model, worker.claimed[0].job.spec.label) == ("animals", 321)
+
+
+@pytest.mark.browser
+@needs_chromium
+async def test_a_key_is_asked_for_and_kept_with_the_tab(
+    settings: ServerSettings, worker: FakeWorker, tmp_path: Path
+) -> None:
+    key, file = new_key(), tmp_path / "keys.toml"
+    file.write_text(f'[[keys]]\nname = "ada"\nsha256 = "{digest(key)}"\n')
+    async with listening(settings.model_copy(update={"api_keys_file": file})) as url, browsing(url) as page:
+        field = page.get_by_label("API key")
+        await expect(field).to_be_hidden()
+        await page.get_by_role("button", name="Generate").click()
+        await expect(page.get_by_role("alert")).to_contain_text("There is no API key.")
+        await expect(field).to_be_focused()
+        await field.fill(key)
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("img", name="T-shirt, image")).to_have_count(4)
+        await expect(page.locator("#curl")).to_contain_text("Bearer $MSF_API_KEY")
+        assert key not in await page.inner_text("body")
+        await page.reload()
+        await expect(field).to_have_value(key)
+    assert worker.claimed[0].job.terms.tenant == "ada"
+
+
+@pytest.mark.browser
+@needs_chromium
+async def test_the_documentation_shows_within_its_policy(live_url: str) -> None:
+    async with browsing(live_url) as page:
+        await page.goto(f"{live_url}/docs")
+        await expect(page.get_by_role("button", name="Authorize")).to_be_visible()
+        await expect(page.locator(".opblock")).not_to_have_count(0)
 
 
 async def test_the_page_and_its_parts_are_served(client: httpx.AsyncClient) -> None:

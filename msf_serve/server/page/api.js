@@ -8,6 +8,13 @@ export class ServiceError extends Error {
 }
 
 const PATH = "/v1/images/generations";
+const KEY = "msf-api-key"; // of sessionStorage: gone with the tab
+
+export const apiKey = () => sessionStorage.getItem(KEY) ?? "";
+
+export function setApiKey(key) {
+  sessionStorage.setItem(KEY, key.trim());
+}
 
 export async function listModels() {
   return (await answer(await reach("/v1/models"))).data;
@@ -24,7 +31,7 @@ export async function isReady() {
 export async function generate(request, signal) {
   return answer(await reach(PATH, {
     method: "POST",
-    headers: { "Content-Type": "application/json" },
+    headers: { "Content-Type": "application/json", ...(apiKey() && { Authorization: `Bearer ${apiKey()}` }) },
     body: JSON.stringify(request),
     signal,
   }));
@@ -32,7 +39,8 @@ export async function generate(request, signal) {
 
 export function curlCommand(request) {
   const body = JSON.stringify(request).replaceAll("'", `'\\''`);
-  return `curl ${location.origin}${PATH} \\\n  -H 'Content-Type: application/json' \\\n  -d '${body}'`;
+  const key = apiKey() ? ` \\\n  -H "Authorization: Bearer $MSF_API_KEY"` : ""; // a screen may be shared
+  return `curl ${location.origin}${PATH}${key} \\\n  -H 'Content-Type: application/json' \\\n  -d '${body}'`;
 }
 
 async function reach(path, options) {
@@ -48,5 +56,5 @@ async function answer(response) {
   const body = await response.json().catch(() => null);
   if (response.ok && body) return body;
   const { message, param } = body?.error ?? { message: `The service answered with status ${response.status}.` };
-  throw new ServiceError(message, param);
+  throw new ServiceError(message, response.status === 401 ? "key" : param);
 }

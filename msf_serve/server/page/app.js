@@ -1,6 +1,6 @@
 // The page's controls: what is asked for, and when.
 
-import { curlCommand, generate, isReady, listModels, ServiceError } from "./api.js";
+import { apiKey, curlCommand, generate, isReady, listModels, ServiceError, setApiKey } from "./api.js";
 import { byId, showError, showImages, showNothing, showTimings, showWaiting } from "./view.js";
 
 const CHIPS_UP_TO = 40; // more classes than this are searched, not shown
@@ -114,9 +114,15 @@ async function run() {
     showNothing();
     byId("summary").textContent = error.name === "AbortError" ? "Cancelled." : "";
     if (error.name !== "AbortError") showError(error);
+    if (error.param === "key") askForKey();
   } finally {
     setRunning(null);
   }
+}
+
+function askForKey() {
+  byId("key-field").hidden = false;
+  byId("key").focus();
 }
 
 async function copyCurl() {
@@ -135,6 +141,7 @@ byId("form").addEventListener("input", ({ target }) => {
   const number = target.dataset.for ?? target.id;
   if (NUMBERS.includes(number)) setNumber(number, target.value);
   if (target.id === "model") showModel();
+  if (target.id === "key") setApiKey(target.value);
   if (target.id === "seed") byId("reroll").checked = false;
   showCurl();
 });
@@ -149,5 +156,7 @@ byId("dice").addEventListener("click", () => {
 byId("cancel").addEventListener("click", () => running?.abort());
 byId("copy").addEventListener("click", copyCurl);
 
+byId("key").value = apiKey();
+byId("key-field").hidden = !apiKey();
 rollSeed();
 watchHealth();

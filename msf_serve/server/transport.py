@@ -1,0 +1,72 @@
+"""How the server listens: uvicorn, with bounds on what a client may send and on how long it may take.
+
+Bodies have theirs in `middleware.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+MAX_HEAD_BYTES = 16 * 1024  # request line and headers
+KEEP_ALIVE_S = 5.0  # without a byte between two requests
+HEAD_S = 15.0  # from the connection or the last answer to the end of the next headers, however slowly they come
+ANSWER_S = 120.0  # for a client that stopped reading, while its answer takes memory
+
+
+class GuardedProtocol(H11Protocol):
+    """uvicorn's, which by itself would wait for ever for slow headers, unread bodies and slow readers."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+    _answer_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        super().connection_made(transport)
+        self._await_head()
+
+    def on_response_complete(self) -> None:
+        self._await_head()  # before: the next request may be here already
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._answer_timer = self.loop.call_later(ANSWER_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        _stop(self._answer_timer)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        _stop(self._head_timer)
+        _stop(self._answer_timer)
+        super().connection_lost(exc)
+
+    def _await_head(self) -> None:
+        _stop(self._head_timer)
+        self._head_timer = self.loop.call_later(HEAD_S, self._give_up, self.cycle)
+
+    def _give_up(self, last: object) -> None:
+        if self.cycle is last:  # no request has begun since
+            self.transport.close()
+
+
+def _stop(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
+
+
+def server_config(app: ASGIApp, *, graceful_shutdown_s: int | None = None) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=GuardedProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=int(KEEP_ALIVE_S),
+        timeout_graceful_shutdown=graceful_shutdown_s,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+    )
