@@ -71,6 +71,7 @@ class Terms(Record):
     user: str = ""
     weight: float = Field(default=1.0, gt=0)
     timeout_s: float | None = Field(default=None, gt=0)
+    traceparent: str | None = None  # of the span that admitted it
 
 
 class Timings(Record):
