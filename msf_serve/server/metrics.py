@@ -43,7 +43,7 @@ class Metrics:
     """One registry per app. What is shared through Redis is a gauge, to be aggregated by max."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        disable_created_metrics()  # a second series for each counter, which nothing reads
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing reads
         self.registry = CollectorRegistry()
         tasks = self._gauge("msf_asyncio_tasks", "Tasks of the event loop")
         tasks.set_function(lambda: len(asyncio.all_tasks(loop)))

@@ -26,7 +26,7 @@ class WorkerMetrics:
     """One registry for one worker process."""
 
     def __init__(self, num_slots: int) -> None:
-        disable_created_metrics()  # a second series for each counter, which nothing reads
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing reads
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.step_seconds = self._histogram("msf_step_batch_seconds", "Time of one step batch.", _STAGE, _STEP_SECONDS)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
@@ -19,13 +17,14 @@ from redis.asyncio import Redis
 from msf_serve.engine.loading import ModelPlans
 from msf_serve.engine.repository import ModelVersion
 from msf_serve.server.settings import ServerSettings
+from tests.promtool import Promtool
 from tests.server.conftest import client_of, serving
 from tests.worker.support import RunningWorker, running, until
 
 IMAGES = "/v1/images/generations"
 JOBS = "/v1/jobs"
 OUTCOMES = {200: "succeeded", 202: "succeeded", 400: "invalid", 404: "invalid", 504: "timeout"}
-BODIES = [
+BODIES: list[dict[str, object]] = [
     {"prompt": "circle", "n": 1 + seed % 3, "num_steps": 4 + seed % 5, "guidance_scale": 1.0 + seed % 2}
     for seed in range(24)
 ]
@@ -74,8 +73,11 @@ async def stack(redis_url: str, redis: Redis, version: ModelVersion, plans: Mode
 
 
 async def test_every_request_image_and_step_is_counted_once(stack: Stack) -> None:
-    sent = [(IMAGES, body) for body in BODIES] + [(JOBS, body) for body in BODIES[:8]]
-    sent += [(IMAGES, {"prompt": "hexagon"})] * 3 + [(IMAGES, {"prompt": "star", "model": "none"})] * 2
+    sent: list[tuple[str, dict[str, object]]] = [(IMAGES, body) for body in BODIES] + [
+        (JOBS, body) for body in BODIES[:8]
+    ]
+    unknown_class: dict[str, object] = {"prompt": "hexagon"}
+    sent += [(IMAGES, unknown_class)] * 3 + [(IMAGES, {"prompt": "star", "model": "none"})] * 2
     answers = await asyncio.gather(*(stack.post(number, *each) for number, each in enumerate(sent)))
     await stack.end_of_all()
 
@@ -112,14 +114,10 @@ async def test_every_missed_deadline_is_counted_once(stack: Stack) -> None:
     assert await stack.total(in_queue) + await stack.total(in_slots, outcome="expired") == missed
 
 
-async def test_prometheus_finds_no_fault_with_any_metric(stack: Stack) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not on PATH (Debian's package prometheus has it)")
+async def test_prometheus_finds_no_fault_with_any_metric(stack: Stack, promtool: Promtool) -> None:
     await stack.post(0, IMAGES, BODIES[0])
     for text in await stack.texts():
-        checked = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True)
-        assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+        await asyncio.to_thread(promtool, "check", "metrics", stdin=text)
 
 
 def _num_images(bodies: Iterable[dict[str, object]]) -> list[int]:
