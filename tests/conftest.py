@@ -1,4 +1,4 @@
-"""A real Valkey for every test that wants one."""
+"""What several packages' tests share: a real Valkey, and Prometheus's own checks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 
 from msf_serve.scheduler.connection import connect
 from msf_serve.scheduler.embedded import EmbeddedValkey
+from tests.promtool import Promtool
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +30,8 @@ async def redis_url(valkey: EmbeddedValkey) -> str:
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
     async with connect(redis_url) as redis:
         yield redis
+
+
+@pytest.fixture(scope="session")
+def promtool() -> Promtool:
+    return Promtool()

@@ -71,7 +71,7 @@ async def _serve(settings: Settings, redis_url: str, listeners: list[socket.sock
             redis_url,
             metrics_port=settings.worker_metrics_port,
             drain_timeout_s=settings.drain_timeout_s,
-            on_death=partial(_bury, redis),
+            on_death=partial(_bury, app, redis),
         )
         url = f"http://{_shown(host)}:{port}"
         announcing = asyncio.create_task(_announce(Registry(redis), supervisor, url, started_at))
@@ -139,7 +139,7 @@ async def _announce(registry: Registry, supervisor: Supervisor, url: str, starte
     click.echo(f"\n  msf-serve is ready at {url}   ({models}; {seconds:.1f} s)\n")
 
 
-async def _bury(redis: Redis, pid: int) -> None:
+async def _bury(app: FastAPI, redis: Redis, pid: int) -> None:
     """What a worker of ours held when it died starts again at once, not when its lease runs out."""
     registry, leases = Registry(redis), Leases(redis)
     with contextlib.suppress(QueueUnavailable):
@@ -147,6 +147,8 @@ async def _bury(redis: Redis, pid: int) -> None:
             if (worker.host, worker.pid) == (socket.gethostname(), pid):
                 buried = await leases.bury(worker.id)
                 await registry.unregister(worker.id)
+                if hasattr(app.state, "context"):
+                    app.state.context.metrics.observe_sweep(buried)
                 logger.warning("took back %d jobs of worker %s", buried.num_requeued, worker.id)
 
 

@@ -46,7 +46,7 @@ class ModelPlans:
     """A model version ready to run: a plan for each (stage, guided, bucket), and what the host computes itself.
 
     `strict` are the buckets of a (stage, guided) in which a sample's bytes do not depend on its batch. `fingerprint`
-    is the SHA-256 of all that they depend on.
+    is the SHA-256 of all that they depend on. `num_loaded` plans came from the cache, `num_built` were not in it.
     """
 
     config: ModelConfig
@@ -56,6 +56,8 @@ class ModelPlans:
     strict: dict[tuple[Stage, bool], tuple[int, ...]]
     fingerprint: str
     time_embeddings: dict[Stage, TimeEmbedding]
+    num_loaded: int = 0
+    num_built: int = 0
 
     def bucket_for(self, count: int) -> int:
         """The smallest bucket that holds `count` samples."""
@@ -103,6 +105,8 @@ def load_plans(
         {kind: _strict_buckets(each) for kind, each in trials.items()},
         hashlib.sha256("\n".join(whole).encode()).hexdigest(),
         workshop.time_embeddings,
+        num_loaded=len(digests) - workshop.num_built,
+        num_built=workshop.num_built,
     )
 
 

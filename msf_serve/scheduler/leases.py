@@ -37,10 +37,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class Claimed:
-    """What a claim brought. `alone`: a suspect waits (or was claimed), so the worker must hold nothing else."""
+    """What a claim brought. `alone`: a suspect waits (or was claimed), so the worker must hold nothing else.
+
+    `num_expired` jobs were dropped, as their deadlines could not be met any more.
+    """
 
     claims: tuple[Claim, ...] = ()
     alone: bool = False
+    num_expired: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Leases:
         `idle`: the worker holds nothing, of no model; only then does it get a suspect.
         """
         queue = QueueKeys.of(model, version)
-        alone, *claimed = await self._claim(
+        alone, num_expired, *claimed = await self._claim(
             queue.prefix,
             worker=worker_id,
             max_samples=max_samples,
@@ -98,7 +102,8 @@ class Leases:
             expired=EXPIRED.model_dump_json(),
             **self._lives,
         )
-        return Claimed(tuple(Claim(decode_job(fields), worker_id) for fields in claimed), bool(alone))
+        claims = tuple(Claim(decode_job(fields), worker_id) for fields in claimed)
+        return Claimed(claims, bool(alone), num_expired)
 
     async def wait_for_work(self, models: Sequence[tuple[str, str]], timeout_s: float) -> None:
         """Return when a `claim` from one of these (model, version) may find work, or after `timeout_s`.

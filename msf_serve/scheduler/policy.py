@@ -28,6 +28,7 @@ MAX_WASTE = 0.1  # of the best rate at hand, when all slots are taken
 MAX_URGENCY = 16.0
 PRIORITY_WEIGHT = {Priority.HIGH: 8.0, Priority.NORMAL: 1.0, Priority.LOW: 0.125}
 MOMENT_S = 1e-6  # keeps divisors above zero
+REASONS = ("overdue", "deadline", "full", "all", "best")  # of a step batch; see `StepBatch`
 
 ModelKey = tuple[str, str]  # name, version
 Group = tuple[ModelKey, Stage, bool]

@@ -78,8 +78,10 @@ async def admit(order: Order, context: ServerContext, *, job_id: str, reply_to: 
             plan=(order.bound_to or context.catalog.fingerprint(model)) if order.shares_results else None,
             bound_to=order.bound_to,
         )
-        context.metrics.round_trip_s.observe(time.perf_counter() - started)
+        context.metrics.round_trip_s.labels("admit").observe(time.perf_counter() - started)
         charge.is_due = job.id == job_id  # a repeated request costs no new samples
+        if charge.is_due and job.images_of is None:
+            context.metrics.observe_admission(spec)
     return job
 
 

@@ -62,9 +62,9 @@ async def open_context(
     queue = JobQueue(redis, max_queued_samples=settings.max_queued_samples, result_ttl_s=settings.result_ttl_s)
     catalog = Catalog(registry, worker_absence_s=settings.worker_absence_s)
     leases = Leases(redis, result_ttl_s=settings.result_ttl_s)
-    tasks = [asyncio.create_task(_read_for_ever(replies)), asyncio.create_task(_sweep_for_ever(leases))]
+    metrics = Metrics(asyncio.get_running_loop())
+    tasks = [asyncio.create_task(_read_for_ever(replies)), asyncio.create_task(_sweep_for_ever(leases, metrics))]
     try:
-        metrics = Metrics(asyncio.get_running_loop())
         yield ServerContext(settings, redis, queue, registry, replies, catalog, metrics, Meter(redis), keys, tracing)
     finally:
         for task in tasks:
@@ -84,12 +84,12 @@ async def _read_for_ever(replies: ReplyReader) -> None:
             await asyncio.sleep(RESTART_READER_S)
 
 
-async def _sweep_for_ever(leases: Leases) -> None:
+async def _sweep_for_ever(leases: Leases, metrics: Metrics) -> None:
     """Workers do it too; without any, jobs must still end at their deadlines."""
     while True:
         await asyncio.sleep(SWEEP_EVERY_S)
         try:
-            await leases.sweep()
+            metrics.observe_sweep(await leases.sweep())
         except QueueUnavailable:
             continue
         except Exception:

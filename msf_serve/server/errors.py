@@ -119,6 +119,12 @@ class Refused(ApiError):
     outcome = "refused"
 
 
+class OverLimit(Refused):
+    """There is room, but not for this caller."""
+
+    outcome = "limited"
+
+
 class Unavailable(ApiError):
     """The service cannot work now: no Redis, no worker, or draining."""
 
@@ -207,12 +213,12 @@ def respond(error: ApiError, path: str) -> JSONResponse:
     return JSONResponse(body, error.status_code, headers=error.headers)
 
 
-def _over_limit(error: LimitExceeded) -> Refused:
+def _over_limit(error: LimitExceeded) -> OverLimit:
     headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     if error.name == "samples_per_day":
         headers["x-should-retry"] = "false"  # clients would ask again within seconds, for hours
-        return Refused(f"Refused: {error}.", code="quota_exceeded", headers=headers)
-    return Refused(f"Refused: {error}.", code="rate_limit_exceeded", headers=headers)
+        return OverLimit(f"Refused: {error}.", code="quota_exceeded", headers=headers)
+    return OverLimit(f"Refused: {error}.", code="rate_limit_exceeded", headers=headers)
 
 
 def _unreadable_body(error: RequestValidationError) -> InvalidRequest:

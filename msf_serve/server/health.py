@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from msf_serve.scheduler.errors import SchedulerError
+from msf_serve.scheduler.storage import read_storage
 from msf_serve.server.context import Context, ServerContext
+from msf_serve.server.metrics import Shared
 
 router = APIRouter(tags=["health"])
 
@@ -30,15 +33,22 @@ async def ready(context: Context) -> JSONResponse:
 
 @router.get("/metrics", summary="Metrics in Prometheus's text format", response_class=Response)
 async def metrics(context: Context) -> Response:
-    """Jobs, samples and the oldest age come from Redis; without it they are absent, and msf_redis_up is 0."""
+    """Jobs, workers and storage come from Redis; without it they are absent or NaN, and msf_redis_up is 0."""
     try:
-        keys = [(model.name, model.version) for model in await context.catalog.models()]
-        depths = await asyncio.gather(*(context.queue.depth(*key) for key in keys))
+        context.metrics.set_shared(await _shared(context))
     except SchedulerError:
-        context.metrics.set_depths(None)
-    else:
-        context.metrics.set_depths(dict(zip(keys, depths, strict=True)))
+        context.metrics.set_shared(None)
     return Response(generate_latest(context.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _shared(context: ServerContext) -> Shared:
+    models = [(model.name, model.version) for model in await context.catalog.models()]
+    started_at = time.perf_counter()
+    storage = await read_storage(context.redis)
+    round_trip_s = time.perf_counter() - started_at
+    depths = await asyncio.gather(*(context.queue.depth(*model) for model in models))
+    workers = await context.registry.workers()
+    return Shared(dict(zip(models, depths, strict=True)), len(workers), storage, round_trip_s)
 
 
 async def _unreadiness(context: ServerContext) -> str | None:

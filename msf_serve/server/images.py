@@ -28,8 +28,7 @@ async def generate(body: ImageRequest, request: Request, response: Response, con
     order = await read_order(body, request, context)
     done = await complete(order, context, request)
     is_cached = done.job.images_of is not None
-    if not is_cached:
-        context.metrics.observe_job(order.model, done.timings, len(done.images))
+    context.metrics.observe_images(order.model, len(done.images), cached=is_cached)
     response.headers["Server-Timing"] = _server_timing(done.timings)
     spec, made = done.job.spec, done.job.provenance
     return ImagesResponse(

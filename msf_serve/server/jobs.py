@@ -12,9 +12,12 @@ from msf_serve.server.errors import JobNotFound, shown
 from msf_serve.server.gate import Caller, documented, may_see
 from msf_serve.server.images import encoded
 from msf_serve.server.keys import ApiKey
+from msf_serve.server.metrics import MeasuredRoute
 from msf_serve.server.schemas import REFUSALS, ImageRequest, JobObject
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=REFUSALS, dependencies=[documented])
+router = APIRouter(
+    prefix="/v1/jobs", route_class=MeasuredRoute, tags=["jobs"], responses=REFUSALS, dependencies=[documented]
+)
 
 
 @router.post("", status_code=202, summary="Queue a job")

@@ -3,78 +3,134 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
-from msf_serve.scheduler.jobs import ModelInfo, Timings
+from msf_serve.scheduler.jobs import JobSpec, ModelInfo
+from msf_serve.scheduler.leases import Swept
 from msf_serve.scheduler.queue import QueueDepth
+from msf_serve.scheduler.storage import Storage
 from msf_serve.server.errors import translate
 
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0)
 MODEL = ("model", "version")
+OUTCOMES = (
+    *("succeeded", "invalid", "refused", "limited", "unavailable"),
+    *("timeout", "failed", "cancelled", "client_gone", "error"),
+)
+ROUTES = ("/v1/images/generations", "/v1/jobs")  # those that admit jobs
+SHARED = " Read from Redis, the same in every server: aggregate by max."
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What every server reads from the same Redis at a scrape. `depths` by (model, version)."""
+
+    depths: Mapping[tuple[str, str], QueueDepth]
+    num_workers: int
+    storage: Storage
+    round_trip_s: float
 
 
 class Metrics:
-    """One registry per app. Every server reads the same gauges from Redis: aggregate them by max."""
+    """One registry per app. What is shared through Redis is a gauge, to be aggregated by max."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing reads
         self.registry = CollectorRegistry()
-        tasks = self._gauge("msf_asyncio_tasks", "Tasks of the event loop", ())
+        tasks = self._gauge("msf_asyncio_tasks", "Tasks of the event loop")
         tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
         ProcessCollector(registry=self.registry)
-        self.requests = self._counter("msf_requests", "Image requests by outcome", (*MODEL, "outcome"))
-        self.request_s = self._histogram("msf_request_seconds", "Image requests' duration", (*MODEL, "outcome"))
-        self.queue_s = self._histogram("msf_queue_seconds", "Admission to first step batch", MODEL)
-        self.stage_s = self._histogram(
-            "msf_stage_seconds", "A job's time in one stage's step batches", (*MODEL, "stage")
+        self.requests = self._counter("msf_requests", "Requests by route and outcome", (*MODEL, "route", "outcome"))
+        self.request_s = self._histogram(
+            "msf_request_seconds", "Requests' duration, the answer's images with it", (*MODEL, "route", "outcome")
         )
-        self.encode_s = self._histogram("msf_encode_seconds", "A job's time in encoding image files", MODEL)
-        self.images = self._counter("msf_images", "Images returned to callers", MODEL)
+        self.images = self._counter("msf_images", "Images returned to callers who waited", (*MODEL, "source"))
+        self.steps_demanded = self._counter(
+            "msf_steps_demanded", "Sample steps that admitted jobs ask for, one decode for each sample with them", MODEL
+        )
         self.clients_gone = self._counter("msf_clients_gone", "Callers that left before their answer", MODEL)
-        self.round_trip_s = self._histogram("msf_redis_round_trip_seconds", "Admissions' round trip to Redis", ())
-        self.redis_up = self._gauge("msf_redis_up", "Whether Redis answered this scrape", ())
-        self.jobs_queued = self._gauge("msf_jobs_queued", "Jobs waiting for a worker", MODEL)
-        self.jobs_running = self._gauge("msf_jobs_running", "Jobs held by workers", MODEL)
-        self.samples = self._gauge("msf_samples", "Samples of queued and running jobs", MODEL)
-        self.oldest_s = self._gauge("msf_queue_oldest_seconds", "Age of the oldest queued job", MODEL)
+        self.round_trip_s = self._histogram(
+            "msf_redis_round_trip_seconds", "Round trips to Redis: admissions, and one at each scrape", ("call",)
+        )
+        self.reclaims = self._counter("msf_reclaims", "Jobs taken back from lost workers, by this process")
+        self.poisoned = self._counter("msf_jobs_poisoned", "Jobs given up that killed workers, by this process")
+        self.expired = self._counter("msf_jobs_expired_queued", "Jobs dropped in the queue, by this process")
+        self.redis_up = self._gauge("msf_redis_up", "Whether Redis answered this scrape")
+        self.jobs_queued = self._gauge("msf_jobs_queued", "Jobs waiting for a worker." + SHARED, MODEL)
+        self.jobs_running = self._gauge("msf_jobs_running", "Jobs held by workers." + SHARED, MODEL)
+        self.samples = self._gauge("msf_samples", "Samples of queued and running jobs." + SHARED, MODEL)
+        self.oldest_s = self._gauge("msf_queue_oldest_seconds", "Age of the oldest queued job." + SHARED, MODEL)
+        self.workers = self._gauge("msf_workers", "Workers with a recent heartbeat." + SHARED)
+        self.memory = self._gauge("msf_redis_memory_bytes", "Memory that Redis uses." + SHARED)
+        self.memory_limit = self._gauge("msf_redis_memory_limit_bytes", "Redis's maxmemory, 0: none." + SHARED)
+        self.aof_size = self._gauge("msf_redis_aof_bytes", "Size of Redis's append-only file." + SHARED)
+        self.aof_ok = self._gauge("msf_redis_aof_ok", "Whether its last write and rewrite succeeded." + SHARED)
 
-    def observe_request(self, model: ModelInfo | None, outcome: str, duration_s: float) -> None:
+    def observe_request(self, model: ModelInfo | None, route: str, outcome: str, duration_s: float) -> None:
         """`model` is None when a request was refused before its model was known."""
-        labels = ("", "") if model is None else (model.name, model.version)
-        self.requests.labels(*labels, outcome).inc()
-        self.request_s.labels(*labels, outcome).observe(duration_s)
+        name, version = ("", "") if model is None else (model.name, model.version)
+        self.requests.labels(name, version, route, outcome).inc()
+        self.request_s.labels(name, version, route, outcome).observe(duration_s)
         if outcome == "client_gone":
-            self.clients_gone.labels(*labels).inc()
+            self.clients_gone.labels(name, version).inc()
 
-    def observe_job(self, model: ModelInfo, timings: Timings, num_images: int) -> None:
-        labels = (model.name, model.version)
-        self.queue_s.labels(*labels).observe(timings.queue_ms / 1000)
-        self.stage_s.labels(*labels, "base").observe(timings.base_ms / 1000)
-        self.stage_s.labels(*labels, "residual").observe(timings.residual_ms / 1000)
-        self.stage_s.labels(*labels, "decode").observe(timings.decode_ms / 1000)
-        self.encode_s.labels(*labels).observe(timings.encode_ms / 1000)
-        self.images.labels(*labels).inc(num_images)
+    def observe_admission(self, spec: JobSpec) -> None:
+        """A job that is new, not one that was asked for before."""
+        self.steps_demanded.labels(spec.model, spec.version).inc(spec.num_samples * (spec.num_steps + 1))
 
-    def set_depths(self, depths: Mapping[tuple[str, str], QueueDepth] | None) -> None:
-        """None: Redis did not answer, and old depths would be taken for new ones."""
-        self.redis_up.set(depths is not None)
+    def observe_images(self, model: ModelInfo, num_images: int, *, cached: bool) -> None:
+        self.images.labels(model.name, model.version, "cached" if cached else "made").inc(num_images)
+
+    def observe_sweep(self, swept: Swept) -> None:
+        self.reclaims.inc(swept.num_requeued)
+        self.poisoned.inc(swept.num_poisoned)
+        self.expired.inc(swept.num_expired)
+
+    def show(self, models: Iterable[tuple[str, str]]) -> None:
+        """Begin the counters of a model at 0: Prometheus does not see the first increment of one that appears."""
+        for model in models:
+            for route in ROUTES:
+                for outcome in OUTCOMES:
+                    self.requests.labels(*model, route, outcome)
+            self.steps_demanded.labels(*model)
+            self.clients_gone.labels(*model)
+            for source in ("made", "cached"):
+                self.images.labels(*model, source)
+
+    def set_shared(self, shared: Shared | None) -> None:
+        """None: Redis did not answer; then these are absent or NaN, as old values would be taken for new ones."""
+        self.redis_up.set(shared is not None)
         for gauge in (self.jobs_queued, self.jobs_running, self.samples, self.oldest_s):
             gauge.clear()
-        for labels, depth in (depths or {}).items():
+        for gauge in (self.workers, self.memory, self.memory_limit, self.aof_size, self.aof_ok):
+            gauge.set(math.nan)
+        if shared is None:
+            return
+        self.show(shared.depths)
+        self.round_trip_s.labels("scrape").observe(shared.round_trip_s)
+        for labels, depth in shared.depths.items():
             self.jobs_queued.labels(*labels).set(depth.num_jobs_queued)
             self.jobs_running.labels(*labels).set(depth.num_jobs_running)
             self.samples.labels(*labels).set(depth.num_samples)
             self.oldest_s.labels(*labels).set(depth.oldest_age_s)
+        self.workers.set(shared.num_workers)
+        self.memory.set(shared.storage.memory_bytes)
+        self.memory_limit.set(shared.storage.memory_limit_bytes)
+        self.aof_size.set(shared.storage.aof_bytes)
+        self.aof_ok.set(shared.storage.aof_ok)
 
-    def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
+    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
-    def _gauge(self, name: str, text: str, labels: tuple[str, ...]) -> Gauge:
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
         return Gauge(name, text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, labels: tuple[str, ...]) -> Histogram:
@@ -103,6 +159,7 @@ class MeasuredRoute(APIRoute):
                 raise
             finally:
                 duration_s = time.perf_counter() - started
-                request.app.state.context.metrics.observe_request(request.state.model, outcome, duration_s)
+                metrics = request.app.state.context.metrics
+                metrics.observe_request(request.state.model, self.path_format, outcome, duration_s)
 
         return measured

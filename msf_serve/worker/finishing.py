@@ -48,7 +48,7 @@ class Finisher:
         self._start(self._fail(job, JobError(code=code, message=message)))
 
     def expire(self, job: ActiveJob) -> None:
-        self._start(self._store(job, "expired", lambda: self._leases.expire(job.claim)))
+        self._start(self._expire(job))
 
     async def close(self) -> None:
         """Cut off what has not ended; its lease lapses."""
@@ -70,11 +70,14 @@ class Finisher:
                 from msf_serve.worker.spans import record_job
 
                 record_job(self._tracing, job, (started_at, time.monotonic()))
-            await self._store(
+            kept = await self._store(
                 job,
                 "succeeded",
                 lambda: self._leases.succeed(job.claim, images, job.timings(encode_s), job.provenance),
             )
+            if kept:
+                spec = job.claim.job.spec
+                self._metrics.record_timings((spec.model, spec.version), job.timings(encode_s))
         except Exception:
             logger.exception("the images of job %s cannot be encoded or stored", job.id)
             error = JobError(code="engine_error", message="the images could not be encoded or stored")
@@ -83,13 +86,17 @@ class Finisher:
     async def _fail(self, job: ActiveJob, error: JobError) -> None:
         await self._store(job, "failed", lambda: self._leases.fail(job.claim, error))
 
-    async def _store(self, job: ActiveJob, outcome: str, end: Callable[[], Awaitable[bool]]) -> None:
+    async def _expire(self, job: ActiveJob) -> None:
+        await self._store(job, "expired", lambda: self._leases.expire(job.claim))
+
+    async def _store(self, job: ActiveJob, outcome: str, end: Callable[[], Awaitable[bool]]) -> bool:
         kept = await until_redis_answers(end)
         self._on_end(job)
         spec = job.claim.job.spec
         outcome = outcome if kept else "dropped"
         self._metrics.jobs.labels(spec.model, spec.version, outcome).inc()
         logger.info("job %s %s", job.id, outcome, extra={"job_id": job.id, "outcome": outcome})
+        return kept
 
     def _encode(self, job: ActiveJob) -> tuple[list[bytes], float]:
         started_at = time.monotonic()

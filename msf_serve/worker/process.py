@@ -58,6 +58,11 @@ async def run_worker(settings: WorkerSettings, stop: asyncio.Event) -> None:
             num_slots=settings.num_slots,
             models=tuple(runner.info() for runner in runners),
         )
+        for runner in runners:
+            plans = runner.executor.plans
+            metrics.describe(
+                runner.key, backend.partition(" ")[0], runner.fingerprint, plans.num_loaded, plans.num_built
+            )
         if endpoint is not None:
             endpoint.is_ready = True
         worker = Worker(

@@ -76,6 +76,13 @@ class ModelRunner:
             decode_s=min(decodes, default=0.0),
         )
 
+    def steps_per_s(self) -> float:
+        """Sample steps, decodes with them, of default requests that full batches would make; 0 before any is timed."""
+        config = self.model.config
+        guided = config.sampling.default_guidance_scale != 1.0
+        work_s = self.costs.work_s(Work(*config.split_steps(config.default_num_steps), guided=guided))
+        return (config.default_num_steps + 1) / work_s if work_s else 0.0
+
     def add(self, claim: Claim) -> None:
         """Take a job in. One that was lost and came back before its slots were freed goes on under its new claim."""
         job = self.jobs.setdefault(claim.job.id, ActiveJob(claim, self.model.config, self._provenance(claim.job.spec)))

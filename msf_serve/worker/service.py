@@ -76,7 +76,9 @@ class Worker:
         self._nothing_held = asyncio.Event()
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
         for runner in runners:
+            metrics.serves(runner.key)
             metrics.slots_in_use.labels(*runner.key).set_function(runner.num_slots_in_use)
+            metrics.steps_available.labels(*runner.key).set(runner.steps_per_s())
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then finish what runs, hand back what waits, and go."""
@@ -140,6 +142,7 @@ class Worker:
                 self._work.set()
                 claimed = True
             self._metrics.claims.labels(*runner.key).inc(len(answer.claims))
+            self._metrics.expired.inc(answer.num_expired)
             if self._alone:
                 return claimed or not self._held
         return claimed
@@ -225,6 +228,8 @@ class Worker:
         while True:
             await asyncio.sleep(self._heartbeat_s)
             self._check_step()
+            for runner in self._runners.values():
+                self._metrics.steps_available.labels(*runner.key).set(runner.steps_per_s())
             claims = list(self._held.values())
             try:
                 await self._registry.heartbeat(self.info.id)

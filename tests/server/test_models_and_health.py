@@ -78,24 +78,32 @@ async def test_metrics_count_each_request_once_by_outcome(client: httpx.AsyncCli
     worker.failure = JobError(code="non_finite", message="sample 0 is not finite")
     await client.post(PATH, json={"prompt": "bag"})
     seen = await samples(client)
-    nameless = frozenset({"model": "", "version": "", "outcome": "invalid"}.items())
-    for labels in (of_model(outcome="succeeded"), of_model(outcome="invalid"), of_model(outcome="failed"), nameless):
+    nameless = frozenset({"model": "", "version": "", "route": PATH, "outcome": "invalid"}.items())
+    for labels in (*(of_model(route=PATH, outcome=its) for its in ("succeeded", "invalid", "failed")), nameless):
         assert seen["msf_requests_total", labels] == 1
         assert seen["msf_request_seconds_count", labels] == 1
-    assert seen["msf_images_total", of_model()] == 3
-    assert seen["msf_redis_round_trip_seconds_count", frozenset()] == 2
+    assert seen["msf_images_total", of_model(source="made")] == 3
+    assert seen["msf_redis_round_trip_seconds_count", frozenset({("call", "admit")})] == 2
 
 
-async def test_metrics_tell_where_time_goes_in_seconds(client: httpx.AsyncClient) -> None:
-    await client.post(PATH, json={"prompt": "bag"})
+async def test_images_that_were_made_before_are_told_apart(client: httpx.AsyncClient) -> None:
+    for _ in range(3):
+        await client.post(PATH, json={"prompt": "bag", "n": 2, "seed": 1, "num_steps": 10})
     seen = await samples(client)
-    assert seen["msf_queue_seconds_sum", of_model()] == 0.004
-    assert seen["msf_stage_seconds_sum", of_model(stage="base")] == 0.03
-    assert seen["msf_stage_seconds_sum", of_model(stage="residual")] == 0.0225
-    assert seen["msf_stage_seconds_sum", of_model(stage="decode")] == 0.012
-    assert seen["msf_encode_seconds_sum", of_model()] == 0.002
-    assert seen["msf_encode_seconds_bucket", of_model(le="0.001")] == 0
-    assert seen["msf_encode_seconds_bucket", of_model(le="60.0")] == 1
+    assert seen["msf_images_total", of_model(source="made")] == 2
+    assert seen["msf_images_total", of_model(source="cached")] == 4
+    assert seen["msf_steps_demanded_total", of_model()] == 2 * (10 + 1)
+
+
+async def test_jobs_are_counted_by_their_route_not_by_their_id(client: httpx.AsyncClient) -> None:
+    job = (await client.post("/v1/jobs", json={"prompt": "bag"})).json()
+    await client.get(f"/v1/jobs/{job['id']}")
+    await client.get("/v1/jobs/none")
+    seen = await samples(client)
+    nameless = {"model": "", "version": "", "route": "/v1/jobs/{job_id}"}
+    assert seen["msf_requests_total", of_model(route="/v1/jobs", outcome="succeeded")] == 1
+    assert seen["msf_requests_total", frozenset({**nameless, "outcome": "succeeded"}.items())] == 1
+    assert seen["msf_requests_total", frozenset({**nameless, "outcome": "invalid"}.items())] == 1
 
 
 async def test_metrics_tell_the_queue(app: FastAPI, client: httpx.AsyncClient) -> None:
@@ -103,6 +111,9 @@ async def test_metrics_tell_the_queue(app: FastAPI, client: httpx.AsyncClient) -
     assert seen["msf_redis_up", frozenset()] == 1
     for gauge in ("msf_jobs_queued", "msf_jobs_running", "msf_samples", "msf_queue_oldest_seconds"):
         assert seen[gauge, of_model()] == 0
+    assert seen["msf_workers", frozenset()] == 1
+    assert seen["msf_redis_memory_bytes", frozenset()] > 0
+    assert seen["msf_redis_aof_ok", frozenset()] == 1
 
 
 async def test_callers_cannot_make_labels(client: httpx.AsyncClient) -> None:

@@ -12,10 +12,9 @@ from msf_serve.engine.loading import ModelPlans
 from msf_serve.engine.plans import Plan
 from msf_serve.engine.repository import ModelVersion
 from msf_serve.engine.stage import Stage
+from msf_serve.scheduler.policy import REASONS
 from tests.worker.support import RunningWorker, running, until, with_plans
 from tests.worker.test_results import CROWD
-
-REASONS = ("overdue", "deadline", "full", "all", "best")
 
 
 def counting(rows: Counter[Stage], stage: Stage) -> Callable[[Plan], Plan]:

@@ -1,7 +1,7 @@
 -- Lease the jobs whose turn it is to a worker, whole, until they hold at least max_samples.
--- → {1 if the worker must be (or is now) alone with a suspect, record, record, …}
+-- → {1 if the worker must be (or is now) alone with a suspect, number dropped past their deadline, record, record, …}
 local now = clock()
-local claimed = {0}
+local claimed = {0, 0}
 local num_samples = 0
 local my_bounds = {'', args.fingerprint}
 show_fingerprint(now)
@@ -77,6 +77,7 @@ local function take(id)
     dequeue(job, id)
     redis.call('HSET', job, 'error', args.expired)
     finish(job, id, 'expired', now, args.ttl_s)
+    claimed[2] = claimed[2] + 1
   else
     charge(job, 1)
     dequeue(job, id)
