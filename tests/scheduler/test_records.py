@@ -20,7 +20,7 @@ async def test_what_a_newer_release_wrote_is_read_by_an_older_one(redis: Redis) 
 def test_what_an_older_release_wrote_is_read_by_this_one() -> None:
     """Fields that came later have defaults."""
     old_spec = (
-        '{"model": "m", "version": "1", "label": 1, "num_samples": 1, "seed": 1, "num_steps": 4, "guidance_scale": 1}'
+        '{"model": "m", "version": "1", "label": 1, "num_samples": 1, "seed": 1, "num_steps": 4, "guidance_scale": 1.0}'
     )
     assert JobSpec.model_validate_json(old_spec).first_index == 0
     assert Terms.model_validate_json("{}").traceparent is None
