@@ -100,6 +100,7 @@ class Metrics:
             for route in ROUTES:
                 for outcome in OUTCOMES:
                     self.requests.labels(*model, route, outcome)
+                self.request_s.labels(*model, route, "succeeded")
             self.steps_demanded.labels(*model)
             self.clients_gone.labels(*model)
             for source in ("made", "cached"):
