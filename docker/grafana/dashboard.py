@@ -251,7 +251,7 @@ ROWS: dict[str, list[Chart]] = {
             },
         ),
         Chart(
-            "Memory",
+            "Memory of Redis",
             "bytes",
             "Used, and maxmemory; 0: unlimited.",
             {"used": "max (msf_redis_memory_bytes)", "limit": "max (msf_redis_memory_limit_bytes)"},
@@ -262,13 +262,13 @@ ROWS: dict[str, list[Chart]] = {
     ],
     "Processes": [
         Chart(
-            "Memory",
+            "Memory of each process",
             "bytes",
             "Resident.",
             {"{{job}} {{instance}}": 'process_resident_memory_bytes{job=~"server|worker"}'},
         ),
         Chart(
-            "CPU",
+            "CPU of each process",
             "none",
             "Cores in use.",
             {"{{job}} {{instance}}": 'rate(process_cpu_seconds_total{job=~"server|worker"}[$__rate_interval])'},
