@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
 .PHONY: help serve check lint types contracts test data train-fashion evaluate bench-serve bench-engine bench-stack \
-  bench-batching bench-simulation bench-gpu chaos soak compose-test sweep audit licences tensorrt-build clean
+  bench-batching bench-simulation bench-gpu dashboard-test chaos soak compose-test sweep audit licences tensorrt-build clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -60,6 +60,9 @@ bench-simulation: $(VENV)/.dev ## hold the simulator against a real service, the
 
 bench-gpu: ## measure denoising on an NVIDIA GPU; needs torch and numpy only (BENCH_GPU=--minutes 20)
 	$(PYTHON) -m msf_serve.bench.gpu $(BENCH_GPU)
+
+dashboard-test: $(VENV)/.dev ## does the board show the truth? Needs prometheus (Debian: apt install prometheus)
+	$(BIN)/python -m msf_serve.bench.dashboard
 
 chaos: $(VENV)/.dev ## kill, hang, fill and cut off everything under load; count what became of the jobs
 	$(BIN)/python -m msf_serve.bench.chaos

@@ -18,35 +18,41 @@ text { font: 12px system-ui, sans-serif; fill: #333 }
 .back { fill: #fff }
 .grid { stroke: #ddd }
 .line { fill: none; stroke-width: 2 }
-.s0 { stroke: #0072b2 } .s1 { stroke: #d55e00; stroke-dasharray: 6 3 }
-.m0 { fill: #0072b2 } .m1 { fill: #d55e00 }
+.s0 { stroke: #0072b2 } .s1 { stroke: #d55e00; stroke-dasharray: 6 3 } .s2 { stroke: #009e73; stroke-dasharray: 2 2 }
+.s3 { stroke: #cc79a7; stroke-dasharray: 9 2 2 2 } .s4 { stroke: #8a6d00; stroke-dasharray: 1 4 }
+.m0 { fill: #0072b2 } .m1 { fill: #d55e00 } .m2 { fill: #009e73 } .m3 { fill: #cc79a7 } .m4 { fill: #8a6d00 }
 @media (prefers-color-scheme: dark) {
   text { fill: #ddd } .back { fill: #16181c } .grid { stroke: #3a3d42 }
   .s0 { stroke: #56b4e9 } .s1 { stroke: #ff9e4a } .m0 { fill: #56b4e9 } .m1 { fill: #ff9e4a }
+  .s2 { stroke: #2fd6a7 } .s3 { stroke: #f0a6cf } .s4 { stroke: #f0e442 }
+  .m2 { fill: #2fd6a7 } .m3 { fill: #f0a6cf } .m4 { fill: #f0e442 }
 }
 """
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart of at most two series; a logarithmic y axis takes positive values only."""
+    """One chart of at most five series; a logarithmic y axis takes positive values only."""
 
     title: str
     x_label: str
     series: Mapping[str, Points]
     show_y: Callable[[float], str]
     log_y: bool = False
+    markers: bool = True
 
 
-def chart(panels: Sequence[Panel]) -> str:
-    """The panels beside each other."""
-    width = PANEL_WIDTH * len(panels)
+def chart(panels: Sequence[Panel], columns: int | None = None) -> str:
+    """The panels beside each other, or in rows of so many."""
+    columns = columns or len(panels)
+    width, height = PANEL_WIDTH * columns, HEIGHT * math.ceil(len(panels) / columns)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" width="{width}" height="{HEIGHT}">',
-        f'<style>{STYLE}</style><rect class="back" width="{width}" height="{HEIGHT}"/>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">',
+        f'<style>{STYLE}</style><rect class="back" width="{width}" height="{height}"/>',
     ]
     for place, panel in enumerate(panels):
-        parts.append(f'<g transform="translate({place * PANEL_WIDTH} 0)">{_panel(panel)}</g>')
+        at = f"{place % columns * PANEL_WIDTH} {place // columns * HEIGHT}"
+        parts.append(f'<g transform="translate({at})">{_panel(panel)}</g>')
     return "\n".join([*parts, "</svg>\n"])
 
 
@@ -73,8 +79,9 @@ def _panel(panel: Panel) -> str:
     for place, (name, points) in enumerate(panel.series.items()):
         path = "L".join(f"{at_x(x):.1f} {at_y(y):.1f}" for x, y in points)
         parts.append(f'<path class="line s{place}" d="M{path}"/>')
-        parts += [f'<circle class="m{place}" cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="3"/>' for x, y in points]
-        key_x = LEFT + 190 * place
+        if panel.markers:
+            parts += [f'<circle class="m{place}" cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="3"/>' for x, y in points]
+        key_x = LEFT + 380 // max(len(panel.series), 2) * place
         parts.append(f'<path class="line s{place}" d="M{key_x} 42H{key_x + 24}"/>')
         parts.append(f'<text x="{key_x + 30}" y="46">{escape(name)}</text>')
     return "\n".join(parts)

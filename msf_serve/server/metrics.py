@@ -74,6 +74,8 @@ class Metrics:
         self.aof_size = self._gauge("msf_redis_aof_bytes", "Size of Redis's append-only file." + SHARED)
         self.aof_ok = self._gauge("msf_redis_aof_ok", "Whether its last write and rewrite succeeded." + SHARED)
 
+        self._show_requests("", "")
+
     def observe_request(self, model: ModelInfo | None, route: str, outcome: str, duration_s: float) -> None:
         """`model` is None when a request was refused before its model was known."""
         name, version = ("", "") if model is None else (model.name, model.version)
@@ -97,13 +99,17 @@ class Metrics:
     def show(self, models: Iterable[tuple[str, str]]) -> None:
         """Begin the counters of a model at 0: Prometheus does not see the first increment of one that appears."""
         for model in models:
-            for route in ROUTES:
-                for outcome in OUTCOMES:
-                    self.requests.labels(*model, route, outcome)
+            self._show_requests(*model)
             self.steps_demanded.labels(*model)
             self.clients_gone.labels(*model)
             for source in ("made", "cached"):
                 self.images.labels(*model, source)
+
+    def _show_requests(self, *model: str) -> None:
+        for route in ROUTES:
+            for outcome in OUTCOMES:
+                self.requests.labels(*model, route, outcome)
+            self.request_s.labels(*model, route, "succeeded")
 
     def set_shared(self, shared: Shared | None) -> None:
         """None: Redis did not answer; then these are absent or NaN, as old values would be taken for new ones."""

@@ -1,0 +1,25 @@
+"""The board in the repository is the one that the code makes, and its queries are of metrics that exist."""
+
+from __future__ import annotations
+
+import runpy
+
+import promql_parser
+import pytest
+
+from msf_serve.bench.board import BOARD, Query, read_board
+from tests.docker.names import metric_names, names_in
+
+QUERIES = read_board()
+
+
+def test_the_board_is_up_to_date() -> None:
+    code = runpy.run_path(str(BOARD.parents[1] / "dashboard.py"))
+    assert code["encoded"]() == BOARD.read_text(), "run: python docker/grafana/dashboard.py"
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: f"{query.panel} {query.legend}")
+def test_a_query_is_of_metrics_that_some_process_has(query: Query) -> None:
+    promql = query.over(60)
+    promql_parser.parse(promql)
+    assert names_in(promql) <= metric_names()
