@@ -32,4 +32,4 @@ def _names(registry: CollectorRegistry) -> set[str]:
 
 def names_in(promql: str) -> set[str]:
     """Of what this repository's processes show; recorded series, which have colons, are not among them."""
-    return {name for name in re.findall(r"\b(?:msf|process)_\w+(?![\w:])", promql)}
+    return set(re.findall(r"\b(?:msf|process)_\w+(?![\w:])", promql))
