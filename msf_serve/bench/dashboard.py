@@ -3,7 +3,7 @@
 Starts two servers and two workers on one Valkey, and a real Prometheus that scrapes them; sends a mixed load to both
 servers (images of several sizes, deadlines that cannot be met, invalid requests, and a burst that is refused); then
 asks Prometheus every query of Grafana's board. None may be empty, and what the load generator counted too must agree
-within 2 %. Quantiles of what servers tell in Server-Timing are computed anew from every answer, with the histograms'
+within 2 %. Quantiles of what servers tell in Server-Timing are computed anew from every answer, in the histograms'
 buckets.
 """
 
@@ -79,6 +79,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> tuple[Loaded, list[Check
     settings = {
         "MSF_WORKERS": "2",
         "MSF_THREADS": "1",
+        "MSF_SLOTS": "8",  # few, so that jobs queue
         "MSF_WORKER_METRICS_PORT": str(worker_port),
         "MSF_MAX_QUEUED_SAMPLES": str(MAX_QUEUED_SAMPLES),
     }
@@ -116,7 +117,7 @@ def plotted(prometheus: Prometheus, queries: Sequence[Query], loaded: Loaded) ->
         for query in queries:
             if query.panel == title:
                 for answer in prometheus.between(query.over(PLOT_WINDOW_S), loaded.began_at, loaded.asked_at):
-                    points = [(at - loaded.began_at, value) for at, value in answer.points]
+                    points = [(round(at - loaded.began_at, 1), value) for at, value in answer.points]
                     if any(value for _, value in points):
                         series[query.name(answer.labels)] = points
         panels.append(Panel(f"{title}{unit and f', {unit}'}", "seconds of load", series, "{:g}".format, markers=False))

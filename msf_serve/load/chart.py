@@ -81,10 +81,16 @@ def _panel(panel: Panel) -> str:
         parts.append(f'<path class="line s{place}" d="M{path}"/>')
         if panel.markers:
             parts += [f'<circle class="m{place}" cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="3"/>' for x, y in points]
-        key_x = LEFT + 380 // max(len(panel.series), 2) * place
-        parts.append(f'<path class="line s{place}" d="M{key_x} 42H{key_x + 24}"/>')
-        parts.append(f'<text x="{key_x + 30}" y="46">{escape(name)}</text>')
+        parts.append(_key(place, len(panel.series), name))
     return "\n".join(parts)
+
+
+def _key(place: int, count: int, name: str) -> str:
+    """What a line stands for; many keys stand closer, from the panel's edge on."""
+    left, dash = (LEFT, 24) if count <= 3 else (12, 14)
+    x = left + (PANEL_WIDTH - RIGHT - left) // max(count, 2) * place
+    line = f'<path class="line s{place}" d="M{x} 42H{x + dash}"/>'
+    return f'{line}<text x="{x + dash + 5}" y="46">{escape(name)}</text>'
 
 
 def _position(value: float, ticks: Sequence[float], log: bool) -> float:

@@ -46,9 +46,11 @@ def test_it_serves_until_told_to_stop_and_answers_what_it_accepted(
         assert server.worker_pid() is not None
         assert any("valkey" in line for line in family.values())
         accepted = [threads.submit(make_images, url, **LONG) for _ in range(3)]
-        until(lambda: accepted[0].done() or num_jobs(url, "queued") > 0)
+        until(lambda: any(each.done() for each in accepted) or num_jobs(url, "queued") + num_jobs(url, "running") == 3)
         os.killpg(server.process.pid, order)  # as a terminal and service managers do
-        assert [len(each.result().json()["data"]) for each in accepted] == [64] * 3
+        answers = [each.result() for each in accepted]
+        assert [each.status_code for each in answers] == [200] * 3, [each.text[:300] for each in answers]
+        assert [len(each.json()["data"]) for each in answers] == [64] * 3
         assert server.wait() == 0, server.output
         assert are_gone(family), family
         assert "Traceback" not in server.output
