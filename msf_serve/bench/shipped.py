@@ -20,6 +20,7 @@ from packaging.version import Version
 PARTS = {
     "": "Server",
     "worker": "Worker, beside the server's",
+    "tracing": "Tracing, if asked for",
     "tensorrt-rtx": "Worker with TensorRT for RTX, beside these",
     "tensorrt": "Worker with TensorRT, beside these",
 }
