@@ -11,7 +11,7 @@ RUN python3 -m venv --system-site-packages /opt/venv \
  && { /opt/venv/bin/pip install --quiet --index-url ${TORCH_INDEX} ${TORCH} || /opt/venv/bin/pip install --quiet ${TORCH}; }
 COPY pyproject.toml README.md LICENSE ./
 COPY msf_serve msf_serve
-RUN /opt/venv/bin/pip install --quiet '.[worker]' 'onnx>=1.17,<2' 'onnxscript>=0.5,<1' && rm -rf /src
+RUN /opt/venv/bin/pip install --quiet '.[worker,tracing]' 'onnx>=1.17,<2' 'onnxscript>=0.5,<1' && rm -rf /src
 COPY model_repo /srv/model_repo
 RUN useradd --system --uid 10001 --home-dir /var/lib/msf --create-home msf \
  && mkdir -p /var/cache/msf && chown msf:msf /var/cache/msf

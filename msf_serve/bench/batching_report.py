@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from statistics import mean, median
 from typing import Any
 
-from msf_serve.bench.chart import Panel, chart
+from msf_serve.load.chart import Panel, chart
 from msf_serve.load.mix import Kind
 from msf_serve.load.report import LATE_S, Report, summarize
 from msf_serve.load.results import Result

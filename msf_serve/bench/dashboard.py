@@ -21,10 +21,10 @@ from pathlib import Path
 
 from msf_serve.bench.board import Query, read_board
 from msf_serve.bench.board_truth import Check, Loaded, checks
-from msf_serve.bench.chart import Panel, chart
 from msf_serve.bench.prometheus import SCRAPE_S, Prometheus, running_prometheus
 from msf_serve.bench.service import running_service, until_idle
 from msf_serve.load.arrivals import bursty
+from msf_serve.load.chart import Panel, chart
 from msf_serve.load.generator import LoadClient, open_loop
 from msf_serve.load.mix import Kind, Mix, PlannedRequest, Weighted, plan_load
 from msf_serve.load.results import Result, Tally

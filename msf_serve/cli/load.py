@@ -17,6 +17,7 @@ try:
     from msf_serve.load.arrivals import Arrivals, bursty, poisson
     from msf_serve.load.generator import LoadClient, LoadError
     from msf_serve.load.mix import Mix, Weighted, parse_weighted
+    from msf_serve.load.page import page
     from msf_serve.load.sweep import Sweep
     from msf_serve.load.text import report_text, sweep_text
 except ModuleNotFoundError as error:
@@ -150,6 +151,14 @@ def _read_arrivals(name: str, burstiness: float | None) -> Arrivals:
     metavar="SCALE,...",
     help="Objectives: an answer within so many times what its kind takes alone.",
 )
+@click.option("--api-key", envvar="MSF_API_KEY", help="[default: MSF_API_KEY]")
+@click.option(
+    "--html",
+    "html_file",
+    callback=_read_file,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Page to write, with the latencies' distribution.",
+)
 @click.option("--json", "json_file", callback=_read_file, type=click.Path(path_type=Path, dir_okay=False),
               help="File to write the reports to.")  # fmt: skip
 def command(
@@ -166,6 +175,8 @@ def command(
     max_connections: int | None,
     alone_runs: int,
     slo: tuple[float, ...],
+    api_key: str | None,
+    html_file: Path | None,
     json_file: Path | None,
     **fields: Any,
 ) -> None:
@@ -179,12 +190,14 @@ def command(
     sweep = Sweep(_read_arrivals(arrivals, burstiness), rates, duration_s, mix, seed, alone_runs)
     interrupted = False
     try:
-        asyncio.run(_run(sweep, url, body, max_connections))
+        asyncio.run(_run(sweep, url, body, max_connections, api_key))
     except LoadError as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
         interrupted = True
     _show(sweep, slo)
+    if html_file is not None:
+        html_file.write_text(page(sweep, slo, url=url, arrivals=arrivals))
     if json_file is not None:
         settings = {"url": url, "arrivals": arrivals, "duration_s": duration_s, "seed": seed, "body": body}
         json_file.write_text(json.dumps(settings | _as_json(sweep, slo), indent=1) + "\n")
@@ -192,8 +205,8 @@ def command(
         sys.exit(INTERRUPTED)
 
 
-async def _run(sweep: Sweep, url: str, body: dict[str, Any], max_connections: int | None) -> None:
-    async with LoadClient(url, body=body, max_connections=max_connections) as client:
+async def _run(sweep: Sweep, url: str, body: dict[str, Any], max_connections: int | None, api_key: str | None) -> None:
+    async with LoadClient(url, body=body, max_connections=max_connections, api_key=api_key) as client:
         await sweep.run(client, sys.stderr)
 
 

@@ -29,6 +29,7 @@ from msf_serve.scheduler.registry import Registry
 from msf_serve.server.app import create_app
 from msf_serve.server.settings import ServerSettings
 from msf_serve.server.transport import server_config
+from msf_serve.tracing import TracingUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -95,10 +96,13 @@ def _create_app(settings: Settings, redis_url: str, host: str, port: int) -> Fas
         api_keys_file=settings.api_keys_file,
         cors_origins=settings.cors_origins,
         operations_port=settings.metrics_port or None,
+        otlp_endpoint=settings.otlp_endpoint,
         result_ttl_s=settings.result_ttl_s,
     )
     try:
         app = create_app(told)
+    except TracingUnavailable as error:
+        raise click.UsageError(f"MSF_OTLP_ENDPOINT={settings.otlp_endpoint}: {error}") from error
     except ValueError as error:
         raise click.UsageError(f"MSF_API_KEYS_FILE={error}") from error
     if settings.api_keys_file is None and not ip_address(host).is_loopback:

@@ -63,6 +63,7 @@ class Settings(BaseSettings):
     batch_size: int = Field(8, ge=1, description="samples that a batch takes, with request-level batching")
     batch_delay_s: float = Field(0.02, ge=0, description="how long a batch waits for company, with the same")
     trace_dir: Path | None = Field(None, description="folder for time lines of the workers, for ui.perfetto.dev")
+    otlp_endpoint: str | None = Field(None, description="OTLP/HTTP receiver of OpenTelemetry's spans; default: none")
     fatal_seed: int | None = Field(None, description="for tests: a job of this seed kills its worker")
     hanging_seed: int | None = Field(None, description="for tests: a job of this seed hangs its worker")
     worker_metrics_port: int = Field(

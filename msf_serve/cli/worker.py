@@ -67,6 +67,7 @@ async def _work(settings: Settings) -> None:
                 batch_size=settings.batch_size,
                 batch_delay_s=settings.batch_delay_s,
                 trace_dir=settings.trace_dir,
+                otlp_endpoint=settings.otlp_endpoint,
                 fatal_seed=settings.fatal_seed,
                 hanging_seed=settings.hanging_seed,
                 metrics_port=settings.worker_metrics_port,

@@ -30,10 +30,18 @@ class LoadClient:
     results that exist already would be counted as made.
     """
 
-    def __init__(self, url: str, *, body: Mapping[str, Any] | None = None, max_connections: int | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        max_connections: int | None = None,
+        api_key: str | None = None,
+    ) -> None:
         self._body = {"cache": False, **(body or {})}
         self._http = httpx.AsyncClient(
             base_url=url,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
             timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             transport=Connections(max_connections),
         )

@@ -16,9 +16,12 @@ MAX_SEED = 2**53 - 1  # the largest integer that every JSON client carries exact
 
 
 class Record(BaseModel):
-    """Base of everything stored in Redis as JSON."""
+    """Base of everything stored in Redis as JSON.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    A field that a newer release wrote is passed over: old and new processes work side by side during a roll-out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class JobState(StrEnum):
@@ -71,6 +74,7 @@ class Terms(Record):
     user: str = ""
     weight: float = Field(default=1.0, gt=0)
     timeout_s: float | None = Field(default=None, gt=0)
+    traceparent: str | None = None  # of the span that admitted it
 
 
 class Timings(Record):

@@ -123,6 +123,7 @@ def _terms(body: ImageRequest, request: Request, context: ServerContext) -> Term
         user=body.user or "",
         weight=(caller and caller.weight) or context.settings.tenant_weights.get(tenant, 1.0),
         timeout_s=body.timeout_s or context.settings.request_timeout_s,
+        traceparent=context.tracing.traceparent() if context.tracing else None,
     )
 
 

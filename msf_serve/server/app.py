@@ -21,22 +21,26 @@ from msf_serve.server.gate import Gate
 from msf_serve.server.keys import KeyRing
 from msf_serve.server.middleware import BodyLimit, Edge
 from msf_serve.server.settings import ServerSettings
+from msf_serve.tracing import Tracing
 
 DESCRIPTION = "Images by class from two-stage latent diffusion models, in the shapes of OpenAI's image API."
 
 
-def create_app(settings: ServerSettings) -> FastAPI:
+def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> FastAPI:
     """Connects to nothing until its lifespan starts; `app.state.context` is a ServerContext from then on.
 
-    Raises ValueError when the file of API keys cannot be used.
+    Raises ValueError when the file of API keys cannot be used, TracingUnavailable without what tracing needs.
     """
     keys = KeyRing(settings.api_keys_file) if settings.api_keys_file else None
+    tracing = tracing or (Tracing("msf-server", settings.otlp_endpoint) if settings.otlp_endpoint else None)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_context(settings, keys) as context:
+        async with open_context(settings, keys, tracing) as context:
             app.state.context = context
             yield
+        if tracing is not None:
+            tracing.close()
 
     app = FastAPIOffline(  # FastAPI, with what /docs needs in place of a CDN
         title="msf-serve",
@@ -62,6 +66,10 @@ def create_app(settings: ServerSettings) -> FastAPI:
             allow_headers=("Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"),
             expose_headers=("Location", "Retry-After", "Server-Timing", "X-Request-Id"),
         )
+    if tracing is not None:
+        from msf_serve.server.traced import Traced
+
+        app.add_middleware(Traced, tracing=tracing)
     app.add_middleware(Edge)  # added last, so outermost
     return app
 

@@ -26,6 +26,7 @@ from msf_serve.server.catalog import Catalog
 from msf_serve.server.keys import KeyRing
 from msf_serve.server.metrics import Metrics
 from msf_serve.server.settings import ServerSettings
+from msf_serve.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +47,14 @@ class ServerContext:
     metrics: Metrics
     meter: Meter
     keys: KeyRing | None
+    tracing: Tracing | None
     draining: bool = False
 
 
 @asynccontextmanager
-async def open_context(settings: ServerSettings, keys: KeyRing | None) -> AsyncIterator[ServerContext]:
+async def open_context(
+    settings: ServerSettings, keys: KeyRing | None, tracing: Tracing | None
+) -> AsyncIterator[ServerContext]:
     """Starts whether or not Redis answers: it may come later, and until then requests get 503."""
     redis = connect(settings.redis_url)
     registry = Registry(redis)
@@ -61,7 +65,7 @@ async def open_context(settings: ServerSettings, keys: KeyRing | None) -> AsyncI
     metrics = Metrics(asyncio.get_running_loop())
     tasks = [asyncio.create_task(_read_for_ever(replies)), asyncio.create_task(_sweep_for_ever(leases, metrics))]
     try:
-        yield ServerContext(settings, redis, queue, registry, replies, catalog, metrics, Meter(redis), keys)
+        yield ServerContext(settings, redis, queue, registry, replies, catalog, metrics, Meter(redis), keys, tracing)
     finally:
         for task in tasks:
             task.cancel()

@@ -73,7 +73,8 @@ def _log(scope: Scope, request_id: str, status: int, seconds: float) -> None:
     job_id = scope["state"]["job_id"]
     told = {"request_id": request_id, "job_id": job_id, "status": status, "duration_ms": round(1000 * seconds, 1)}
     shown = f"{scope['method']} {scope['path']}: {status} in {told['duration_ms']} ms, {request_id}"
-    logger.info(shown + (f", job {job_id}" if job_id else ""), extra=told)
+    level = logging.DEBUG if scope["method"] == "GET" else logging.INFO  # those that wait for a job ask often
+    logger.log(level, shown + (f", job {job_id}" if job_id else ""), extra=told)
 
 
 def _check_head(scope: Scope) -> None:

@@ -26,6 +26,7 @@ class ServerSettings(BaseModel):
     cors_origins: tuple[str, ...] = ()  # whose pages may call from a browser, beside our own
     operations_port: int | None = None  # /metrics and the scope admin only there; None: wherever it listens
     result_ttl_s: float = Field(default=600.0, ge=1)
+    otlp_endpoint: str | None = None  # where OpenTelemetry's spans go
     worker_absence_s: float = Field(default=30.0, gt=0)
 
     @model_validator(mode="after")

@@ -32,6 +32,7 @@ class ActiveJob:
     images: dict[int, NDArray[np.uint8]] = field(default_factory=dict)  # by sample index
     started_at: float | None = None  # when its first sample joined a step batch
     stage_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(Stage, 0.0))
+    stage_times: dict[Stage, tuple[float, float]] = field(default_factory=dict)  # first step's begin, last one's end
 
     def __post_init__(self) -> None:
         spec = self.claim.job.spec
@@ -67,6 +68,11 @@ class ActiveJob:
             num_residual_steps=self.work.num_residual_steps,
             guidance_scale=spec.guidance_scale,
         )
+
+    def rode(self, stage: Stage, started_at: float, ended_at: float) -> None:
+        """Book a step batch."""
+        self.stage_s[stage] += ended_at - started_at
+        self.stage_times[stage] = (self.stage_times.get(stage, (started_at, 0.0))[0], ended_at)
 
     def is_late(self, left: Work, costs: StepCosts, now: float) -> bool:
         """Whether a sample with this work left misses the deadline, however fast it goes from now on."""

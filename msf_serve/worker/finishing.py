@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from msf_serve.scheduler.errors import QueueUnavailable
 from msf_serve.scheduler.jobs import JobError
 from msf_serve.scheduler.leases import Leases
+from msf_serve.tracing import Tracing
 from msf_serve.worker.active import ActiveJob
 from msf_serve.worker.encode import encode_image
 from msf_serve.worker.metrics import WorkerMetrics
@@ -25,10 +26,17 @@ T = TypeVar("T")
 class Finisher:
     """One task for each job that ends; the encoders run in a thread. `on_end` is told when its lease is given up."""
 
-    def __init__(self, leases: Leases, metrics: WorkerMetrics, on_end: Callable[[ActiveJob], None]) -> None:
+    def __init__(
+        self,
+        leases: Leases,
+        metrics: WorkerMetrics,
+        on_end: Callable[[ActiveJob], None],
+        tracing: Tracing | None = None,
+    ) -> None:
         self._leases = leases
         self._metrics = metrics
         self._on_end = on_end
+        self._tracing = tracing
         self._tasks: set[asyncio.Task[None]] = set()
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
 
@@ -56,7 +64,12 @@ class Finisher:
 
     async def _succeed(self, job: ActiveJob) -> None:
         try:
+            started_at = time.monotonic()
             images, encode_s = await asyncio.get_running_loop().run_in_executor(self._encoder, self._encode, job)
+            if self._tracing is not None:
+                from msf_serve.worker.spans import record_job
+
+                record_job(self._tracing, job, (started_at, time.monotonic()))
             kept = await self._store(
                 job,
                 "succeeded",

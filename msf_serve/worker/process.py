@@ -15,6 +15,7 @@ from msf_serve.scheduler.connection import check, connect
 from msf_serve.scheduler.jobs import WorkerInfo
 from msf_serve.scheduler.policy import BatchingPolicy, StepLevel
 from msf_serve.scheduler.request_level import RequestLevel
+from msf_serve.tracing import Tracing, TracingUnavailable
 from msf_serve.worker.endpoint import Endpoint
 from msf_serve.worker.errors import WorkerError
 from msf_serve.worker.faults import FaultyRunner
@@ -31,6 +32,10 @@ async def run_worker(settings: WorkerSettings, stop: asyncio.Event) -> None:
     Raises QueueUnavailable when Redis cannot be used at the start, EngineError, WorkerError for a bad setting, and
     StepTimeout when the device hangs.
     """
+    try:
+        tracing = Tracing("msf-worker", settings.otlp_endpoint) if settings.otlp_endpoint else None
+    except TracingUnavailable as error:
+        raise WorkerError(f"MSF_OTLP_ENDPOINT: {error}") from error
     redis = connect(settings.redis_url)
     try:
         await check(redis)
@@ -71,9 +76,12 @@ async def run_worker(settings: WorkerSettings, stop: asyncio.Event) -> None:
             step_timeout_s=settings.step_timeout_s,
             policy=_policy(settings),
             trace=Trace(settings.trace_dir, info.id) if settings.trace_dir else None,
+            tracing=tracing,
         )
         await worker.run(stop)
     finally:
+        if tracing is not None:
+            tracing.close()
         await redis.aclose()
 
 

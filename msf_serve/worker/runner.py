@@ -187,7 +187,7 @@ class ModelRunner:
         self.costs.observe(batch.stage, batch.guided, batch.bucket, seconds)
         touched = self.jobs_in(batch)
         for job in touched:
-            job.stage_s[Stage(batch.stage)] += seconds
+            job.rode(Stage(batch.stage), started_at, now)
         for slot in batch.slots:
             self._ridden_at[slot] = now
         for slot, image in result.images.items():

@@ -19,6 +19,7 @@ from msf_serve.scheduler.notices import cancelled_jobs
 from msf_serve.scheduler.policy import BatchingPolicy, Hold, StepBatch, StepLevel, active_shares
 from msf_serve.scheduler.queue import RESULT_TTL_S
 from msf_serve.scheduler.registry import Registry
+from msf_serve.tracing import Tracing
 from msf_serve.worker.active import ActiveJob
 from msf_serve.worker.errors import StepTimeout
 from msf_serve.worker.finishing import RETRY_S, Finisher, until_redis_answers
@@ -51,6 +52,7 @@ class Worker:
         step_timeout_s: float,
         policy: BatchingPolicy | None = None,
         trace: Trace | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.info = info
         self._runners = {runner.key: runner for runner in runners}
@@ -68,7 +70,7 @@ class Worker:
         self._alone = False  # nothing is claimed until nothing is held: a suspect is, or waits to be, claimed
         self._held: dict[str, Claim] = {}  # every job whose lease is ours
         self._lost: set[str] = set()  # to be dropped between two steps
-        self._finisher = Finisher(self._leases, metrics, self._ended)
+        self._finisher = Finisher(self._leases, metrics, self._ended, tracing)
         self._work = asyncio.Event()  # there may be a step to make
         self._freed = asyncio.Event()  # a slot was freed, so there may be room to claim
         self._nothing_held = asyncio.Event()

@@ -34,6 +34,7 @@ class WorkerSettings(BaseModel):
     batch_size: Annotated[int, Field(ge=1)] = 8  # of request-level batching, as is the delay
     batch_delay_s: Annotated[float, Field(ge=0)] = 0.02
     trace_dir: Path | None = None
+    otlp_endpoint: str | None = None  # where OpenTelemetry's spans go
     fatal_seed: int | None = None  # faults on purpose, for tests
     hanging_seed: int | None = None
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0  # 0: no metrics endpoint

@@ -24,6 +24,7 @@ from msf_serve.engine.stage import Stage
 from msf_serve.scheduler.jobs import JobRecord, JobSpec, JobState, Terms, WorkerInfo
 from msf_serve.scheduler.policy import BatchingPolicy
 from msf_serve.scheduler.queue import JobQueue, new_job_id
+from msf_serve.tracing import Tracing
 from msf_serve.worker.metrics import WorkerMetrics
 from msf_serve.worker.runner import ModelRunner
 from msf_serve.worker.service import Worker
@@ -96,6 +97,7 @@ async def running(
     step_timeout_s: float = TIMEOUT_S,
     policy: BatchingPolicy | None = None,
     trace: Trace | None = None,
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[RunningWorker]:
     """Over `version`, and over others that share its plans."""
     runners = [ModelRunner(each, Executor(plans, num_slots)) for each in (version, *also)]
@@ -118,6 +120,7 @@ async def running(
         step_timeout_s=step_timeout_s,
         policy=policy,
         trace=trace,
+        tracing=tracing,
     )
     stop = asyncio.Event()
     ended = asyncio.create_task(worker.run(stop))

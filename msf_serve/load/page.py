@@ -1,0 +1,52 @@
+"""A load's report as one self-contained HTML page, with the distribution of its latencies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from msf_serve.load.chart import Panel, Points, chart
+from msf_serve.load.results import Outcome, Result
+from msf_serve.load.sweep import Sweep
+from msf_serve.load.text import report_text
+
+NUM_POINTS = 60  # of a curve
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>msf load</title>
+<style>
+:root {{ color-scheme: light dark }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
+pre {{ overflow-x: auto; padding: 1rem; border: 1px solid #8884; border-radius: 6px }}
+svg {{ max-width: 100%; height: auto }}
+</style>
+<h1>Load on {url}</h1>
+<p>Latency counts from the time that a request was due, whatever became of the others (an open loop, {arrivals}).</p>
+{sections}
+</html>
+"""
+
+
+def page(sweep: Sweep, slo_scales: Sequence[float], *, url: str, arrivals: str) -> str:
+    """A section for each rate: the curve of the latencies, and the report in text."""
+    reports = sweep.reports(slo_scales)
+    sections = [
+        f"<h2>{rate_per_s:g} requests/s</h2>\n{_curve(tally.results)}"
+        f"<pre>{escape(report_text(report, sweep.standalone))}</pre>"
+        for (rate_per_s, report), tally in zip(reports, sweep.tallies, strict=True)
+    ]
+    return _PAGE.format(url=escape(url), arrivals=escape(arrivals), sections="\n".join(sections))
+
+
+def _curve(results: Sequence[Result]) -> str:
+    points = cumulative(results)
+    if not points:
+        return "<p>No request succeeded.</p>\n"
+    title = "Requests answered within so many seconds"
+    return chart([Panel(title, "seconds", {"succeeded": points}, lambda share: f"{100 * share:.0f} %")])
+
+
+def cumulative(results: Sequence[Result]) -> Points:
+    """(latency in seconds, share of all requests answered by then), thinned out; refused ones are never answered."""
+    latencies = sorted(result.latency_s for result in results if result.outcome is Outcome.SUCCEEDED)
+    places = sorted({round(step * (len(latencies) - 1) / NUM_POINTS) for step in range(NUM_POINTS + 1)})
+    return [(latencies[place], (place + 1) / len(results)) for place in places] if latencies else []
