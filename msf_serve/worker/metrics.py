@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
@@ -68,6 +69,12 @@ class WorkerMetrics:
         """Count the tasks of the event loop at every scrape."""
         tasks = self._gauge("msf_asyncio_tasks", "Tasks of the event loop.")
         tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
+
+    def watch_gpu(self, memory: Callable[[], tuple[int, int]]) -> None:
+        """Tell the GPU's memory at every scrape; `memory` returns its free and all its bytes."""
+        free = self._gauge("msf_gpu_memory_free_bytes", "Memory of the GPU that no process uses.")
+        free.set_function(lambda: memory()[0])
+        self._gauge("msf_gpu_memory_bytes", "All memory of the GPU.").set_function(lambda: memory()[1])
 
     def serves(self, model: ModelKey) -> None:
         """Begin a model's counters at 0: Prometheus does not see the first increment of one that appears."""

@@ -7,6 +7,8 @@ import os
 import secrets
 import socket
 
+import torch
+
 from msf_serve.engine.executor import Executor
 from msf_serve.engine.loading import load_models
 from msf_serve.engine.plan_cache import PlanCache
@@ -41,6 +43,8 @@ async def run_worker(settings: WorkerSettings, stop: asyncio.Event) -> None:
         await check(redis)
         metrics = WorkerMetrics(settings.num_slots)
         metrics.watch(asyncio.get_running_loop())
+        if torch.cuda.is_available():
+            metrics.watch_gpu(torch.cuda.mem_get_info)
         endpoint = _listen(metrics, settings.metrics_port) if settings.metrics_port else None
         loading = asyncio.create_task(asyncio.to_thread(load_runners, settings))
         stopping = asyncio.create_task(stop.wait())

@@ -18,6 +18,7 @@ def metric_names() -> frozenset[str]:
     loop = asyncio.new_event_loop()
     worker = WorkerMetrics(num_slots=1)
     worker.watch(loop)
+    worker.watch_gpu(lambda: (1, 2))
     found = {"up"}
     for registry in (Metrics(loop).registry, worker.registry):
         found |= _names(registry)

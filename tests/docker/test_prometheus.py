@@ -12,7 +12,8 @@ from tests.promtool import Promtool
 
 FOLDER = DOCKER / "prometheus"
 RULES = (FOLDER / "rules.yml").read_text()
-RULES_TEST = (FOLDER / "rules_test.yml").read_text()
+TESTS = [FOLDER / "rules_test.yml", FOLDER / "objectives_test.yml"]
+TESTED = "".join(file.read_text() for file in TESTS)
 RUNBOOK = (DOCKER.parent / "docs" / "runbook.md").read_text()
 OBSERVABILITY = (DOCKER.parent / "docs" / "observability.md").read_text()
 ALERTS = re.findall(r"- alert: (\w+)", RULES)
@@ -23,12 +24,12 @@ def test_prometheus_can_read_its_configuration(promtool: Promtool) -> None:
 
 
 def test_alerts_fire_when_they_should(promtool: Promtool) -> None:
-    promtool("test", "rules", FOLDER / "rules_test.yml")
+    promtool("test", "rules", *TESTS)
 
 
 @pytest.mark.parametrize("alert", ALERTS)
 def test_an_alert_is_tested_and_explained(alert: str) -> None:
-    assert re.search(rf"alertname: {alert}\n\s+eval_time: \w+\n\s+exp_alerts:\n", RULES_TEST), "it fires in no test"
+    assert re.search(rf"alertname: {alert}\n\s+eval_time: \w+\n\s+exp_alerts:\n", TESTED), "it fires in no test"
     assert f"\n## {alert}\n" in RUNBOOK
     assert f"runbook_url: docs/runbook.md#{alert.lower()}\n" in RULES
 
@@ -37,7 +38,7 @@ def test_the_runbook_has_no_entry_of_an_alert_that_is_gone() -> None:
     assert re.findall(r"^## (\w+)$", RUNBOOK, re.MULTILINE) == ALERTS
 
 
-@pytest.mark.parametrize("text", [RULES, RULES_TEST], ids=["rules", "tests"])
+@pytest.mark.parametrize("text", [RULES, TESTED], ids=["rules", "tests"])
 def test_rules_are_of_metrics_that_some_process_has(text: str) -> None:
     assert names_in(text) <= metric_names()
 
