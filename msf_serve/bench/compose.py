@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx
@@ -55,10 +56,10 @@ def _run(services: list[str], rate: float) -> None:
     load = Load(rate)
     load.start()
     for name, disturb in DISTURBANCES.items():
-        settled = load.num_succeeded + 5
         began_at = time.monotonic()
+        settled = load.num_succeeded + 5
         disturb()
-        until(lambda least=settled: load.num_succeeded >= least)  # type: ignore[misc]
+        until(partial(load.has_made, settled))
         print(f"| {name} | images again after {time.monotonic() - began_at:.0f} s |", flush=True)
     ends = load.stop()
     print(f"| jobs | {sum(ends.values())} accepted: {dict(ends)} |")
@@ -120,6 +121,9 @@ class Load:
         for thread in self._threads:
             thread.start()
 
+    def has_made(self, num_jobs: int) -> bool:
+        return self.num_succeeded >= num_jobs
+
     def stop(self) -> Counter[str]:
         """How all accepted jobs ended."""
         sender, follower = self._threads
@@ -135,13 +139,13 @@ class Load:
                 return
             body = {"prompt": str(number % 10), "seed": number, **JOB}
             headers = {"Idempotency-Key": f"job-{number}"}
-            answer = _persistently(lambda b=body, h=headers: httpx.post(f"{URL}/v1/jobs", json=b, headers=h))  # type: ignore[misc]
+            answer = _persistently(partial(httpx.post, f"{URL}/v1/jobs", json=body, headers=headers))
             self._accepted.add(answer["id"])
 
     def _follow(self) -> None:
         while self._accepted or not self._all_sent.is_set():
             for job_id in list(self._accepted):
-                job = _persistently(lambda i=job_id: httpx.get(f"{URL}/v1/jobs/{i}"))  # type: ignore[misc]
+                job = _persistently(partial(httpx.get, f"{URL}/v1/jobs/{job_id}"))
                 if job["status"] not in ("queued", "running"):
                     has_images = job["data"] is not None and len(job["data"]) == JOB["n"]
                     self._ends[job["status"] if has_images else f"{job['status']} without images"] += 1

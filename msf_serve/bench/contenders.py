@@ -44,7 +44,7 @@ class Case:
     num_threads: int
 
     def spec(self) -> PlanSpec:
-        inputs = step_inputs(self.size)  # type: ignore[arg-type]  # it has a config's fields
+        inputs = step_inputs(self.size)
         return PlanSpec("bench", "", self.stage, True, (self.bucket,), inputs)
 
     def module(self) -> StepModule:

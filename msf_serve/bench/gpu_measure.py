@@ -149,7 +149,7 @@ class Bench:
         plans = {}
         for stage, size in cell.network.denoisers().items():
             module = model.module(stage)
-            inputs = step_inputs(size)  # type: ignore[arg-type]  # the same fields
+            inputs = step_inputs(size)
             spec = PlanSpec(str(cell.network), "random weights", stage, True, buckets, inputs)
             plans[stage] = backend.load(spec, backend.compile(spec, module), partial(model.module, stage))
         self._plans = name, plans
@@ -182,7 +182,7 @@ class Model:
         for stage, size in network.denoisers().items():
             with device:
                 module = StepModule(random_denoiser(size), guided=True).eval()
-            inputs = step_inputs(size)  # type: ignore[arg-type]  # the same fields
+            inputs = step_inputs(size)
             time_embedding = copy.deepcopy(module.denoiser.time).cpu()
             self.probes[stage] = trials.make_probes(stage, inputs, NUM_CLASSES, time_embedding)
             self.references[stage] = trials.Reference.of(stage, module, self.probes[stage])

@@ -58,7 +58,7 @@ def dit_size(name: str, image_size: int = 256) -> DenoiserSize:
 def random_denoiser(size: DenoiserSize, seed: int = 0) -> Denoiser:
     """No weight is zero: an untrained adaLN-Zero network would predict nothing, and a compiler might notice."""
     torch.manual_seed(seed)
-    denoiser = Denoiser(size).eval().requires_grad_(False)  # type: ignore[arg-type]  # the same fields
+    denoiser = Denoiser(size).eval().requires_grad_(False)
     for parameter in denoiser.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)

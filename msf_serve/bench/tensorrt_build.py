@@ -103,7 +103,7 @@ def _sized(name: str, stage: Stage) -> tuple[nn.Module, tuple[Input, ...]]:
         config = _decoder_config()
         return DecodeModule(MsfModel(config)).eval().requires_grad_(False), decode_inputs(config)
     size = msf_size(name, stage, IMAGE_SIZE)
-    return StepModule(random_denoiser(size), guided=True).eval(), step_inputs(size)  # type: ignore[arg-type]
+    return StepModule(random_denoiser(size), guided=True).eval(), step_inputs(size)
 
 
 def _decoder_config() -> ModelConfig:

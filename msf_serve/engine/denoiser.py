@@ -7,14 +7,11 @@ sample of a timestep, so it is computed once, and in float32 where the rest of t
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from msf_serve.engine.config import DenoiserConfig
 
 TIME_FEATURES = 256
 
@@ -39,13 +36,36 @@ def position_embedding(size: int, width: int) -> Tensor:
     return torch.cat((rows, columns), dim=2).reshape(size * size, -1).float()
 
 
+class DenoiserShape(Protocol):
+    """What a denoiser is built from: `config.DenoiserConfig`, or what has its fields."""
+
+    @property
+    def in_channels(self) -> int: ...
+    @property
+    def cond_channels(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def patch_size(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def mlp_ratio(self) -> float: ...
+    @property
+    def num_classes(self) -> int: ...
+
+
 class TimeEmbedding(nn.Module):
     """What a denoiser is told of time and, where it has a condition, of the condition's noise level.
 
     Both (B,) in [0, 1] -> (B, width) float32.
     """
 
-    def __init__(self, config: DenoiserConfig) -> None:
+    def __init__(self, config: DenoiserShape) -> None:
         super().__init__()
         num_features = TIME_FEATURES * (2 if config.cond_channels else 1)
         self.conditioned = config.cond_channels > 0
@@ -108,7 +128,7 @@ class Denoiser(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, config: DenoiserConfig) -> None:
+    def __init__(self, config: DenoiserShape) -> None:
         super().__init__()
         self.config = config
         width, patch = config.width, config.patch_size

@@ -11,7 +11,8 @@ from torch import Tensor
 from msf_serve.engine.stage import Stage
 
 if TYPE_CHECKING:
-    from msf_serve.engine.config import DenoiserConfig, ModelConfig
+    from msf_serve.engine.config import ModelConfig
+    from msf_serve.engine.denoiser import DenoiserShape
 
 Input = tuple[tuple[int, ...], Literal["float32", "int64"]]
 
@@ -41,7 +42,7 @@ class PlanSpec:
         return tuple(torch.zeros(batch, *shape, dtype=getattr(torch, dtype)) for shape, dtype in self.inputs)
 
 
-def step_inputs(denoiser: DenoiserConfig) -> tuple[Input, ...]:
+def step_inputs(denoiser: DenoiserShape) -> tuple[Input, ...]:
     """The inputs of `StepModule.forward`."""
     side = denoiser.size
     latent = (denoiser.in_channels, side, side)

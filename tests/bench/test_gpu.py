@@ -191,7 +191,7 @@ def test_strict_buckets_are_those_with_the_same_rows_in_both_stages() -> None:
 @pytest.mark.parametrize("network", [Network("MSF", "tiny", 64), Network("DiT", "tiny", 64)], ids=str)
 def test_operations_are_counted_as_torch_counts_them(network: Network) -> None:
     for size in network.denoisers().values():
-        inputs = step_inputs(size)  # type: ignore[arg-type]  # the same fields
+        inputs = step_inputs(size)
         example = PlanSpec("", "", Stage.BASE, True, (3,), inputs).example(3)
         # torch does not count the attention kernel of CPUs
         with FlopCounterMode(display=False) as counter, torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
