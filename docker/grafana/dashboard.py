@@ -233,10 +233,13 @@ ROWS: dict[str, list[Chart]] = {
             stacked=True,
         ),
         Chart(
-            "Callers that left",
+            "Callers that left, or were not let in",
             "none",
-            "Each second, before their answer.",
-            {"left": total_rate("msf_clients_gone_total")},
+            "Each second. A key that was revoked, or somebody who guesses, shows as invalid_api_key.",
+            {
+                "left": total_rate("msf_clients_gone_total"),
+                "{{code}}": total_rate("msf_requests_denied_total", by="code"),
+            },
         ),
     ],
     "Redis": [

@@ -126,7 +126,9 @@ def expectations(results: Sequence[Result], window_s: float) -> dict[Key, Expect
         ("Sample steps", "demanded"): rate(num_steps),
         ("Jobs by how they ended in workers", "succeeded"): rate(len(succeeded)),
         ("Jobs by how they ended in workers", "failed"): rate(0),
-        ("Callers that left", "left"): rate(0),
+        ("Callers that left, or were not let in", "left"): rate(0),
+        ("Callers that left, or were not let in", "invalid_api_key"): rate(0),
+        ("Callers that left, or were not let in", "missing_scope"): rate(0),
         ("Taken back and given up", "reclaimed"): rate(0),
         ("Taken back and given up", "poisoned"): rate(0),
     }

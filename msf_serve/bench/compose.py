@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -64,10 +63,24 @@ def _run(services: list[str], rate: float) -> None:
     ends = load.stop()
     print(f"| jobs | {sum(ends.values())} accepted: {dict(ends)} |")
     if "prometheus" in services:
-        answer = httpx.get(f"{PROMETHEUS}/api/v1/query", params={"query": "sum(up) by (job)"}).json()
-        print(f"| Prometheus scrapes | {json.dumps(answer['data']['result'])} |")
+        until(_all_are_scraped)
+        until(_all_rules_are_evaluated)
+        print("| Prometheus | finds and scrapes every process, evaluates every rule |")
     if set(ends) != {"succeeded"}:
         sys.exit("a job that was accepted did not succeed")
+
+
+def _all_are_scraped() -> bool:
+    """Each container of the stack that has metrics is found by DNS and answers."""
+    answer = httpx.get(f"{PROMETHEUS}/api/v1/query", params={"query": "sum(up) by (job)"}).json()
+    found = {row["metric"]["job"]: int(row["value"][1]) for row in answer["data"]["result"]}
+    return found == {job: len(compose("ps", "--quiet", job).splitlines()) for job in ("server", "worker")}
+
+
+def _all_rules_are_evaluated() -> bool:
+    groups = httpx.get(f"{PROMETHEUS}/api/v1/rules").json()["data"]["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    return bool(rules) and all(rule["health"] == "ok" for rule in rules)
 
 
 def _image() -> bool:

@@ -37,6 +37,8 @@ class Gate:
         try:
             caller = self._admit(scope)
         except ApiError as error:
+            if isinstance(error, Unauthenticated | Forbidden):
+                scope["app"].state.context.metrics.denied.labels(error.code).inc()
             await respond(error, scope["path"])(scope, receive, send)
             return
         scope.setdefault("state", {})["caller"] = caller

@@ -17,7 +17,7 @@ from msf_serve.scheduler.jobs import JobSpec, ModelInfo
 from msf_serve.scheduler.leases import Swept
 from msf_serve.scheduler.queue import QueueDepth
 from msf_serve.scheduler.storage import Storage
-from msf_serve.server.errors import translate
+from msf_serve.server.errors import Forbidden, Unauthenticated, translate
 
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0)
 MODEL = ("model", "version")
@@ -57,6 +57,9 @@ class Metrics:
             "msf_steps_demanded", "Sample steps that admitted jobs ask for, one decode for each sample with them", MODEL
         )
         self.clients_gone = self._counter("msf_clients_gone", "Callers that left before their answer", MODEL)
+        self.denied = self._counter(
+            "msf_requests_denied", "Requests that the API key, or its absence, did not let in", ("code",)
+        )
         self.round_trip_s = self._histogram(
             "msf_redis_round_trip_seconds", "Round trips to Redis: admissions, and one at each scrape", ("call",)
         )
@@ -74,6 +77,8 @@ class Metrics:
         self.aof_size = self._gauge("msf_redis_aof_bytes", "Size of Redis's append-only file." + SHARED)
         self.aof_ok = self._gauge("msf_redis_aof_ok", "Whether its last write and rewrite succeeded." + SHARED)
 
+        for error in (Unauthenticated, Forbidden):
+            self.denied.labels(error.code)
         self._show_requests("", "")
 
     def observe_request(self, model: ModelInfo | None, route: str, outcome: str, duration_s: float) -> None:

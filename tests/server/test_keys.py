@@ -134,6 +134,14 @@ async def test_scopes(client: httpx.AsyncClient) -> None:
         assert "'root' has the scope admin. Allowed here: generate." in refused.json()["error"]["message"]
 
 
+async def test_who_was_not_let_in_is_counted(client: httpx.AsyncClient) -> None:
+    for name in ("next", "next", "root"):
+        await post(client, name)
+    told = (await client.get("/metrics")).text
+    assert 'msf_requests_denied_total{code="invalid_api_key"} 2.0' in told
+    assert 'msf_requests_denied_total{code="missing_scope"} 1.0' in told
+
+
 async def test_a_job_is_its_tenants_and_the_administrators(client: httpx.AsyncClient, worker: FakeWorker) -> None:
     worker.holding = True
     job = (await post(client, "ada", JOBS)).headers["location"]
