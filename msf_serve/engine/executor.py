@@ -38,8 +38,12 @@ class SampleRequest:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What the host feeds the plans at each step of a stage: `time_embedding` (N, D), `numbers` (N, 4) = w, a, b, c."""
+    """What the host feeds the plans at each step of a stage: `time_embedding` (N, D), `numbers` (N, 4) = w, a, b, c.
 
+    `times` (N + 1) begin at 1 (noise) and end at 0.
+    """
+
+    times: tuple[float, ...]
     time_embedding: Tensor
     numbers: Tensor
     guided: tuple[bool, ...]
@@ -132,6 +136,31 @@ class Executor:
             self.leave(number)
         return result
 
+    def preview(self, numbers: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
+        """What these samples, whose base is made, look like so far: (H, W, channels) uint8 by slot. Moves none.
+
+        Before the residual's first step that is the base alone, as if decoded from `up(base)`; later, where the last
+        step's velocity leads.
+        """
+        shown: dict[int, NDArray[np.uint8]] = {}
+        largest = max(self.plans.buckets)
+        for first in range(0, len(numbers), largest):
+            part = numbers[first : first + largest]
+            slots = [self.slots[number] for number in part]
+            pixels = self._decoded(slots, [self._residual_so_far(slot) for slot in slots])
+            shown |= zip(part, pixels, strict=False)
+        return shown
+
+    def _residual_so_far(self, slot: Slot) -> Tensor:
+        """Normalised, as `Slot.x`."""
+        assert slot.stage is Stage.RESIDUAL
+        assert slot.trajectory is not None
+        if slot.step == 0:
+            statistics = self.config.residual.statistics
+            mean, std = torch.tensor(statistics.mean), torch.tensor(statistics.std)
+            return (-mean / std)[:, None, None].expand_as(slot.x)
+        return slot.x - slot.trajectory.times[slot.step] * slot.d_prev
+
     def _denoise(self, numbers: Sequence[int], slots: list[Slot], bucket: int) -> StepResult:
         stage = slots[0].stage
         plan = self.plans.steps[stage, slots[0].guided, bucket]
@@ -156,11 +185,15 @@ class Executor:
         return StepResult(stage, bucket, failed=failed)
 
     def _decode(self, numbers: Sequence[int], slots: list[Slot], bucket: int) -> StepResult:
-        bases = [slot.base for slot in slots if slot.base is not None]
-        residuals = [slot.x for slot in slots]
-        (pixels,) = self.plans.decode[bucket](_padded(bases, bucket), _padded(residuals, bucket))
-        images = pixels.numpy()
+        images = self._decoded(slots, [slot.x for slot in slots], bucket)
         return StepResult(Stage.DECODE, bucket, images={number: images[row] for row, number in enumerate(numbers)})
+
+    def _decoded(self, slots: list[Slot], residuals: list[Tensor], bucket: int | None = None) -> NDArray[np.uint8]:
+        bucket = bucket or self.plans.bucket_for(len(slots))
+        bases = [slot.base for slot in slots if slot.base is not None]
+        (pixels,) = self.plans.decode[bucket](_padded(bases, bucket), _padded(residuals, bucket))
+        images: NDArray[np.uint8] = pixels.numpy()
+        return images
 
     def _enter_next_stage(self, slot: Slot) -> None:
         request = slot.request
@@ -201,7 +234,7 @@ def make_trajectory(plans: ModelPlans, stage: Stage, num_steps: int, guidance_sc
         for w, update in zip(scales, updates(config.sampling.solver, times), strict=True)
     ]
     numbers = torch.tensor(rows, dtype=torch.float64).float()
-    return Trajectory(time_embedding, numbers, tuple(w != 1.0 for w in scales))
+    return Trajectory(tuple(times), time_embedding, numbers, tuple(w != 1.0 for w in scales))
 
 
 def _padded(rows: list[Tensor], bucket: int) -> Tensor:

@@ -56,6 +56,7 @@ class JobSpec(Record):
     guidance_scale: float
     reproducibility: Reproducibility | None = None  # None: strict where that costs the worker little
     output_format: OutputFormat = "png"
+    output_compression: int | None = Field(default=None, ge=0, le=100)  # quality, where the format has one
 
     @property
     def indices(self) -> range:
@@ -75,6 +76,7 @@ class Terms(Record):
     weight: float = Field(default=1.0, gt=0)
     timeout_s: float | None = Field(default=None, gt=0)
     traceparent: str | None = None  # of the span that admitted it
+    num_previews: int = Field(default=0, ge=0)  # of each sample, on its way
 
 
 class Timings(Record):
@@ -90,6 +92,22 @@ class Timings(Record):
     decode_ms: float
     encode_ms: float
     total_ms: float
+
+
+class Progress(Record):
+    """How far a running job is. Steps are those of all its samples, each sample's decode counted as one."""
+
+    stage: Literal["base", "residual", "decode"]  # of the sample that is least far
+    steps_done: int
+    num_steps: int
+    samples_done: int
+
+
+class Preview(Record):
+    """What a stored preview shows: a sample by its index, for the n-th time (from 0, which is the base alone)."""
+
+    index: int
+    number: int
 
 
 class Provenance(Record):
@@ -121,7 +139,10 @@ class JobRecord(Record):
     finished_at: float | None = None
     is_suspect: bool = False  # workers died while they ran it, so it runs alone
     bound_to: str | None = None  # the fingerprint of the only workers that may run it, as strict jobs have
+    leader: str | None = None  # the identical job whose work, once done, is also this one's
     images_of: str | None = None  # the identical job whose files are also this one's
+    is_watched: bool = False  # its worker tells how far it is
+    progress: Progress | None = None
     provenance: Provenance | None = None
     timings: Timings | None = None
     error: JobError | None = None

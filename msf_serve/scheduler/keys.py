@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-JOB_PREFIX = "msf:job:"  # hash, the record; with ":images" list of files, ":waiters" set, ":followers" list of ids
-REPLIES_PREFIX = "msf:replies:"  # stream: the ends of the jobs that one server process waits for
+# Hash, the record; with ":images" list of files, ":previews" stream of files by attempt and sequence, ":waiters" and
+# ":watchers" sets of servers' streams, ":followers" list of ids.
+JOB_PREFIX = "msf:job:"
+REPLIES_PREFIX = "msf:replies:"  # stream: of one server: ends of jobs it waits for, news of jobs it watches
 NOTICES_PREFIX = "msf:notices:"  # stream: the jobs of one worker that were cancelled
+WATCHES_PREFIX = "msf:watches:"  # stream: the jobs of one worker that somebody began to watch
 IDEMPOTENCY_PREFIX = "msf:idempotency:"  # hash: the job that a caller's key stands for, and the digest of its body
 USAGE_PREFIX = "msf:usage:"  # hash: what one API key has used, and what its limits remember
 SHARE_PREFIX = "msf:share:"  # id of the job that does, or did, a certain deterministic work
@@ -20,6 +23,7 @@ WORKERS = "msf:workers"  # hash, worker id → WorkerInfo
 HEARTBEATS = "msf:heartbeats"  # sorted set, worker id by the time of its last heartbeat
 LAST_SEEN = "msf:last_seen"  # time of any worker's last heartbeat
 MODELS = "msf:models"  # hash, "model/version" → ModelInfo
+URL_SECRET = "msf:url_secret"  # what the addresses of images are signed with
 CLOCK = "msf:clock"  # hash: Redis's time when last seen, and what to add so that it never jumps
 RESERVED = "msf:reserved"  # bytes that the results of accepted jobs may still take
 
@@ -40,10 +44,21 @@ _QUEUE_KEYS = (
     "lane",  # prefix, by place, tenant and user; sorted set: their queued job ids by admission number
 )
 
+_SHARED_KEYS = (
+    *("JOB_PREFIX", "NOTICES_PREFIX", "WATCHES_PREFIX"),
+    *("QUEUES", "WORKERS", "HEARTBEATS", "LAST_SEEN", "CLOCK", "RESERVED"),
+)
+
 LUA_NAMES = "\n".join(
     [
-        *(f"local {name} = '{globals()[name]}'" for name in ("JOB_PREFIX", "NOTICES_PREFIX", "QUEUES", "WORKERS")),
-        *(f"local {name} = '{globals()[name]}'" for name in ("HEARTBEATS", "LAST_SEEN", "CLOCK", "RESERVED")),
+        *(
+            f"local {name} = '{globals()[name]}'"
+            for name in ("JOB_PREFIX", "NOTICES_PREFIX", "WATCHES_PREFIX", "QUEUES")
+        ),
+        *(
+            f"local {name} = '{globals()[name]}'"
+            for name in ("WORKERS", "HEARTBEATS", "LAST_SEEN", "CLOCK", "RESERVED")
+        ),
         *(f"local {key} = KEYS[1] .. '{key}'" for key in _QUEUE_KEYS),
     ]
 )
@@ -63,6 +78,10 @@ class QueueKeys:
     def prefix(self) -> str:
         """What the scripts are given as their key."""
         return f"msf:{{{self.name}}}:"
+
+    @property
+    def waiting(self) -> str:
+        return f"{self.prefix}waiting"
 
     @property
     def leases(self) -> str:
@@ -86,6 +105,11 @@ def images(job_id: str) -> str:
     return f"{JOB_PREFIX}{job_id}:images"
 
 
+def previews(job_id: str) -> str:
+    """Of the job's latest attempt."""
+    return f"{JOB_PREFIX}{job_id}:previews"
+
+
 def replies(server_id: str) -> str:
     return f"{REPLIES_PREFIX}{server_id}"
 
@@ -96,3 +120,7 @@ def usage(name: str) -> str:
 
 def notices(worker_id: str) -> str:
     return f"{NOTICES_PREFIX}{worker_id}"
+
+
+def watches(worker_id: str) -> str:
+    return f"{WATCHES_PREFIX}{worker_id}"

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from msf_serve.scheduler import keys
 from msf_serve.scheduler.connection import MAX_BLOCK_S, call
-from msf_serve.scheduler.jobs import JobError, JobRecord, JobState, Provenance, Timings
+from msf_serve.scheduler.jobs import JobError, JobRecord, JobState, Preview, Progress, Provenance, Timings
 from msf_serve.scheduler.keys import QueueKeys
 from msf_serve.scheduler.queue import EXPIRED, RESULT_TTL_S
 from msf_serve.scheduler.records import decode_job
@@ -85,6 +85,7 @@ class Leases:
         self._release = Script(redis, "release")
         self._sweep = Script(redis, "sweep")
         self._bury = Script(redis, "bury")
+        self._publish = Script(redis, "publish")
 
     async def claim(self, worker_id: str, model: str, version: str, max_samples: int, *, idle: bool) -> Claimed:
         """Lease the next jobs, whole, while they hold fewer than `max_samples`; the last may overshoot.
@@ -133,6 +134,26 @@ class Leases:
             )
             lost.update(job_id.decode() for job_id in answer)
         return lost
+
+    async def show_progress(self, claim: Claim, progress: Progress) -> bool:
+        """Tell those who watch the job. False: dropped, the lease was lost."""
+        token = _token(claim)
+        return bool(await self._publish(_queue_of(claim).prefix, **token, progress=progress.model_dump_json()))
+
+    async def show_preview(self, claim: Claim, sequence: int, preview: Preview, file: bytes) -> bool:
+        """Keep a preview for as long as the job runs or its result lives, and tell those who watch.
+
+        `sequence` grows from 1 with each preview of this claim. False: dropped, the lease was lost.
+        """
+        return bool(
+            await self._publish(
+                _queue_of(claim).prefix,
+                file,
+                **_token(claim),
+                sequence=sequence,
+                preview=preview.model_dump_json(),
+            )
+        )
 
     async def succeed(
         self, claim: Claim, images: Sequence[bytes], timings: Timings, provenance: Provenance | None = None

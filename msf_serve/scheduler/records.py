@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from msf_serve.scheduler.errors import SchedulerError
-from msf_serve.scheduler.jobs import JobError, JobRecord, JobSpec, JobState, Provenance, Terms, Timings
+from msf_serve.scheduler.jobs import JobError, JobRecord, JobSpec, JobState, Progress, Provenance, Terms, Timings
 
 SCHEMA_VERSION = 1
 
@@ -22,6 +22,8 @@ def decode_job(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> JobRecord:
     timings = fields.get(b"timings")
     error = fields.get(b"error")
     images_of = fields.get(b"images_of")
+    leader = fields.get(b"leader")
+    progress = fields.get(b"progress")
     bound = fields.get(b"bound")
     provenance = fields.get(b"provenance")
     return JobRecord(
@@ -37,6 +39,9 @@ def decode_job(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> JobRecord:
         finished_at=_time(fields.get(b"finished_at"), offset),
         is_suspect=fields.get(b"suspect") == b"1",
         bound_to=bound.decode() if bound else None,
+        leader=leader.decode() if leader else None,
+        is_watched=fields.get(b"watched") == b"1",
+        progress=Progress.model_validate_json(progress) if progress else None,
         images_of=images_of.decode() if images_of else None,
         provenance=Provenance.model_validate_json(provenance) if provenance else None,
         timings=Timings.model_validate_json(timings) if timings else None,

@@ -1,9 +1,12 @@
-"""How a server learns that its jobs ended: one blocking read per process, whatever the number of requests."""
+"""How a server learns what became of its jobs: one blocking read per process, whatever the number of requests."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
@@ -40,6 +43,21 @@ class ReplyReader:
         self.stream = keys.replies(server_id)
         self._last_id = _START
         self._awaited: dict[str, _Awaited] = {}
+        self._listeners: defaultdict[str, list[asyncio.Event]] = defaultdict(list)
+
+    @contextmanager
+    def listening(self, *job_ids: str) -> Iterator[asyncio.Event]:
+        """An event that is set whenever there may be news of one of these jobs, which this server watches."""
+        changed = asyncio.Event()
+        for job_id in job_ids:
+            self._listeners[job_id].append(changed)
+        try:
+            yield changed
+        finally:
+            for job_id in job_ids:
+                self._listeners[job_id].remove(changed)
+                if not self._listeners[job_id]:
+                    del self._listeners[job_id]
 
     def expect(self, job_id: str) -> asyncio.Future[JobState]:
         """The job's terminal state, when it comes. Call before `admit`; `forget` it when it no longer matters.
@@ -66,6 +84,8 @@ class ReplyReader:
             try:
                 if time.monotonic() >= next_check:
                     await self._check_records()
+                    for job_id in list(self._listeners):
+                        self._wake(job_id)
                     next_check = time.monotonic() + CHECK_EVERY_S
                 await self._read()
                 delay_s = RECONNECT_FIRST_S
@@ -83,8 +103,15 @@ class ReplyReader:
         )
         for _, entries in streams:
             for entry_id, entry in entries:
-                self._resolve(entry[b"job"].decode(), JobState(entry[b"state"].decode()))
+                if b"news" in entry:
+                    self._wake(entry[b"news"].decode())
+                else:
+                    self._resolve(entry[b"job"].decode(), JobState(entry[b"state"].decode()))
                 self._last_id = entry_id
+
+    def _wake(self, job_id: str) -> None:
+        for changed in self._listeners.get(job_id, ()):
+            changed.set()
 
     async def _check_records(self) -> None:
         job_ids = list(self._awaited)

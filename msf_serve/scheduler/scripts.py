@@ -22,6 +22,8 @@ ScriptName = Literal[
     "sweep",
     "bury",
     "cancel",
+    "watch",
+    "publish",
     "depth",
     "heartbeat",
     "now",

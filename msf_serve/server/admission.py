@@ -38,8 +38,13 @@ class Order:
     finish_alone: bool  # go on when the caller has gone away
 
 
-async def read_order(body: ImageRequest, request: Request, context: ServerContext) -> Order:
-    """Raises InvalidRequest, ModelNotFound, Unavailable, QueueUnavailable."""
+async def read_order(
+    body: ImageRequest, request: Request, context: ServerContext, *, finish_alone: bool = False
+) -> Order:
+    """`finish_alone` unless the body says otherwise.
+
+    Raises InvalidRequest, ModelNotFound, Unavailable, QueueUnavailable.
+    """
     model = request.state.model = await context.catalog.find(body.model)
     caller: ApiKey | None = request.state.caller
     quota = caller.samples_per_day if caller else None  # more than this could never be admitted
@@ -57,7 +62,7 @@ async def read_order(body: ImageRequest, request: Request, context: ServerContex
         idempotency=idempotency,
         bound_to=_bound_to(spec, model, context),
         shares_results=body.cache is not False and body.seed is not None,
-        finish_alone=(body.on_disconnect or ("finish" if idempotency else "cancel")) == "finish",
+        finish_alone=(body.on_disconnect or ("finish" if idempotency or finish_alone else "cancel")) == "finish",
     )
 
 
@@ -65,6 +70,7 @@ async def admit(order: Order, context: ServerContext, *, job_id: str, reply_to: 
     """Raises LimitExceeded, QueueFull, MemoryFull, DeadlineTooShort, IdempotencyConflict, QueueUnavailable."""
     model, spec = order.model, order.spec
     pixels = model.image_size**2 * model.image_channels
+    num_files = spec.num_samples * (1 + order.terms.num_previews)
     async with _charged(order, context) as charge:
         started = time.perf_counter()
         job = await context.queue.admit(
@@ -73,7 +79,7 @@ async def admit(order: Order, context: ServerContext, *, job_id: str, reply_to: 
             job_id=job_id,
             reply_to=reply_to,
             least_s=model.least.bound_s(spec.num_steps, spec.num_samples),
-            result_bytes=spec.num_samples * round(pixels * WORST_COMPRESSION + FILE_OVERHEAD_BYTES),
+            result_bytes=num_files * round(pixels * WORST_COMPRESSION + FILE_OVERHEAD_BYTES),
             idempotency=order.idempotency,
             plan=(order.bound_to or context.catalog.fingerprint(model)) if order.shares_results else None,
             bound_to=order.bound_to,
@@ -123,6 +129,7 @@ def _terms(body: ImageRequest, request: Request, context: ServerContext) -> Term
         user=body.user or "",
         weight=(caller and caller.weight) or context.settings.tenant_weights.get(tenant, 1.0),
         timeout_s=body.timeout_s or context.settings.request_timeout_s,
+        num_previews=body.partial_images or 0,
         traceparent=context.tracing.traceparent() if context.tracing else None,
     )
 

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from msf_serve.scheduler.errors import SchedulerError
-from msf_serve.server import health, images, jobs, models, usage, web
+from msf_serve.server import files, health, images, jobs, models, usage, web
 from msf_serve.server.context import open_context
 from msf_serve.server.errors import respond, translate
 from msf_serve.server.gate import Gate
@@ -51,7 +51,7 @@ def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> Fast
         redoc_url=None,
         static_url=web.DOCS_ASSETS,
     )
-    for part in (images, jobs, models, usage, health, web):
+    for part in (images, files, jobs, models, usage, health, web):
         app.include_router(part.router)
     app.mount("/page", web.assets)
     for handled in (HTTPException, RequestValidationError, SchedulerError):

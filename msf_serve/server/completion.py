@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -28,9 +29,16 @@ class Completed:
     timings: Timings
     finished_at: float
 
+    @property
+    def is_cached(self) -> bool:
+        """Made by an identical job."""
+        return self.job.images_of is not None
 
-async def complete(order: Order, context: ServerContext, request: Request) -> Completed:
-    """Admits the job and waits for its images.
+
+async def complete(
+    order: Order, context: ServerContext, request: Request, patience_s: float | None = None
+) -> Completed | JobRecord:
+    """Admits the job and waits for its images; after `patience_s`, returns the job as it is then.
 
     Raises QueueFull, MemoryFull, DeadlineTooShort, IdempotencyConflict, QueueUnavailable, TimedOut, ClientGone,
     Cancelled, JobFailed. A job whose caller stops waiting is cancelled unless it is to finish alone; so is one whose
@@ -43,7 +51,7 @@ async def complete(order: Order, context: ServerContext, request: Request) -> Co
         try:
             job = await admit(order, context, job_id=job_id, reply_to=context.replies.stream)
         except (QueueUnavailable, asyncio.CancelledError):
-            await _cancel(job_id, context)
+            await cancel(job_id, context)
             raise
         if job.id != job_id:
             context.replies.forget(job_id, end)
@@ -51,33 +59,56 @@ async def complete(order: Order, context: ServerContext, request: Request) -> Co
             end = context.replies.expect(job_id)
             job = await context.queue.get(job_id) or job  # it may have ended before we expected that
         try:
-            state = job.state if job.state.is_terminal else await _first(end, order, request)
+            state = job.state if job.state.is_terminal else await _first(end, order, request, patience_s)
+        except _Impatient:
+            return await context.queue.get(job_id) or job
         except TimedOut:
             state = await context.queue.expire(job_id) or JobState.EXPIRED
         except BaseException:
             if not order.finish_alone:
-                await _cancel(job_id, context)
+                await cancel(job_id, context)
             raise
     finally:
         context.replies.forget(job_id, end)
-    return await _completed(job_id, state, context)
+    return await completed(job_id, state, context)
 
 
-async def _cancel(job_id: str, context: ServerContext) -> None:
+async def begin(order: Order, context: ServerContext, request: Request) -> JobRecord:
+    """Admits the job, for a caller who watches it. Raises as `complete` until the job is accepted."""
+    job_id = new_job_id()
+    try:
+        job = await admit(order, context, job_id=job_id, reply_to=None)
+    except (QueueUnavailable, asyncio.CancelledError):
+        await cancel(job_id, context)
+        raise
+    request.state.job_id = job.id
+    return job
+
+
+async def cancel(job_id: str, context: ServerContext) -> None:
     with suppress(SchedulerError):
         await context.queue.cancel(job_id)
 
 
-async def _first(end: asyncio.Future[JobState], order: Order, request: Request) -> JobState:
+class _Impatient(Exception):
+    """The caller does not wait any longer, on purpose."""
+
+
+async def _first(end: asyncio.Future[JobState], order: Order, request: Request, patience_s: float | None) -> JobState:
     gone = asyncio.create_task(_disconnected(request))
     either: set[asyncio.Future[Any]] = {end, gone}
-    timeout_s = None if order.terms.timeout_s is None else order.terms.timeout_s + LATE_S
+    late_s = math.inf if order.terms.timeout_s is None else order.terms.timeout_s + LATE_S
+    timeout_s = min(late_s, math.inf if patience_s is None else patience_s)
     try:
-        await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            either, timeout=None if timeout_s == math.inf else timeout_s, return_when=asyncio.FIRST_COMPLETED
+        )
         if end.done():
             return end.result()
         if gone.done():
             raise ClientGone("The caller closed the connection.")
+        if timeout_s < late_s:
+            raise _Impatient
         raise TimedOut("The job did not end in time.")
     finally:
         gone.cancel()
@@ -88,7 +119,8 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _completed(job_id: str, state: JobState, context: ServerContext) -> Completed:
+async def completed(job_id: str, state: JobState, context: ServerContext) -> Completed:
+    """What a job that ended so has to give. Raises Cancelled, TimedOut, JobFailed, ApiError (the result is gone)."""
     job = await context.queue.get(job_id)
     if state is JobState.CANCELLED:
         raise Cancelled(f"Job {job_id} was cancelled.")

@@ -22,10 +22,12 @@ from msf_serve.scheduler.limits import Meter
 from msf_serve.scheduler.queue import JobQueue
 from msf_serve.scheduler.registry import Registry
 from msf_serve.scheduler.replies import ReplyReader
+from msf_serve.scheduler.watching import Watcher
 from msf_serve.server.catalog import Catalog
 from msf_serve.server.keys import KeyRing
 from msf_serve.server.metrics import Metrics
 from msf_serve.server.settings import ServerSettings
+from msf_serve.server.signing import UrlSigner
 from msf_serve.tracing import Tracing
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,8 @@ class ServerContext:
     queue: JobQueue
     registry: Registry
     replies: ReplyReader
+    watcher: Watcher
+    url_signer: UrlSigner
     catalog: Catalog
     metrics: Metrics
     meter: Meter
@@ -65,7 +69,20 @@ async def open_context(
     metrics = Metrics(asyncio.get_running_loop())
     tasks = [asyncio.create_task(_read_for_ever(replies)), asyncio.create_task(_sweep_for_ever(leases, metrics))]
     try:
-        yield ServerContext(settings, redis, queue, registry, replies, catalog, metrics, Meter(redis), keys, tracing)
+        yield ServerContext(
+            settings=settings,
+            redis=redis,
+            queue=queue,
+            registry=registry,
+            replies=replies,
+            watcher=Watcher(redis, replies),
+            url_signer=UrlSigner(redis),
+            catalog=catalog,
+            metrics=metrics,
+            meter=Meter(redis),
+            keys=keys,
+            tracing=tracing,
+        )
     finally:
         for task in tasks:
             task.cancel()

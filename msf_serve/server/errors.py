@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from msf_serve.scheduler.errors import (
@@ -22,6 +23,19 @@ from msf_serve.scheduler.errors import (
 from msf_serve.scheduler.jobs import JobError
 
 MEMORY_RETRY_AFTER_S = 30  # results are dropped after some minutes, a few at a time
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorResponse(BaseModel):
+    """OpenAI's error object."""
+
+    error: ErrorDetail
 
 
 class ApiError(HTTPException):
@@ -205,12 +219,13 @@ def translate(error: Exception) -> ApiError:
 
 def respond(error: ApiError, path: str) -> JSONResponse:
     """OpenAI's error object; under /v2 the Open Inference Protocol's."""
-    body: dict[str, Any] = {
-        "error": error.detail
-        if path.startswith("/v2/")
-        else {"message": error.detail, "type": error.type, "param": error.param, "code": error.code}
-    }
+    body: dict[str, Any] = {"error": error.detail} if path.startswith("/v2/") else error_response(error).model_dump()
     return JSONResponse(body, error.status_code, headers=error.headers)
+
+
+def error_response(error: ApiError) -> ErrorResponse:
+    detail = ErrorDetail(message=error.detail, type=error.type, param=error.param, code=error.code)
+    return ErrorResponse(error=detail)
 
 
 def _over_limit(error: LimitExceeded) -> OverLimit:
@@ -223,6 +238,11 @@ def _over_limit(error: LimitExceeded) -> OverLimit:
 
 def _unreadable_body(error: RequestValidationError) -> InvalidRequest:
     first = error.errors()[0]
+    place, *names = first["loc"]
+    if place != "body":
+        name = str(names[0])
+        problem = f"{name} is missing." if first["type"] == "missing" else f"Invalid {name}: {shown(first['input'])}."
+        return InvalidRequest(f"{problem} Allowed: {first['msg']}.", param=name)
     if first["type"] == "json_invalid":
         reason = f"{first['ctx']['error']} at character {first['loc'][-1]}"
         return InvalidRequest(f"The body is not valid JSON: {reason}.", code="invalid_json")

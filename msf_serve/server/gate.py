@@ -16,7 +16,7 @@ from msf_serve.server.keys import ApiKey, KeyRing
 from msf_serve.server.web import DOCS_ASSETS
 
 _OPEN = frozenset({"/", "/docs", "/openapi.json", "/metrics", "/v1/models"})
-_OPEN_BELOW = ("/page/", f"{DOCS_ASSETS}/", "/v1/models/", "/v2/health/")
+_OPEN_BELOW = ("/page/", "/v1/files/", f"{DOCS_ASSETS}/", "/v1/models/", "/v2/health/")
 
 # What /docs says of it; the gate has decided before any route is looked up.
 documented = Security(HTTPBearer(auto_error=False, description="An API key, where the operator asks for one."))

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+import re
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import Annotated
 
-from msf_serve.scheduler.jobs import JobRecord, JobState
+from fastapi import APIRouter, Header, Request, Response
+
+from msf_serve.scheduler.errors import SchedulerError
+from msf_serve.scheduler.jobs import JobRecord, Progress
 from msf_serve.scheduler.queue import new_job_id
+from msf_serve.scheduler.watching import EventId, StoredPreview
 from msf_serve.server.admission import admit, read_order
+from msf_serve.server.answers import job_object
 from msf_serve.server.context import Context, ServerContext
-from msf_serve.server.errors import JobNotFound, shown
+from msf_serve.server.errors import InvalidRequest, JobNotFound, shown
+from msf_serve.server.events import EventStream, Pulse, error_frame, frame
 from msf_serve.server.gate import Caller, documented, may_see
-from msf_serve.server.images import encoded
 from msf_serve.server.keys import ApiKey
 from msf_serve.server.metrics import MeasuredRoute
-from msf_serve.server.schemas import REFUSALS, ImageRequest, JobObject
+from msf_serve.server.schemas import REFUSALS, ImageRequest, JobObject, PreviewEvent, ProgressEvent, QueuedEvent
 
 router = APIRouter(
     prefix="/v1/jobs", route_class=MeasuredRoute, tags=["jobs"], responses=REFUSALS, dependencies=[documented]
@@ -27,13 +37,13 @@ async def create(body: ImageRequest, request: Request, response: Response, conte
     job = await admit(order, context, job_id=new_job_id(), reply_to=None)
     request.state.job_id = job.id
     response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return await _shown(job, context)
+    return await job_object(job, context)
 
 
 @router.get("/{job_id}", summary="A job as it is now")
 async def read(job_id: str, caller: Caller, context: Context) -> JobObject:
     """Ended jobs stay for ten minutes, failed ones for a week."""
-    return await _shown(await _find(job_id, caller, context), context)
+    return await job_object(await _find(job_id, caller, context), context)
 
 
 @router.delete("/{job_id}", summary="Cancel a job")
@@ -44,26 +54,90 @@ async def cancel(job_id: str, caller: Caller, context: Context) -> JobObject:
     return await read(job_id, caller, context)
 
 
+@router.get(
+    "/{job_id}/events",
+    summary="A job as it happens",
+    responses={
+        200: {"content": {"text/event-stream": {}}, "description": "Server-sent events."},
+        204: {"description": "The last event was seen before; an EventSource then stops asking."},
+    },
+    response_class=Response,
+)
+async def events(
+    job_id: str,
+    caller: Caller,
+    context: Context,
+    last_event_id: Annotated[
+        str | None, Header(description="The id of the last event that came; goes on from there.")
+    ] = None,
+) -> Response:
+    """`queued` with the place in the queue, `progress` by stage and step, `partial_image` for each preview that was
+    asked for, and at last the job with its images as `succeeded`, or as `failed`, `cancelled` or `expired`.
+
+    Any server can go on where another one left off; a comment comes every 15 seconds. A new attempt, after a worker
+    was lost, shows its previews again.
+    """
+    after = _event_id(last_event_id)
+    job = await _find(job_id, caller, context)
+    if after is None:
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+    return EventStream(_events(job, after, context))
+
+
+_LAST = "end"  # in place of a sequence: what comes after all previews
+
+
+def _event_id(text: str | None) -> EventId | None:
+    """None: the job's end was seen."""
+    if text is None:
+        return 0, 0
+    found = re.fullmatch(rf"(\d{{1,15}})-(\d{{1,15}}|{_LAST})", text, re.ASCII)
+    if found is None:
+        raise InvalidRequest(
+            f"Invalid Last-Event-ID: {shown(text)}. Allowed: the id of an event, such as 1-2.", param="Last-Event-ID"
+        )
+    return None if found[2] == _LAST else (int(found[1]), int(found[2]))
+
+
+async def _events(job: JobRecord, after: EventId, context: ServerContext) -> AsyncIterator[bytes]:
+    pulse, position, progress = Pulse(), None, None
+    try:
+        async with aclosing(context.watcher.follow(job.id, after)) as following:
+            async for news in following:
+                frames = [_preview(each, news.job) for each in news.previews]
+                if news.position is not None and news.position != position:
+                    frames.append(frame("queued", QueuedEvent(job_id=job.id, position=news.position)))
+                if news.job.progress is not None and news.job.progress != progress:
+                    frames.append(_progress(news.job, news.job.progress))
+                if news.job.state.is_terminal:
+                    ended = await job_object(news.job, context)
+                    frames.append(frame(news.job.state, ended, f"{news.job.attempt}-{_LAST}"))
+                position, progress = news.position, news.job.progress
+                if beat := pulse.beat(frames):
+                    yield beat
+    except SchedulerError as error:
+        yield error_frame(error)  # the caller comes back with Last-Event-ID
+
+
+def _preview(stored: StoredPreview, job: JobRecord) -> bytes:
+    event = PreviewEvent(
+        job_id=job.id,
+        index=stored.preview.index,
+        partial_image_index=stored.preview.number,
+        b64_json=b64encode(stored.file).decode(),
+        output_format=job.spec.output_format,
+    )
+    attempt, sequence = stored.id
+    return frame(event.type, event, f"{attempt}-{sequence}")
+
+
+def _progress(job: JobRecord, progress: Progress) -> bytes:
+    event = ProgressEvent(**progress.model_dump(), job_id=job.id, attempt=job.attempt, num_samples=job.spec.num_samples)
+    return frame(event.type, event)
+
+
 async def _find(job_id: str, caller: ApiKey | None, context: ServerContext) -> JobRecord:
     job = await context.queue.get(job_id)
     if job is None or not may_see(caller, job):
         raise JobNotFound(f"There is no job {shown(job_id)} (any more).", param="job_id")
     return job
-
-
-async def _shown(job: JobRecord, context: ServerContext) -> JobObject:
-    images = await context.queue.images(job) if job.state is JobState.SUCCEEDED else []
-    return JobObject(
-        id=job.id,
-        status=job.state,
-        created_at=job.admitted_at,
-        deadline_at=job.deadline_at,
-        finished_at=job.finished_at,
-        attempt=job.attempt,
-        spec=job.spec,
-        priority=job.terms.priority,
-        timings=job.timings,
-        provenance=job.provenance,
-        error=job.error,
-        data=encoded(images, job.spec) or None,
-    )

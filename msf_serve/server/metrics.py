@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
@@ -151,7 +152,8 @@ class Metrics:
 class MeasuredRoute(APIRoute):
     """Observes every request of its routes once, those too whose body never parsed.
 
-    The route puts its model into `request.state.model` once it is known.
+    The route puts its model into `request.state.model` once it is known, and how a stream ended, if otherwise than
+    well, into `request.state.outcome`.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -159,18 +161,32 @@ class MeasuredRoute(APIRoute):
 
         async def measured(request: Request) -> Response:
             started = time.perf_counter()
-            outcome = "error"
             request.state.model = None
-            try:
-                response = await handle(request)
-                outcome = "succeeded"
-                return response
-            except Exception as error:
-                outcome = translate(error).outcome
-                raise
-            finally:
+            request.state.outcome = "succeeded"
+
+            def observe() -> None:
                 duration_s = time.perf_counter() - started
                 metrics = request.app.state.context.metrics
-                metrics.observe_request(request.state.model, self.path_format, outcome, duration_s)
+                metrics.observe_request(request.state.model, self.path_format, request.state.outcome, duration_s)
+
+            try:
+                response = await handle(request)
+            except BaseException as error:
+                request.state.outcome = translate(error).outcome if isinstance(error, Exception) else "error"
+                observe()
+                raise
+            if isinstance(response, StreamingResponse):
+                response.body_iterator = _then(response.body_iterator, observe)
+            else:
+                observe()
+            return response
 
         return measured
+
+
+async def _then(frames: AsyncIterable[Any], finish: Callable[[], None]) -> AsyncIterator[Any]:
+    try:
+        async for frame in frames:
+            yield frame
+    finally:
+        finish()

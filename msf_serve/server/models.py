@@ -6,7 +6,8 @@ from fastapi import APIRouter
 
 from msf_serve.scheduler.jobs import ModelInfo
 from msf_serve.server.context import Context, ServerContext
-from msf_serve.server.schemas import ErrorResponse, ModelList, ModelObject
+from msf_serve.server.errors import ErrorResponse
+from msf_serve.server.schemas import ModelList, ModelObject
 
 router = APIRouter(tags=["models"])
 

@@ -39,6 +39,7 @@ def resolve(request: ImageRequest, model: ModelInfo, max_images: int) -> JobSpec
         ),
         reproducibility=request.reproducibility,
         output_format=request.output_format or "png",
+        output_compression=request.output_compression if request.output_format in ("webp", "jpeg") else None,
     )
 
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 import difflib
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from msf_serve.scheduler.jobs import (
     MAX_INDEX,
@@ -15,11 +24,12 @@ from msf_serve.scheduler.jobs import (
     JobState,
     OutputFormat,
     Priority,
+    Progress,
     Provenance,
     Reproducibility,
     Timings,
 )
-from msf_serve.server.errors import InvalidRequest, shown
+from msf_serve.server.errors import ErrorResponse, InvalidRequest, shown
 
 
 class RequestBody(BaseModel):
@@ -63,6 +73,7 @@ def _no_op(name: str) -> str:
 
 
 MAX_TIMEOUT_S = 3600.0
+MAX_PREVIEWS = 3
 
 
 class ImageRequest(RequestBody):
@@ -89,8 +100,21 @@ class ImageRequest(RequestBody):
     n: int | None = Field(
         default=None, description="how many images, an integer from 1 to the model's max_n; without it, 1."
     )
-    response_format: Literal["b64_json"] | None = Field(
-        default=None, description='"b64_json": images come inside the answer, there are no URLs.'
+    response_format: Literal["b64_json", "url"] | None = Field(
+        default=None,
+        description='"b64_json": images come inside the answer, or "url": as addresses that work without a key for as '
+        'long as the result is kept; without it, "b64_json".',
+    )
+    stream: bool | None = Field(
+        default=None,
+        description="true or false: whether the answer is a stream of server-sent events; without it, false.",
+    )
+    partial_images: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_PREVIEWS,
+        description=f"an integer from 0 to {MAX_PREVIEWS}: previews of each image on its way, the first of its base "
+        "alone; without it, 0.",
     )
     output_format: OutputFormat | None = Field(
         default=None, description='"png", "webp" or "jpeg", the files\' type; without it, "png".'
@@ -149,15 +173,27 @@ class ImageRequest(RequestBody):
     background: str | None = Field(default=None, max_length=64, description=_no_op("a string"))
     style: str | None = Field(default=None, max_length=64, description=_no_op("a string"))
     moderation: str | None = Field(default=None, max_length=64, description=_no_op("a string"))
-    output_compression: int | None = Field(default=None, ge=0, le=100, description=_no_op("an integer from 0 to 100"))
+    output_compression: int | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="an integer from 0 to 100: the quality of webp and jpeg files, png has none; "
+        "without it, 100 (webp: lossless) and for jpeg 92.",
+    )
     user: str | None = Field(
         default=None, max_length=256, description="a string; the users of one API key or address take turns."
     )
 
 
 class Image(BaseModel):
-    b64_json: str = Field(description="The encoded file in base64.")
+    b64_json: str | None = Field(default=None, description="The encoded file in base64.")
+    url: str | None = Field(default=None, description="Where the file is, for a while.")
     index: int = Field(description="The sample's index: with the seed, it fixes this image.")
+
+    @model_serializer(mode="wrap")
+    def _without_the_other(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """OpenAI's clients take what is there for what was asked for."""
+        return {name: value for name, value in serialize(self).items() if value is not None}
 
 
 class ImagesResponse(BaseModel):
@@ -191,9 +227,80 @@ class JobObject(BaseModel):
     spec: JobSpec
     priority: Priority
     timings: Timings | None
+    progress: Progress | None = Field(description="How far it is, if somebody watches its events.")
     provenance: Provenance | None = Field(description="What made the images.")
     error: JobError | None
     data: list[Image] | None = Field(description="The images, once it has succeeded.")
+
+
+class JobList(BaseModel):
+    """The newest first; `after` takes the id of the last one."""
+
+    object: Literal["list"] = "list"
+    data: list[JobObject]
+    has_more: bool
+
+
+class QueuedEvent(BaseModel):
+    type: Literal["queued"] = "queued"
+    job_id: str
+    position: int = Field(description="How many jobs in the queue are older; fair shares may let others pass.")
+
+
+class ProgressEvent(Progress):
+    type: Literal["progress"] = "progress"
+    job_id: str
+    attempt: int
+    num_samples: int
+
+
+class PreviewEvent(BaseModel):
+    type: Literal["partial_image"] = "partial_image"
+    job_id: str
+    index: int = Field(description="The sample's index.")
+    partial_image_index: int = Field(description="From 0, which is the base alone.")
+    b64_json: str
+    output_format: OutputFormat
+
+
+class Usage(BaseModel):
+    """OpenAI's; nothing is counted in tokens here."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    input_tokens_details: dict[str, int] = {"image_tokens": 0, "text_tokens": 0}
+
+
+class _ImageEvent(BaseModel):
+    b64_json: str
+    created_at: int = Field(description="Unix seconds.")
+    size: str
+    quality: str
+    background: str
+    output_format: OutputFormat
+    image_index: int = Field(description="Which of the request's n images, from 0.")
+
+
+class PartialImageEvent(_ImageEvent):
+    type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
+    partial_image_index: int = Field(description="From 0, which is the base alone.")
+
+
+class CompletedEvent(_ImageEvent):
+    """OpenAI's, with all that is needed to make the same image again."""
+
+    type: Literal["image_generation.completed"] = "image_generation.completed"
+    usage: Usage
+    model: str
+    version: str
+    seed: int
+    index: int
+    num_steps: int
+    guidance_scale: float
+    job_id: str
+    cached: bool
+    timings: Timings
 
 
 class ModelObject(BaseModel):
@@ -241,19 +348,6 @@ class KeyUsage(BaseModel):
 class UsageList(BaseModel):
     object: Literal["list"] = "list"
     data: list[KeyUsage]
-
-
-class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
-class ErrorResponse(BaseModel):
-    """OpenAI's error object."""
-
-    error: ErrorDetail
 
 
 REFUSALS: dict[int | str, dict[str, Any]] = {

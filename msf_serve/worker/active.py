@@ -31,6 +31,7 @@ class ActiveJob:
     waiting: deque[int] = field(default_factory=deque)  # sample indices
     images: dict[int, NDArray[np.uint8]] = field(default_factory=dict)  # by sample index
     started_at: float | None = None  # when its first sample joined a step batch
+    num_previews_shown: int = 0
     stage_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(Stage, 0.0))
     stage_times: dict[Stage, tuple[float, float]] = field(default_factory=dict)  # first step's begin, last one's end
 

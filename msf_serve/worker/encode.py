@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from msf_serve.scheduler.jobs import JobSpec, OutputFormat, Provenance
 
 PARAMETERS = "msf:parameters"  # the text chunk's keyword
+MAX_QUALITY = 100
 _OPTIONS: dict[OutputFormat, dict[str, object]] = {
     "png": {"compress_level": 4},
     "webp": {"lossless": True, "method": 2},
@@ -32,10 +33,22 @@ def encode_image(pixels: NDArray[np.uint8], spec: JobSpec, *, index: int, proven
 
     A PNG carries in its text chunk `PARAMETERS` what is needed to make it again, and nothing that varies.
     """
+    return _encode(pixels, spec, _text_chunks(spec, index, provenance))
+
+
+def encode_preview(pixels: NDArray[np.uint8], spec: JobSpec) -> bytes:
+    """The same for what is not a sample yet: nothing could make it again, so it tells nothing of itself."""
+    return _encode(pixels, spec, PngInfo())
+
+
+def _encode(pixels: NDArray[np.uint8], spec: JobSpec, text_chunks: PngInfo) -> bytes:
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     options = dict(_OPTIONS[spec.output_format])
+    if spec.output_compression is not None:
+        options["quality"] = spec.output_compression
+        options["lossless"] = spec.output_compression == MAX_QUALITY
     if spec.output_format == "png":
-        options["pnginfo"] = _text_chunks(spec, index, provenance)
+        options["pnginfo"] = text_chunks
     elif spec.output_format == "jpeg" and image.mode == "RGBA":
         image = image.convert("RGB")
     file = io.BytesIO()

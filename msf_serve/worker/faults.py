@@ -6,9 +6,8 @@ import os
 import signal
 import threading
 
-from msf_serve.engine.executor import StepResult
 from msf_serve.scheduler.policy import StepBatch
-from msf_serve.worker.runner import ModelRunner
+from msf_serve.worker.runner import Executed, ModelRunner
 
 
 class FaultyRunner(ModelRunner):
@@ -17,7 +16,7 @@ class FaultyRunner(ModelRunner):
     fatal_seed: int | None = None
     hanging_seed: int | None = None
 
-    def execute(self, batch: StepBatch) -> StepResult:
+    def execute(self, batch: StepBatch) -> Executed:
         seeds = {self.executor.slots[slot].request.seed for slot in batch.slots}
         if self.fatal_seed in seeds:
             os.kill(os.getpid(), signal.SIGKILL)

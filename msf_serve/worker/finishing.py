@@ -16,6 +16,7 @@ from msf_serve.tracing import Tracing
 from msf_serve.worker.active import ActiveJob
 from msf_serve.worker.encode import encode_image
 from msf_serve.worker.metrics import WorkerMetrics
+from msf_serve.worker.showing import Showing
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +31,18 @@ class Finisher:
         self,
         leases: Leases,
         metrics: WorkerMetrics,
+        showing: Showing,
+        encoder: ThreadPoolExecutor,
         on_end: Callable[[ActiveJob], None],
         tracing: Tracing | None = None,
     ) -> None:
         self._leases = leases
         self._metrics = metrics
+        self._showing = showing
+        self._encoder = encoder
         self._on_end = on_end
         self._tracing = tracing
         self._tasks: set[asyncio.Task[None]] = set()
-        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
 
     def succeed(self, job: ActiveJob) -> None:
         """Encode and store the images of a job that has all of them."""
@@ -55,7 +59,6 @@ class Finisher:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._encoder.shutdown(wait=False)
 
     def _start(self, ending: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(ending)
@@ -70,6 +73,7 @@ class Finisher:
                 from msf_serve.worker.spans import record_job
 
                 record_job(self._tracing, job, (started_at, time.monotonic()))
+            await self._showing.shown(job)
             kept = await self._store(
                 job,
                 "succeeded",

@@ -34,6 +34,7 @@ class WorkerMetrics:
         self.batch_size = self._histogram("msf_step_batch_size", "Samples in a step batch.", _STAGE, _BATCH_SIZES)
         self.batch_fill = self._histogram("msf_step_batch_fill_ratio", "Samples over rows computed.", _STAGE, _FILLS)
         self.steps = self._counter("msf_steps", "Sample steps made, decodes with them.", _STAGE)
+        self.previews = self._counter("msf_previews", "Previews decoded.", _MODEL)
         self.padded_rows = self._counter("msf_padded_rows", "Rows computed for nobody.", _STAGE)
         self.batches = self._counter("msf_step_batches", "Step batches by why they were chosen.", (*_STAGE, "reason"))
         self.queue_seconds = self._histogram(
@@ -79,6 +80,7 @@ class WorkerMetrics:
     def serves(self, model: ModelKey) -> None:
         """Begin a model's counters at 0: Prometheus does not see the first increment of one that appears."""
         self.claims.labels(*model)
+        self.previews.labels(*model)
         self.queue_seconds.labels(*model)
         self.encode_seconds.labels(*model)
         for outcome in _OUTCOMES:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from msf_serve.engine.executor import Executor, SampleRequest, StepResult
 from msf_serve.engine.repository import ModelVersion
 from msf_serve.engine.stage import Stage
 from msf_serve.scheduler import costs
 from msf_serve.scheduler.costs import StepCosts, Work
-from msf_serve.scheduler.jobs import JobSpec, LeastSeconds, ModelInfo, Provenance
+from msf_serve.scheduler.jobs import JobSpec, LeastSeconds, ModelInfo, Preview, Progress, Provenance
 from msf_serve.scheduler.leases import Claim
 from msf_serve.scheduler.policy import ActiveWork, Candidate, StepBatch
 from msf_serve.worker.active import ActiveJob
@@ -19,6 +24,15 @@ from msf_serve.worker.encode import runtime_fingerprint
 WARM_UP_ROUNDS = 3
 CHEAP = 0.05  # strict is the default where it takes no larger share more
 STAGES = {stage: costs.Stage(stage) for stage in Stage}
+
+
+@dataclass(frozen=True)
+class Executed:
+    """What a step batch led to, the time that it took, and the previews that were made after it."""
+
+    result: StepResult
+    seconds: float
+    previews: list[tuple[ActiveJob, Preview, NDArray[np.uint8]]]
 
 
 class ModelRunner:
@@ -164,8 +178,39 @@ class ModelRunner:
                 late[job.id] = job
         return list(late.values())
 
-    def execute(self, batch: StepBatch) -> StepResult:
-        return self.executor.step(batch.slots, batch.bucket)
+    def execute(self, batch: StepBatch) -> Executed:
+        started_at = time.monotonic()
+        result = self.executor.step(batch.slots, batch.bucket)
+        seconds = time.monotonic() - started_at
+        due = {slot: number for slot in batch.slots if (number := self._due_preview(slot)) is not None}
+        pixels = self.executor.preview(tuple(due))
+        return Executed(result, seconds, [self._shown(slot, due[slot], image) for slot, image in pixels.items()])
+
+    def _due_preview(self, slot: int) -> int | None:
+        """Which preview this step has led to: the base as soon as it is made, the others evenly over the residual."""
+        state = self.executor.slots.get(slot)
+        wanted = self._riders[slot][0].claim.job.terms.num_previews
+        if not wanted or state is None or state.stage is not Stage.RESIDUAL:
+            return None
+        num_steps = state.request.num_residual_steps
+        at = {math.ceil(number * num_steps / wanted): number for number in range(wanted)}
+        return at.get(state.step)
+
+    def _shown(self, slot: int, number: int, pixels: NDArray[np.uint8]) -> tuple[ActiveJob, Preview, NDArray[np.uint8]]:
+        job, index = self._riders[slot]
+        return job, Preview(index=index, number=number), pixels
+
+    def progress(self, job: ActiveJob) -> Progress:
+        slots = [self.executor.slots[slot] for slot, (rider, _) in self._riders.items() if rider is job]
+        per_sample, num_samples = job.claim.job.spec.num_steps + 1, job.claim.job.spec.num_samples
+        steps_left = per_sample * len(job.waiting) + sum(sum(slot.steps_left) + 1 for slot in slots)
+        stages = {Stage.BASE} if job.waiting else {slot.stage for slot in slots}
+        return Progress(
+            stage=next((stage.value for stage in Stage if stage in stages), Stage.DECODE.value),
+            steps_done=per_sample * num_samples - steps_left,
+            num_steps=per_sample * num_samples,
+            samples_done=len(job.images),
+        )
 
     def jobs_in(self, batch: StepBatch) -> list[ActiveJob]:
         """The jobs that ride in a step batch, each once."""
@@ -179,12 +224,11 @@ class ModelRunner:
         ]
 
     def account(
-        self, batch: StepBatch, result: StepResult, started_at: float
+        self, batch: StepBatch, executed: Executed, started_at: float
     ) -> tuple[list[ActiveJob], list[ActiveJob]]:
         """Book a step batch's time and images. Returns the jobs that it completed and those that it failed."""
-        now = time.monotonic()
-        seconds = now - started_at
-        self.costs.observe(batch.stage, batch.guided, batch.bucket, seconds)
+        now, result = time.monotonic(), executed.result
+        self.costs.observe(batch.stage, batch.guided, batch.bucket, executed.seconds)
         touched = self.jobs_in(batch)
         for job in touched:
             job.rode(Stage(batch.stage), started_at, now)

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from msf_serve.scheduler.errors import QueueUnavailable
 from msf_serve.scheduler.jobs import WorkerInfo
 from msf_serve.scheduler.leases import Claim, Leases
-from msf_serve.scheduler.notices import cancelled_jobs
+from msf_serve.scheduler.notices import notices
 from msf_serve.scheduler.policy import BatchingPolicy, Hold, StepBatch, StepLevel, active_shares
 from msf_serve.scheduler.queue import RESULT_TTL_S
 from msf_serve.scheduler.registry import Registry
@@ -24,7 +24,8 @@ from msf_serve.worker.active import ActiveJob
 from msf_serve.worker.errors import StepTimeout
 from msf_serve.worker.finishing import RETRY_S, Finisher, until_redis_answers
 from msf_serve.worker.metrics import WorkerMetrics
-from msf_serve.worker.runner import ModelRunner
+from msf_serve.worker.runner import Executed, ModelRunner
+from msf_serve.worker.showing import Showing
 from msf_serve.worker.trace import Trace
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ WAIT_FOR_WORK_S = 5.0
 
 
 class Worker:
-    """Four tasks share the runners: claiming, stepping, keeping the leases, and heeding cancellations; jobs that end go
+    """Four tasks share the runners: claiming, stepping, keeping the leases, and heeding notices; jobs that end go
     to the finisher.
 
     They all run on one event loop; the networks run in one thread beside it.
@@ -70,7 +71,9 @@ class Worker:
         self._alone = False  # nothing is claimed until nothing is held: a suspect is, or waits to be, claimed
         self._held: dict[str, Claim] = {}  # every job whose lease is ours
         self._lost: set[str] = set()  # to be dropped between two steps
-        self._finisher = Finisher(self._leases, metrics, self._ended, tracing)
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self._showing = Showing(self._leases, self._encoder)
+        self._finisher = Finisher(self._leases, metrics, self._showing, self._encoder, self._ended, tracing)
         self._work = asyncio.Event()  # there may be a step to make
         self._freed = asyncio.Event()  # a slot was freed, so there may be room to claim
         self._nothing_held = asyncio.Event()
@@ -85,8 +88,7 @@ class Worker:
         await _first(until_redis_answers(lambda: self._registry.register(self.info)), stop.wait())
         claiming = asyncio.create_task(self._claim_until(stop))
         serving = [
-            asyncio.create_task(task)
-            for task in (self._step_for_ever(), self._keep_leases(), self._heed_cancellations())
+            asyncio.create_task(task) for task in (self._step_for_ever(), self._keep_leases(), self._heed_notices())
         ]
         try:
             await _first(claiming, *serving)
@@ -99,6 +101,7 @@ class Worker:
             await self._finisher.close()
             if self._trace:
                 self._trace.close()
+            self._encoder.shutdown(wait=False)
             self._device.shutdown(wait=False)
 
     # Claiming
@@ -136,6 +139,8 @@ class Worker:
             self._alone = answer.alone
             for claim in answer.claims:
                 self._held[claim.job.id] = claim
+                if claim.job.is_watched:
+                    self._showing.watched.add(claim.job.id)
                 self._lost.discard(claim.job.id)
                 self._nothing_held.clear()
                 runner.add(claim)
@@ -182,7 +187,7 @@ class Worker:
             job.started_at = job.started_at or started_at
         riders = runner.riders(batch) if self._trace else []
         try:
-            result = await asyncio.get_running_loop().run_in_executor(self._device, runner.execute, batch)
+            executed = await asyncio.get_running_loop().run_in_executor(self._device, runner.execute, batch)
         except Exception:
             logger.exception("a step batch of %s %s failed", *runner.key)
             for job in runner.jobs_in(batch):
@@ -191,17 +196,27 @@ class Worker:
             return
         finally:
             self._step_began_at = None
-        completed, failed = runner.account(batch, result, started_at)
-        ended_at = time.monotonic()
-        self._metrics.record_step(batch, ended_at - started_at)
+        riding = runner.jobs_in(batch)
+        completed, failed = runner.account(batch, executed, started_at)
+        self._show(runner, riding, executed)
+        self._metrics.record_step(batch, executed.seconds)
+        self._metrics.previews.labels(*runner.key).inc(len(executed.previews))
         if self._trace:
-            self._trace.record(batch, riders, started_at, ended_at)
-        if result.images or result.failed:
+            self._trace.record(batch, riders, started_at, started_at + executed.seconds)
+        if executed.result.images or executed.result.failed:
             self._freed.set()
         for job in completed:
             self._finisher.succeed(job)
         for job in failed:
             self._finisher.fail(job, "non_finite", "the model made a number that is not finite")
+
+    def _show(self, runner: ModelRunner, riding: Sequence[ActiveJob], executed: Executed) -> None:
+        for job, preview, pixels in executed.previews:
+            if job.id in self._held:
+                self._showing.preview(job, preview, pixels)
+        for job in riding:
+            if job.id in self._showing.watched and job.id in self._held:
+                self._showing.progress(job, runner.progress(job))
 
     def _drop_lost(self, runner: ModelRunner) -> None:
         for job_id in self._lost & runner.jobs.keys():
@@ -241,6 +256,7 @@ class Worker:
             for claim in claims:
                 if claim.job.id in lost:
                     self._lose(claim)
+            self._showing.watched.intersection_update(self._held)
             self._metrics.record_sweep(swept)
             if swept.num_requeued or swept.num_poisoned:
                 logger.warning("took back %d jobs of lost workers, gave up %d", swept.num_requeued, swept.num_poisoned)
@@ -251,14 +267,15 @@ class Worker:
         if began_at is not None and time.monotonic() - began_at > self._step_timeout_s:
             raise StepTimeout(f"a step batch did not end within MSF_STEP_TIMEOUT_S={self._step_timeout_s:g}")
 
-    async def _heed_cancellations(self) -> None:
+    async def _heed_notices(self) -> None:
         while True:
             try:
-                async for job_ids in cancelled_jobs(self._redis, self.info.id):
-                    for claim in [self._held[job_id] for job_id in job_ids if job_id in self._held]:
+                async for told in notices(self._redis, self.info.id):
+                    self._showing.watched.update(told.watched)  # the claim may still be on its way to us
+                    for claim in [self._held[job_id] for job_id in told.cancelled if job_id in self._held]:
                         self._lose(claim)
             except QueueUnavailable as error:
-                logger.warning("cannot hear of cancellations: %s", error)
+                logger.warning("cannot hear of cancellations and watchers: %s", error)
                 await asyncio.sleep(RETRY_S)
 
     def _lose(self, claim: Claim) -> None:
@@ -298,6 +315,7 @@ class Worker:
         if self._held.get(claim.job.id) is not claim:
             return False
         del self._held[claim.job.id]
+        self._showing.forget(claim.job.id)
         if not self._held:
             self._nothing_held.set()
             self._freed.set()

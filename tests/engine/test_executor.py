@@ -10,12 +10,14 @@ from torch import Tensor
 
 from msf_serve.engine.config import GuidanceConfig
 from msf_serve.engine.executor import Executor, SampleRequest
+from msf_serve.engine.factorization import up
 from msf_serve.engine.loading import ModelPlans
 from msf_serve.engine.noise import NoiseStream, gaussian_noise
 from msf_serve.engine.offline import generate
 from msf_serve.engine.repository import ModelVersion
 from msf_serve.engine.schedule import integrate, timesteps
 from msf_serve.engine.stage import Stage
+from msf_serve.training.data import to_uint8
 
 REQUESTS = [
     SampleRequest(label=0, seed=1, index=0, num_base_steps=4, num_residual_steps=2, guidance_scale=1.5),
@@ -125,3 +127,35 @@ def test_guidance_acts_inside_its_interval_only(eager_plans: ModelPlans) -> None
 @pytest.mark.parametrize(("total", "split"), [(2, (1, 1)), (3, (2, 1)), (6, (4, 2)), (30, (20, 10))])
 def test_stages_share_steps_as_the_defaults_do(eager_plans: ModelPlans, total: int, split: tuple[int, int]) -> None:
     assert eager_plans.config.split_steps(total) == split
+
+
+def test_the_first_preview_is_the_base_decoded_alone(eager_plans: ModelPlans, version: ModelVersion) -> None:
+    model = version.load()
+    executor = Executor(eager_plans, 2)
+    slots = [executor.join(request) for request in REQUESTS[:2]]
+    while any(executor.slots[slot].stage is Stage.BASE for slot in slots):
+        executor.step([slot for slot in slots if executor.slots[slot].stage is Stage.BASE])
+    previews = executor.preview(slots)
+    for slot in slots:
+        base = executor.slots[slot].base
+        assert base is not None
+        mean, std = (torch.tensor(each)[:, None, None] for each in vars(eager_plans.config.base.statistics).values())
+        with torch.inference_mode():
+            decoded = model.autoencoder.decode(up((base * std + mean)[None]))[0]
+        assert np.array_equal(previews[slot], to_uint8(decoded).permute(1, 2, 0).numpy())
+
+
+def test_previews_approach_the_image_and_move_nothing(eager_plans: ModelPlans) -> None:
+    request = replace(REQUESTS[0], num_residual_steps=6)
+    executor = Executor(eager_plans, 1)
+    slot = executor.join(request)
+    previews = []
+    while executor.slots[slot].stage is not Stage.DECODE:
+        executor.step([slot])
+        if executor.slots[slot].stage is Stage.RESIDUAL:
+            previews.append(executor.preview([slot])[slot].astype(int))
+    image = executor.step([slot]).images[slot].astype(int)
+    assert np.array_equal(image, generate(Executor(eager_plans, 1), [request])[0].astype(int))
+    distances = [np.abs(preview - image).mean() for preview in previews]
+    assert distances[-1] < distances[0]
+    assert executor.preview([]) == {}

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from msf_serve.scheduler.errors import DeadlineTooShort
 from msf_serve.scheduler.jobs import JobState
 from msf_serve.scheduler.leases import Leases, Swept
-from msf_serve.scheduler.notices import cancelled_jobs
+from msf_serve.scheduler.notices import notices
 from msf_serve.scheduler.queue import JobQueue, QueueDepth
 from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, ids, replies, stored, until
 
@@ -65,6 +65,6 @@ async def test_a_worker_hears_of_cancellations_at_once(queue: JobQueue, leases: 
     for job in jobs:
         await queue.cancel(job.id)
     async with asyncio.timeout(4):
-        async for cancelled in cancelled_jobs(redis, "mine"):
-            assert cancelled == [jobs[0].id, jobs[1].id]
+        async for told in notices(redis, "mine"):
+            assert told.cancelled == (jobs[0].id, jobs[1].id)
             break

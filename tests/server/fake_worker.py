@@ -54,6 +54,7 @@ class FakeWorker:
     def __init__(self, redis_url: str, models: Sequence[ModelInfo] = (FASHION,)) -> None:
         redis = connect(redis_url)
         self.info = WorkerInfo(id="fake", host="here", pid=1, backend="drawing", num_slots=8, models=tuple(models))
+        self.claiming = True
         self.holding = False
         self.failure: JobError | None = None
         self.claimed: list[Claim] = []
@@ -79,7 +80,7 @@ class FakeWorker:
         models = [(model.name, model.version) for model in self.info.models]
         held: list[Claim] = []
         while True:
-            for model in models:
+            for model in models if self.claiming else ():
                 claims = (await self.leases.claim(self.info.id, *model, max_samples=64, idle=not held)).claims
                 self.claimed += claims
                 held += claims

@@ -51,7 +51,7 @@ async def refused(response: httpx.Response, status: int, client: httpx.AsyncClie
         ("guidance_scale", float("nan"), ["NaN", "a number from 0"]),
         ("guidance_scale", float("inf"), ["Infinity", "a number from 0"]),
         ("guidance_scale", -float("inf"), ["-Infinity", "a number from 0"]),
-        ("response_format", "url", ['"url"', '"b64_json"']),
+        ("response_format", "raw", ['"raw"', '"b64_json"', '"url"']),
         ("output_format", "gif", ['"gif"', '"png", "webp" or "jpeg"']),
         ("output_format", 3, ["3", '"png", "webp" or "jpeg"']),
         ("size", "1024x1024", ['"1024x1024"', '"auto", "32x32"']),

@@ -10,8 +10,7 @@ if state == 'queued' then
   dequeue(job, args.id)
 else
   redis.call('ZREM', leases, args.id)
-  redis.call('XADD', NOTICES_PREFIX .. worker, 'MAXLEN', '~', MAX_NOTICES, '*', 'job', args.id)
-  redis.call('PEXPIRE', NOTICES_PREFIX .. worker, STREAM_TTL_MS)
+  tell(NOTICES_PREFIX .. worker, MAX_NOTICES, 'job', args.id)
 end
 if args.error then
   redis.call('HSET', job, 'error', args.error)

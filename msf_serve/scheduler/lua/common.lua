@@ -44,6 +44,12 @@ local function stamp(seconds)
   return string.format('%.6f', seconds)
 end
 
+-- An entry in a stream that a server or a worker reads.
+local function tell(stream, cap, ...)
+  redis.call('XADD', stream, 'MAXLEN', '~', cap, '*', ...)
+  redis.call('PEXPIRE', stream, STREAM_TTL_MS)
+end
+
 local function is_terminal(state)
   return state ~= 'queued' and state ~= 'running'
 end
@@ -208,17 +214,24 @@ end
 local function requeue(job, id)
   redis.call('ZREM', leases, id)
   redis.call('HSET', job, 'state', 'queued')
-  redis.call('HDEL', job, 'worker')
+  redis.call('HDEL', job, 'worker', 'progress')
+  redis.call('DEL', job .. ':previews')
   charge(job, -1)
   enqueue(job, id)
 end
 
+local function tell_watchers(job, id)
+  for _, stream in ipairs(redis.call('SMEMBERS', job .. ':watchers')) do
+    tell(stream, MAX_REPLIES, 'news', id)
+  end
+end
+
 local function tell_waiters(job, id, state)
   for _, stream in ipairs(redis.call('SMEMBERS', job .. ':waiters')) do
-    redis.call('XADD', stream, 'MAXLEN', '~', MAX_REPLIES, '*', 'job', id, 'state', state)
-    redis.call('PEXPIRE', stream, STREAM_TTL_MS)
+    tell(stream, MAX_REPLIES, 'job', id, 'state', state)
   end
-  redis.call('DEL', job .. ':waiters')
+  tell_watchers(job, id)
+  redis.call('DEL', job .. ':waiters', job .. ':watchers')
 end
 
 -- The record's own end: its state, its life from here on, and who waits for it.

@@ -37,7 +37,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', ends, '-inf', stamp(now), 'LIMIT
   if filed[2] and redis.call('HGET', filed[2], 'job') == id then
     redis.call('DEL', filed[2])
   end
-  redis.call('DEL', job, job .. ':images')
+  redis.call('DEL', job, job .. ':images', job .. ':previews')
   redis.call('ZREM', ends, id)
   redis.call('ZREM', dead, id)
 end

@@ -1,0 +1,64 @@
+"""`/v1/files`: a job's images at addresses of their own, which work without a key until they expire."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import APIRouter, Query, Request, Response
+
+from msf_serve.scheduler.jobs import JobRecord
+from msf_serve.server.context import Context, ServerContext
+from msf_serve.server.errors import ErrorResponse, Forbidden, JobNotFound
+
+router = APIRouter(prefix="/v1/files", tags=["images"])
+
+
+async def urls(job: JobRecord, finished_at: float, request: Request, context: ServerContext) -> list[str]:
+    """One for each of the job's images, for as long as its result is kept."""
+    expires = int(finished_at + context.settings.result_ttl_s)
+    paths = [f"{router.prefix}/{job.id}/{index}.{job.spec.output_format}" for index in job.spec.indices]
+    base = str(request.base_url).rstrip("/")
+    return [
+        f"{base}{path}?expires={expires}&signature={await context.url_signer.sign(path, expires)}" for path in paths
+    ]
+
+
+@router.get(
+    "/{job_id}/{name}",
+    summary="An image of a job",
+    response_class=Response,
+    responses={
+        200: {"content": {"image/png": {}, "image/webp": {}, "image/jpeg": {}}, "description": "The file."},
+        400: {"model": ErrorResponse, "description": "`expires` or `signature` is missing or wrong."},
+        403: {"model": ErrorResponse, "description": "The address has expired, or nobody here signed it."},
+        404: {"model": ErrorResponse, "description": "The result is not kept any more."},
+        503: {"model": ErrorResponse, "description": "Redis is away."},
+    },
+)
+async def read(
+    job_id: str,
+    name: str,
+    request: Request,
+    context: Context,
+    expires: int = Query(description="Unix seconds."),
+    signature: str = Query(description="Of the path and `expires`."),
+) -> Response:
+    """What `response_format: url` points to; whoever has the address may read the image."""
+    if not await context.url_signer.is_signed(request.url.path, expires, signature):
+        message = "Nobody here signed this address. Allowed: one from an answer, as it is."
+        raise Forbidden(message, code="invalid_signature")
+    if time.time() > expires:
+        raise Forbidden("This address has expired. Allowed: asking for the image again.", code="url_expired")
+    job = await context.queue.get(job_id)
+    images = await context.queue.images(job) if job else []
+    if job is None or not images:
+        raise JobNotFound("The image is not kept any more.", param="job_id")
+    index = int(name.partition(".")[0])
+    return Response(
+        images[index - job.spec.first_index],
+        media_type=f"image/{job.spec.output_format}",
+        headers={
+            "Cache-Control": f"private, immutable, max-age={expires - int(time.time())}",
+            "Cross-Origin-Resource-Policy": "cross-origin",  # the address is leave enough to show it
+        },
+    )
