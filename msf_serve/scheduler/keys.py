@@ -16,6 +16,7 @@ NOTICES_PREFIX = "msf:notices:"  # stream: the jobs of one worker that were canc
 WATCHES_PREFIX = "msf:watches:"  # stream: the jobs of one worker that somebody began to watch
 IDEMPOTENCY_PREFIX = "msf:idempotency:"  # hash: the job that a caller's key stands for, and the digest of its body
 USAGE_PREFIX = "msf:usage:"  # hash: what one API key has used, and what its limits remember
+TENANT_JOBS_PREFIX = "msf:tenant_jobs:"  # sorted set: ids of one tenant's jobs by the time of their admission
 SHARE_PREFIX = "msf:share:"  # id of the job that does, or did, a certain deterministic work
 
 QUEUES = "msf:queues"  # set of "model/version" where a job was ever admitted: where sweeps look
@@ -45,20 +46,13 @@ _QUEUE_KEYS = (
 )
 
 _SHARED_KEYS = (
-    *("JOB_PREFIX", "NOTICES_PREFIX", "WATCHES_PREFIX"),
+    *("JOB_PREFIX", "TENANT_JOBS_PREFIX", "NOTICES_PREFIX", "WATCHES_PREFIX"),
     *("QUEUES", "WORKERS", "HEARTBEATS", "LAST_SEEN", "CLOCK", "RESERVED"),
 )
 
 LUA_NAMES = "\n".join(
     [
-        *(
-            f"local {name} = '{globals()[name]}'"
-            for name in ("JOB_PREFIX", "NOTICES_PREFIX", "WATCHES_PREFIX", "QUEUES")
-        ),
-        *(
-            f"local {name} = '{globals()[name]}'"
-            for name in ("WORKERS", "HEARTBEATS", "LAST_SEEN", "CLOCK", "RESERVED")
-        ),
+        *(f"local {name} = '{globals()[name]}'" for name in _SHARED_KEYS),
         *(f"local {key} = KEYS[1] .. '{key}'" for key in _QUEUE_KEYS),
     ]
 )
@@ -116,6 +110,10 @@ def replies(server_id: str) -> str:
 
 def usage(name: str) -> str:
     return f"{USAGE_PREFIX}{name}"
+
+
+def tenant_jobs(tenant: str) -> str:
+    return f"{TENANT_JOBS_PREFIX}{tenant}"
 
 
 def notices(worker_id: str) -> str:

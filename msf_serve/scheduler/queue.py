@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from msf_serve.scheduler import keys
-from msf_serve.scheduler.connection import call
+from msf_serve.scheduler.connection import call, guarded
 from msf_serve.scheduler.errors import DeadlineTooShort, IdempotencyConflict, MemoryFull, QueueFull
 from msf_serve.scheduler.jobs import JobError, JobRecord, JobSpec, JobState, Priority, Terms
 from msf_serve.scheduler.keys import QueueKeys
@@ -135,6 +135,19 @@ class JobQueue:
         """The job as it is now; None when it never was or its result's life is over."""
         fields = await call(self._redis, "HGETALL", keys.job(job_id))
         return decode_job(fields) if fields else None
+
+    async def jobs_of(self, tenant: str, *, limit: int, before: str | None = None) -> list[JobRecord]:
+        """A tenant's jobs that are still known, the newest first, at most `limit`, of those older than job `before`."""
+        index = keys.tenant_jobs(tenant)
+        rank = await call(self._redis, "ZREVRANK", index, before) if before else -1
+        if rank is None:
+            return []
+        ids = await call(self._redis, "ZREVRANGE", index, rank + 1, rank + limit)
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in ids:
+                pipeline.hgetall(keys.job(job_id.decode()))
+            found = await guarded(self._redis, pipeline.execute())
+        return [decode_job(fields) for fields in found if fields]
 
     async def images(self, job: JobRecord) -> list[bytes]:
         """The job's encoded files in the order of its samples; empty when there are none (any more)."""

@@ -122,7 +122,7 @@ async def _charged(order: Order, context: ServerContext) -> AsyncIterator[_Charg
 
 def _terms(body: ImageRequest, request: Request, context: ServerContext) -> Terms:
     caller: ApiKey | None = request.state.caller
-    tenant = caller.name if caller else _tenant(request)
+    tenant = tenant_of(request)
     return Terms(
         priority=body.priority or Terms().priority,
         tenant=tenant,
@@ -150,8 +150,13 @@ def _bound_to(spec: JobSpec, model: ModelInfo, context: ServerContext) -> str | 
     return fingerprint
 
 
-def _tenant(request: Request) -> str:
-    """Where nobody checks keys: the digest of what is sent as one (a queue is no place for secrets), or the address."""
+def tenant_of(request: Request) -> str:
+    """The key's name. Where nobody checks keys, the digest of what is sent as one (a queue is no place for secrets), or
+    the address.
+    """
+    caller: ApiKey | None = request.state.caller
+    if caller is not None:
+        return caller.name
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and key:
         return f"key-{hashlib.sha256(key.strip().encode()).hexdigest()[:16]}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from msf_serve.scheduler.jobs import JobRecord, JobSpec, JobState
 from msf_serve.server.context import ServerContext
+from msf_serve.server.files import urls
 from msf_serve.server.schemas import Image, JobObject
 
 
@@ -17,10 +18,16 @@ def encoded(images: Sequence[bytes], spec: JobSpec) -> list[Image]:
     ]
 
 
-async def job_object(job: JobRecord, context: ServerContext) -> JobObject:
-    """With its images, once it has succeeded."""
+async def job_object(job: JobRecord, base_url: str, context: ServerContext) -> JobObject:
+    """With its images, inside and as addresses, once it has succeeded."""
     images = await context.queue.images(job) if job.state is JobState.SUCCEEDED else []
-    return without_images(job).model_copy(update={"data": encoded(images, job.spec) or None})
+    if not images:
+        return without_images(job)
+    addresses = await urls(job, base_url, context)
+    data = [
+        image.model_copy(update={"url": url}) for image, url in zip(encoded(images, job.spec), addresses, strict=True)
+    ]
+    return without_images(job).model_copy(update={"data": data})
 
 
 def without_images(job: JobRecord) -> JobObject:

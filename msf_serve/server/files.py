@@ -13,14 +13,18 @@ from msf_serve.server.errors import ErrorResponse, Forbidden, JobNotFound
 router = APIRouter(prefix="/v1/files", tags=["images"])
 
 
-async def urls(job: JobRecord, finished_at: float, request: Request, context: ServerContext) -> list[str]:
-    """One for each of the job's images, for as long as its result is kept."""
-    expires = int(finished_at + context.settings.result_ttl_s)
+async def urls(job: JobRecord, base_url: str, context: ServerContext) -> list[str]:
+    """One for each image of a job that has succeeded, for as long as its result is kept."""
+    expires = int((job.finished_at or 0) + context.settings.result_ttl_s)
     paths = [f"{router.prefix}/{job.id}/{index}.{job.spec.output_format}" for index in job.spec.indices]
-    base = str(request.base_url).rstrip("/")
     return [
-        f"{base}{path}?expires={expires}&signature={await context.url_signer.sign(path, expires)}" for path in paths
+        f"{base_url}{path}?expires={expires}&signature={await context.url_signer.sign(path, expires)}" for path in paths
     ]
+
+
+def base_url(request: Request) -> str:
+    """As the caller sees this service, without a slash at its end."""
+    return str(request.base_url).rstrip("/")
 
 
 @router.get(

@@ -15,7 +15,7 @@ from msf_serve.server.completion import Completed, begin, complete
 from msf_serve.server.context import Context, ServerContext
 from msf_serve.server.errors import InvalidRequest
 from msf_serve.server.events import EventStream
-from msf_serve.server.files import urls
+from msf_serve.server.files import base_url, urls
 from msf_serve.server.gate import documented
 from msf_serve.server.metrics import MeasuredRoute
 from msf_serve.server.schemas import REFUSALS, Image, ImageRequest, ImagesResponse, JobObject
@@ -81,7 +81,7 @@ async def _data(body: ImageRequest, done: Completed, request: Request, context: 
     spec = done.job.spec
     if body.response_format != "url":
         return encoded(done.images, spec)
-    addresses = await urls(done.job, done.finished_at, request, context)
+    addresses = await urls(done.job, base_url(request), context)
     return [Image(url=url, index=index) for url, index in zip(addresses, spec.indices, strict=True)]
 
 

@@ -9,49 +9,78 @@ from contextlib import aclosing
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 
 from msf_serve.scheduler.errors import SchedulerError
 from msf_serve.scheduler.jobs import JobRecord, Progress
 from msf_serve.scheduler.queue import new_job_id
 from msf_serve.scheduler.watching import EventId, StoredPreview
-from msf_serve.server.admission import admit, read_order
-from msf_serve.server.answers import job_object
+from msf_serve.server.admission import admit, read_order, tenant_of
+from msf_serve.server.answers import job_object, without_images
 from msf_serve.server.context import Context, ServerContext
 from msf_serve.server.errors import InvalidRequest, JobNotFound, shown
 from msf_serve.server.events import EventStream, Pulse, error_frame, frame
+from msf_serve.server.files import base_url
 from msf_serve.server.gate import Caller, documented, may_see
 from msf_serve.server.keys import ApiKey
 from msf_serve.server.metrics import MeasuredRoute
-from msf_serve.server.schemas import REFUSALS, ImageRequest, JobObject, PreviewEvent, ProgressEvent, QueuedEvent
+from msf_serve.server.schemas import (
+    REFUSALS,
+    ImageRequest,
+    JobList,
+    JobObject,
+    PreviewEvent,
+    ProgressEvent,
+    QueuedEvent,
+)
 
 router = APIRouter(
     prefix="/v1/jobs", route_class=MeasuredRoute, tags=["jobs"], responses=REFUSALS, dependencies=[documented]
 )
 
+MAX_LISTED = 100
+
 
 @router.post("", status_code=202, summary="Queue a job")
 async def create(body: ImageRequest, request: Request, response: Response, context: Context) -> JobObject:
     """Answers at once; `Location` is where the job's state and, once it succeeded, its images are."""
+    if body.stream:
+        message = "Invalid stream: true. Allowed: false; /v1/jobs/{id}/events is the stream of a job."
+        raise InvalidRequest(message, param="stream")
     order = await read_order(body, request, context)
     job = await admit(order, context, job_id=new_job_id(), reply_to=None)
     request.state.job_id = job.id
     response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return await job_object(job, context)
+    return await job_object(job, base_url(request), context)
+
+
+@router.get("", summary="One's own jobs, the newest first")
+async def list_jobs(
+    request: Request,
+    context: Context,
+    limit: Annotated[int, Query(ge=1, le=MAX_LISTED, description="How many at most.")] = 20,
+    after: Annotated[str | None, Query(description="The id of the last job of the page before.")] = None,
+) -> JobList:
+    """Those of the caller's API key, or, where keys are not asked for, of what it sends as one, else of its address.
+
+    Without their images. As long as they are known: see `GET /v1/jobs/{job_id}`.
+    """
+    found = await context.queue.jobs_of(tenant_of(request), limit=limit + 1, before=after)
+    return JobList(data=[without_images(job) for job in found[:limit]], has_more=len(found) > limit)
 
 
 @router.get("/{job_id}", summary="A job as it is now")
-async def read(job_id: str, caller: Caller, context: Context) -> JobObject:
+async def read(job_id: str, request: Request, caller: Caller, context: Context) -> JobObject:
     """Ended jobs stay for ten minutes, failed ones for a week."""
-    return await job_object(await _find(job_id, caller, context), context)
+    return await job_object(await _find(job_id, caller, context), base_url(request), context)
 
 
 @router.delete("/{job_id}", summary="Cancel a job")
-async def cancel(job_id: str, caller: Caller, context: Context) -> JobObject:
+async def cancel(job_id: str, request: Request, caller: Caller, context: Context) -> JobObject:
     """Its samples leave the device before the next step; a job that has ended stays as it is."""
     await _find(job_id, caller, context)
     await context.queue.cancel(job_id)
-    return await read(job_id, caller, context)
+    return await read(job_id, request, caller, context)
 
 
 @router.get(
@@ -65,6 +94,7 @@ async def cancel(job_id: str, caller: Caller, context: Context) -> JobObject:
 )
 async def events(
     job_id: str,
+    request: Request,
     caller: Caller,
     context: Context,
     last_event_id: Annotated[
@@ -81,7 +111,7 @@ async def events(
     job = await _find(job_id, caller, context)
     if after is None:
         return Response(status_code=HTTPStatus.NO_CONTENT)
-    return EventStream(_events(job, after, context))
+    return EventStream(_events(job, after, base_url(request), context))
 
 
 _LAST = "end"  # in place of a sequence: what comes after all previews
@@ -99,7 +129,7 @@ def _event_id(text: str | None) -> EventId | None:
     return None if found[2] == _LAST else (int(found[1]), int(found[2]))
 
 
-async def _events(job: JobRecord, after: EventId, context: ServerContext) -> AsyncIterator[bytes]:
+async def _events(job: JobRecord, after: EventId, base: str, context: ServerContext) -> AsyncIterator[bytes]:
     pulse, position, progress = Pulse(), None, None
     try:
         async with aclosing(context.watcher.follow(job.id, after)) as following:
@@ -110,7 +140,7 @@ async def _events(job: JobRecord, after: EventId, context: ServerContext) -> Asy
                 if news.job.progress is not None and news.job.progress != progress:
                     frames.append(_progress(news.job, news.job.progress))
                 if news.job.state.is_terminal:
-                    ended = await job_object(news.job, context)
+                    ended = await job_object(news.job, base, context)
                     frames.append(frame(news.job.state, ended, f"{news.job.attempt}-{_LAST}"))
                 position, progress = news.position, news.job.progress
                 if beat := pulse.beat(frames):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from functools import partial
 
 import httpx
 import pytest
@@ -229,3 +230,42 @@ async def test_a_server_takes_back_what_dead_workers_held(
         await worker.__aexit__()
         await until(lambda: status_of(client, job_id), "queued")
     assert (await JobQueue(redis).depth(FASHION.name, FASHION.version)).num_jobs_queued == 1
+
+
+async def test_who_prefers_not_to_wait_gets_the_job(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+    worker.holding = True
+    for prefer in ("respond-async", "wait=0", "handling=lenient, Respond-Async, wait=0"):
+        answer = await client.post(PATH, json=BAG, headers={"Prefer": prefer})
+        assert answer.status_code == 202
+        assert answer.headers["preference-applied"] == prefer
+        assert answer.headers["location"] == f"{JOBS}/{answer.json()['id']}"
+        assert answer.json()["status"] in ("queued", "running")
+    worker.holding = False
+    for claim in list(worker.claimed):
+        await until(partial(status_of, client, claim.job.id), "succeeded")
+    waited = await client.post(PATH, json=BAG, headers={"Prefer": "respond-async, wait=20"})
+    assert (waited.status_code, len(waited.json()["data"])) == (200, 1)
+    ignored = await client.post(PATH, json=BAG, headers={"Prefer": "wait=soon, return=minimal"})
+    assert ignored.status_code == 200
+
+
+async def test_jobs_are_listed_by_page_the_newest_first(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+    mine, other = {"Authorization": "Bearer mine"}, {"Authorization": "Bearer other"}
+    ids = [(await client.post(JOBS, json=BAG, headers=mine)).json()["id"] for _ in range(5)]
+    await client.post(JOBS, json=BAG, headers=other)
+    first = (await client.get(JOBS, params={"limit": 3}, headers=mine)).json()
+    assert [job["id"] for job in first["data"]] == ids[:1:-1]
+    assert first["has_more"]
+    last = (await client.get(JOBS, params={"limit": 3, "after": ids[2]}, headers=mine)).json()
+    assert ([job["id"] for job in last["data"]], last["has_more"]) == (ids[1::-1], False)
+    assert {job["data"] for job in last["data"]} == {None}
+    assert (await client.get(JOBS, params={"after": "nope"}, headers=mine)).json()["data"] == []
+    assert (await client.get(JOBS)).json()["data"] == []
+    wrong = await client.get(JOBS, params={"limit": 0}, headers=mine)
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "limit")
+
+
+async def test_a_job_is_no_stream(client: httpx.AsyncClient) -> None:
+    answer = await client.post(JOBS, json={**BAG, "stream": True})
+    assert answer.status_code == 400
+    assert "/v1/jobs/{id}/events" in answer.json()["error"]["message"]

@@ -15,6 +15,7 @@ local function store(state, now, offset)
     'seq', redis.call('HINCRBY', counters, 'seq', 1), 'admitted_at', stamp(now), 'clock_offset', stamp(offset), 'band', args.band,
     'tenant', args.tenant, 'user', args.user, 'weight', args.weight, 'cost', args.cost, 'least_s', args.least_s,
     'result_bytes', args.result_bytes)
+  redis.call('ZADD', TENANT_JOBS_PREFIX .. args.tenant, stamp(now), args.id)
   if args.bound then
     redis.call('HSET', job, 'bound', args.bound)
   end

@@ -30,7 +30,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', deadlines, '-inf', stamp(now))) 
 end
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', ends, '-inf', stamp(now), 'LIMIT', 0, MAX_FORGOTTEN)) do
   local job = JOB_PREFIX .. id
-  local filed = redis.call('HMGET', job, 'share', 'idempotency')
+  local filed = redis.call('HMGET', job, 'share', 'idempotency', 'tenant')
   if filed[1] and redis.call('GET', filed[1]) == id then
     redis.call('DEL', filed[1])
   end
@@ -38,6 +38,9 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', ends, '-inf', stamp(now), 'LIMIT
     redis.call('DEL', filed[2])
   end
   redis.call('DEL', job, job .. ':images', job .. ':previews')
+  if filed[3] then
+    redis.call('ZREM', TENANT_JOBS_PREFIX .. filed[3], id)
+  end
   redis.call('ZREM', ends, id)
   redis.call('ZREM', dead, id)
 end
