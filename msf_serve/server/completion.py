@@ -60,7 +60,9 @@ async def complete(order: Order, context: ServerContext, request: Request) -> Co
             raise
     finally:
         context.replies.forget(job_id, end)
-    return await _completed(job_id, state, context)
+    done = await _completed(job_id, state, context)
+    context.metrics.observe_job(order.model, done.timings, len(done.images), cached=done.job.images_of is not None)
+    return done
 
 
 async def _cancel(job_id: str, context: ServerContext) -> None:

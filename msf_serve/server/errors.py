@@ -207,7 +207,7 @@ def respond(error: ApiError, path: str) -> JSONResponse:
     """OpenAI's error object; under /v2 the Open Inference Protocol's."""
     body: dict[str, Any] = {
         "error": error.detail
-        if path.startswith("/v2/")
+        if f"{path}/".startswith("/v2/")
         else {"message": error.detail, "type": error.type, "param": error.param, "code": error.code}
     }
     return JSONResponse(body, error.status_code, headers=error.headers)
