@@ -14,12 +14,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from msf_serve.scheduler.errors import SchedulerError
-from msf_serve.server import files, health, images, jobs, models, usage, web
+from msf_serve.server import files, health, images, jobs, models, oip, usage, web
 from msf_serve.server.context import open_context
 from msf_serve.server.errors import respond, translate
 from msf_serve.server.gate import Gate
 from msf_serve.server.keys import KeyRing
 from msf_serve.server.middleware import BodyLimit, Edge
+from msf_serve.server.oip_tensors import HEADER_LENGTH
 from msf_serve.server.settings import ServerSettings
 from msf_serve.tracing import Tracing
 
@@ -51,7 +52,7 @@ def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> Fast
         redoc_url=None,
         static_url=web.DOCS_ASSETS,
     )
-    for part in (images, files, jobs, models, usage, health, web):
+    for part in (images, files, jobs, models, usage, oip, health, web):
         app.include_router(part.router)
     app.mount("/page", web.assets)
     for handled in (HTTPException, RequestValidationError, SchedulerError):
@@ -63,8 +64,8 @@ def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> Fast
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST", "DELETE"),
-            allow_headers=("Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"),
-            expose_headers=("Location", "Retry-After", "Server-Timing", "X-Request-Id"),
+            allow_headers=("Authorization", "Content-Type", "Idempotency-Key", HEADER_LENGTH, "X-Request-Id"),
+            expose_headers=(HEADER_LENGTH, "Location", "Retry-After", "Server-Timing", "X-Request-Id"),
         )
     if tracing is not None:
         from msf_serve.server.traced import Traced

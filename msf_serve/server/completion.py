@@ -35,8 +35,15 @@ class Completed:
         return self.job.images_of is not None
 
 
-async def complete(
-    order: Order, context: ServerContext, request: Request, patience_s: float | None = None
+async def complete(order: Order, context: ServerContext, request: Request) -> Completed:
+    """Admits the job and waits for its images, as `complete_within` any time."""
+    done = await complete_within(math.inf, order, context, request)
+    assert isinstance(done, Completed)
+    return done
+
+
+async def complete_within(
+    patience_s: float, order: Order, context: ServerContext, request: Request
 ) -> Completed | JobRecord:
     """Admits the job and waits for its images; after `patience_s`, returns the job as it is then.
 
@@ -70,7 +77,9 @@ async def complete(
             raise
     finally:
         context.replies.forget(job_id, end)
-    return await completed(job_id, state, context)
+    done = await completed(job_id, state, context)
+    context.metrics.observe_job(order.model, done.timings, len(done.images), cached=done.is_cached)
+    return done
 
 
 async def begin(order: Order, context: ServerContext, request: Request) -> JobRecord:
@@ -94,11 +103,11 @@ class _Impatient(Exception):
     """The caller does not wait any longer, on purpose."""
 
 
-async def _first(end: asyncio.Future[JobState], order: Order, request: Request, patience_s: float | None) -> JobState:
+async def _first(end: asyncio.Future[JobState], order: Order, request: Request, patience_s: float) -> JobState:
     gone = asyncio.create_task(_disconnected(request))
     either: set[asyncio.Future[Any]] = {end, gone}
     late_s = math.inf if order.terms.timeout_s is None else order.terms.timeout_s + LATE_S
-    timeout_s = min(late_s, math.inf if patience_s is None else patience_s)
+    timeout_s = min(late_s, patience_s)
     try:
         await asyncio.wait(
             either, timeout=None if timeout_s == math.inf else timeout_s, return_when=asyncio.FIRST_COMPLETED

@@ -219,7 +219,8 @@ def translate(error: Exception) -> ApiError:
 
 def respond(error: ApiError, path: str) -> JSONResponse:
     """OpenAI's error object; under /v2 the Open Inference Protocol's."""
-    body: dict[str, Any] = {"error": error.detail} if path.startswith("/v2/") else error_response(error).model_dump()
+    is_oip = f"{path}/".startswith("/v2/")
+    body: dict[str, Any] = {"error": error.detail} if is_oip else error_response(error).model_dump()
     return JSONResponse(body, error.status_code, headers=error.headers)
 
 

@@ -15,7 +15,7 @@ from msf_serve.server.errors import ApiError, Forbidden, NotHere, Unauthenticate
 from msf_serve.server.keys import ApiKey, KeyRing
 from msf_serve.server.web import DOCS_ASSETS
 
-_OPEN = frozenset({"/", "/docs", "/openapi.json", "/metrics", "/v1/models"})
+_OPEN = frozenset({"/", "/docs", "/openapi.json", "/metrics", "/v1/models", "/v2"})
 _OPEN_BELOW = ("/page/", "/v1/files/", f"{DOCS_ASSETS}/", "/v1/models/", "/v2/health/")
 
 # What /docs says of it; the gate has decided before any route is looked up.
@@ -49,7 +49,7 @@ class Gate:
         is_public = self.operations_port is not None and scope["server"][1] != self.operations_port
         if is_public and scope["path"] == "/metrics":
             raise NotHere("There is nothing at this path.")
-        if self.keys is None or _is_open(scope["path"]):
+        if self.keys is None or _is_open(scope["method"], scope["path"]):
             return None
         caller = _authenticate(Headers(scope=scope).get("authorization", ""), self.keys)
         if is_public:
@@ -58,8 +58,10 @@ class Gate:
         return caller
 
 
-def _is_open(path: str) -> bool:
-    return path in _OPEN or path.startswith(_OPEN_BELOW)
+def _is_open(method: str, path: str) -> bool:
+    """What a model is may be read by all, as may whether it is ready; how it is used may not."""
+    describes_model = method == "GET" and path.startswith("/v2/models/") and not path.endswith("/stats")
+    return path in _OPEN or path.startswith(_OPEN_BELOW) or describes_model
 
 
 def _authenticate(authorization: str, ring: KeyRing) -> ApiKey:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from http import HTTPStatus
 
@@ -11,7 +12,7 @@ from fastapi.responses import JSONResponse
 from msf_serve.scheduler.jobs import JobRecord, Timings
 from msf_serve.server.admission import read_order
 from msf_serve.server.answers import encoded, without_images
-from msf_serve.server.completion import Completed, begin, complete
+from msf_serve.server.completion import Completed, begin, complete_within
 from msf_serve.server.context import Context, ServerContext
 from msf_serve.server.errors import InvalidRequest
 from msf_serve.server.events import EventStream
@@ -50,11 +51,11 @@ async def generate(body: ImageRequest, request: Request, response: Response, con
             'Invalid response_format: "url". Allowed with stream: "b64_json".', param="response_format"
         )
     patience_s = _patience_s(request)
-    order = await read_order(body, request, context, finish_alone=patience_s is not None)
+    order = await read_order(body, request, context, finish_alone=patience_s < math.inf)
     if body.stream:
         job = await begin(order, context, request)
         return EventStream(image_events(body, job, order, context, request))
-    done = await complete(order, context, request, patience_s)
+    done = await complete_within(patience_s, order, context, request)
     if isinstance(done, JobRecord):
         return _accepted(done, request)
     context.metrics.observe_images(order.model, len(done.images), cached=done.is_cached)
@@ -85,13 +86,16 @@ async def _data(body: ImageRequest, done: Completed, request: Request, context: 
     return [Image(url=url, index=index) for url, index in zip(addresses, spec.indices, strict=True)]
 
 
-def _patience_s(request: Request) -> float | None:
-    """None: to the end. What else is preferred, or malformed, is passed over, as RFC 7240 wants it."""
+def _patience_s(request: Request) -> float:
+    """How long the caller waits: to the end, unless it says otherwise.
+
+    What else is preferred, or malformed, is passed over, as RFC 7240 wants it.
+    """
     preferences = [item.strip().lower() for item in ",".join(request.headers.getlist("prefer")).split(",")]
     waits = [float(found[1]) for item in preferences if (found := _WAIT.fullmatch(item))]
     if waits:
         return waits[0]
-    return 0.0 if "respond-async" in preferences else None
+    return 0.0 if "respond-async" in preferences else math.inf
 
 
 def _accepted(job: JobRecord, request: Request) -> JSONResponse:

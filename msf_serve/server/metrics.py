@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
-from msf_serve.scheduler.jobs import JobSpec, ModelInfo
+from msf_serve.scheduler.jobs import JobSpec, ModelInfo, Timings
 from msf_serve.scheduler.leases import Swept
 from msf_serve.scheduler.queue import QueueDepth
 from msf_serve.scheduler.storage import Storage
@@ -26,7 +27,9 @@ OUTCOMES = (
     *("succeeded", "invalid", "refused", "limited", "unavailable"),
     *("timeout", "failed", "cancelled", "client_gone", "error"),
 )
-ROUTES = ("/v1/images/generations", "/v1/jobs")  # those that admit jobs
+OIP_ROUTES = tuple(f"/v2/models/{{model}}{which}/infer" for which in ("", "/versions/{version}"))
+WAITING_ROUTES = ("/v1/images/generations", *OIP_ROUTES)  # whose answers are images
+ROUTES = (*WAITING_ROUTES, "/v1/jobs")  # those that admit jobs
 SHARED = " Read from Redis, the same in every server: aggregate by max."
 
 
@@ -40,12 +43,26 @@ class Shared:
     round_trip_s: float
 
 
+@dataclass
+class JobTotals:
+    """Jobs of one model version that a caller waited for, since the start; times in milliseconds."""
+
+    last_ended_at: float = 0.0  # Unix seconds
+    num_images: int = 0
+    num_jobs: int = 0
+    num_cached: int = 0  # jobs beside those, answered by what an identical one had made; their time is not counted
+    queue_ms: float = 0.0
+    stages_ms: float = 0.0
+    output_ms: float = 0.0  # decoder and encoder
+
+
 class Metrics:
     """One registry per app. What is shared through Redis is a gauge, to be aggregated by max."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing reads
         self.registry = CollectorRegistry()
+        self.totals: defaultdict[tuple[str, str], JobTotals] = defaultdict(JobTotals)
         tasks = self._gauge("msf_asyncio_tasks", "Tasks of the event loop")
         tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
         ProcessCollector(registry=self.registry)
@@ -96,6 +113,32 @@ class Metrics:
 
     def observe_images(self, model: ModelInfo, num_images: int, *, cached: bool) -> None:
         self.images.labels(model.name, model.version, "cached" if cached else "made").inc(num_images)
+
+    def observe_job(self, model: ModelInfo, timings: Timings, num_images: int, *, cached: bool) -> None:
+        totals = self.totals[model.name, model.version]
+        totals.last_ended_at = time.time()
+        if cached:
+            totals.num_cached += 1
+            return
+        totals.num_jobs += 1
+        totals.num_images += num_images
+        totals.queue_ms += timings.queue_ms
+        totals.stages_ms += timings.base_ms + timings.residual_ms
+        totals.output_ms += timings.decode_ms + timings.encode_ms
+
+    def waits(self, model: ModelInfo, *, succeeded: bool) -> tuple[int, float]:
+        """How many requests for images ended so, and how many seconds they took together."""
+        count = seconds = 0.0
+        for sample in next(iter(self.request_s.collect())).samples:
+            its = sample.labels
+            if (
+                (its["model"], its["version"]) == (model.name, model.version)
+                and its["route"] in WAITING_ROUTES
+                and (its["outcome"] == "succeeded") == succeeded
+            ):
+                count += sample.value if sample.name.endswith("_count") else 0.0
+                seconds += sample.value if sample.name.endswith("_sum") else 0.0
+        return int(count), seconds
 
     def observe_sweep(self, swept: Swept) -> None:
         self.reclaims.inc(swept.num_requeued)

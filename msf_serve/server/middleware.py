@@ -16,7 +16,7 @@ from msf_serve.server.transport import MAX_HEAD_BYTES
 
 logger = logging.getLogger(__name__)
 
-LOGGED = "/v1/"  # not what probes and Prometheus ask every few seconds
+LOGGED = ("/v1/", "/v2/models/", "/v2/repository/")  # not what probes and Prometheus ask every few seconds
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 _ON_EVERY_ANSWER = {

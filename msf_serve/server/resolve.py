@@ -25,7 +25,7 @@ def resolve(request: ImageRequest, model: ModelInfo, max_images: int) -> JobSpec
     return JobSpec(
         model=model.name,
         version=model.version,
-        label=_label(request.prompt, model),
+        label=label_of(request.prompt, model),
         num_samples=_within("n", request.n, 1, default=1, highest=max_images),
         seed=_within("seed", request.seed, 0, default=secrets.randbelow(MAX_SEED + 1), highest=MAX_SEED),
         first_index=_within("first_index", request.first_index, 0, default=0, highest=MAX_INDEX),
@@ -56,10 +56,13 @@ def _ids_by_name(labels: tuple[str, ...]) -> Mapping[str, int]:
     return {label.casefold(): label_id for label_id, label in reversed(list(enumerate(labels)))}
 
 
-def _label(prompt: str, model: ModelInfo) -> int:
-    """A name wins over an id, so that classes may be named by digits."""
+def label_of(name: str, model: ModelInfo, param: str = "prompt") -> int:
+    """The id of a class by its name or id; a name wins, so that classes may be named by digits.
+
+    Raises InvalidRequest, which names the closest classes.
+    """
     ids = _ids_by_name(model.labels)
-    wanted = prompt.strip().casefold()
+    wanted = name.strip().casefold()
     if (label := ids.get(wanted)) is not None:
         return label
     num_labels = len(model.labels)
@@ -68,9 +71,9 @@ def _label(prompt: str, model: ModelInfo) -> int:
     close = [model.labels[ids[name]] for name in _closest(wanted, ids)]
     hint = f"The closest are: {', '.join(close)}." if close else f"Such as: {', '.join(model.labels[:5])}."
     raise InvalidRequest(
-        f"Invalid prompt: {shown(prompt)} is no class of {model.name}. Allowed: one of its {num_labels} "
+        f"Invalid {param}: {shown(name)} is no class of {model.name}. Allowed: one of its {num_labels} "
         f"class names, or an id from 0 to {num_labels - 1}. {hint}",
-        param="prompt",
+        param=param,
         code="unknown_class",
     )
 

@@ -35,6 +35,7 @@ async def image_events(
                 if job.deadline_at is not None and time.time() > job.deadline_at + LATE_S:
                     await context.queue.expire(job.id)
         done = await completed(job.id, job.state, context)
+        context.metrics.observe_job(order.model, done.timings, len(done.images), cached=done.is_cached)
         context.metrics.observe_images(order.model, len(done.images), cached=done.is_cached)
         yield b"".join(_completed(place, body, order, done) for place in range(len(done.images)))
     except (ApiError, SchedulerError) as error:

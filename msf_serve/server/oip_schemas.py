@@ -1,0 +1,149 @@
+"""The bodies of the Open Inference Protocol, version 2, with Triton's extensions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from msf_serve.server.schemas import RequestBody
+
+Parameters = dict[str, str | bool | int | float]
+
+
+class InputTensor(RequestBody):
+    """A tensor whose elements are in `data`, or behind the JSON in as many bytes as `binary_data_size` says."""
+
+    name: str = Field(description="the name of an input, a string.")
+    shape: list[int] = Field(description="a list of integers: [n], [n, 1] or, for one value for all images, [1].")
+    datatype: str = Field(description="a string: one of the protocol's tensor types.")
+    parameters: Parameters = Field(default={}, description="an object; binary_data_size is known.")
+    data: list[Any] | None = Field(default=None, description="a list of the tensor's elements.")
+
+
+class RequestedOutput(RequestBody):
+    name: str = Field(description='"images".')
+    parameters: Parameters = Field(default={}, description="an object; binary_data is known.")
+
+
+class InferRequest(RequestBody):
+    """An inference request: one row of `label` is one image."""
+
+    id: str | None = Field(default=None, description="a string, which the answer repeats.")
+    parameters: Parameters = Field(default={}, description="an object of strings, numbers and booleans.")
+    inputs: Annotated[list[InputTensor], Field(min_length=1, description="a list of tensors, label among them.")]
+    outputs: list[RequestedOutput] | None = Field(default=None, description='a list with {"name": "images"}.')
+
+
+class OutputTensor(BaseModel):
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: Parameters | None = None
+    data: list[int] | None = Field(None, description="Row by row; absent where the bytes come behind the JSON.")
+
+
+class InferResponse(BaseModel):
+    """What was made; `parameters` tell how, so that it can be made again."""
+
+    id: str | None = None
+    model_name: str
+    model_version: str
+    parameters: Parameters
+    outputs: list[OutputTensor]
+
+
+class OipError(BaseModel):
+    """The protocol's error object."""
+
+    error: str
+
+
+class ServerMetadata(BaseModel):
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class TensorMetadata(BaseModel):
+    name: str
+    datatype: str
+    shape: list[int] = Field(description="-1 is the number of images.")
+
+
+class ModelMetadata(BaseModel):
+    name: str
+    versions: list[str] = Field(description="Those that are served now.")
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class ModelReady(BaseModel):
+    name: str
+    ready: bool
+
+
+class ConfigTensor(BaseModel):
+    name: str
+    data_type: str
+    dims: list[int]
+    optional: bool = False
+
+
+class StringValue(BaseModel):
+    string_value: str
+
+
+class ModelConfiguration(BaseModel):
+    """The part of Triton's model configuration that has a meaning here."""
+
+    name: str
+    platform: str
+    backend: str
+    max_batch_size: int
+    input: list[ConfigTensor]
+    output: list[ConfigTensor]
+    parameters: dict[str, StringValue]
+
+
+class Duration(BaseModel):
+    count: int = 0
+    ns: int = 0
+
+
+class InferenceStats(BaseModel):
+    success: Duration
+    fail: Duration
+    queue: Duration
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+    cache_hit: Duration
+
+
+class ModelStats(BaseModel):
+    """Of one version, since this server process started."""
+
+    name: str
+    version: str
+    last_inference: int = Field(description="When the last job ended, in Unix milliseconds; 0: none did.")
+    inference_count: int = Field(description="Images made.")
+    execution_count: int = Field(description="Jobs that made them.")
+    inference_stats: InferenceStats
+    batch_stats: list[dict[str, int]] = Field(description="Empty: step batches are counted by the workers' metrics.")
+
+
+class Statistics(BaseModel):
+    model_stats: list[ModelStats]
+
+
+OIP_ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": OipError, "description": "What went wrong."}} | {
+    status: {"model": OipError, "description": description}
+    for status, description in {
+        401: "No API key, or one that is not known.",
+        403: "The API key has not the scope for this.",
+        404: "No such model or version, or it is not loaded.",
+        503: "Draining, Redis is away, or no worker serves the model.",
+    }.items()
+}
