@@ -9,6 +9,7 @@ import click
 
 from msf_serve.cli.settings import read_settings
 from msf_serve.server.keys import NAME_PATTERN, Scope, digest, new_key, read_keys
+from msf_serve.server.webhooks import shown_secret
 
 
 @click.group()
@@ -62,6 +63,16 @@ def new(
         if value is not None:
             click.echo(f"{limit} = {value}")
     click.echo()
+
+
+@command.command("webhook-secret")
+@click.option("--name", default="", help="name of the API key; without it, that of a service without keys")
+def webhook_secret(name: str) -> None:
+    """Print what a key's webhooks are signed with, by MSF_WEBHOOK_SECRET."""
+    master = read_settings().webhook_secret
+    if master is None:
+        raise click.UsageError("set MSF_WEBHOOK_SECRET")
+    click.echo(shown_secret(master, name))
 
 
 @command.command()

@@ -94,6 +94,8 @@ def _create_app(settings: Settings, redis_url: str, host: str, port: int) -> Fas
         max_queued_samples=settings.max_queued_samples,
         tenant_weights=settings.tenant_weights,
         api_keys_file=settings.api_keys_file,
+        webhook_secret=settings.webhook_secret,
+        webhook_networks=settings.webhook_networks,
         cors_origins=settings.cors_origins,
         operations_port=settings.metrics_port or None,
         otlp_endpoint=settings.otlp_endpoint,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -59,6 +60,14 @@ class Settings(BaseSettings):
     metrics_port: int = Field(
         0, ge=0, le=65535, description="a second port, the only one then with /metrics and the scope admin; 0: none"
     )
+    webhook_secret: str | None = Field(
+        None,
+        min_length=24,
+        description="what webhooks are signed with (`msf keys webhook-secret`); default: no webhooks",
+    )
+    webhook_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        (), description="private networks that webhooks may go to nevertheless, such as 10.1.0.0/16"
+    )
     batching: Literal["step", "request"] = Field("step", description="request: as others do it, to compare with")
     batch_size: int = Field(8, ge=1, description="samples that a batch takes, with request-level batching")
     batch_delay_s: float = Field(0.02, ge=0, description="how long a batch waits for company, with the same")
@@ -72,7 +81,7 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field("text", description="of log lines, on standard error")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
 
-    @field_validator("buckets", "cors_origins", mode="before")
+    @field_validator("buckets", "cors_origins", "webhook_networks", mode="before")
     @classmethod
     def _listed(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value
@@ -97,7 +106,7 @@ def read_settings(**given: object) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = first["loc"][0]
-        value = "" if name == "redis_url" else f"={first['input']!r}"
+        value = "" if name in ("redis_url", "webhook_secret") else f"={first['input']!r}"
         reason = first["msg"].removeprefix("Value error, ")
         raise click.UsageError(f"MSF_{name}".upper() + f"{value}: {reason}") from error
 

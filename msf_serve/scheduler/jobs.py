@@ -77,6 +77,7 @@ class Terms(Record):
     timeout_s: float | None = Field(default=None, gt=0)
     traceparent: str | None = None  # of the span that admitted it
     num_previews: int = Field(default=0, ge=0)  # of each sample, on its way
+    webhook_url: str | None = None  # told of the job's end
 
 
 class Timings(Record):
@@ -124,6 +125,14 @@ class JobError(Record):
     message: str
 
 
+class Delivery(Record):
+    """How far a job's webhook has come. `problem` is the last attempt's."""
+
+    state: Literal["pending", "delivered", "failed"]
+    num_attempts: int
+    problem: str | None = None
+
+
 class JobRecord(Record):
     """A job as stored: spec, state and history. Times are Unix seconds by Redis's clock."""
 
@@ -144,6 +153,7 @@ class JobRecord(Record):
     is_watched: bool = False  # its worker tells how far it is
     progress: Progress | None = None
     provenance: Provenance | None = None
+    delivery: Delivery | None = None
     timings: Timings | None = None
     error: JobError | None = None
 

@@ -24,6 +24,8 @@ WORKERS = "msf:workers"  # hash, worker id → WorkerInfo
 HEARTBEATS = "msf:heartbeats"  # sorted set, worker id by the time of its last heartbeat
 LAST_SEEN = "msf:last_seen"  # time of any worker's last heartbeat
 MODELS = "msf:models"  # hash, "model/version" → ModelInfo
+WEBHOOKS = "msf:webhooks"  # sorted set: jobs whose callers are to be told of their end, by when that is due
+WEBHOOK_PREFIX = "msf:webhook:"  # what one of them is told, while it is not delivered
 URL_SECRET = "msf:url_secret"  # what the addresses of images are signed with
 CLOCK = "msf:clock"  # hash: Redis's time when last seen, and what to add so that it never jumps
 RESERVED = "msf:reserved"  # bytes that the results of accepted jobs may still take
@@ -47,7 +49,7 @@ _QUEUE_KEYS = (
 
 _SHARED_KEYS = (
     *("JOB_PREFIX", "TENANT_JOBS_PREFIX", "NOTICES_PREFIX", "WATCHES_PREFIX"),
-    *("QUEUES", "WORKERS", "HEARTBEATS", "LAST_SEEN", "CLOCK", "RESERVED"),
+    *("WEBHOOKS", "WEBHOOK_PREFIX", "QUEUES", "WORKERS", "HEARTBEATS", "LAST_SEEN", "CLOCK", "RESERVED"),
 )
 
 LUA_NAMES = "\n".join(
@@ -114,6 +116,10 @@ def usage(name: str) -> str:
 
 def tenant_jobs(tenant: str) -> str:
     return f"{TENANT_JOBS_PREFIX}{tenant}"
+
+
+def webhook(job_id: str) -> str:
+    return f"{WEBHOOK_PREFIX}{job_id}"
 
 
 def notices(worker_id: str) -> str:

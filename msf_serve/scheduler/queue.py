@@ -105,6 +105,7 @@ class JobQueue:
             least_s=least_s,
             result_bytes=result_bytes,
             reply_to=reply_to,
+            webhook=terms.webhook_url,
             limit=self._max_queued_samples,
             idempotency=idempotency and f"{keys.IDEMPOTENCY_PREFIX}{_digest(terms.tenant, idempotency.key)}",
             digest=idempotency and hashlib.sha256(idempotency.body).hexdigest(),

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from msf_serve.scheduler.errors import SchedulerError
-from msf_serve.scheduler.jobs import JobError, JobRecord, JobSpec, JobState, Progress, Provenance, Terms, Timings
+from msf_serve.scheduler.jobs import (
+    Delivery,
+    JobError,
+    JobRecord,
+    JobSpec,
+    JobState,
+    Progress,
+    Provenance,
+    Terms,
+    Timings,
+)
 
 SCHEMA_VERSION = 1
 
@@ -26,6 +36,7 @@ def decode_job(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> JobRecord:
     progress = fields.get(b"progress")
     bound = fields.get(b"bound")
     provenance = fields.get(b"provenance")
+    delivery = fields.get(b"delivery")
     return JobRecord(
         schema_version=schema_version,
         id=fields[b"id"].decode(),
@@ -44,6 +55,7 @@ def decode_job(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> JobRecord:
         progress=Progress.model_validate_json(progress) if progress else None,
         images_of=images_of.decode() if images_of else None,
         provenance=Provenance.model_validate_json(provenance) if provenance else None,
+        delivery=Delivery.model_validate_json(delivery) if delivery else None,
         timings=Timings.model_validate_json(timings) if timings else None,
         error=JobError.model_validate_json(error) if error else None,
     )

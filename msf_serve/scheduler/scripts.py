@@ -24,6 +24,8 @@ ScriptName = Literal[
     "cancel",
     "watch",
     "publish",
+    "due_webhooks",
+    "settle_webhook",
     "depth",
     "heartbeat",
     "now",

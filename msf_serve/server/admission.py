@@ -13,6 +13,7 @@ from fastapi import Request
 from msf_serve.scheduler.errors import QueueUnavailable
 from msf_serve.scheduler.jobs import MAX_INDEX, JobRecord, JobSpec, ModelInfo, Terms
 from msf_serve.scheduler.queue import Idempotency
+from msf_serve.server.addresses import AddressRefused, check_url
 from msf_serve.server.context import ServerContext
 from msf_serve.server.errors import InvalidRequest, Unavailable, shown
 from msf_serve.server.keys import ApiKey
@@ -130,8 +131,23 @@ def _terms(body: ImageRequest, request: Request, context: ServerContext) -> Term
         weight=(caller and caller.weight) or context.settings.tenant_weights.get(tenant, 1.0),
         timeout_s=body.timeout_s or context.settings.request_timeout_s,
         num_previews=body.partial_images or 0,
+        webhook_url=_webhook_url(body, context),
         traceparent=context.tracing.traceparent() if context.tracing else None,
     )
+
+
+def _webhook_url(body: ImageRequest, context: ServerContext) -> str | None:
+    if body.webhook_url is None:
+        return None
+    if context.settings.webhook_secret is None:
+        message = "Invalid webhook_url. Allowed: none, as the operator has not set MSF_WEBHOOK_SECRET."
+        raise InvalidRequest(message, param="webhook_url", code="webhooks_off")
+    try:
+        check_url(body.webhook_url, context.settings.webhook_networks)
+    except AddressRefused as error:
+        message = f"Invalid webhook_url: {shown(body.webhook_url)}; {error}."
+        raise InvalidRequest(f"{message} Allowed: a public address.", param="webhook_url") from error
+    return body.webhook_url
 
 
 def _bound_to(spec: JobSpec, model: ModelInfo, context: ServerContext) -> str | None:

@@ -43,6 +43,7 @@ def without_images(job: JobRecord) -> JobObject:
         progress=job.progress,
         timings=job.timings,
         provenance=job.provenance,
+        webhook=job.delivery,
         error=job.error,
         data=None,
     )

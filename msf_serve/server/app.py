@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from msf_serve.server.keys import KeyRing
 from msf_serve.server.middleware import BodyLimit, Edge
 from msf_serve.server.oip_tensors import HEADER_LENGTH
 from msf_serve.server.settings import ServerSettings
+from msf_serve.server.webhooks import Deliverer
 from msf_serve.tracing import Tracing
 
 DESCRIPTION = "Images by class from two-stage latent diffusion models, in the shapes of OpenAI's image API."
@@ -39,7 +41,11 @@ def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> Fast
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_context(settings, keys, tracing) as context:
             app.state.context = context
+            delivering = asyncio.create_task(Deliverer(context).run()) if settings.webhook_secret else None
             yield
+            if delivering is not None:
+                delivering.cancel()
+                await asyncio.gather(delivering, return_exceptions=True)
         if tracing is not None:
             tracing.close()
 

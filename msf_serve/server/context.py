@@ -23,6 +23,7 @@ from msf_serve.scheduler.queue import JobQueue
 from msf_serve.scheduler.registry import Registry
 from msf_serve.scheduler.replies import ReplyReader
 from msf_serve.scheduler.watching import Watcher
+from msf_serve.scheduler.webhooks import Webhooks
 from msf_serve.server.catalog import Catalog
 from msf_serve.server.keys import KeyRing
 from msf_serve.server.metrics import Metrics
@@ -47,6 +48,7 @@ class ServerContext:
     replies: ReplyReader
     watcher: Watcher
     url_signer: UrlSigner
+    webhooks: Webhooks
     catalog: Catalog
     metrics: Metrics
     meter: Meter
@@ -77,6 +79,7 @@ async def open_context(
             replies=replies,
             watcher=Watcher(redis, replies),
             url_signer=UrlSigner(redis),
+            webhooks=Webhooks(redis),
             catalog=catalog,
             metrics=metrics,
             meter=Meter(redis),

@@ -84,6 +84,9 @@ class Metrics:
         self.reclaims = self._counter("msf_reclaims", "Jobs taken back from lost workers, by this process")
         self.poisoned = self._counter("msf_jobs_poisoned", "Jobs given up that killed workers, by this process")
         self.expired = self._counter("msf_jobs_expired_queued", "Jobs dropped in the queue, by this process")
+        self.webhooks = self._counter("msf_webhooks", "Attempts to deliver a webhook by what came of it", ("outcome",))
+        for outcome in ("delivered", "retried", "failed"):
+            self.webhooks.labels(outcome)
         self.redis_up = self._gauge("msf_redis_up", "Whether Redis answered this scrape")
         self.jobs_queued = self._gauge("msf_jobs_queued", "Jobs waiting for a worker." + SHARED, MODEL)
         self.jobs_running = self._gauge("msf_jobs_running", "Jobs held by workers." + SHARED, MODEL)

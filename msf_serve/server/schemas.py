@@ -19,6 +19,7 @@ from pydantic import (
 from msf_serve.scheduler.jobs import (
     MAX_INDEX,
     MAX_SEED,
+    Delivery,
     JobError,
     JobSpec,
     JobState,
@@ -173,6 +174,12 @@ class ImageRequest(RequestBody):
     background: str | None = Field(default=None, max_length=64, description=_no_op("a string"))
     style: str | None = Field(default=None, max_length=64, description=_no_op("a string"))
     moderation: str | None = Field(default=None, max_length=64, description=_no_op("a string"))
+    webhook_url: str | None = Field(
+        default=None,
+        max_length=2000,
+        description="an address with https:// or http:// that is public; it is told of the job's end, where the "
+        "operator has set MSF_WEBHOOK_SECRET.",
+    )
     output_compression: int | None = Field(
         default=None,
         ge=0,
@@ -229,6 +236,7 @@ class JobObject(BaseModel):
     timings: Timings | None
     progress: Progress | None = Field(description="How far it is, if somebody watches its events.")
     provenance: Provenance | None = Field(description="What made the images.")
+    webhook: Delivery | None = Field(description="How its webhook has fared, once it was tried.")
     error: JobError | None
     data: list[Image] | None = Field(description="The images, once it has succeeded.")
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MIN_SECRET = 24  # characters
 
 
 class ServerSettings(BaseModel):
@@ -27,6 +30,8 @@ class ServerSettings(BaseModel):
     operations_port: int | None = None  # /metrics and the scope admin only there; None: wherever it listens
     result_ttl_s: float = Field(default=600.0, ge=1)
     otlp_endpoint: str | None = None  # where OpenTelemetry's spans go
+    webhook_secret: str | None = Field(default=None, min_length=MIN_SECRET)  # None: no webhooks
+    webhook_networks: tuple[IPv4Network | IPv6Network, ...] = ()  # private, and yet open to webhooks
     worker_absence_s: float = Field(default=30.0, gt=0)
 
     @model_validator(mode="after")

@@ -1,6 +1,8 @@
 -- Accept a job, or refuse it without a trace. The same id or idempotency key again is answered with what is stored.
 -- → {'accepted', record}, {'conflict', id}, {'late'}, {'full', samples, retry after s} or {'memory', bytes, limit}
 local job = JOB_PREFIX .. args.id
+-- Releases that do not know of webhooks make none due; servers look after them.
+local WEBHOOK_LOOK_S = 60
 
 local function answer(found)
   if args.reply_to and not is_terminal(redis.call('HGET', found, 'state')) then
@@ -15,6 +17,10 @@ local function store(state, now, offset)
     'seq', redis.call('HINCRBY', counters, 'seq', 1), 'admitted_at', stamp(now), 'clock_offset', stamp(offset), 'band', args.band,
     'tenant', args.tenant, 'user', args.user, 'weight', args.weight, 'cost', args.cost, 'least_s', args.least_s,
     'result_bytes', args.result_bytes)
+  if args.webhook then
+    redis.call('HSET', job, 'webhook', 1)
+    redis.call('ZADD', WEBHOOKS, stamp(now + WEBHOOK_LOOK_S), args.id)  -- its end makes it due at once
+  end
   redis.call('ZADD', TENANT_JOBS_PREFIX .. args.tenant, stamp(now), args.id)
   if args.bound then
     redis.call('HSET', job, 'bound', args.bound)

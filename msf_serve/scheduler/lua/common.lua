@@ -240,6 +240,9 @@ local function close(job, id, state, now, ttl_s)
   redis.call('HSET', job, 'state', state, 'finished_at', stamp(now))
   redis.call('HDEL', job, 'worker', 'leader')
   redis.call('ZADD', ends, stamp(now + ttl_s), id)
+  if redis.call('HEXISTS', job, 'webhook') == 1 then
+    redis.call('ZADD', WEBHOOKS, stamp(now), id)
+  end
   tell_waiters(job, id, state)
 end
 
