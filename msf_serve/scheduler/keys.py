@@ -21,6 +21,9 @@ HEARTBEATS = "msf:heartbeats"  # sorted set, worker id by the time of its last h
 LAST_SEEN = "msf:last_seen"  # time of any worker's last heartbeat
 MODELS = "msf:models"  # hash, "model/version" → ModelInfo
 CLOCK = "msf:clock"  # hash: Redis's time when last seen, and what to add so that it never jumps
+DESIRED = "msf:desired"  # hash, model name → Desired: which of its versions are to be served
+REVISION = "msf:desired:revision"  # of the latest change to it
+REPORT_PREFIX = "msf:report:"  # WorkerReport: what one worker has in its model repository, and serves
 RESERVED = "msf:reserved"  # bytes that the results of accepted jobs may still take
 
 _QUEUE_KEYS = (
@@ -44,6 +47,7 @@ LUA_NAMES = "\n".join(
     [
         *(f"local {name} = '{globals()[name]}'" for name in ("JOB_PREFIX", "NOTICES_PREFIX", "QUEUES", "WORKERS")),
         *(f"local {name} = '{globals()[name]}'" for name in ("HEARTBEATS", "LAST_SEEN", "CLOCK", "RESERVED")),
+        *(f"local {name} = '{globals()[name]}'" for name in ("DESIRED", "REVISION")),
         *(f"local {key} = KEYS[1] .. '{key}'" for key in _QUEUE_KEYS),
     ]
 )
@@ -92,6 +96,10 @@ def replies(server_id: str) -> str:
 
 def usage(name: str) -> str:
     return f"{USAGE_PREFIX}{name}"
+
+
+def report(worker_id: str) -> str:
+    return f"{REPORT_PREFIX}{worker_id}"
 
 
 def notices(worker_id: str) -> str:

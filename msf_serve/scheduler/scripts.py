@@ -27,6 +27,7 @@ ScriptName = Literal[
     "now",
     "charge",
     "refund",
+    "desire",
 ]
 
 _FOLDER = files("msf_serve.scheduler") / "lua"

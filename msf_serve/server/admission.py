@@ -38,9 +38,11 @@ class Order:
     finish_alone: bool  # go on when the caller has gone away
 
 
-async def read_order(body: ImageRequest, request: Request, context: ServerContext) -> Order:
-    """Raises InvalidRequest, ModelNotFound, Unavailable, QueueUnavailable."""
-    model = request.state.model = await context.catalog.find(body.model)
+async def read_order(
+    body: ImageRequest, request: Request, context: ServerContext, model: ModelInfo | None = None
+) -> Order:
+    """Of `model` where the caller has found it. Raises InvalidRequest, ModelNotFound, Unavailable, QueueUnavailable."""
+    model = request.state.model = model or await context.catalog.find(body.model)
     caller: ApiKey | None = request.state.caller
     quota = caller.samples_per_day if caller else None  # more than this could never be admitted
     spec = resolve(body, model, min(context.settings.max_images_per_request, quota or MAX_INDEX))

@@ -27,6 +27,7 @@ class ServerSettings(BaseModel):
     operations_port: int | None = None  # /metrics and the scope admin only there; None: wherever it listens
     result_ttl_s: float = Field(default=600.0, ge=1)
     otlp_endpoint: str | None = None  # where OpenTelemetry's spans go
+    load_timeout_s: float = Field(default=600.0, gt=0)  # how long the answer to a load waits for the workers
     worker_absence_s: float = Field(default=30.0, gt=0)
 
     @model_validator(mode="after")
