@@ -51,6 +51,8 @@ class Gate:
         is_public = self.operations_port is not None and scope["server"][1] != self.operations_port
         if is_public and (scope["path"] == "/metrics" or scope["path"].startswith(_OPERATORS)):
             raise NotHere("There is nothing at this path.")
+        if scope["path"].startswith(_OPERATORS) and "origin" in Headers(scope=scope):
+            raise Forbidden("Web pages may not do this.")  # any page could, on a service without keys
         if self.keys is None or _is_open(scope["method"], scope["path"]):
             return None
         caller = _authenticate(Headers(scope=scope).get("authorization", ""), self.keys)

@@ -101,6 +101,7 @@ async def has_seen(seen: Counter[tuple[int, str]], version: str, more: int = 20)
 async def test_a_version_is_added_swapped_and_removed_under_load(
     own_repository: Path, settings: dict[str, str], tmp_path: Path
 ) -> None:
+    settings |= {"MSF_WORKERS": "2", "MSF_BUCKETS": "1,4"}
     with msf("serve", settings=settings, log=tmp_path / "log") as server:
         url = await asyncio.to_thread(server.url)
         async with callers(url) as seen:
