@@ -47,6 +47,13 @@ class ModelVersion:
     def __str__(self) -> str:
         return f"{self.name}:{self.version}"
 
+    def has_changed(self) -> bool:
+        """Whether its folder is not any more what was read."""
+        try:
+            return _digest_of(self.folder) != self.digest
+        except ModelRepositoryError:
+            return True
+
     def load(self) -> MsfModel:
         """Build the networks with their weights in float32. Raises ModelRepositoryError naming the file at fault."""
         from msf_serve.engine.model import (
@@ -69,10 +76,15 @@ class ModelVersion:
 
 def find_models(repository: Path) -> list[ModelVersion]:
     """All versions of all models, newest last. Raises ModelRepositoryError when there is none or one is damaged."""
+    return [read_version(repository, *key) for key in list_versions(repository)]
+
+
+def list_versions(repository: Path) -> list[tuple[str, str]]:
+    """The name and version of all that is there, newest last, unread. Raises ModelRepositoryError when nothing is."""
     if not repository.is_dir():
         raise ModelRepositoryError(f"model repository {repository} is not a folder")
     found = [
-        read_version(repository, model.name, version.name)
+        (model.name, version.name)
         for model in sorted(repository.iterdir())
         if model.is_dir() and not model.name.startswith(".")
         for version in _version_folders(model)
@@ -97,8 +109,7 @@ def read_version(repository: Path, name: str, version: str | None = None) -> Mod
     own_config = folder / "config.json"
     config = _read_config(own_config if own_config.exists() else model / "config.json")
     labels = _read_labels(model / "labels.json", config.num_classes)
-    sums = _read_bytes(folder / "SHA256SUMS")
-    return ModelVersion(name, folder.name, folder, config, labels, hashlib.sha256(sums).hexdigest())
+    return ModelVersion(name, folder.name, folder, config, labels, _digest_of(folder))
 
 
 def save_version(repository: Path, name: str, version: str, model: MsfModel, labels: Sequence[str]) -> Path:
@@ -181,6 +192,10 @@ def _read_bytes(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise ModelRepositoryError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _digest_of(folder: Path) -> str:
+    return hashlib.sha256(_read_bytes(folder / "SHA256SUMS")).hexdigest()
 
 
 def _sha256(file: Path) -> str:

@@ -28,6 +28,9 @@ WEBHOOKS = "msf:webhooks"  # sorted set: jobs whose callers are to be told of th
 WEBHOOK_PREFIX = "msf:webhook:"  # what one of them is told, while it is not delivered
 URL_SECRET = "msf:url_secret"  # what the addresses of images are signed with
 CLOCK = "msf:clock"  # hash: Redis's time when last seen, and what to add so that it never jumps
+DESIRED = "msf:desired"  # hash, model name → Desired: which of its versions are to be served
+REVISION = "msf:desired:revision"  # of the latest change to it
+REPORT_PREFIX = "msf:report:"  # WorkerReport: what one worker has in its model repository, and serves
 RESERVED = "msf:reserved"  # bytes that the results of accepted jobs may still take
 
 _QUEUE_KEYS = (
@@ -50,6 +53,7 @@ _QUEUE_KEYS = (
 _SHARED_KEYS = (
     *("JOB_PREFIX", "TENANT_JOBS_PREFIX", "NOTICES_PREFIX", "WATCHES_PREFIX"),
     *("WEBHOOKS", "WEBHOOK_PREFIX", "QUEUES", "WORKERS", "HEARTBEATS", "LAST_SEEN", "CLOCK", "RESERVED"),
+    *("DESIRED", "REVISION"),
 )
 
 LUA_NAMES = "\n".join(
@@ -120,6 +124,10 @@ def tenant_jobs(tenant: str) -> str:
 
 def webhook(job_id: str) -> str:
     return f"{WEBHOOK_PREFIX}{job_id}"
+
+
+def report(worker_id: str) -> str:
+    return f"{REPORT_PREFIX}{worker_id}"
 
 
 def notices(worker_id: str) -> str:

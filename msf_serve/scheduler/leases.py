@@ -87,6 +87,10 @@ class Leases:
         self._bury = Script(redis, "bury")
         self._publish = Script(redis, "publish")
 
+    def run_with(self, model: tuple[str, str], fingerprint: str) -> None:
+        """From now on, jobs of this (model, version) that are bound to the fingerprint are for this worker too."""
+        self._fingerprints[QueueKeys.of(*model)] = fingerprint
+
     async def claim(self, worker_id: str, model: str, version: str, max_samples: int, *, idle: bool) -> Claimed:
         """Lease the next jobs, whole, while they hold fewer than `max_samples`; the last may overshoot.
 

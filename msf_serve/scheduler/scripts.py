@@ -31,6 +31,7 @@ ScriptName = Literal[
     "now",
     "charge",
     "refund",
+    "desire",
 ]
 
 _FOLDER = files("msf_serve.scheduler") / "lua"

@@ -40,13 +40,18 @@ class Order:
 
 
 async def read_order(
-    body: ImageRequest, request: Request, context: ServerContext, *, finish_alone: bool = False
+    body: ImageRequest,
+    request: Request,
+    context: ServerContext,
+    model: ModelInfo | None = None,
+    *,
+    finish_alone: bool = False,
 ) -> Order:
-    """`finish_alone` unless the body says otherwise.
+    """Of `model` where the caller has found it; `finish_alone` unless the body says otherwise.
 
     Raises InvalidRequest, ModelNotFound, Unavailable, QueueUnavailable.
     """
-    model = request.state.model = await context.catalog.find(body.model)
+    model = request.state.model = model or await context.catalog.find(body.model)
     caller: ApiKey | None = request.state.caller
     quota = caller.samples_per_day if caller else None  # more than this could never be admitted
     spec = resolve(body, model, min(context.settings.max_images_per_request, quota or MAX_INDEX))

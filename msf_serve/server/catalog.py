@@ -8,6 +8,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 
+from msf_serve.scheduler.desired import Desired, DesiredModels
 from msf_serve.scheduler.errors import QueueUnavailable
 from msf_serve.scheduler.jobs import ModelInfo
 from msf_serve.scheduler.registry import Registry
@@ -22,12 +23,14 @@ class Catalog:
     def __init__(
         self,
         registry: Registry,
+        desired: DesiredModels,
         *,
         worker_absence_s: float,
         max_age_s: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
+        self.desired = desired
         self._worker_absence_s = worker_absence_s
         self._max_age_s = max_age_s
         self._clock = clock
@@ -35,6 +38,7 @@ class Catalog:
         self._read_at = -math.inf
         self._failure: str | None = None
         self._models: tuple[ModelInfo, ...] = ()
+        self._desired: dict[str, Desired] = {}
         self._served_at: dict[ModelKey, float] = {}
         self._fingerprints: dict[ModelKey, set[str]] = {}
         self._strict: dict[ModelKey, Counter[str]] = {}  # slots by fingerprint, where strict jobs can be run
@@ -51,7 +55,7 @@ class Catalog:
     async def find(self, wanted: str | None) -> ModelInfo:
         """The model "name:version", the newest version of "name", or of the first model.
 
-        What was rolled back stays registered, so what nobody serves is chosen last.
+        What was rolled back stays registered, so what nobody serves is chosen last, and what is unloaded never.
         Raises ModelNotFound, Unavailable, QueueUnavailable.
         """
         models = await self.models()
@@ -64,11 +68,28 @@ class Catalog:
         if not matches:
             known = ", ".join(":".join(_key(model)) for model in models)
             raise ModelNotFound(f"Unknown model {shown(wanted)}. Allowed: {known}.", param="model")
-        return max(matches, key=lambda model: (model in served, *_version_order(model)))
+        loaded = [model for model in matches if self.is_wanted(model)]
+        if not loaded:
+            allowed = ", ".join(":".join(_key(model)) for model in served) or "none, as nothing is loaded"
+            raise ModelNotFound(
+                f"{shown(wanted)} is not loaded. Allowed: {allowed}.", param="model", code="model_not_loaded"
+            )
+        return max(loaded, key=lambda model: (model in served, *_version_order(model)))
+
+    def forget(self) -> None:
+        """Read again at the next call, however young what was read is."""
+        self._read_at = -math.inf
+
+    def is_wanted(self, model: ModelInfo) -> bool:
+        """Whether no operator has unloaded it."""
+        return model.name not in self._desired or model.version in self._desired[model.name].versions
 
     def is_served(self, model: ModelInfo) -> bool:
-        """Whether a live worker that serves `model` was seen within the last `worker_absence_s`."""
-        return self._clock() - self._served_at.get(_key(model), -math.inf) <= self._worker_absence_s
+        """Whether `model` is wanted and a live worker that serves it was seen within the last `worker_absence_s`."""
+        return (
+            self.is_wanted(model)
+            and self._clock() - self._served_at.get(_key(model), -math.inf) <= self._worker_absence_s
+        )
 
     def fingerprint(self, model: ModelInfo) -> str | None:
         """Of what runs `model`; None when its live workers differ in it or there are none."""
@@ -82,6 +103,8 @@ class Catalog:
 
     async def _read(self) -> None:
         try:
+            # First: what replaces a version is registered before that is unwanted, and must not be seen later.
+            _, desired = await self.desired.read()
             models, workers, last_seen_s = await asyncio.gather(
                 self._registry.models(), self._registry.workers(), self._registry.last_seen_s()
             )
@@ -90,6 +113,7 @@ class Catalog:
         else:
             self._failure = None
             self._models = tuple(models)
+            self._desired = desired
             now = self._clock()
             # Before our time: when all workers are away, they may be restarting and have served all of it.
             away_s = math.inf if workers or last_seen_s is None else last_seen_s

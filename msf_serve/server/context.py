@@ -16,6 +16,7 @@ from fastapi import Depends, Request
 from redis.asyncio import Redis
 
 from msf_serve.scheduler.connection import connect
+from msf_serve.scheduler.desired import DesiredModels
 from msf_serve.scheduler.errors import QueueUnavailable
 from msf_serve.scheduler.leases import Leases
 from msf_serve.scheduler.limits import Meter
@@ -66,7 +67,7 @@ async def open_context(
     registry = Registry(redis)
     replies = ReplyReader(redis, f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
     queue = JobQueue(redis, max_queued_samples=settings.max_queued_samples, result_ttl_s=settings.result_ttl_s)
-    catalog = Catalog(registry, worker_absence_s=settings.worker_absence_s)
+    catalog = Catalog(registry, DesiredModels(redis), worker_absence_s=settings.worker_absence_s)
     leases = Leases(redis, result_ttl_s=settings.result_ttl_s)
     metrics = Metrics(asyncio.get_running_loop())
     tasks = [asyncio.create_task(_read_for_ever(replies)), asyncio.create_task(_sweep_for_ever(leases, metrics))]

@@ -106,6 +106,13 @@ class Conflict(ApiError):
         super().__init__(message, param="Idempotency-Key", headers={"x-should-retry": "false"})
 
 
+class Overruled(InvalidRequest):
+    """Someone else said otherwise meanwhile."""
+
+    status = HTTPStatus.CONFLICT
+    code = "overruled"
+
+
 class BodyTooLarge(InvalidRequest):
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     code = "body_too_large"

@@ -18,6 +18,8 @@ from msf_serve.server.web import DOCS_ASSETS
 _OPEN = frozenset({"/", "/docs", "/openapi.json", "/metrics", "/v1/models", "/v2"})
 _OPEN_BELOW = ("/page/", "/v1/files/", f"{DOCS_ASSETS}/", "/v1/models/", "/v2/health/")
 
+_OPERATORS = "/v2/repository/models/"  # load and unload: for admins, and not where the public calls
+
 # What /docs says of it; the gate has decided before any route is looked up.
 documented = Security(HTTPBearer(auto_error=False, description="An API key, where the operator asks for one."))
 
@@ -47,8 +49,10 @@ class Gate:
     def _admit(self, scope: Scope) -> ApiKey | None:
         """Raises Unauthenticated, Forbidden, NotHere."""
         is_public = self.operations_port is not None and scope["server"][1] != self.operations_port
-        if is_public and scope["path"] == "/metrics":
+        if is_public and (scope["path"] == "/metrics" or scope["path"].startswith(_OPERATORS)):
             raise NotHere("There is nothing at this path.")
+        if scope["path"].startswith(_OPERATORS) and "origin" in Headers(scope=scope):
+            raise Forbidden("Web pages may not do this.")  # any page could, on a service without keys
         if self.keys is None or _is_open(scope["method"], scope["path"]):
             return None
         caller = _authenticate(Headers(scope=scope).get("authorization", ""), self.keys)
@@ -75,7 +79,13 @@ def _authenticate(authorization: str, ring: KeyRing) -> ApiKey:
 
 
 def _authorize(caller: ApiKey, method: str, path: str) -> None:
+    if path.startswith(_OPERATORS):
+        if keys.Scope.ADMIN in caller.scopes:
+            return
+        raise Forbidden(f"The API key {caller.name!r} has the scope {', '.join(caller.scopes)}. Allowed here: admin.")
     if path == "/v1/usage" or keys.Scope.GENERATE in caller.scopes:
+        return
+    if keys.Scope.ADMIN in caller.scopes and path == "/v2/repository/index":
         return
     if keys.Scope.ADMIN in caller.scopes and path.startswith("/v1/jobs/") and method != "POST":
         return

@@ -56,6 +56,11 @@ async def _exactly(name: ModelName, version: str, context: Context) -> ModelInfo
     return await context.catalog.find(f"{name}:{version}")
 
 
+async def _body(request: Request) -> bytes:
+    """Read before the model is looked up: a slow body must not outlast the version that was found."""
+    return await request.body()
+
+
 @router.get("/v2", summary="What this server is")
 async def server_metadata() -> ServerMetadata:
     return ServerMetadata(name="msf-serve", version=version_of("msf-serve"), extensions=EXTENSIONS)
@@ -137,14 +142,18 @@ def _routes_of(find: Any, path: str) -> APIRouter:
         responses=_INFER_RESPONSES,
         openapi_extra=_INFER_BODY,
     )
-    async def infer(request: Request, context: Context, model: ModelInfo = Depends(find)) -> Response:  # noqa: B008
+    async def infer(
+        request: Request,
+        context: Context,
+        raw: bytes = Depends(_body),
+        model: ModelInfo = Depends(find),  # noqa: B008
+    ) -> Response:
         """One row of `label` is one image; every other input has a value for each row or one for all.
 
         Rows that share a seed are its successive samples, as with `n` and `first_index` of an image request: row `i`
         is the same image alone, with `first_index` `i`. Tensors come and go as JSON or by the binary tensor extension.
         """
         request.state.model = model
-        raw = await request.body()
         asked, inputs = read_request(raw, request.headers, context.settings.max_body_bytes)
         jobs = await _complete_all(await read_orders(asked, inputs, model, raw, request, context), context, request)
         for job in jobs:

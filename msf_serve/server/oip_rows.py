@@ -63,7 +63,6 @@ async def read_orders(
         label, seed, num_steps, guidance_scale = rows[0].what
         body = ImageRequest(
             prompt=str(label),
-            model=f"{model.name}:{model.version}",
             n=len(rows),
             seed=seed,
             first_index=rows[0].index,
@@ -72,7 +71,7 @@ async def read_orders(
             output_format="png",
             **terms,
         )
-        order = await read_order(body, request, context)
+        order = await read_order(body, request, context, model)
         order = replace(order, spec=order.spec.model_copy(update={"label": label}))  # whatever class is named "3"
         if order.idempotency is not None:
             order = replace(order, idempotency=Idempotency(f"{order.idempotency.key} {number}", raw))

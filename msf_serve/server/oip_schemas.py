@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from msf_serve.scheduler.desired import VersionState
 from msf_serve.server.schemas import RequestBody
 
 Parameters = dict[str, str | bool | int | float]
@@ -136,6 +137,51 @@ class ModelStats(BaseModel):
 
 class Statistics(BaseModel):
     model_stats: list[ModelStats]
+
+
+class IndexRequest(RequestBody):
+    ready: bool = Field(default=False, description="true or false: whether only what is ready is wanted.")
+
+
+class IndexEntry(BaseModel):
+    name: str
+    version: str
+    state: VersionState
+    reason: str = Field(description="Why it is not ready, or not as it should be.")
+
+
+class LoadRequest(RequestBody):
+    """`config` is Triton's, a JSON object in a string; its `version_policy` is what can be told here."""
+
+    parameters: Parameters = Field(default={}, description='an object with "config" at most.')
+
+
+class UnloadRequest(RequestBody):
+    parameters: Parameters = Field(default={}, description='an object with "unload_dependents" at most.')
+
+
+class LatestVersions(RequestBody):
+    num_versions: Annotated[int, Field(ge=1, description="an integer from 1.")] = 1
+
+
+class SpecificVersions(RequestBody):
+    versions: Annotated[list[int], Field(min_length=1, description="a list of version numbers.")]
+
+
+class VersionPolicy(RequestBody):
+    """Triton's: exactly one of its fields."""
+
+    all: dict[str, str] | None = Field(default=None, max_length=0, description="{}.")
+    latest: LatestVersions | None = Field(default=None, description='an object such as {"num_versions": 1}.')
+    specific: SpecificVersions | None = Field(default=None, description='an object such as {"versions": [2]}.')
+
+
+class LoadConfig(RequestBody):
+    name: str = Field(default="", description="a string.")
+    version_policy: VersionPolicy = Field(
+        default=VersionPolicy(all={}),
+        description='{"all": {}}, {"latest": {"num_versions": n}} or {"specific": {"versions": [...]}}.',
+    )
 
 
 OIP_ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": OipError, "description": "What went wrong."}} | {

@@ -32,6 +32,7 @@ class ServerSettings(BaseModel):
     otlp_endpoint: str | None = None  # where OpenTelemetry's spans go
     webhook_secret: str | None = Field(default=None, min_length=MIN_SECRET)  # None: no webhooks
     webhook_networks: tuple[IPv4Network | IPv6Network, ...] = ()  # private, and yet open to webhooks
+    load_timeout_s: float = Field(default=600.0, gt=0)  # how long the answer to a load waits for the workers
     worker_absence_s: float = Field(default=30.0, gt=0)
 
     @model_validator(mode="after")

@@ -30,6 +30,7 @@ class WorkerMetrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing reads
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        self._described: dict[ModelKey, tuple[str, str]] = {}
         self.step_seconds = self._histogram("msf_step_batch_seconds", "Time of one step batch.", _STAGE, _STEP_SECONDS)
         self.batch_size = self._histogram("msf_step_batch_size", "Samples in a step batch.", _STAGE, _BATCH_SIZES)
         self.batch_fill = self._histogram("msf_step_batch_fill_ratio", "Samples over rows computed.", _STAGE, _FILLS)
@@ -92,9 +93,17 @@ class WorkerMetrics:
             for reason in REASONS:
                 self.batches.labels(*model, stage, reason)
 
+    def stops_serving(self, model: ModelKey) -> None:
+        """What it has now is nothing any more; what it has counted stays."""
+        self.slots_in_use.remove(*model)
+        self.steps_available.remove(*model)
+        if model in self._described:
+            self.info.remove(*model, *self._described.pop(model))
+
     def describe(self, model: ModelKey, backend: str, fingerprint: str, num_loaded: int, num_built: int) -> None:
         """With what a model is served, and how many of its plans were in the cache and how many were not."""
-        self.info.labels(*model, backend, fingerprint[:12]).set(1)
+        self._described[model] = backend, fingerprint[:12]
+        self.info.labels(*model, *self._described[model]).set(1)
         self.plans.labels(*model, "cache").inc(num_loaded)
         self.plans.labels(*model, "built").inc(num_built)
 

@@ -1,4 +1,4 @@
-"""A worker process from its settings: load every model of the repository, warm up, serve."""
+"""A worker process from its settings: load the models of the repository, warm up, serve."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ import socket
 
 import torch
 
-from msf_serve.engine.executor import Executor
-from msf_serve.engine.loading import load_models
-from msf_serve.engine.plan_cache import PlanCache
-from msf_serve.engine.repository import ModelVersion, find_models
 from msf_serve.scheduler.connection import check, connect
+from msf_serve.scheduler.desired import DesiredModels
 from msf_serve.scheduler.jobs import WorkerInfo
 from msf_serve.scheduler.policy import BatchingPolicy, StepLevel
+from msf_serve.scheduler.queue import JobQueue
 from msf_serve.scheduler.request_level import RequestLevel
 from msf_serve.tracing import Tracing, TracingUnavailable
 from msf_serve.worker.endpoint import Endpoint
 from msf_serve.worker.errors import WorkerError
-from msf_serve.worker.faults import FaultyRunner
+from msf_serve.worker.keeper import Keeper
+from msf_serve.worker.loader import load_first
 from msf_serve.worker.metrics import WorkerMetrics
-from msf_serve.worker.runner import ModelRunner
 from msf_serve.worker.service import Worker
 from msf_serve.worker.settings import WorkerSettings
 from msf_serve.worker.trace import Trace
@@ -46,29 +44,30 @@ async def run_worker(settings: WorkerSettings, stop: asyncio.Event) -> None:
         if torch.cuda.is_available():
             metrics.watch_gpu(torch.cuda.mem_get_info)
         endpoint = _listen(metrics, settings.metrics_port) if settings.metrics_port else None
-        loading = asyncio.create_task(asyncio.to_thread(load_runners, settings))
+        desired = DesiredModels(redis)
+        _, wishes = await desired.read()
+        loading = asyncio.create_task(asyncio.to_thread(load_first, settings, wishes))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not loading.done():
             os._exit(0)  # the compilation of a plan cannot be interrupted, and nothing has been claimed yet
         stopping.cancel()
-        backend, runners = loading.result()
+        loader, runners = loading.result()
         host = socket.gethostname()
         info = WorkerInfo(
             id=f"{host}-{os.getpid()}-{secrets.token_hex(4)}",
             host=host,
             pid=os.getpid(),
-            backend=backend,
+            backend=loader.backend.fingerprint,
             num_slots=settings.num_slots,
             models=tuple(runner.info() for runner in runners),
         )
         for runner in runners:
             plans = runner.executor.plans
-            metrics.describe(
-                runner.key, backend.partition(" ")[0], runner.fingerprint, plans.num_loaded, plans.num_built
-            )
+            metrics.describe(runner.key, loader.backend.name, runner.fingerprint, plans.num_loaded, plans.num_built)
         if endpoint is not None:
             endpoint.is_ready = True
+        keeper = Keeper(loader, desired, JobQueue(redis), metrics)
         worker = Worker(
             info,
             runners,
@@ -81,12 +80,15 @@ async def run_worker(settings: WorkerSettings, stop: asyncio.Event) -> None:
             policy=_policy(settings),
             trace=Trace(settings.trace_dir, info.id) if settings.trace_dir else None,
             tracing=tracing,
+            keeper=keeper,
         )
         await worker.run(stop)
     finally:
         if tracing is not None:
             tracing.close()
         await redis.aclose()
+    if keeper.is_busy:
+        os._exit(0)  # as above
 
 
 def _listen(metrics: WorkerMetrics, port: int) -> Endpoint:
@@ -96,31 +98,7 @@ def _listen(metrics: WorkerMetrics, port: int) -> Endpoint:
         raise WorkerError(f"metrics port {port}: cannot listen there: {error.strerror}") from error
 
 
-def load_runners(settings: WorkerSettings) -> tuple[str, list[ModelRunner]]:
-    """Every version of every model, its plans loaded or compiled and run once; and what runs them."""
-    versions = find_models(settings.model_repo)
-    plan_cache = PlanCache(settings.cache_dir / "plans", settings.plan_cache_bytes)
-    backend, plans = load_models(
-        versions, settings.backend, settings.precision, settings.num_threads, plan_cache, settings.buckets
-    )
-    runners = [
-        _runner(settings, version, Executor(its_plans, settings.num_slots))
-        for version, its_plans in zip(versions, plans, strict=True)
-    ]
-    for runner in runners:
-        runner.warm_up()
-    return backend.fingerprint, runners
-
-
 def _policy(settings: WorkerSettings) -> BatchingPolicy:
     if settings.batching == "request":
         return RequestLevel(settings.batch_size, settings.batch_delay_s)
     return StepLevel()
-
-
-def _runner(settings: WorkerSettings, version: ModelVersion, executor: Executor) -> ModelRunner:
-    if settings.fatal_seed is None and settings.hanging_seed is None:
-        return ModelRunner(version, executor)
-    runner = FaultyRunner(version, executor)
-    runner.fatal_seed, runner.hanging_seed = settings.fatal_seed, settings.hanging_seed
-    return runner

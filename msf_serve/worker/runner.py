@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -247,11 +247,17 @@ class ModelRunner:
 
     def warm_up(self) -> None:
         """Run every plan some times: the first run of a plan is slow, and the policy wants to know what each costs."""
+        for _ in self.warming_up():
+            pass
+
+    def warming_up(self) -> Iterator[None]:
+        """`warm_up` in pieces, between which the device may do other work."""
         default_scale = self.model.config.sampling.default_guidance_scale
         for bucket in self.executor.plans.buckets:
             for scale in (1.0, default_scale):
                 for round_number in range(WARM_UP_ROUNDS):
                     self._run_alone(min(bucket, self.executor.num_slots), bucket, scale, observe=round_number > 0)
+                    yield
         self.strict_cost = self.costs.strict_cost()
 
     def _run_alone(self, count: int, bucket: int, guidance_scale: float, *, observe: bool) -> None:

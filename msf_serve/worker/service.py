@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from redis.asyncio import Redis
 
 from msf_serve.scheduler.errors import QueueUnavailable
-from msf_serve.scheduler.jobs import WorkerInfo
+from msf_serve.scheduler.jobs import ModelInfo, WorkerInfo
 from msf_serve.scheduler.leases import Claim, Leases
 from msf_serve.scheduler.notices import notices
 from msf_serve.scheduler.policy import BatchingPolicy, Hold, StepBatch, StepLevel, active_shares
@@ -31,6 +31,17 @@ from msf_serve.worker.trace import Trace
 logger = logging.getLogger(__name__)
 
 WAIT_FOR_WORK_S = 5.0
+_DONE = object()
+
+ModelKey = tuple[str, str]  # name, version
+
+
+class Keeper(Protocol):
+    """Decides which models a worker serves."""
+
+    async def run(self, worker: Worker) -> None:
+        """For as long as the worker serves."""
+        ...
 
 
 class Worker:
@@ -54,6 +65,7 @@ class Worker:
         policy: BatchingPolicy | None = None,
         trace: Trace | None = None,
         tracing: Tracing | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self.info = info
         self._runners = {runner.key: runner for runner in runners}
@@ -78,17 +90,20 @@ class Worker:
         self._freed = asyncio.Event()  # a slot was freed, so there may be room to claim
         self._nothing_held = asyncio.Event()
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._changed = asyncio.Event()  # a runner came, or one is to go
+        self._retiring: frozenset[ModelKey] = frozenset()
+        self._keeper = keeper
         for runner in runners:
-            metrics.serves(runner.key)
-            metrics.slots_in_use.labels(*runner.key).set_function(runner.num_slots_in_use)
-            metrics.steps_available.labels(*runner.key).set(runner.steps_per_s())
+            self._show(runner)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then finish what runs, hand back what waits, and go."""
         await _first(until_redis_answers(lambda: self._registry.register(self.info)), stop.wait())
         claiming = asyncio.create_task(self._claim_until(stop))
+        keeping = [self._keeper.run(self)] if self._keeper else []
         serving = [
-            asyncio.create_task(task) for task in (self._step_for_ever(), self._keep_leases(), self._heed_notices())
+            asyncio.create_task(task)
+            for task in (self._step_for_ever(), self._keep_leases(), self._heed_notices(), *keeping)
         ]
         try:
             await _first(claiming, *serving)
@@ -104,14 +119,62 @@ class Worker:
             self._encoder.shutdown(wait=False)
             self._device.shutdown(wait=False)
 
+    # Models
+
+    @property
+    def runners(self) -> Mapping[ModelKey, ModelRunner]:
+        """Whose jobs are claimed now."""
+        return self._runners
+
+    async def warm_up(self, runner: ModelRunner) -> None:
+        """On the device's thread, in turns with the steps of the others."""
+        pieces = runner.warming_up()
+        while await asyncio.get_running_loop().run_in_executor(self._device, lambda: next(pieces, _DONE)) is not _DONE:
+            pass
+
+    async def serve(self, runner: ModelRunner) -> None:
+        """Claim the jobs of one more model version from now on."""
+        self._show(runner)
+        self._leases.run_with(runner.key, runner.fingerprint)
+        self._runners = {**self._runners, runner.key: runner}  # another dict: others may be in the midst of the old
+        self._changed.set()
+        await self._announce((*self.info.models, runner.info()))
+
+    def retire(self, models: Iterable[ModelKey]) -> None:
+        """Stop serving these, and no others, as soon as nothing of theirs is held."""
+        self._retiring = frozenset(models)
+        if self._retiring:
+            self._changed.set()
+
+    async def _drop_retired(self) -> None:
+        """Between two claims, so that none is on its way to a runner that is gone."""
+        held = {(claim.job.spec.model, claim.job.spec.version) for claim in self._held.values()}
+        leaving = [key for key in self._retiring & self._runners.keys() - held if not self._runners[key].jobs]
+        if leaving:
+            self._runners = {key: runner for key, runner in self._runners.items() if key not in leaving}
+            for key in leaving:
+                self._metrics.stops_serving(key)
+            await self._announce([each for each in self.info.models if (each.name, each.version) in self._runners])
+
+    async def _announce(self, models: Sequence[ModelInfo]) -> None:
+        self.info = self.info.model_copy(update={"models": tuple(models)})
+        await until_redis_answers(lambda: self._registry.register(self.info))
+
+    def _show(self, runner: ModelRunner) -> None:
+        self._metrics.serves(runner.key)
+        self._metrics.slots_in_use.labels(*runner.key).set_function(runner.num_slots_in_use)
+        self._metrics.steps_available.labels(*runner.key).set(runner.steps_per_s())
+
     # Claiming
 
     async def _claim_until(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             self._freed.clear()
+            self._changed.clear()
+            await self._drop_retired()
             try:
                 if not await self._claim():
-                    await _first(stop.wait(), *self._chances())
+                    await _first(stop.wait(), self._changed.wait(), *self._chances())
             except QueueUnavailable as error:
                 logger.warning("cannot claim: %s", error)
                 await _first(asyncio.sleep(RETRY_S), stop.wait())
@@ -198,7 +261,7 @@ class Worker:
             self._step_began_at = None
         riding = runner.jobs_in(batch)
         completed, failed = runner.account(batch, executed, started_at)
-        self._show(runner, riding, executed)
+        self._tell(runner, riding, executed)
         self._metrics.record_step(batch, executed.seconds)
         self._metrics.previews.labels(*runner.key).inc(len(executed.previews))
         if self._trace:
@@ -210,7 +273,7 @@ class Worker:
         for job in failed:
             self._finisher.fail(job, "non_finite", "the model made a number that is not finite")
 
-    def _show(self, runner: ModelRunner, riding: Sequence[ActiveJob], executed: Executed) -> None:
+    def _tell(self, runner: ModelRunner, riding: Sequence[ActiveJob], executed: Executed) -> None:
         for job, preview, pixels in executed.previews:
             if job.id in self._held:
                 self._showing.preview(job, preview, pixels)

@@ -1,0 +1,222 @@
+"""The word of an operator, as servers take and heed it; workers that follow it are in tests/cli/test_repository.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from msf_serve.scheduler.desired import DesiredModels, VersionReport, VersionState, WorkerReport
+from msf_serve.server import oip_repository
+from msf_serve.server.app import create_app
+from msf_serve.server.keys import digest, new_key
+from msf_serve.server.settings import ServerSettings
+from tests.server.conftest import client_of, listening_to, serving, until
+from tests.server.fake_worker import FASHION, FakeWorker
+
+LOAD, UNLOAD, INDEX = (
+    *(f"/v2/repository/models/fashion/{verb}" for verb in ("load", "unload")),
+    "/v2/repository/index",
+)
+IMAGES = "/v1/images/generations"
+READY, LOADING, UNAVAILABLE = VersionState.READY, VersionState.LOADING, VersionState.UNAVAILABLE
+
+
+class Reports:
+    """What the fake worker tells of its repository, again and again; a test changes `states`."""
+
+    def __init__(self, desired: DesiredModels, worker: FakeWorker) -> None:
+        self.desired = desired
+        self.worker = worker
+        self.states: dict[str, tuple[VersionState, str]] = {"1": (READY, "")}
+
+    async def run(self) -> None:
+        while True:
+            revision, _ = await self.desired.read()
+            versions = tuple(
+                VersionReport(name="fashion", version=version, state=state, reason=reason)
+                for version, (state, reason) in self.states.items()
+            )
+            await self.desired.report(self.worker.info.id, WorkerReport(revision=revision, versions=versions))
+            await asyncio.sleep(0.02)
+
+    async def wanted(self) -> tuple[str, ...] | None:
+        wish = (await self.desired.read())[1].get("fashion")
+        return wish.versions if wish else None
+
+
+@pytest.fixture
+async def reports(app: FastAPI, worker: FakeWorker) -> AsyncIterator[Reports]:
+    reports = Reports(app.state.context.catalog.desired, worker)
+    running = asyncio.create_task(reports.run())
+    yield reports
+    running.cancel()
+
+
+async def status(client: httpx.AsyncClient, model: str) -> tuple[int, str]:
+    answer = await client.post(IMAGES, json={"prompt": "bag", "model": model})
+    return answer.status_code, answer.json().get("version") or answer.json()["error"]["code"]
+
+
+async def test_an_unloaded_model_is_refused_and_its_jobs_are_answered(
+    client: httpx.AsyncClient, worker: FakeWorker
+) -> None:
+    worker.holding = True
+    accepted = asyncio.create_task(status(client, "fashion"))
+    await until(lambda: len(worker.claimed), 1)
+    answer = await client.post(UNLOAD, json={"parameters": {"unload_dependents": False}})
+    assert (answer.status_code, answer.content) == (200, b"")
+    for model in ("fashion", "fashion:1"):
+        assert await status(client, model) == (404, "model_not_loaded")
+    assert (await client.get("/v2/models/fashion/ready")).status_code == 404
+    assert not (await client.get("/v1/models")).json()["data"][0]["served"]
+    worker.holding = False
+    assert await accepted == (200, "1")
+
+
+async def test_another_server_hears_of_it(settings: ServerSettings, client: httpx.AsyncClient) -> None:
+    async with serving(settings) as other_app, client_of(other_app) as other:
+        assert await status(other, "fashion") == (200, "1")
+        await client.post(UNLOAD)
+        await until(lambda: status(other, "fashion"), (404, "model_not_loaded"))
+
+
+async def test_the_old_version_is_let_go_once_the_new_one_is_served(
+    client: httpx.AsyncClient, worker: FakeWorker, reports: Reports
+) -> None:
+    reports.states["2"] = (UNAVAILABLE, "not loaded")
+    loading = asyncio.create_task(
+        client.post(LOAD, json={"parameters": {"config": '{"version_policy": {"latest": {"num_versions": 1}}}'}})
+    )
+    reports.states["2"] = (LOADING, "")
+    await until(reports.wanted, ("1", "2"))
+    assert await status(client, "fashion") == (200, "1")
+    second = FASHION.model_copy(update={"version": "2"})
+    await worker.registry.register(worker.info.model_copy(update={"models": (FASHION, second)}))
+    reports.states["2"] = (READY, "")
+    assert (await loading).status_code == 200
+    assert await reports.wanted() == ("2",)
+    assert (await client.get("/v2/models/fashion")).json()["versions"] == ["2"]
+    assert (await client.get("/v2/models/fashion/versions/1/ready")).status_code == 404
+
+
+async def test_a_failed_load_leaves_everything_as_it_was(client: httpx.AsyncClient, reports: Reports) -> None:
+    reports.states["2"] = (UNAVAILABLE, "its weights are damaged")
+    answer = await client.post(LOAD)
+    assert answer.status_code == 400
+    assert answer.json() == {"error": "Failed to load fashion: version 2: its weights are damaged."}
+    assert await reports.wanted() is None
+    assert await status(client, "fashion") == (200, "1")
+
+
+async def test_an_unload_overrules_a_load_that_still_waits(client: httpx.AsyncClient, reports: Reports) -> None:
+    reports.states["2"] = (LOADING, "")
+    loading = asyncio.create_task(client.post(LOAD))
+    await until(reports.wanted, ("1", "2"))
+    await client.post(UNLOAD)
+    reports.states["2"] = (UNAVAILABLE, "not loaded")
+    answer = await loading
+    assert answer.status_code == 409
+    assert "Someone else" in answer.json()["error"]
+    assert await reports.wanted() == ()
+
+
+async def test_a_load_that_takes_too_long_goes_on(
+    settings: ServerSettings, worker: FakeWorker, reports: Reports
+) -> None:
+    reports.states["2"] = (LOADING, "")
+    async with serving(settings.model_copy(update={"load_timeout_s": 0.5})) as app, client_of(app) as client:
+        answer = await client.post(LOAD)
+    assert answer.status_code == 504
+    assert "Workers go on to load it" in answer.json()["error"]
+    assert await reports.wanted() == ("1", "2")
+
+
+async def test_without_a_word_from_workers_nothing_can_be_loaded(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oip_repository, "REPORTS_WITHIN_S", 0.2)
+    answer = await client.post(LOAD)
+    assert answer.status_code == 503
+    assert await status(client, "fashion") == (200, "1")
+
+
+async def test_the_index_tells_what_could_be_loaded(client: httpx.AsyncClient, reports: Reports) -> None:
+    reports.states |= {"10": (UNAVAILABLE, "not loaded"), "2": (LOADING, "")}
+
+    async def index(body: dict[str, Any] | None = None) -> list[tuple[str, str]]:
+        return [(each["version"], each["state"]) for each in (await client.post(INDEX, json=body or {})).json()]
+
+    await until(index, [("1", "READY"), ("2", "LOADING"), ("10", "UNAVAILABLE")])
+    assert await index({"ready": True}) == [("1", "READY")]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        (LOAD, {"parameters": {"file:1/model.onnx": "aGk="}}, "Models come from the workers' repository"),
+        (LOAD, {"parameters": {"config": {}}}, "Invalid parameters"),
+        (LOAD, {"parameters": {"config": '{"version_policy": {"all": {}, "latest": {}}}'}}, "exactly one of"),
+        (LOAD, {"parameters": {"config": '{"version_policy": {"latest": {"num_versions": 0}}}'}}, "from 1"),
+        (UNLOAD, {"parameters": {"force": True}}, "Unknown parameter"),
+        (INDEX, {"ready": 1}, "Invalid ready"),
+    ],
+)
+async def test_what_is_wrong_is_said(
+    client: httpx.AsyncClient, reports: Reports, path: str, body: dict[str, Any], message: str
+) -> None:
+    answer = await client.post(path, json=body)
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]
+    assert await reports.wanted() is None
+
+
+async def test_only_admins_load_and_unload(settings: ServerSettings, worker: FakeWorker, tmp_path: Path) -> None:
+    scopes = {"generate": new_key(), "admin": new_key()}
+    file = tmp_path / "keys.toml"
+    file.write_text(
+        "".join(
+            f'[[keys]]\nname = "{scope}"\nsha256 = "{digest(key)}"\nscopes = ["{scope}"]\n'
+            for scope, key in scopes.items()
+        )
+    )
+    infer = {"inputs": [{"name": "label", "shape": [1], "datatype": "INT32", "data": [1]}]}
+    async with (
+        serving(settings.model_copy(update={"api_keys_file": file})) as app,
+        client_of(app) as client,
+    ):
+
+        async def asked(method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, int, int]:
+            """Its status with no key, with one that may make images, and with one that may operate."""
+            headers = [{}, *({"Authorization": f"Bearer {key}"} for key in scopes.values())]
+            answers = [await client.request(method, path, json=body, headers=each) for each in headers]
+            return answers[0].status_code, answers[1].status_code, answers[2].status_code
+
+        for path in ("/v2", "/v2/models/fashion", "/v2/models/fashion/config", "/v2/models/fashion/versions/1/ready"):
+            assert await asked("GET", path) == (200, 200, 200), path
+        assert await asked("GET", "/v2/models/stats") == (401, 200, 403)
+        assert await asked("GET", "/v2/models/fashion/stats") == (401, 200, 403)
+        assert await asked("POST", "/v2/models/fashion/infer", infer) == (401, 200, 403)
+        assert await asked("POST", INDEX) == (401, 200, 200)
+        assert await asked("POST", UNLOAD) == (401, 403, 200)
+
+
+async def test_models_are_loaded_at_the_port_for_operations_only(
+    settings: ServerSettings, client: httpx.AsyncClient
+) -> None:
+    app = create_app(settings.model_copy(update={"operations_port": 1}))
+    async with listening_to(app) as url, httpx.AsyncClient(base_url=url) as public:
+        for path in (LOAD, UNLOAD):
+            assert (await public.post(path)).status_code == 404
+        assert (await public.post(INDEX)).status_code == 200
+
+
+async def test_no_web_page_unloads_models(client: httpx.AsyncClient) -> None:
+    answer = await client.post(UNLOAD, headers={"Origin": "https://evil.example"})
+    assert answer.status_code == 403
+    assert await status(client, "fashion") == (200, "1")
