@@ -189,6 +189,14 @@ class ModelInfo(Record):
     strict_cost: float | None = None  # what strict jobs take more, as a share of a step; None: they cannot be run
 
 
+class WorkerLoad(Record):
+    """What a worker does, as of a heartbeat. `batch_fill`: samples over rows since the one before, if any."""
+
+    num_slots: int
+    num_slots_in_use: int
+    batch_fill: float | None = None
+
+
 class WorkerInfo(Record):
     """One worker process as it registers itself."""
 

@@ -22,6 +22,7 @@ SHARE_PREFIX = "msf:share:"  # id of the job that does, or did, a certain determ
 QUEUES = "msf:queues"  # set of "model/version" where a job was ever admitted: where sweeps look
 WORKERS = "msf:workers"  # hash, worker id → WorkerInfo
 HEARTBEATS = "msf:heartbeats"  # sorted set, worker id by the time of its last heartbeat
+LOADS = "msf:loads"  # hash, worker id → WorkerLoad
 LAST_SEEN = "msf:last_seen"  # time of any worker's last heartbeat
 MODELS = "msf:models"  # hash, "model/version" → ModelInfo
 WEBHOOKS = "msf:webhooks"  # sorted set: jobs whose callers are to be told of their end, by when that is due
@@ -53,7 +54,7 @@ _QUEUE_KEYS = (
 _SHARED_KEYS = (
     *("JOB_PREFIX", "TENANT_JOBS_PREFIX", "NOTICES_PREFIX", "WATCHES_PREFIX"),
     *("WEBHOOKS", "WEBHOOK_PREFIX", "QUEUES", "WORKERS", "HEARTBEATS", "LAST_SEEN", "CLOCK", "RESERVED"),
-    *("DESIRED", "REVISION"),
+    *("DESIRED", "REVISION", "LOADS"),
 )
 
 LUA_NAMES = "\n".join(

@@ -6,7 +6,7 @@ from redis.asyncio import Redis
 
 from msf_serve.scheduler import keys
 from msf_serve.scheduler.connection import call, guarded
-from msf_serve.scheduler.jobs import ModelInfo, WorkerInfo
+from msf_serve.scheduler.jobs import ModelInfo, WorkerInfo, WorkerLoad
 from msf_serve.scheduler.keys import QueueKeys
 from msf_serve.scheduler.scripts import Script
 
@@ -32,20 +32,33 @@ class Registry:
             await guarded(self._redis, pipeline.execute())
         await self._beat(worker.id)
 
-    async def heartbeat(self, worker_id: str) -> None:
+    async def heartbeat(self, worker_id: str, load: WorkerLoad | None = None) -> None:
         """Keep a worker alive that was registered here; registers it again if Redis has lost it."""
-        if not await self._beat(worker_id):
+        if not await self._beat(worker_id, load):
             await self.register(self._registered[worker_id])
 
-    async def _beat(self, worker_id: str) -> bool:
-        return bool(await self._heartbeat("msf:", worker=worker_id, ttl_s=self._worker_ttl_s))
+    async def _beat(self, worker_id: str, load: WorkerLoad | None = None) -> bool:
+        told = load and load.model_dump_json()
+        return bool(await self._heartbeat("msf:", worker=worker_id, load=told, ttl_s=self._worker_ttl_s))
 
     async def unregister(self, worker_id: str) -> None:
         self._registered.pop(worker_id, None)
         async with self._redis.pipeline(transaction=True) as pipeline:
             pipeline.hdel(keys.WORKERS, worker_id)
+            pipeline.hdel(keys.LOADS, worker_id)
             pipeline.zrem(keys.HEARTBEATS, worker_id)
             await guarded(self._redis, pipeline.execute())
+
+    async def loads(self) -> list[WorkerLoad]:
+        """Of the workers that are alive; those that have not told yet have only their slots."""
+        workers = await self.workers()
+        told = await call(self._redis, "HMGET", keys.LOADS, *(worker.id for worker in workers)) if workers else []
+        return [
+            WorkerLoad.model_validate_json(load)
+            if load
+            else WorkerLoad(num_slots=worker.num_slots * len(worker.models), num_slots_in_use=0)
+            for worker, load in zip(workers, told, strict=True)
+        ]
 
     async def workers(self) -> list[WorkerInfo]:
         """Alive now, ordered by id."""

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from msf_serve.scheduler.errors import SchedulerError
-from msf_serve.server import files, health, images, jobs, models, oip, oip_repository, usage, web
+from msf_serve.server import files, health, images, jobs, models, oip, oip_repository, stats, usage, web
 from msf_serve.server.context import open_context
 from msf_serve.server.errors import respond, translate
 from msf_serve.server.gate import Gate
@@ -58,7 +58,7 @@ def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> Fast
         redoc_url=None,
         static_url=web.DOCS_ASSETS,
     )
-    for part in (images, files, jobs, models, usage, oip, oip_repository, health, web):
+    for part in (images, files, jobs, models, usage, oip, oip_repository, health, stats, web):
         app.include_router(part.router)
     app.mount("/page", web.assets)
     for handled in (HTTPException, RequestValidationError, SchedulerError):

@@ -15,10 +15,12 @@ from msf_serve.server.errors import ApiError, Forbidden, NotHere, Unauthenticate
 from msf_serve.server.keys import ApiKey, KeyRing
 from msf_serve.server.web import DOCS_ASSETS
 
-_OPEN = frozenset({"/", "/docs", "/openapi.json", "/metrics", "/v1/models", "/v2"})
+_OPEN = frozenset({"/", "/docs", "/openapi.json", "/metrics", "/v1/stats", "/v1/models", "/v2"})
 _OPEN_BELOW = ("/page/", "/v1/files/", f"{DOCS_ASSETS}/", "/v1/models/", "/v2/health/")
 
-_OPERATORS = "/v2/repository/models/"  # load and unload: for admins, and not where the public calls
+# Not where the public calls, if operations have a port of their own; load and unload are for admins besides.
+_OPERATIONS = frozenset({"/metrics", "/v1/stats"})
+_OPERATORS = "/v2/repository/models/"
 
 # What /docs says of it; the gate has decided before any route is looked up.
 documented = Security(HTTPBearer(auto_error=False, description="An API key, where the operator asks for one."))
@@ -49,7 +51,7 @@ class Gate:
     def _admit(self, scope: Scope) -> ApiKey | None:
         """Raises Unauthenticated, Forbidden, NotHere."""
         is_public = self.operations_port is not None and scope["server"][1] != self.operations_port
-        if is_public and (scope["path"] == "/metrics" or scope["path"].startswith(_OPERATORS)):
+        if is_public and (scope["path"] in _OPERATIONS or scope["path"].startswith(_OPERATORS)):
             raise NotHere("There is nothing at this path.")
         if scope["path"].startswith(_OPERATORS) and "origin" in Headers(scope=scope):
             raise Forbidden("Web pages may not do this.")  # any page could, on a service without keys

@@ -29,6 +29,7 @@ class WorkerMetrics:
     def __init__(self, num_slots: int) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing reads
         self.registry = CollectorRegistry()
+        self._num_samples = self._num_rows = 0  # since `fill_since_last`
         ProcessCollector(registry=self.registry)
         self._described: dict[ModelKey, tuple[str, str]] = {}
         self.step_seconds = self._histogram("msf_step_batch_seconds", "Time of one step batch.", _STAGE, _STEP_SECONDS)
@@ -116,6 +117,14 @@ class WorkerMetrics:
         self.steps.labels(*labels).inc(size)
         self.padded_rows.labels(*labels).inc(batch.bucket - size)
         self.batches.labels(*labels, batch.reason).inc()
+        self._num_samples += size
+        self._num_rows += batch.bucket
+
+    def fill_since_last(self) -> float | None:
+        """Samples over rows computed since this was asked last; None: nothing was."""
+        fill = self._num_samples / self._num_rows if self._num_rows else None
+        self._num_samples = self._num_rows = 0
+        return fill
 
     def record_timings(self, model: ModelKey, timings: Timings) -> None:
         """Of a job whose images were stored."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from redis.asyncio import Redis
 
 from msf_serve.scheduler.errors import QueueUnavailable
-from msf_serve.scheduler.jobs import ModelInfo, WorkerInfo
+from msf_serve.scheduler.jobs import ModelInfo, WorkerInfo, WorkerLoad
 from msf_serve.scheduler.leases import Claim, Leases
 from msf_serve.scheduler.notices import notices
 from msf_serve.scheduler.policy import BatchingPolicy, Hold, StepBatch, StepLevel, active_shares
@@ -310,7 +310,7 @@ class Worker:
                 self._metrics.steps_available.labels(*runner.key).set(runner.steps_per_s())
             claims = list(self._held.values())
             try:
-                await self._registry.heartbeat(self.info.id)
+                await self._registry.heartbeat(self.info.id, self._load())
                 lost = await self._leases.renew(self.info.id, claims)
                 swept = await self._leases.sweep()
             except QueueUnavailable as error:
@@ -323,6 +323,14 @@ class Worker:
             self._metrics.record_sweep(swept)
             if swept.num_requeued or swept.num_poisoned:
                 logger.warning("took back %d jobs of lost workers, gave up %d", swept.num_requeued, swept.num_poisoned)
+
+    def _load(self) -> WorkerLoad:
+        runners = self._runners.values()
+        return WorkerLoad(
+            num_slots=sum(runner.executor.num_slots for runner in runners),
+            num_slots_in_use=sum(runner.num_slots_in_use() for runner in runners),
+            batch_fill=self._metrics.fill_since_last(),
+        )
 
     def _check_step(self) -> None:
         """A step that hangs cannot be ended, only its process; others then take over what it held."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import math
 import random
 from collections.abc import Sequence
 from contextlib import suppress
 
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 from msf_serve.scheduler.connection import connect
 from msf_serve.scheduler.jobs import JobError, JobSpec, ModelInfo, Provenance, Timings, WorkerInfo
@@ -117,5 +119,14 @@ def _draw_one(spec: JobSpec, index: int) -> bytes:
         ]
         pen.polygon(points, fill=dice.randrange(60, 256))
     file = io.BytesIO()
-    image.save(file, spec.output_format)
+    image.save(file, spec.output_format, **({"pnginfo": _told(spec, index)} if spec.output_format == "png" else {}))
     return file.getvalue()
+
+
+def _told(spec: JobSpec, index: int) -> PngInfo:
+    """As a worker's PNGs tell of themselves."""
+    names = ("model", "version", "label", "seed", "num_steps", "guidance_scale")
+    told = {**{name: getattr(spec, name) for name in names}, "index": index, **PROVENANCE.model_dump()}
+    info = PngInfo()
+    info.add_text("msf:parameters", json.dumps(told))
+    return info

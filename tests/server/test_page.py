@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from base64 import b64decode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 from playwright.async_api import Page, async_playwright, expect
 
+from msf_serve.scheduler.jobs import Preview, Progress
 from msf_serve.server.keys import digest, new_key
 from msf_serve.server.settings import ServerSettings
 from tests.server.conftest import listening, until
-from tests.server.fake_worker import FASHION, LABELS, FakeWorker
+from tests.server.fake_worker import FASHION, LABELS, FakeWorker, draw
 
 CHROMIUM = shutil.which("chromium")
 
@@ -55,7 +58,7 @@ async def page(live_url: str) -> AsyncIterator[Page]:
 async def test_a_person_makes_images(page: Page, worker: FakeWorker) -> None:
     await expect(page).to_have_title("msf-serve")
     await expect(page.get_by_role("status")).to_have_text("ready")
-    await expect(page.get_by_role("radio")).to_have_count(len(LABELS))
+    await expect(page.get_by_role("group", name="Class").get_by_role("radio")).to_have_count(len(LABELS))
 
     worker.holding = True
     await page.get_by_role("radio", name="Sneaker").check(force=True)
@@ -73,6 +76,62 @@ async def test_a_person_makes_images(page: Page, worker: FakeWorker) -> None:
     await expect(page.get_by_text("3 × Sneaker, seed 7")).to_be_visible()
     await expect(page.get_by_role("button", name="Generate")).to_be_enabled()
     assert worker.claimed[0].job.spec.seed == 7
+
+
+@pytest.mark.browser
+@needs_chromium
+async def test_images_sharpen_from_their_base(page: Page, worker: FakeWorker) -> None:
+    worker.claiming = False
+    await page.get_by_label("How many").fill("2")
+    await page.get_by_role("button", name="Generate").click()
+    await expect(page.locator("#stage")).to_have_text("next in the queue")
+    worker.holding = worker.claiming = True
+    await until(lambda: len(worker.claimed), 1)
+    claim = worker.claimed[0]
+    assert claim.job.terms.num_previews == 2
+    progress = Progress(stage="residual", steps_done=20, num_steps=26, samples_done=0)
+    await worker.leases.show_progress(claim, progress)
+    await expect(page.locator("#stage")).to_have_text("residual, step 20 of 26")
+    await expect(page.get_by_role("progressbar")).to_have_attribute("value", str(20 / 26))
+    for sequence, (index, number) in enumerate([(1, 0), (0, 0), (1, 1)], start=1):
+        await worker.leases.show_preview(claim, sequence, Preview(index=index, number=number), draw(claim.job.spec)[0])
+    await expect(page.get_by_role("img", name="Preview 1 of image 1")).to_be_visible()
+    await expect(page.get_by_role("img", name="Preview 2 of image 2")).to_be_visible()
+    await expect(page.get_by_role("link")).to_have_count(2)  # those of the header
+    worker.holding = False
+    await expect(page.get_by_role("img", name="T-shirt, image")).to_have_count(2)
+    await expect(page.get_by_role("progressbar")).to_be_hidden()
+
+
+@pytest.mark.browser
+@needs_chromium
+async def test_a_png_made_here_is_made_again(page: Page, live_url: str, worker: FakeWorker, tmp_path: Path) -> None:
+    async with httpx.AsyncClient() as client:
+        body = {"prompt": "dress", "n": 3, "seed": 11, "num_steps": 9}
+        made = (await client.post(f"{live_url}/v1/images/generations", json=body)).json()
+    file = tmp_path / "third.png"
+    file.write_bytes(b64decode(made["data"][2]["b64_json"]))
+    await page.get_by_label("Open a PNG").set_input_files(file)
+    await expect(page.get_by_text("11, image 2")).to_be_visible()
+    await page.get_by_role("button", name="Make it again").click()
+    await expect(page.get_by_text("Equal to the byte.")).to_be_visible()
+    spec = worker.claimed[-1].job.spec
+    assert (spec.label, spec.seed, spec.first_index, spec.num_samples, spec.num_steps) == (3, 11, 2, 1, 9)
+    foreign = tmp_path / "foreign.png"
+    Image.new("L", (8, 8)).save(foreign)
+    await page.get_by_label("Open a PNG").set_input_files(foreign)
+    await expect(page.get_by_role("alert")).to_contain_text("foreign.png is no PNG that was made here")
+
+
+@pytest.mark.browser
+@needs_chromium
+async def test_the_request_as_code_and_the_service_at_a_glance(page: Page, worker: FakeWorker) -> None:
+    await expect(page.locator("#code")).to_contain_text("curl http://")
+    await page.get_by_role("radio", name="Python").check(force=True)
+    code = await page.locator("#code").inner_text()
+    compile(code, "page", "exec")
+    assert "from openai import OpenAI" in code
+    await expect(page.locator("#strip")).to_contain_text("slots in use")
 
 
 @pytest.mark.browser
@@ -143,7 +202,7 @@ async def test_a_key_is_asked_for_and_kept_with_the_tab(
         await field.fill(key)
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("img", name="T-shirt, image")).to_have_count(4)
-        await expect(page.locator("#curl")).to_contain_text("Bearer $MSF_API_KEY")
+        await expect(page.locator("#code")).to_contain_text("Bearer $MSF_API_KEY")
         assert key not in await page.inner_text("body")
         await page.reload()
         await expect(field).to_have_value(key)

@@ -1,13 +1,20 @@
 // The page's controls: what is asked for, and when.
 
-import { apiKey, curlCommand, generate, isReady, listModels, ServiceError, setApiKey } from "./api.js";
-import { byId, showError, showImages, showNothing, showTimings, showWaiting } from "./view.js";
+import {
+  apiKey, asCurl, asPython, cancelJob, createJob, isReady, jobEvents, listModels, readStats, ServiceError, setApiKey,
+} from "./api.js";
+import { listenForFiles } from "./reproduce.js";
+import {
+  byId, showError, showImages, showNothing, showPreview, showProgress, showStats, showTimings, showWaiting,
+} from "./view.js";
 
 const CHIPS_UP_TO = 40; // more classes than this are searched, not shown
+const PREVIEWS = 2; // the base, and the residual half-way
+const STATS_EVERY_MS = 3000;
 const NUMBERS = ["n", "seed", "num_steps", "guidance_scale"];
 
 let models = [];
-let running = null; // the AbortController of the request under way
+let running = null; // the job under way: its id, once it has one
 
 const sliderOf = (id) => document.querySelector(`[data-for="${id}"]`);
 const model = () => models.find(({ id }) => id === byId("model").value);
@@ -40,8 +47,9 @@ function limit(id, max, value) {
   setNumber(id, value);
 }
 
-function showCurl() {
-  if (models.length) byId("curl").textContent = curlCommand(request());
+function showCode() {
+  const write = byId("as-python").checked ? asPython : asCurl;
+  if (models.length) byId("code").textContent = write(request());
 }
 
 function chip(label, index) {
@@ -64,7 +72,7 @@ function showModel() {
   limit("n", max_n, Math.min(byId("n").value || 4, max_n));
   limit("num_steps", max_num_steps, default_num_steps);
   limit("guidance_scale", max_guidance_scale, default_guidance_scale);
-  showCurl();
+  showCode();
 }
 
 async function loadModels() {
@@ -86,8 +94,13 @@ async function watchHealth() {
   setTimeout(watchHealth, models.length ? 10000 : 2000);
 }
 
-function setRunning(controller) {
-  running = controller;
+async function watchStats() {
+  if (!document.hidden) showStats(await readStats());
+  setTimeout(watchStats, STATS_EVERY_MS);
+}
+
+function setRunning(job) {
+  running = job;
   byId("generate").disabled = running !== null;
   byId("generate").setAttribute("aria-busy", running !== null);
   byId("generate-text").textContent = running ? "Generating…" : "Generate";
@@ -96,28 +109,62 @@ function setRunning(controller) {
 
 async function run() {
   if (byId("reroll").checked) rollSeed();
-  showCurl();
+  showCode();
   const asked = request();
-  setRunning(new AbortController());
+  setRunning({ id: null, isCancelled: false });
   showError(null);
-  showWaiting(Math.min(Math.max(asked.n ?? 1, 1), model().max_n));
+  showWaiting(Math.min(Math.max(asked.n ?? 1, 1), model().max_n), model().image_size);
   byId("summary").textContent = "Working…";
   byId("images").scrollIntoView({ block: "nearest", behavior: "smooth" });
   const started = performance.now();
   try {
-    const answer = await generate(asked, running.signal);
-    showImages(answer, asked.prompt, model().image_size);
-    showTimings(answer.timings, performance.now() - started);
-    byId("summary").textContent =
-      `${answer.data.length} × ${asked.prompt}, seed ${answer.seed}, ${answer.num_steps} steps, guidance ${answer.guidance_scale}`;
+    const { id } = await createJob({ ...asked, partial_images: PREVIEWS });
+    running.id = id;
+    if (running.isCancelled) cancelJob(id);
+    await follow(id, asked.prompt, started);
   } catch (error) {
     showNothing();
-    byId("summary").textContent = error.name === "AbortError" ? "Cancelled." : "";
-    if (error.name !== "AbortError") showError(error);
+    byId("summary").textContent = "";
+    showError(error);
     if (error.param === "key") askForKey();
   } finally {
+    showProgress(null);
     setRunning(null);
   }
+}
+
+async function follow(id, label, started) {
+  for await (const event of jobEvents(id)) {
+    switch (event.type) {
+      case "queued":
+        showProgress(0, event.position ? `${event.position} ${event.position > 1 ? "jobs" : "job"} before this one` : "next in the queue");
+        break;
+      case "progress":
+        showProgress(event.steps_done / event.num_steps, `${event.stage}, step ${event.steps_done} of ${event.num_steps}`);
+        break;
+      case "partial_image":
+        showPreview(event.index, event);
+        break;
+      case "succeeded":
+        showImages(event, label);
+        showTimings(event.timings, performance.now() - started);
+        byId("summary").textContent = `${event.data.length} × ${label}, seed ${event.spec.seed}, `
+          + `${event.spec.num_steps} steps, guidance ${event.spec.guidance_scale}`;
+        break;
+      case "cancelled":
+        showNothing();
+        byId("summary").textContent = "Cancelled.";
+        break;
+      default:
+        throw new ServiceError(event.error?.message ?? `The job has ${event.type}.`);
+    }
+  }
+}
+
+function cancel() {
+  if (!running) return;
+  running.isCancelled = true;
+  if (running.id) cancelJob(running.id);
 }
 
 function askForKey() {
@@ -125,12 +172,12 @@ function askForKey() {
   byId("key").focus();
 }
 
-async function copyCurl() {
+async function copyCode() {
   const selection = getSelection();
-  selection.selectAllChildren(byId("curl"));
+  selection.selectAllChildren(byId("code"));
   // The clipboard API exists on secure origins only; the old command works everywhere else.
   const copied = navigator.clipboard
-    ? await navigator.clipboard.writeText(byId("curl").textContent).then(() => true, () => false)
+    ? await navigator.clipboard.writeText(byId("code").textContent).then(() => true, () => false)
     : document.execCommand("copy");
   if (copied) selection.removeAllRanges();
   byId("copy").textContent = copied ? "Copied" : "Selected";
@@ -143,7 +190,7 @@ byId("form").addEventListener("input", ({ target }) => {
   if (target.id === "model") showModel();
   if (target.id === "key") setApiKey(target.value);
   if (target.id === "seed") byId("reroll").checked = false;
-  showCurl();
+  showCode();
 });
 byId("form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -151,12 +198,16 @@ byId("form").addEventListener("submit", (event) => {
 });
 byId("dice").addEventListener("click", () => {
   rollSeed();
-  showCurl();
+  showCode();
 });
-byId("cancel").addEventListener("click", () => running?.abort());
-byId("copy").addEventListener("click", copyCurl);
+byId("cancel").addEventListener("click", cancel);
+addEventListener("pagehide", cancel); // nobody would see what it makes
+for (const id of ["as-curl", "as-python"]) byId(id).addEventListener("change", showCode);
+listenForFiles(() => models);
+byId("copy").addEventListener("click", copyCode);
 
 byId("key").value = apiKey();
 byId("key-field").hidden = !apiKey();
 rollSeed();
 watchHealth();
+watchStats();
