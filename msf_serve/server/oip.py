@@ -14,7 +14,7 @@ from msf_serve.scheduler.jobs import ModelInfo
 from msf_serve.server.admission import Order
 from msf_serve.server.completion import Completed, complete
 from msf_serve.server.context import Context, ServerContext
-from msf_serve.server.errors import Unavailable
+from msf_serve.server.errors import InvalidRequest, Unavailable, shown
 from msf_serve.server.gate import documented
 from msf_serve.server.metrics import MeasuredRoute
 from msf_serve.server.oip_rows import INPUTS, LABEL, OUTPUT, read_orders, wants_binary
@@ -42,6 +42,7 @@ EXTENSIONS = [
     *("binary_tensor_data", "model_configuration", "model_repository"),
     *("parameters", "schedule_policy", "statistics"),
 ]
+BODY_TYPES = ("application/json", "application/octet-stream")
 DATA_TYPES = {BYTES: "TYPE_STRING", "FP32": "TYPE_FP32", "INT32": "TYPE_INT32", "INT64": "TYPE_INT64"}
 ModelName = Annotated[str, Path(alias="model", description="A model's name.")]
 
@@ -58,6 +59,10 @@ async def _exactly(name: ModelName, version: str, context: Context) -> ModelInfo
 
 async def _body(request: Request) -> bytes:
     """Read before the model is looked up: a slow body must not outlast the version that was found."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if "origin" in request.headers and content_type not in BODY_TYPES:
+        # Of other types, browsers send bodies for any page to anywhere without asking there first.
+        raise InvalidRequest(f"Invalid Content-Type: {shown(content_type)}. Allowed: {', '.join(BODY_TYPES)}.")
     return await request.body()
 
 

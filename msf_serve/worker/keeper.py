@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import sys
+import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from msf_serve.engine.errors import EngineError
@@ -21,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
 GRACE_S = 5.0  # servers that have not heard yet that a version is not wanted may go on to admit jobs of it
+LOADER_NICENESS = 10
 CHANGED = "its folder has changed since it was loaded; a version stays what it is: write a new one"
 
 
@@ -32,7 +37,10 @@ class Keeper:
     desired: DesiredModels
     queue: JobQueue
     metrics: WorkerMetrics
-    is_busy: bool = False  # a thread loads, which cannot be interrupted
+    is_busy: bool = False  # the thread loads, and cannot be interrupted
+    _thread: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=_give_way)
+    )
     _loading: dict[ModelKey, asyncio.Task[None]] = field(default_factory=dict)
     _failed: dict[ModelKey, tuple[int, str]] = field(default_factory=dict)  # at which revision, and why
     _unwanted_since: dict[ModelKey, float] = field(default_factory=dict)
@@ -74,7 +82,7 @@ class Keeper:
         started_at = time.monotonic()
         try:
             self.is_busy = True
-            runner = await asyncio.to_thread(self._load_in_thread, key)
+            runner = await asyncio.get_running_loop().run_in_executor(self._thread, self._load_in_thread, key)
             await worker.warm_up(runner)
             plans = runner.executor.plans
             self.metrics.describe(key, self.loader.backend.name, runner.fingerprint, plans.num_loaded, plans.num_built)
@@ -116,6 +124,12 @@ class Keeper:
             state = VersionState.UNAVAILABLE
             reason = self._failed[key][1] if key in self._failed and _is_wanted(key, desired) else "not loaded"
         return VersionReport(name=key[0], version=key[1], state=state, reason=reason)
+
+
+def _give_way() -> None:
+    """Let this thread, and those that it starts, compute when the steps of running jobs do not need the processor."""
+    if sys.platform == "linux":  # where threads have priorities of their own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADER_NICENESS)
 
 
 def _is_wanted(key: ModelKey, desired: Mapping[str, Desired]) -> bool:

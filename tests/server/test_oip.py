@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import zlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -276,11 +277,23 @@ async def test_tensors_that_no_client_sends(client: httpx.AsyncClient, case: str
 
 
 async def test_a_bomb_is_not_unpacked(client: httpx.AsyncClient) -> None:
-    import zlib
-
     bomb = zlib.compress(bytes(30_000_000))
     response = await client.post("/v2/models/fashion/infer", content=bomb, headers={"Content-Encoding": "deflate"})
     assert response.status_code == 413
+
+
+async def test_a_page_elsewhere_cannot_ask_unseen(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+    body = b'{"inputs": [{"name": "label", "shape": [1], "datatype": "INT32", "data": [1]}]}'
+    statuses = [
+        (await client.post("/v2/models/fashion/infer", content=body, headers=headers)).status_code
+        for headers in (
+            {"Origin": "https://evil.example", "Content-Type": "text/plain"},
+            {"Origin": "https://evil.example"},
+            {"Origin": "https://good.example", "Content-Type": "application/json; charset=utf-8"},
+            {},
+        )
+    ]
+    assert statuses == [400, 400, 200, 200]
 
 
 async def test_a_repeated_idempotency_key_makes_nothing_new(client: httpx.AsyncClient, worker: FakeWorker) -> None:

@@ -27,7 +27,7 @@ from msf_serve.scheduler.queue import JobQueue, new_job_id
 from msf_serve.tracing import Tracing
 from msf_serve.worker.metrics import WorkerMetrics
 from msf_serve.worker.runner import ModelRunner
-from msf_serve.worker.service import Worker
+from msf_serve.worker.service import Keeper, Worker
 from msf_serve.worker.trace import Trace
 
 TIMEOUT_S = 120.0  # a machine may be slow and busy; no test comes near it unless it fails
@@ -98,6 +98,7 @@ async def running(
     policy: BatchingPolicy | None = None,
     trace: Trace | None = None,
     tracing: Tracing | None = None,
+    keeper: Keeper | None = None,
 ) -> AsyncIterator[RunningWorker]:
     """Over `version`, and over others that share its plans."""
     runners = [ModelRunner(each, Executor(plans, num_slots)) for each in (version, *also)]
@@ -121,6 +122,7 @@ async def running(
         policy=policy,
         trace=trace,
         tracing=tracing,
+        keeper=keeper,
     )
     stop = asyncio.Event()
     ended = asyncio.create_task(worker.run(stop))
