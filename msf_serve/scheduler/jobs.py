@@ -190,11 +190,18 @@ class ModelInfo(Record):
 
 
 class WorkerLoad(Record):
-    """What a worker does, as of a heartbeat. `batch_fill`: samples over rows since the one before, if any."""
+    """What a worker does, as of a heartbeat.
+
+    `batch_fill`: samples over rows since the heartbeat before; images and latencies are of the last minute's jobs.
+    None: there were none.
+    """
 
     num_slots: int
     num_slots_in_use: int
     batch_fill: float | None = None
+    images_per_s: float = 0.0
+    p50_ms: float | None = None
+    p99_ms: float | None = None
 
 
 class WorkerInfo(Record):

@@ -20,7 +20,6 @@ from msf_serve.scheduler.leases import Swept
 from msf_serve.scheduler.queue import QueueDepth
 from msf_serve.scheduler.storage import Storage
 from msf_serve.server.errors import Forbidden, Unauthenticated, translate
-from msf_serve.server.recent import Recent
 
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0)
 MODEL = ("model", "version")
@@ -29,7 +28,6 @@ OUTCOMES = (
     *("timeout", "failed", "cancelled", "client_gone", "error"),
 )
 OIP_ROUTES = tuple(f"/v2/models/{{model}}{which}/infer" for which in ("", "/versions/{version}"))
-RECENT_S = 60.0  # of requests that the page's strip is about
 WAITING_ROUTES = ("/v1/images/generations", *OIP_ROUTES)  # whose answers are images
 ROUTES = (*WAITING_ROUTES, "/v1/jobs")  # those that admit jobs
 SHARED = " Read from Redis, the same in every server: aggregate by max."
@@ -64,7 +62,6 @@ class Metrics:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing reads
         self.registry = CollectorRegistry()
-        self.recent = Recent(RECENT_S)
         self.totals: defaultdict[tuple[str, str], JobTotals] = defaultdict(JobTotals)
         tasks = self._gauge("msf_asyncio_tasks", "Tasks of the event loop")
         tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
@@ -110,8 +107,6 @@ class Metrics:
         name, version = ("", "") if model is None else (model.name, model.version)
         self.requests.labels(name, version, route, outcome).inc()
         self.request_s.labels(name, version, route, outcome).observe(duration_s)
-        if outcome == "succeeded" and route in WAITING_ROUTES:
-            self.recent.add_request(duration_s)
         if outcome == "client_gone":
             self.clients_gone.labels(name, version).inc()
 
@@ -120,7 +115,6 @@ class Metrics:
         self.steps_demanded.labels(spec.model, spec.version).inc(spec.num_samples * (spec.num_steps + 1))
 
     def observe_images(self, model: ModelInfo, num_images: int, *, cached: bool) -> None:
-        self.recent.add_images(num_images)
         self.images.labels(model.name, model.version, "cached" if cached else "made").inc(num_images)
 
     def observe_job(self, model: ModelInfo, timings: Timings, num_images: int, *, cached: bool) -> None:

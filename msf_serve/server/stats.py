@@ -1,4 +1,4 @@
-"""`GET /v1/stats`: what the page's strip shows, this server's last minute and what its workers do now."""
+"""`GET /v1/stats`: what the page's strip shows, the service in the last minute as its workers told it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from msf_serve.server.context import Context
-from msf_serve.server.metrics import RECENT_S
 from msf_serve.server.schemas import REFUSALS
 
 router = APIRouter(tags=["health"])
 
 
 class Stats(BaseModel):
-    window_s: float = Field(description="What the rates and latencies are over.")
-    requests_per_s: float = Field(description="That succeeded at this server.")
-    images_per_s: float
-    p50_ms: float | None = Field(description="Of these requests; null: there were none.")
+    images_per_s: float = Field(description="Made in the last minute.")
+    p50_ms: float | None = Field(
+        description="Of the last minute's jobs, from admission to their end, at the slowest worker; null: none ended."
+    )
     p99_ms: float | None
-    jobs_queued: int = Field(description="In the whole service, as are the following.")
+    jobs_queued: int
     jobs_running: int
     workers: int
     slots: int
@@ -33,14 +32,11 @@ async def stats(context: Context) -> Stats:
     models = [(model.name, model.version) for model in await context.catalog.models()]
     depths = await asyncio.gather(*(context.queue.depth(*model) for model in models))
     workers = await context.registry.loads()
-    recent = context.metrics.recent.now()
     fills = [load.batch_fill for load in workers if load.batch_fill is not None]
     return Stats(
-        window_s=RECENT_S,
-        requests_per_s=recent.num_requests / RECENT_S,
-        images_per_s=recent.num_images / RECENT_S,
-        p50_ms=recent.quantile_ms(0.5),
-        p99_ms=recent.quantile_ms(0.99),
+        images_per_s=sum(load.images_per_s for load in workers),
+        p50_ms=max((load.p50_ms for load in workers if load.p50_ms is not None), default=None),
+        p99_ms=max((load.p99_ms for load in workers if load.p99_ms is not None), default=None),
         jobs_queued=sum(depth.num_jobs_queued for depth in depths),
         jobs_running=sum(depth.num_jobs_running for depth in depths),
         workers=len(workers),

@@ -81,7 +81,7 @@ class Finisher:
             )
             if kept:
                 spec = job.claim.job.spec
-                self._metrics.record_timings((spec.model, spec.version), job.timings(encode_s))
+                self._metrics.record_timings((spec.model, spec.version), job.timings(encode_s), len(images))
         except Exception:
             logger.exception("the images of job %s cannot be encoded or stored", job.id)
             error = JobError(code="engine_error", message="the images could not be encoded or stored")

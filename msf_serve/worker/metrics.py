@@ -11,6 +11,7 @@ from msf_serve.scheduler.costs import Stage
 from msf_serve.scheduler.jobs import Timings
 from msf_serve.scheduler.leases import Swept
 from msf_serve.scheduler.policy import REASONS, StepBatch
+from msf_serve.worker.recent import Recent
 
 _JOB_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0)
 _STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -29,6 +30,7 @@ class WorkerMetrics:
     def __init__(self, num_slots: int) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing reads
         self.registry = CollectorRegistry()
+        self.recent = Recent()
         self._num_samples = self._num_rows = 0  # since `fill_since_last`
         ProcessCollector(registry=self.registry)
         self._described: dict[ModelKey, tuple[str, str]] = {}
@@ -126,8 +128,9 @@ class WorkerMetrics:
         self._num_samples = self._num_rows = 0
         return fill
 
-    def record_timings(self, model: ModelKey, timings: Timings) -> None:
+    def record_timings(self, model: ModelKey, timings: Timings, num_images: int) -> None:
         """Of a job whose images were stored."""
+        self.recent.add(timings.total_ms, num_images)
         self.queue_seconds.labels(*model).observe(timings.queue_ms / 1000)
         self.stage_seconds.labels(*model, Stage.BASE).observe(timings.base_ms / 1000)
         self.stage_seconds.labels(*model, Stage.RESIDUAL).observe(timings.residual_ms / 1000)

@@ -326,10 +326,14 @@ class Worker:
 
     def _load(self) -> WorkerLoad:
         runners = self._runners.values()
+        p50_ms, p99_ms = self._metrics.recent.quantiles_ms(0.5, 0.99)
         return WorkerLoad(
             num_slots=sum(runner.executor.num_slots for runner in runners),
             num_slots_in_use=sum(runner.num_slots_in_use() for runner in runners),
             batch_fill=self._metrics.fill_since_last(),
+            images_per_s=self._metrics.recent.images_per_s(),
+            p50_ms=p50_ms,
+            p99_ms=p99_ms,
         )
 
     def _check_step(self) -> None:

@@ -13,7 +13,9 @@ from msf_serve.engine.plans import Plan
 from msf_serve.engine.repository import ModelVersion
 from msf_serve.engine.stage import Stage
 from msf_serve.scheduler.policy import REASONS
-from tests.worker.support import RunningWorker, running, until, with_plans
+from msf_serve.scheduler.registry import Registry
+from msf_serve.worker.recent import Recent
+from tests.worker.support import SPEC, RunningWorker, running, until, with_plans
 from tests.worker.test_results import CROWD
 
 
@@ -55,3 +57,23 @@ async def test_counters_agree_with_what_ran(redis: Redis, version: ModelVersion,
 
 def num_batches(worker: RunningWorker, stage: Stage) -> float:
     return sum(worker.count("msf_step_batches_total", stage=stage, reason=reason) for reason in REASONS)
+
+
+def test_what_is_older_than_a_minute_is_forgotten() -> None:
+    now = 0.0
+    recent = Recent(clock=lambda: now)
+    assert recent.quantiles_ms(0.5) == (None,)
+    for now in range(100):
+        recent.add(float(now), num_images=2)
+    assert recent.images_per_s() == 61 * 2 / 60
+    assert recent.quantiles_ms(0.5, 0.99) == (69.0, 99.0)
+
+
+async def test_a_heartbeat_carries_what_the_worker_does(worker: RunningWorker, redis: Redis) -> None:
+    await worker.end_of(await worker.admit(SPEC.model_copy(update={"num_samples": 2})))
+
+    async def told() -> bool:
+        (load,) = await Registry(redis).loads()
+        return load.images_per_s > 0 and load.p50_ms is not None and load.batch_fill is not None
+
+    await until(told)
