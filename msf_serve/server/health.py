@@ -22,7 +22,11 @@ async def live() -> dict[str, bool]:
     return {"live": True}
 
 
-@router.get("/v2/health/ready", summary="Can a request be served now")
+@router.get(
+    "/v2/health/ready",
+    summary="Can a request be served now",
+    responses={503: {"description": "Not now; the body says why."}},
+)
 async def ready(context: Context) -> JSONResponse:
     """200 if Redis answers, a live worker is registered and this server stays; else 503 and why."""
     reason = await _unreadiness(context)

@@ -34,6 +34,7 @@ from msf_serve.server.oip_schemas import (
     Statistics,
     StringValue,
     TensorMetadata,
+    body_of,
 )
 from msf_serve.server.oip_tensors import BYTES, read_request, write_response
 
@@ -162,7 +163,7 @@ def _routes_of(find: Any, path: str) -> APIRouter:
         asked, inputs = read_request(raw, request.headers, context.settings.max_body_bytes)
         jobs = await _complete_all(await read_orders(asked, inputs, model, raw, request, context), context, request)
         for job in jobs:
-            context.metrics.observe_images(model, len(job.images), cached=job.job.images_of is not None)
+            context.metrics.observe_images(model, len(job.images), cached=job.is_cached)
         answer = InferResponse(
             id=asked.id, model_name=model.name, model_version=model.version, parameters=_common(jobs), outputs=[]
         )
@@ -226,25 +227,18 @@ def _statistics(model: ModelInfo, context: ServerContext) -> ModelStats:
     )
 
 
-def _infer_schema() -> dict[str, Any]:
-    """With the tensors inside, as FastAPI knows nothing of a body that it does not parse."""
-    schema = InferRequest.model_json_schema()
-    tensors = schema.pop("$defs")
-    schema["properties"]["inputs"]["items"] = tensors["InputTensor"]
-    schema["properties"]["outputs"]["anyOf"][0]["items"] = tensors["RequestedOutput"]
-    schema["example"] = {
+_BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_INFER_BODY = body_of(
+    InferRequest,
+    _BINARY,
+    required=True,
+    example={
         "inputs": [
             {"name": "label", "shape": [3], "datatype": "BYTES", "data": ["sneaker", "bag", "7"]},
             {"name": "seed", "shape": [1], "datatype": "INT64", "data": [7]},
         ]
-    }
-    return schema
-
-
-_BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-_INFER_BODY = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": _infer_schema()}, **_BINARY}}
-}
+    },
+)
 _INFER_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The images: JSON, or JSON and their bytes behind it.", "content": _BINARY}
 }

@@ -25,6 +25,7 @@ from msf_serve.server.oip_schemas import (
     OipError,
     UnloadRequest,
     VersionPolicy,
+    body_of,
 )
 from msf_serve.server.schemas import RequestBody
 
@@ -47,11 +48,9 @@ router = APIRouter(
 )
 
 
-def _documented_body(model: type[RequestBody]) -> dict[str, object]:
-    return {"requestBody": {"required": False, "content": {"application/json": {"schema": model.model_json_schema()}}}}
-
-
-@router.post("/index", summary="Every version that could be served", openapi_extra=_documented_body(IndexRequest))
+@router.post(
+    "/index", summary="Every version that could be served", openapi_extra=body_of(IndexRequest, required=False)
+)
 async def index(raw: Raw, context: Context) -> list[IndexEntry]:
     """As the workers' model repositories are now, and whether each version is served by any of them."""
     asked = _parsed(IndexRequest, raw)
@@ -76,7 +75,7 @@ async def index(raw: Raw, context: Context) -> list[IndexEntry]:
     "/models/{model}/load",
     summary="Serve a model",
     response_class=Response,
-    openapi_extra=_documented_body(LoadRequest),
+    openapi_extra=body_of(LoadRequest, required=False),
     responses={
         409: {"model": OipError, "description": "Someone else said otherwise meanwhile."},
         504: {"model": OipError, "description": "Workers still load it."},
@@ -88,7 +87,8 @@ async def load(name: ModelName, raw: Raw, context: Context) -> Response:
     Without a `version_policy` all versions are wanted, as when a worker starts. What is served and not wanted any more
     is let go once the others are served. A failure changes nothing.
     """
-    policy = _policy(_parsed(LoadRequest, raw))
+    config = _parsed(LoadRequest, raw).parameters.config
+    policy = _parsed(LoadConfig, config.encode(errors="replace")).version_policy
     desired = context.catalog.desired
     try:
         async with asyncio.timeout(context.settings.load_timeout_s):
@@ -118,13 +118,11 @@ async def load(name: ModelName, raw: Raw, context: Context) -> Response:
     "/models/{model}/unload",
     summary="Stop serving a model",
     response_class=Response,
-    openapi_extra=_documented_body(UnloadRequest),
+    openapi_extra=body_of(UnloadRequest, required=False),
 )
 async def unload(name: ModelName, raw: Raw, context: Context) -> Response:
     """No request is accepted for any of its versions from now on; those that were accepted are answered."""
-    unknown = _parsed(UnloadRequest, raw).parameters.keys() - {"unload_dependents"}
-    if unknown:
-        raise InvalidRequest(f"Unknown parameter {shown(min(unknown))}. Allowed: unload_dependents.")
+    _parsed(UnloadRequest, raw)
     known = {model.name for model in await context.catalog.models()}
     if name not in known and not _versions_of(name, await _reports(context)):
         raise ModelNotFound(f"Unknown model {shown(name)}. Allowed: {', '.join(sorted(known))}.", param="model")
@@ -139,18 +137,6 @@ def _parsed(model: type[Body], raw: bytes) -> Body:
         return model.model_validate(json.loads(raw or b"{}"))
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from error
-
-
-def _policy(asked: LoadRequest) -> VersionPolicy:
-    unknown = asked.parameters.keys() - {"config"}
-    if unknown:
-        raise InvalidRequest(
-            f"Unknown parameter {shown(min(unknown))}. Allowed: config. Models come from the workers' repository."
-        )
-    config = asked.parameters.get("config", "{}")
-    if not isinstance(config, str):
-        raise InvalidRequest(f"Invalid config: {shown(config)}. Allowed: a JSON object in a string.")
-    return _parsed(LoadConfig, config.encode(errors="replace")).version_policy
 
 
 def _chosen(policy: VersionPolicy, present: Sequence[str], name: str) -> list[str]:

@@ -150,14 +150,24 @@ class IndexEntry(BaseModel):
     reason: str = Field(description="Why it is not ready, or not as it should be.")
 
 
-class LoadRequest(RequestBody):
-    """`config` is Triton's, a JSON object in a string; its `version_policy` is what can be told here."""
+class LoadParameters(RequestBody):
+    config: str = Field(
+        default="{}", description="Triton's: a JSON object in a string, of which version_policy can be told here."
+    )
 
-    parameters: Parameters = Field(default={}, description='an object with "config" at most.')
+
+class LoadRequest(RequestBody):
+    parameters: LoadParameters = Field(default=LoadParameters(), description="an object with config at most.")
+
+
+class UnloadParameters(RequestBody):
+    unload_dependents: bool = Field(default=False, description="true or false; no model depends on another.")
 
 
 class UnloadRequest(RequestBody):
-    parameters: Parameters = Field(default={}, description='an object with "unload_dependents" at most.')
+    parameters: UnloadParameters = Field(
+        default=UnloadParameters(), description="an object with unload_dependents at most."
+    )
 
 
 class LatestVersions(RequestBody):
@@ -182,6 +192,26 @@ class LoadConfig(RequestBody):
         default=VersionPolicy(all={}),
         description='{"all": {}}, {"latest": {"num_versions": n}} or {"specific": {"versions": [...]}}.',
     )
+
+
+def body_of(model: type[RequestBody], *more: dict[str, Any], required: bool, **example: Any) -> dict[str, Any]:
+    """What OpenAPI is to say of a body that the route reads itself, as JSON or in one of `more` types."""
+    schema = model.model_json_schema()
+    parts = schema.pop("$defs", {})
+
+    def whole(part: Any) -> Any:
+        if isinstance(part, list):
+            return [whole(each) for each in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            return whole(parts[part["$ref"].rpartition("/")[2]] | {n: v for n, v in part.items() if n != "$ref"})
+        return {name: whole(each) for name, each in part.items()}
+
+    content = {"application/json": {"schema": whole(schema) | example}}
+    for each in more:
+        content |= each
+    return {"requestBody": {"required": required, "content": content}}
 
 
 OIP_ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": OipError, "description": "What went wrong."}} | {

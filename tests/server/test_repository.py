@@ -159,11 +159,11 @@ async def test_the_index_tells_what_could_be_loaded(client: httpx.AsyncClient, r
 @pytest.mark.parametrize(
     ("path", "body", "message"),
     [
-        (LOAD, {"parameters": {"file:1/model.onnx": "aGk="}}, "Models come from the workers' repository"),
-        (LOAD, {"parameters": {"config": {}}}, "Invalid parameters"),
+        (LOAD, {"parameters": {"file:1/model.onnx": "aGk="}}, "Unknown field"),
+        (LOAD, {"parameters": {"config": {}}}, "Invalid config"),
         (LOAD, {"parameters": {"config": '{"version_policy": {"all": {}, "latest": {}}}'}}, "exactly one of"),
         (LOAD, {"parameters": {"config": '{"version_policy": {"latest": {"num_versions": 0}}}'}}, "from 1"),
-        (UNLOAD, {"parameters": {"force": True}}, "Unknown parameter"),
+        (UNLOAD, {"parameters": {"force": True}}, "Unknown field"),
         (INDEX, {"ready": 1}, "Invalid ready"),
     ],
 )
