@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from msf_serve.scheduler.errors import (
     DeadlineTooShort,
@@ -204,6 +205,8 @@ def translate(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
+        case ClientDisconnect():
+            return ClientGone("The caller closed the connection.")
         case QueueFull():
             return Refused(str(error), headers={"Retry-After": str(max(1, math.ceil(error.retry_after_s)))})
         case LimitExceeded():

@@ -9,6 +9,7 @@ import secrets
 import time
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from msf_serve.server.errors import BodyTooLarge, BodyTooSlow, HeadersTooLarge, respond, translate
@@ -57,6 +58,8 @@ class Edge:
         try:
             _check_head(scope)
             await self.app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            return  # in the midst of its body
         except HeadersTooLarge as error:
             await respond(error, scope["path"])(scope, receive, send_with_id)
         except Exception as error:

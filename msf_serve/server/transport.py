@@ -31,6 +31,13 @@ class GuardedProtocol(H11Protocol):
         self._await_head()  # before: the next request may be here already
         super().on_response_complete()
 
+    def send_400_response(self, msg: str) -> None:
+        """To a body that breaks the protocol; whoever reads it then has nobody to answer."""
+        super().send_400_response(msg)
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._answer_timer = self.loop.call_later(ANSWER_S, self.transport.abort)
