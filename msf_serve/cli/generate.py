@@ -1,4 +1,4 @@
-"""`msf generate`: images without a server."""
+"""`msf generate`: images into a file, made here or by a server."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ GAP = 2  # pixels between the images of a grid
 @click.option("--num-steps", type=click.IntRange(2), help="Steps of both stages together.  [default: the model's]")
 @click.option("--guidance-scale", type=float, help="1 is none.  [default: the model's]")
 @click.option("--scale", type=click.IntRange(1, 32), default=4, show_default=True, help="Enlarge pixels so many times.")
+@click.option("--url", help="Ask this server instead, such as http://127.0.0.1:8000.")
+@click.option("--api-key", envvar="MSF_API_KEY", show_envvar=True, help="What the server knows you by.")
 def command(
     prompt: str,
     num_images: int,
@@ -37,18 +39,46 @@ def command(
     num_steps: int | None,
     guidance_scale: float | None,
     scale: int,
+    url: str | None,
+    api_key: str | None,
 ) -> None:
-    """Make images of one class and write them as one grid."""
+    """Make images of one class and write them as one grid.
+
+    Here, with the plans of this machine; with --url, by a running server.
+    """
     from msf_serve.engine.errors import EngineError
 
     try:
         _check_out(out)
-        version = _find_model(model)
-        images = _generate(version, _find_label(version, prompt), num_images, seed, num_steps, guidance_scale)
+        if url is not None:
+            images = _ask(url, api_key, model, prompt, num_images, seed, num_steps, guidance_scale)
+        else:
+            version = _find_model(model)
+            images = _generate(version, _find_label(version, prompt), num_images, seed, num_steps, guidance_scale)
         _grid(images, scale).save(out)
     except (EngineError, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(str(out))
+
+
+def _ask(
+    url: str,
+    api_key: str | None,
+    model: str | None,
+    prompt: str,
+    num_images: int,
+    seed: int,
+    num_steps: int | None,
+    guidance_scale: float | None,
+) -> list[Image]:
+    from msf_serve.cli.remote import generate_at
+
+    asked = {"model": model, "prompt": prompt, "n": num_images, "seed": seed}
+    images, told = generate_at(url, api_key, {**asked, "num_steps": num_steps, "guidance_scale": guidance_scale})
+    click.echo(
+        f"{num_images} images of {told['model']}:{told['version']} in {told['timings']['total_ms']:.0f} ms", err=True
+    )
+    return images
 
 
 def _check_out(out: Path) -> None:

@@ -9,7 +9,7 @@ import click
 _COMMANDS = {
     "serve": "serve images over HTTP: server, workers and, unless MSF_REDIS_URL is set, a Valkey",
     "worker": "run one worker against a Redis",
-    "generate": "make images without a server",
+    "generate": "make images into a file, here or at a server's address",
     "reproduce": "make an image again from what its file tells, and compare",
     "models": "list the models of the repository",
     "jobs": "list failed jobs, look at one, cancel it, or queue it again",

@@ -52,6 +52,14 @@ def test_generate_writes_a_grid(
         assert image.size == size
 
 
+def test_generate_says_why_a_server_gives_nothing(settings: dict[str, str], tmp_path: Path) -> None:
+    asked = ("generate", "--prompt", "Star", "--out", str(tmp_path / "grid.png"))
+    nobody = run(settings, *asked, "--url", "http://127.0.0.1:1")
+    assert nobody.exit_code == 1
+    assert nobody.output.startswith("Error: --url http://127.0.0.1:1: ")
+    assert run(settings, *asked, "--url", "no address").output.startswith("Error: --url no address: ")
+
+
 def test_generate_makes_the_same_images_again_and_others_of_other_seeds(
     settings: dict[str, str], tmp_path: Path
 ) -> None:
