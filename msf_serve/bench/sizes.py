@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from msf_serve.engine.denoiser import SIZES as WIDTH_DEPTH_HEADS
 from msf_serve.engine.denoiser import Denoiser
 from msf_serve.engine.stage import Stage
 
@@ -39,20 +40,19 @@ class DenoiserSize:
         return (self.size // self.patch_size) ** 2
 
 
-_WIDTH_DEPTH_HEADS = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
-SIZES = tuple(_WIDTH_DEPTH_HEADS)
+SIZES = tuple(WIDTH_DEPTH_HEADS)
 
 
 def msf_size(name: str, stage: Stage, image_size: int = 256) -> DenoiserSize:
     """A denoiser of MSF-`name`/2 (`name` of `SIZES`) for square images of `image_size` pixels."""
     half = image_size // DOWNSAMPLING // 2
     channels, cond = {Stage.BASE: (LATENT_CHANNELS, 0), Stage.RESIDUAL: (3 * LATENT_CHANNELS, LATENT_CHANNELS)}[stage]
-    return DenoiserSize(channels, cond, half, *_WIDTH_DEPTH_HEADS[name])
+    return DenoiserSize(channels, cond, half, *WIDTH_DEPTH_HEADS[name])
 
 
 def dit_size(name: str, image_size: int = 256) -> DenoiserSize:
     """The denoiser of DiT-`name`/2: the single-stage baseline."""
-    return DenoiserSize(LATENT_CHANNELS, 0, image_size // DOWNSAMPLING, *_WIDTH_DEPTH_HEADS[name])
+    return DenoiserSize(LATENT_CHANNELS, 0, image_size // DOWNSAMPLING, *WIDTH_DEPTH_HEADS[name])
 
 
 def random_denoiser(size: DenoiserSize, seed: int = 0) -> Denoiser:

@@ -11,6 +11,7 @@ _COMMANDS = {
     "worker": "run one worker against a Redis",
     "generate": "make images into a file, here or at a server's address",
     "reproduce": "make an image again from what its file tells, and compare",
+    "train": "train a model of one's own on a folder of images",
     "models": "list the models of the repository",
     "jobs": "list failed jobs, look at one, cancel it, or queue it again",
     "keys": "make an API key, or check the file of them",

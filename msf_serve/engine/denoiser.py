@@ -14,6 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 TIME_FEATURES = 256
+SIZES = {
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1152, 28, 16),
+}  # width, depth, heads; table 1
 
 
 def time_features(timesteps: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ image (scale-equivariant regularisation), and to put little energy into the resi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 from msf_serve.engine.autoencoder import Autoencoder
 from msf_serve.engine.factorization import decompose, down, up
 from msf_serve.training.data import Split
+
+Augment = Callable[[Tensor, Tensor, torch.Generator], Tensor]  # images in [-1, 1] and their labels to images
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,21 @@ def reconstruction_loss(output: Tensor, target: Tensor, gradient_weight: float) 
 
 
 def autoencoder_loss(
-    autoencoder: Autoencoder, data: Split, objective: AutoencoderObjective, generator: torch.Generator
+    autoencoder: Autoencoder,
+    data: Split,
+    objective: AutoencoderObjective,
+    generator: torch.Generator,
+    augment: Augment | None = None,
 ) -> Mapping[str, Tensor]:
     """One batch's loss and its parts."""
-    images, _ = data.batch(torch.randint(len(data), (objective.batch_size,), generator=generator))
+    device = next(autoencoder.parameters()).device
+    images, labels = data.batch(torch.randint(len(data), (objective.batch_size,), generator=generator))
+    images = (augment(images, labels, generator) if augment else images).to(device)
     num_low = int(objective.batch_size * objective.low_pass_fraction)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         posterior = autoencoder.posterior(images)
         mean, std = posterior.mean.float(), posterior.std.float()
-        latents = mean + std * torch.randn(mean.shape, generator=generator)
+        latents = mean + std * torch.randn(mean.shape, generator=generator).to(device)
         low = up(down(latents[:num_low]))
         decoded = autoencoder.decode(torch.cat((latents, low))).float()
     output, output_low = torch.split(decoded, [len(images), num_low])

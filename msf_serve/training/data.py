@@ -26,19 +26,25 @@ LABELS = (
 NUM_HELD_OUT = 10_000  # the last training images: settings are chosen on them, never trained on
 
 
-@dataclass(frozen=True)
 class Split:
-    """`images` (N, 1, 32, 32) uint8, `labels` (N,) int64."""
+    """`images` (N, C, H, W) uint8, `labels` (N,) int64; or those of their `rows` alone, read when asked for."""
 
-    images: Tensor
-    labels: Tensor
+    def __init__(self, images: Tensor, labels: Tensor, rows: Tensor | None = None) -> None:
+        self.all_images = images
+        self.rows = rows
+        self.labels = labels if rows is None else labels[rows]
+
+    @property
+    def images(self) -> Tensor:
+        return self.all_images if self.rows is None else self.all_images[self.rows]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images as float in [-1, 1], and their labels."""
-        return to_unit_range(self.images[indices]), self.labels[indices]
+        rows = indices if self.rows is None else self.rows[indices]
+        return to_unit_range(self.all_images[rows]), self.labels[indices]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,28 +27,46 @@ class DenoiserObjective:
 
 @dataclass(frozen=True)
 class Latents:
-    """A data set's latents, factorized and normalised: base (N, C, h, w), residual (N, 3C, h, w), labels (N,)."""
+    """A data set's latents, factorized and normalised: base (N, C, h, w), residual (N, 3C, h, w), labels (N,).
+
+    They are drawn in proportion to `weights` (N,), where these are given.
+    """
 
     base: Tensor
     residual: Tensor
     labels: Tensor
     base_statistics: Statistics
     residual_statistics: Statistics
+    weights: Tensor | None = None
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Indices (count,)."""
+        if self.weights is None:
+            return torch.randint(len(self.labels), (count,), generator=generator)
+        return torch.multinomial(self.weights, count, replacement=True, generator=generator)
+
+
+Vary = Callable[[Tensor, Tensor, int], Tensor]  # images in [-1, 1], their labels and a variant's number to images
 
 
 @torch.no_grad()
-def encode_latents(autoencoder: Autoencoder, data: Split, batch_size: int = 500) -> Latents:
-    """Encode a whole split once (the posteriors' means), and measure the statistics that normalise it."""
-    parts = [
-        decompose(autoencoder.posterior(data.batch(indices)[0]).mean)
-        for indices in torch.split(torch.arange(len(data)), batch_size)
-    ]
+def encode_latents(
+    autoencoder: Autoencoder, data: Split, batch_size: int = 500, num_variants: int = 1, vary: Vary | None = None
+) -> Latents:
+    """Encode a whole split (the posteriors' means), each of its variants once, and measure what normalises it."""
+    device = next(autoencoder.parameters()).device
+    parts = []
+    for variant in range(num_variants):
+        for indices in torch.split(torch.arange(len(data)), batch_size):
+            images, labels = data.batch(indices)
+            images = vary(images, labels, variant) if vary else images
+            parts.append([part.cpu() for part in decompose(autoencoder.posterior(images.to(device)).mean)])
     base, residual = (torch.cat(stage) for stage in zip(*parts, strict=True))
     base_statistics, residual_statistics = _measure(base), _measure(residual)
     return Latents(
         base=normalize(base, base_statistics),
         residual=normalize(residual, residual_statistics),
-        labels=data.labels,
+        labels=data.labels.repeat(num_variants),
         base_statistics=base_statistics,
         residual_statistics=residual_statistics,
     )
@@ -71,8 +89,8 @@ def base_loss(
     denoiser: Denoiser, latents: Latents, objective: DenoiserObjective, generator: torch.Generator
 ) -> Mapping[str, Tensor]:
     """Flow matching on the base."""
-    indices = torch.randint(len(latents.labels), (objective.batch_size,), generator=generator)
-    clean = latents.base[indices]
+    indices = latents.draw(objective.batch_size, generator)
+    clean = latents.base[indices].float()
     labels = _drop_labels(latents.labels[indices], denoiser.null_label, objective.label_drop, generator)
     return _flow_matching(denoiser, clean, labels, None, objective, generator)
 
@@ -84,8 +102,8 @@ def residual_loss(
 
     Noise-conditioning augmentation (Ho et al., arXiv 2106.15282): generated bases are not perfect, real ones are.
     """
-    indices = torch.randint(len(latents.labels), (objective.batch_size,), generator=generator)
-    clean, base = latents.residual[indices], latents.base[indices]
+    indices = latents.draw(objective.batch_size, generator)
+    clean, base = latents.residual[indices].float(), latents.base[indices].float()
     labels = _drop_labels(latents.labels[indices], denoiser.null_label, objective.label_drop, generator)
     level = torch.rand(len(clean), generator=generator) * objective.max_conditioning_noise
     noise = torch.randn(base.shape, generator=generator)
@@ -105,10 +123,11 @@ def _flow_matching(
     noise = torch.randn(clean.shape, generator=generator)
     noisy = torch.lerp(clean, noise, timesteps[:, None, None, None])
     cond, level = condition or (clean.new_empty(len(clean), 0, *clean.shape[2:]), torch.zeros(len(clean)))
-    time_embedding = denoiser.time(timesteps, level)
-    with torch.autocast("cpu", torch.bfloat16):
-        velocity = denoiser(noisy, time_embedding, labels, cond).float()
-    return {"loss": (velocity - (noise - clean)).square().mean()}
+    device = next(denoiser.parameters()).device
+    time_embedding = denoiser.time(timesteps.to(device), level.to(device))
+    with torch.autocast(device.type, torch.bfloat16):
+        velocity = denoiser(noisy.to(device), time_embedding, labels.to(device), cond.to(device)).float()
+    return {"loss": (velocity - (noise - clean).to(device)).square().mean()}
 
 
 def _draw_times(count: int, uniform_fraction: float, generator: torch.Generator) -> Tensor:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 logger = logging.getLogger(__name__)
 
@@ -21,13 +22,15 @@ LossFunction = Callable[[torch.Generator], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long and how fast. The learning rate warms up linearly and decays to 0 along a cosine."""
+    """How long and how fast. The learning rate warms up linearly and decays to 0: along a cosine, or, with `cooldown`,
+    in a straight line over that last part of the iterations (warmup-stable-decay, arXiv 2404.06395)."""
 
     num_iterations: int
     learning_rate: float
     weight_decay: float = 0.0
     warmup_iterations: int = 100
     max_grad_norm: float = 1.0
+    cooldown: float | None = None
     ema_decays: tuple[float, ...] = (0.995, 0.999)
     seed: int = 0
     checkpoint_every_s: float = 60.0
@@ -35,7 +38,21 @@ class LoopConfig:
 
     def learning_rate_at(self, iteration: int) -> float:
         warmup = min(1.0, (iteration + 1) / self.warmup_iterations)
-        return self.learning_rate * warmup * (1 + math.cos(math.pi * iteration / self.num_iterations)) / 2
+        left = 1 - iteration / self.num_iterations
+        decay = (1 - math.cos(math.pi * left)) / 2 if self.cooldown is None else min(1.0, left / self.cooldown)
+        return self.learning_rate * warmup * decay
+
+
+class _Objective(nn.Module):
+    """A loss function as a module, which is what DistributedDataParallel watches over."""
+
+    def __init__(self, module: nn.Module, loss_function: LossFunction) -> None:
+        super().__init__()
+        self.module = module
+        self.loss_function = loss_function
+
+    def forward(self, generator: torch.Generator) -> Mapping[str, Tensor]:
+        return self.loss_function(generator)
 
 
 class Loop:
@@ -43,11 +60,23 @@ class Loop:
     (its parameters: a module with buffers that learn should use its own, with no decays).
 
     The loss function draws all its randomness from the generator that it is handed, which depends only on the seed and
-    the iteration: a resumed run sees the very batches that an uninterrupted one sees.
+    the iteration: a resumed run sees the very batches that an uninterrupted one sees. Where torch.distributed is
+    initialised, each process draws its own batches and gradients are averaged; the first writes the checkpoints.
+    `on_checkpoint` is called after each of them.
     """
 
-    def __init__(self, module: nn.Module, config: LoopConfig, checkpoint: Path) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        config: LoopConfig,
+        checkpoint: Path,
+        on_checkpoint: Callable[[Loop], None] = lambda _: None,
+    ) -> None:
         self.module = module
+        self.on_checkpoint = on_checkpoint
+        self.rank, self.world_size = 0, 1
+        if distributed.is_initialized():
+            self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
         self.config = config
         self.checkpoint = checkpoint
         self.averages = {decay: deepcopy(module).requires_grad_(False).eval() for decay in config.ema_decays}
@@ -58,12 +87,16 @@ class Loop:
 
     def run(self, loss_function: LossFunction) -> None:
         self._resume()
+        if self.iteration >= self.config.num_iterations:
+            return
+        if self.world_size > 1:
+            loss_function = DistributedDataParallel(_Objective(self.module, loss_function))
         started_at, started_from = time.monotonic(), self.iteration
         saved_at = started_at
         while self.iteration < self.config.num_iterations:
             losses = self._step(loss_function)
             now = time.monotonic()
-            if self.iteration % self.config.log_every == 0:
+            if self.rank == 0 and self.iteration % self.config.log_every == 0:
                 self._log(losses, seconds_per_iteration=(now - started_at) / (self.iteration - started_from))
             if now - saved_at > self.config.checkpoint_every_s:
                 self._save()
@@ -71,7 +104,8 @@ class Loop:
         self._save()
 
     def _step(self, loss_function: LossFunction) -> Mapping[str, Tensor]:
-        generator = torch.Generator().manual_seed((self.config.seed << 32) + self.iteration)
+        draw = self.iteration * self.world_size + self.rank
+        generator = torch.Generator().manual_seed((self.config.seed << 32) + draw)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(self.iteration)
         losses = loss_function(generator)
@@ -105,6 +139,8 @@ class Loop:
         )
 
     def _save(self) -> None:
+        if self.rank > 0:
+            return
         state = {
             "iteration": self.iteration,
             "module": self.module.state_dict(),
@@ -115,11 +151,12 @@ class Loop:
         partial = self.checkpoint.with_suffix(".partial")
         torch.save(state, partial)
         os.replace(partial, self.checkpoint)
+        self.on_checkpoint(self)
 
     def _resume(self) -> None:
         if not self.checkpoint.exists():
             return
-        state = torch.load(self.checkpoint, weights_only=True)
+        state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
         self.module.load_state_dict(state["module"])
         for decay, average in self.averages.items():
             average.load_state_dict(state["averages"][str(decay)])

@@ -1,0 +1,75 @@
+"""`msf train`: a model of one's own."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import click
+
+from msf_serve.cli.settings import read_settings
+
+
+@click.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    required=True,
+    help="Folder of class folders of images.",
+)
+@click.option("--recipe", "recipe_name", default="msf-s", show_default=True, help="A shipped recipe, or a TOML file.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Checkpoints.  [default: runs/NAME]")
+@click.option("--name", help="The model's name.  [default: the recipe's]")
+@click.option("--model-repo", type=click.Path(path_type=Path, file_okay=False), help="[default: MSF_MODEL_REPO]")
+@click.option(
+    "--autoencoder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="A public AutoencoderKL in safetensors (its folder), instead of training one.",
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="On a CPU.  [default: all cores]")
+def command(
+    data: Path,
+    recipe_name: str,
+    out: Path | None,
+    name: str | None,
+    model_repo: Path | None,
+    autoencoder: Path | None,
+    device: str,
+    threads: int | None,
+) -> None:
+    """Train a model and put it into the model repository, for `msf serve` to pick up.
+
+    It may be stopped at any moment and goes on where it was. With several GPUs:
+    torchrun --nproc-per-node 8 -m msf_serve.cli.main train ...
+    """
+    import torch
+
+    from msf_serve.engine.errors import EngineError
+    from msf_serve.engine.repository import NAME
+    from msf_serve.training.recipe import read_recipe
+    from msf_serve.training.train import train
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        recipe = read_recipe(recipe_name)
+        name = name or recipe.name
+        if not re.fullmatch(NAME, name):
+            raise ValueError(f"--name {name!r}: allowed are a-z 0-9 . _ -, at most 64 of them")
+        folder = train(
+            recipe,
+            data,
+            out or Path("runs") / name,
+            model_repo or read_settings().model_repo,
+            name=name,
+            device=torch.device(chosen),
+            public_autoencoder=autoencoder,
+        )
+    except (EngineError, OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    if folder is not None:
+        click.echo(str(folder))
