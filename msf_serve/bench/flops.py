@@ -7,14 +7,14 @@ import time
 
 import torch
 
-from msf_serve.bench.sizes import DenoiserSize
+from msf_serve.engine.denoiser import DenoiserShape
 
 _PEAK_REPEATS = 20
 
 
-def step_flops(size: DenoiserSize, *, guided: bool = True) -> float:
+def step_flops(size: DenoiserShape, *, guided: bool = True) -> float:
     """Of one step of one sample: the matrix products of the linear layers and of attention, two for a multiply-add."""
-    tokens, width, patch = size.num_tokens, size.width, size.patch_size**2
+    tokens, width, patch = (size.size // size.patch_size) ** 2, size.width, size.patch_size**2
     hidden = int(width * size.mlp_ratio)
     attention = tokens * width * 4 * width + 2 * tokens * tokens * width
     block = attention + 2 * tokens * width * hidden + 6 * width * width

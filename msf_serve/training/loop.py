@@ -23,7 +23,9 @@ LossFunction = Callable[[torch.Generator], Mapping[str, Tensor]]
 @dataclass(frozen=True)
 class LoopConfig:
     """How long and how fast. The learning rate warms up linearly and decays to 0: along a cosine, or, with `cooldown`,
-    in a straight line over that last part of the iterations (warmup-stable-decay, arXiv 2404.06395)."""
+    in a straight line over that last part of the iterations (warmup-stable-decay, arXiv 2404.06395). A cooldown of 0
+    leaves it constant, so that a run can be judged at any iteration.
+    """
 
     num_iterations: int
     learning_rate: float
@@ -39,7 +41,10 @@ class LoopConfig:
     def learning_rate_at(self, iteration: int) -> float:
         warmup = min(1.0, (iteration + 1) / self.warmup_iterations)
         left = 1 - iteration / self.num_iterations
-        decay = (1 - math.cos(math.pi * left)) / 2 if self.cooldown is None else min(1.0, left / self.cooldown)
+        if self.cooldown is None:
+            decay = (1 - math.cos(math.pi * left)) / 2
+        else:
+            decay = min(1.0, left / self.cooldown) if self.cooldown else 1.0
         return self.learning_rate * warmup * decay
 
 

@@ -1,0 +1,147 @@
+"""What the comparison of MSF with DiTs shows: tables, learning curves and a Pareto plot."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+from msf_serve.bench.reproduction_sampler import Speed
+from msf_serve.load.chart import Panel, chart
+from msf_serve.training.comparison import Figures
+from msf_serve.training.report import table
+
+_T_95 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8: 1.860, 9: 1.833}  # one-sided Student
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One contender's figures by budget, a list of them by seed; `steps_each`: with all the steps in each stage."""
+
+    name: str
+    num_parameters: int
+    flops: float
+    seen: Mapping[str, int]
+    guidance: float
+    figures: Mapping[str, Sequence[Figures]]
+    steps_each: Sequence[Figures]
+
+
+def upper_bound(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
+    """The one-sided upper 95 % bound of the mean relative difference over paired seeds; None of a single one."""
+    differences = [our / their - 1 for our, their in zip(ours, theirs, strict=True)]
+    if len(differences) < 2:
+        return None
+    quantile = _T_95[min(len(differences) - 1, max(_T_95))]
+    return fmean(differences) + quantile * stdev(differences) / math.sqrt(len(differences))
+
+
+def write_report(
+    out: Path, scale_name: str, scale: object, outcomes: Sequence[Outcome], speeds: Mapping[str, Speed], baseline: str
+) -> str:
+    """Returns the Markdown that it also writes, beside the plot and all figures as JSON."""
+    networks = tuple(outcomes[0].figures["images"][0].fid)
+    parts = [f"## Scale `{scale_name}`", "", f"`{scale}`", ""]
+    for mark, title in (("images", "Equal images seen"), ("flops", "Equal training FLOPs")):
+        parts += [f"### {title}", "", _budget_table(outcomes, mark, networks), ""]
+    parts += ["### Images per second", "", _speed_table(outcomes, speeds, baseline), ""]
+    parts += ["### All runs", "", _runs_table(outcomes, networks), ""]
+    text = "\n".join(parts)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.md").write_text(text)
+    (out / "report.svg").write_text(_plot(outcomes, speeds, networks[0]))
+    whole = {"outcomes": [asdict(each) for each in outcomes], "speeds": {n: asdict(s) for n, s in speeds.items()}}
+    (out / "report.json").write_text(json.dumps(whole, indent=2) + "\n")
+    return text
+
+
+def _budget_table(outcomes: Sequence[Outcome], mark: str, networks: Sequence[str]) -> str:
+    msf = outcomes[0].figures[mark]
+    rows = []
+    for outcome in outcomes:
+        found = outcome.figures[mark]
+        fids = " / ".join(_mean_of([each.fid[network] for each in found]) for network in networks)
+        verdicts = []
+        for network in networks:
+            bound = upper_bound([each.fid[network] for each in msf], [each.fid[network] for each in found])
+            verdicts.append("" if outcome is outcomes[0] else "?" if bound is None else f"{100 * bound:+.0f} %")
+        rows.append(
+            (
+                outcome.name,
+                f"{outcome.num_parameters / 1e6:.2f}",
+                f"{outcome.flops / 1e6:.0f}",
+                f"{outcome.seen[mark]:,}",
+                f"{outcome.guidance:g}",
+                fids,
+                f"{fmean(each.consistency for each in found):.3f}",
+                " / ".join(verdicts),
+            )
+        )
+    header = ("", "M parameters", "MFLOP", "images seen", "guidance", f"FID ({' / '.join(networks)})")
+    return table((*header, "consistency", "MSF's FID, upper bound"), rows)
+
+
+def _mean_of(values: Sequence[float]) -> str:
+    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{fmean(values):.2f}{spread}"
+
+
+def _speed_table(outcomes: Sequence[Outcome], speeds: Mapping[str, Speed], baseline: str) -> str:
+    reference = speeds[baseline]
+    rows = [
+        (
+            outcome.name,
+            f"{speeds[outcome.name].alone:.1f}",
+            f"{speeds[outcome.name].alone / reference.alone:.2f}",
+            f"{speeds[outcome.name].best:.1f} (x{speeds[outcome.name].bucket})",
+            f"{speeds[outcome.name].best / reference.best:.2f}",
+        )
+        for outcome in outcomes
+    ]
+    return table(("", "one at a time", f"ratio to {baseline}", "best bucket", "ratio"), rows)
+
+
+def _runs_table(outcomes: Sequence[Outcome], networks: Sequence[str]) -> str:
+    rows = []
+    for outcome in outcomes:
+        sets = [*outcome.figures.items(), *([("images", outcome.steps_each)] if outcome.steps_each else [])]
+        for mark, found in sets:
+            for number, each in enumerate(found):
+                fids = " / ".join(f"{each.fid[network]:.3f}" for network in networks)
+                precision, recall = (
+                    "/".join(f"{v:.2f}" for v in pairs.values()) for pairs in (each.precision, each.recall)
+                )
+                cells = (outcome.name, mark, f"{outcome.seen[mark]:,}", str(number), each.name, fids)
+                rows.append((*cells, f"{each.consistency:.3f}", precision, recall))
+    header = ("", "budget", "images seen", "seed", "setting", "FID", "consistency", "precision", "recall")
+    return table(header, rows)
+
+
+def _plot(outcomes: Sequence[Outcome], speeds: Mapping[str, Speed], network: str) -> str:
+    def mean_fid(found: Sequence[Figures]) -> float:
+        return fmean(each.fid[network] for each in found)
+
+    curves = {
+        each.name: sorted((each.seen[mark] / 1e3, mean_fid(found)) for mark, found in each.figures.items())
+        for each in outcomes
+    }
+    costs = {
+        each.name: sorted(
+            (3 * each.seen[mark] * each.flops / 1e12, mean_fid(found)) for mark, found in each.figures.items()
+        )
+        for each in outcomes
+    }
+    pareto = {
+        each.name: sorted((speeds[each.name].best, mean_fid(each.figures[mark])) for mark in ("images", "flops"))
+        for each in outcomes
+    }
+    return chart(
+        [
+            Panel("FID over images seen", "thousand images", curves, "{:g}".format, log_y=True),
+            Panel("FID over training operations", "TFLOP", costs, "{:g}".format, log_y=True),
+            Panel("FID over speed: both budgets", "images/s at the best bucket", pareto, "{:g}".format, log_y=True),
+        ]
+    )

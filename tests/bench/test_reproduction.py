@@ -1,0 +1,79 @@
+"""The comparison of MSF with DiTs: that it is fair by construction, repeats nothing, and judges by the right bound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from msf_serve.bench.reproduction import BASELINE, SCALES, Contender, Reproduction, Scale, contenders
+from msf_serve.bench.reproduction_report import upper_bound, write_report
+from msf_serve.bench.reproduction_sampler import Speed
+from msf_serve.engine.repository import read_version
+from msf_serve.training.data import FashionMnist, Split
+from msf_serve.training.features import Classifier, FeatureNetworks, SelfSupervised
+
+ROOT = Path(__file__).parents[2]
+TINY = Scale(32, 2, 2, 512, (0,), 50, 100, guidance=(1.5,))
+
+
+@pytest.fixture
+def reproduction(tmp_path: Path) -> Reproduction:
+    generator = torch.Generator().manual_seed(0)
+
+    def split(count: int) -> Split:
+        images = torch.randint(256, (count, 1, 32, 32), generator=generator, dtype=torch.uint8)
+        return Split(images, torch.arange(count) % 10)
+
+    data = FashionMnist(split(200), split(200), split(200))
+    networks = FeatureNetworks(Classifier(8).eval(), SelfSupervised(8, 16).eval())
+    return Reproduction(TINY, data, read_version(ROOT / "model_repo", "fashion-mnist"), networks, tmp_path)
+
+
+def by_name(scale: Scale) -> dict[str, Contender]:
+    return {each.name: each for each in contenders(scale)}
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+def test_equal_means_equal(scale: Scale) -> None:
+    entrants = by_name(scale)
+    msf = entrants["MSF"]
+    for patch in (1, 2):
+        assert entrants[f"DiT/{patch}, equal parameters"].num_parameters == pytest.approx(msf.num_parameters, rel=0.13)
+        assert entrants[f"DiT/{patch}, equal depth"].stages[0].depth == max(stage.depth for stage in msf.stages)
+    assert entrants[BASELINE].flops / msf.flops > 3.5
+
+
+def test_runs_of_equal_operations_see_as_many_images_as_they_can_afford(reproduction: Reproduction) -> None:
+    entrants = by_name(TINY)
+    spent = {name: contender.flops * reproduction.marks(contender)["flops"] for name, contender in entrants.items()}
+    assert spent == pytest.approx(dict.fromkeys(entrants, spent[BASELINE]), rel=0.25)  # whole batches of 128
+
+
+def test_a_contender_is_trained_tuned_and_judged_once(
+    reproduction: Reproduction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    msf, dit = (by_name(TINY)[name] for name in ("MSF", BASELINE))
+    outcomes = [reproduction.outcome(each) for each in (msf, dit)]
+    assert all(len(found) == 1 for outcome in outcomes for found in outcome.figures.values())
+    assert [each.name for each in outcomes[0].steps_each] == [f"20+20@{outcomes[0].guidance:g}"]
+    assert not outcomes[1].steps_each
+
+    def fail(*arguments: object) -> None:
+        raise AssertionError("trained or sampled again")
+
+    monkeypatch.setattr(reproduction, "images", fail)
+    monkeypatch.setattr("msf_serve.bench.reproduction.Loop", fail)
+    assert reproduction.outcome(msf) == outcomes[0]
+    speeds = {"MSF": Speed(8.0, 40.0, 16), BASELINE: Speed(2.0, 8.0, 4)}
+    text = write_report(tmp_path / "report", "tiny", TINY, outcomes, speeds, BASELINE)
+    assert "4.00" in text
+    assert "5.00" in text
+    assert {file.name for file in (tmp_path / "report").iterdir()} == {"report.md", "report.svg", "report.json"}
+
+
+def test_the_bound_is_students() -> None:
+    """Of differences 0, 0.1, 0.2: mean 0.1, standard error 0.1 / √3, times t(2; 0.95) = 2.920."""
+    assert upper_bound([1.0, 1.1, 1.2], [1.0, 1.0, 1.0]) == pytest.approx(0.1 + 2.920 * 0.1 / 3**0.5)
+    assert upper_bound([1.0], [1.0]) is None
