@@ -10,6 +10,7 @@ import torch
 from msf_serve.bench.reproduction import BASELINE, SCALES, Contender, Reproduction, Scale, contenders
 from msf_serve.bench.reproduction_report import upper_bound, write_report
 from msf_serve.bench.reproduction_sampler import Speed
+from msf_serve.engine.backends.eager import EagerBackend
 from msf_serve.engine.repository import read_version
 from msf_serve.training.data import FashionMnist, Split
 from msf_serve.training.features import Classifier, FeatureNetworks, SelfSupervised
@@ -19,7 +20,9 @@ TINY = Scale(32, 2, 2, 512, (0,), 50, 100, guidance=(1.5,))
 
 
 @pytest.fixture
-def reproduction(tmp_path: Path) -> Reproduction:
+def reproduction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reproduction:
+    eager = EagerBackend(None, 1)  # starts at once
+    monkeypatch.setattr("msf_serve.bench.reproduction_sampler.get_backend", lambda *_: eager)
     generator = torch.Generator().manual_seed(0)
 
     def split(count: int) -> Split:
