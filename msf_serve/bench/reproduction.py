@@ -41,7 +41,6 @@ NUM_STEPS = 20  # in all: MSF shares them 16 + 4
 STEPS = {1: (20,), 2: (16, 4)}
 STEPS_EACH = (20, 20)  # the other way to count: so many in each stage
 LATENT_CHANNELS, LATENT_SIZE = 4, 8
-BATCH_SIZE = 128
 LEARNING_RATE = 6e-4
 EMA = 0.999
 BASELINE = "DiT/1, equal parameters"
@@ -54,6 +53,7 @@ class Scale:
     width: int
     depth: int  # blocks in all; MSF shares them
     num_heads: int
+    batch_size: int
     num_images: int
     seeds: tuple[int, ...]
     num_tuning: int  # held-out images that a trial of a setting is judged by
@@ -62,9 +62,9 @@ class Scale:
 
 
 SCALES = {
-    "short": Scale(64, 5, 2, 25_600, (0,), 500, 1_000),
-    "small": Scale(96, 8, 3, 102_400, (0, 1, 2), 1_000, 2_000),
-    "full": Scale(128, 10, 4, 512_000, (0, 1, 2), 2_000, 10_000),
+    "short": Scale(64, 5, 2, 64, 51_200, (0,), 500, 1_000),
+    "small": Scale(96, 8, 3, 128, 102_400, (0, 1, 2), 1_000, 2_000),
+    "full": Scale(128, 10, 4, 128, 512_000, (0, 1, 2), 2_000, 10_000),
 }
 
 
@@ -145,12 +145,12 @@ class Reproduction:
 
     def marks(self, contender: Contender) -> dict[str, int]:
         """Images seen, by budget: a quarter, half and all of the images; and as many as the operations allow."""
-        seen = self.scale.num_images
+        seen, batch = self.scale.num_images, self.scale.batch_size
         return {
             "quarter": seen // 4,
             "half": seen // 2,
             "images": seen,
-            "flops": round(seen * self.baseline_flops / contender.flops / BATCH_SIZE) * BATCH_SIZE,
+            "flops": round(seen * self.baseline_flops / contender.flops / batch) * batch,
         }
 
     def denoisers(self, contender: Contender, seed: int, num_images: int) -> Denoisers:
@@ -168,9 +168,9 @@ class Reproduction:
             return denoiser.eval()
         is_msf = config.size < LATENT_SIZE
         latents, loss = (self.latents if is_msf else self.whole), (residual_loss if config.cond_channels else base_loss)
-        objective = DenoiserObjective(batch_size=BATCH_SIZE)
+        objective = DenoiserObjective(batch_size=self.scale.batch_size)
         settings = LoopConfig(
-            num_iterations=num_images // BATCH_SIZE,
+            num_iterations=num_images // self.scale.batch_size,
             learning_rate=LEARNING_RATE,
             cooldown=0,
             ema_decays=(EMA,),

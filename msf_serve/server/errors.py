@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -27,10 +27,12 @@ MEMORY_RETRY_AFTER_S = 30  # results are dropped after some minutes, a few at a 
 
 
 class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str
+    """docs/errors.md has every code, its cause and its remedy."""
+
+    message: str = Field(description="For people: names the field, its value and what is allowed.")
+    type: str = Field(description="OpenAI's kind of error.")
+    param: str | None = Field(description="The field at fault, if one is.")
+    code: str = Field(description="For programs: stable.")
 
 
 class ErrorResponse(BaseModel):

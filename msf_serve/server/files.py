@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from msf_serve.scheduler.jobs import JobRecord
 from msf_serve.server.context import Context, ServerContext
@@ -40,8 +41,8 @@ def base_url(request: Request) -> str:
     },
 )
 async def read(
-    job_id: str,
-    name: str,
+    job_id: Annotated[str, Path(description="The job that made it.")],
+    name: Annotated[str, Path(description="The image's index and type, such as 0.png.")],
     request: Request,
     context: Context,
     expires: int = Query(description="Unix seconds."),

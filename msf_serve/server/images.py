@@ -24,7 +24,13 @@ from msf_serve.server.streaming import image_events
 
 router = APIRouter(route_class=MeasuredRoute, tags=["images"], dependencies=[documented])
 
-_PREFER = {"name": "Prefer", "in": "header", "schema": {"type": "string"}, "example": "respond-async, wait=10"}
+_PREFER = {
+    "name": "Prefer",
+    "in": "header",
+    "schema": {"type": "string"},
+    "example": "respond-async, wait=10",
+    "description": "`respond-async`: answer 202 with the job at once; `wait=N`: after N seconds (RFC 7240).",
+}
 _WAIT = re.compile(r"wait=(\d{1,6})", re.ASCII)
 
 

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from msf_serve.scheduler.errors import SchedulerError
 from msf_serve.scheduler.jobs import JobRecord, Progress
@@ -39,6 +39,7 @@ router = APIRouter(
 )
 
 MAX_LISTED = 100
+JobId = Annotated[str, Path(description="As the answer to `POST /v1/jobs` gave it.")]
 
 
 @router.post("", status_code=202, summary="Queue a job")
@@ -70,13 +71,13 @@ async def list_jobs(
 
 
 @router.get("/{job_id}", summary="A job as it is now")
-async def read(job_id: str, request: Request, caller: Caller, context: Context) -> JobObject:
+async def read(job_id: JobId, request: Request, caller: Caller, context: Context) -> JobObject:
     """Ended jobs stay for ten minutes, failed ones for a week."""
     return await job_object(await _find(job_id, caller, context), base_url(request), context)
 
 
 @router.delete("/{job_id}", summary="Cancel a job")
-async def cancel(job_id: str, request: Request, caller: Caller, context: Context) -> JobObject:
+async def cancel(job_id: JobId, request: Request, caller: Caller, context: Context) -> JobObject:
     """Its samples leave the device before the next step; a job that has ended stays as it is."""
     await _find(job_id, caller, context)
     await context.queue.cancel(job_id)
@@ -93,7 +94,7 @@ async def cancel(job_id: str, request: Request, caller: Caller, context: Context
     response_class=Response,
 )
 async def events(
-    job_id: str,
+    job_id: JobId,
     request: Request,
     caller: Caller,
     context: Context,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Path
 
 from msf_serve.scheduler.jobs import ModelInfo
 from msf_serve.server.context import Context, ServerContext
@@ -23,7 +25,9 @@ async def list_models(context: Context) -> ModelList:
     summary="One model",
     responses={status: {"model": ErrorResponse} for status in ("default", 404, 503)},
 )
-async def get_model(model: str, context: Context) -> ModelObject:
+async def get_model(
+    model: Annotated[str, Path(description='"name" or "name:version".')], context: Context
+) -> ModelObject:
     """By "name" (its newest served version) or "name:version"."""
     return _model_object(await context.catalog.find(model), context)
 

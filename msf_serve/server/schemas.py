@@ -207,14 +207,14 @@ class ImagesResponse(BaseModel):
     """OpenAI's answer, with all that is needed to make the same images again."""
 
     created: int = Field(description="Unix seconds.")
-    data: list[Image]
-    model: str
-    version: str
-    seed: int
-    num_steps: int
-    guidance_scale: float
-    output_format: OutputFormat
-    job_id: str
+    data: list[Image] = Field(description="In the order of their indices.")
+    model: str = Field(description="The model's name, without its version.")
+    version: str = Field(description="The version that made them.")
+    seed: int = Field(description="The one that was asked for, or else drawn.")
+    num_steps: int = Field(description="Of both stages together.")
+    guidance_scale: float = Field(description="1 is no guidance.")
+    output_format: OutputFormat = Field(description="The files' type.")
+    job_id: str = Field(description="For `GET /v1/jobs/{job_id}`, and in the logs of servers and workers.")
     cached: bool = Field(description="Whether an identical job made these images.")
     reproducibility: Reproducibility | None = Field(description="How they were made.")
     fingerprint: str | None = Field(description="What a strict request's bytes depend on beside the request itself.")
@@ -224,20 +224,20 @@ class ImagesResponse(BaseModel):
 class JobObject(BaseModel):
     """A job; times are Unix seconds."""
 
-    id: str
+    id: str = Field(description="What its address ends in.")
     object: Literal["job"] = "job"
     status: JobState
-    created_at: float
-    deadline_at: float | None
-    finished_at: float | None
+    created_at: float = Field(description="When it was admitted.")
+    deadline_at: float | None = Field(description="When its timeout_s is over; null: it has none.")
+    finished_at: float | None = Field(description="When it reached its end; null: it has not.")
     attempt: int = Field(description="How many workers have taken it up so far.")
     spec: JobSpec
     priority: Priority
-    timings: Timings | None
+    timings: Timings | None = Field(description="Once it has succeeded.")
     progress: Progress | None = Field(description="How far it is, if somebody watches its events.")
     provenance: Provenance | None = Field(description="What made the images.")
     webhook: Delivery | None = Field(description="How its webhook has fared, once it was tried.")
-    error: JobError | None
+    error: JobError | None = Field(description="Why it failed, if it did.")
     data: list[Image] | None = Field(description="The images, once it has succeeded.")
 
 
@@ -316,20 +316,20 @@ class ModelObject(BaseModel):
 
     id: str = Field(description='"name:version", what a request\'s `model` takes.')
     object: Literal["model"] = "model"
-    created: int
+    created: int = Field(description="Unix seconds: when it was registered first.")
     owned_by: str = "msf-serve"
-    name: str
-    version: str
+    name: str = Field(description="The model's, without its version.")
+    version: str = Field(description="A whole number; the highest that is served is the default.")
     served: bool = Field(description="Whether a worker serves it now; requests to it get 503 otherwise.")
-    description: str
+    description: str = Field(description="What it makes.")
     labels: tuple[str, ...] = Field(description="Class names; a class's id is its place here, from 0.")
     image_size: int = Field(description="Pixels along one side.")
-    image_channels: int
-    default_num_steps: int
-    max_num_steps: int
-    default_guidance_scale: float
-    max_guidance_scale: float
-    max_n: int
+    image_channels: int = Field(description="1: grey, 3: colour, 4: with transparency.")
+    default_num_steps: int = Field(description="Of both stages together.")
+    max_num_steps: int = Field(description="The most that a request may ask for.")
+    default_guidance_scale: float = Field(description="1 is no guidance.")
+    max_guidance_scale: float = Field(description="The most that a request may ask for.")
+    max_n: int = Field(description="The most images of one request.")
     fingerprint: str = Field(description="Of the worker that registered last: what its images' bytes depend on.")
     strict_cost: float | None = Field(
         description="What a strict step batch takes more there at worst, as a share; null: it runs no strict jobs."

@@ -91,7 +91,7 @@ class Run:
         """Of the training images, encoded once and kept in a file that is mapped into memory."""
         file = self.out / "latents.pt"
         key = _digest(autoencoder, self.data.train.all_images.shape, self.recipe.num_variants, self.recipe.flip)
-        if _is_first() and not (file.exists() and torch.load(file, mmap=True, weights_only=True)["key"] == key):
+        if _is_first() and not (file.exists() and torch.load(file, mmap=True, weights_only=True).get("key") == key):
             made = encode_latents(autoencoder, self.data.train, 64, self.recipe.num_variants, self._vary)
             kept = {"key": key, "base": made.base.half(), "residual": made.residual.half(), "labels": made.labels}
             for stage, statistics in (("base", made.base_statistics), ("residual", made.residual_statistics)):

@@ -16,7 +16,7 @@ from msf_serve.training.data import FashionMnist, Split
 from msf_serve.training.features import Classifier, FeatureNetworks, SelfSupervised
 
 ROOT = Path(__file__).parents[2]
-TINY = Scale(32, 2, 2, 512, (0,), 50, 100, guidance=(1.5,))
+TINY = Scale(32, 2, 2, 128, 512, (0,), 50, 100, guidance=(1.5,))
 
 
 @pytest.fixture

@@ -83,3 +83,16 @@ def test_every_answer_is_as_documented(url: str, label: str) -> None:
         assert answer.status_code < 500 or answer.status_code == 504, answer.text  # a deadline is the caller's own
 
     ask()
+
+
+def test_what_v1_takes_and_gives_is_described() -> None:
+    """Every field of a request, of an image answer, of a job, a model and an error; every path and query parameter."""
+    schema = create_app(ServerSettings(redis_url="redis://nowhere")).openapi()
+    for name in ("ImageRequest", "ImagesResponse", "JobObject", "ModelObject", "ErrorDetail"):
+        for field, about in schema["components"]["schemas"][name]["properties"].items():
+            told = "description" in about or "const" in about or "$ref" in about or field == "owned_by"
+            assert told, f"{name}.{field}"
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items() if path.startswith("/v1/") else ():
+            for parameter in operation.get("parameters", []):
+                assert "description" in parameter, f"{method} {path}: {parameter['name']}"
