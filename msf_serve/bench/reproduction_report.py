@@ -120,22 +120,29 @@ def _runs_table(outcomes: Sequence[Outcome], networks: Sequence[str]) -> str:
     return table(header, rows)
 
 
+def _short(name: str) -> str:
+    """P: equal parameters; D: equal depth."""
+    return name.replace(", equal parameters", " P").replace(", equal depth", " D")
+
+
 def _plot(outcomes: Sequence[Outcome], speeds: Mapping[str, Speed], network: str) -> str:
     def mean_fid(found: Sequence[Figures]) -> float:
         return fmean(each.fid[network] for each in found)
 
     curves = {
-        each.name: sorted((each.seen[mark] / 1e3, mean_fid(found)) for mark, found in each.figures.items())
+        _short(each.name): sorted((each.seen[mark] / 1e3, mean_fid(found)) for mark, found in each.figures.items())
         for each in outcomes
     }
     costs = {
-        each.name: sorted(
+        _short(each.name): sorted(
             (3 * each.seen[mark] * each.flops / 1e12, mean_fid(found)) for mark, found in each.figures.items()
         )
         for each in outcomes
     }
     pareto = {
-        each.name: sorted((speeds[each.name].best, mean_fid(each.figures[mark])) for mark in ("images", "flops"))
+        _short(each.name): sorted(
+            (speeds[each.name].best, mean_fid(each.figures[mark])) for mark in ("images", "flops")
+        )
         for each in outcomes
     }
     return chart(
