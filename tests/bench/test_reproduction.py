@@ -38,12 +38,13 @@ def by_name(scale: Scale) -> dict[str, Contender]:
     return {each.name: each for each in contenders(scale)}
 
 
-@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+@pytest.mark.parametrize("scale", [SCALES["small"], SCALES["full"]], ids=["small", "full"])
 def test_equal_means_equal(scale: Scale) -> None:
+    """Not so at `short`, where MSF's second embeddings weigh as much as half a block: docs/reproduction.md says so."""
     entrants = by_name(scale)
     msf = entrants["MSF"]
     for patch in (1, 2):
-        assert entrants[f"DiT/{patch}, equal parameters"].num_parameters == pytest.approx(msf.num_parameters, rel=0.13)
+        assert entrants[f"DiT/{patch}, equal parameters"].num_parameters == pytest.approx(msf.num_parameters, rel=0.06)
         assert entrants[f"DiT/{patch}, equal depth"].stages[0].depth == max(stage.depth for stage in msf.stages)
     assert entrants[BASELINE].flops / msf.flops > 3.5
 
