@@ -27,6 +27,11 @@ from msf_serve.cli.settings import read_settings
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="A public AutoencoderKL in safetensors (its folder), instead of training one.",
 )
+@click.option(
+    "--init-from",
+    metavar="MODEL[:VERSION]",
+    help="A model of the repository to train on from: its autoencoder as it is, its denoisers' weights.",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="On a CPU.  [default: all cores]")
 def command(
@@ -36,6 +41,7 @@ def command(
     name: str | None,
     model_repo: Path | None,
     autoencoder: Path | None,
+    init_from: str | None,
     device: str,
     threads: int | None,
 ) -> None:
@@ -47,7 +53,7 @@ def command(
     import torch
 
     from msf_serve.engine.errors import EngineError
-    from msf_serve.engine.repository import NAME
+    from msf_serve.engine.repository import NAME, read_version
     from msf_serve.training.recipe import read_recipe
     from msf_serve.training.train import train
 
@@ -60,14 +66,19 @@ def command(
         name = name or recipe.name
         if not re.fullmatch(NAME, name):
             raise ValueError(f"--name {name!r}: allowed are a-z 0-9 . _ -, at most 64 of them")
+        if init_from and autoencoder:
+            raise ValueError("--init-from brings its own autoencoder: give either it or --autoencoder")
+        repository = model_repo or read_settings().model_repo
+        initial, _, version = (init_from or "").partition(":")
         folder = train(
             recipe,
             data,
             out or Path("runs") / name,
-            model_repo or read_settings().model_repo,
+            repository,
             name=name,
             device=torch.device(chosen),
             public_autoencoder=autoencoder,
+            initial=read_version(repository, initial, version or None) if initial else None,
         )
     except (EngineError, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error

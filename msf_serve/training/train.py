@@ -34,7 +34,7 @@ from msf_serve.engine.config import (
 from msf_serve.engine.denoiser import Denoiser
 from msf_serve.engine.errors import ModelRepositoryError
 from msf_serve.engine.model import MsfModel
-from msf_serve.engine.repository import list_versions, read_version, save_version
+from msf_serve.engine.repository import ModelVersion, list_versions, read_version, save_version
 from msf_serve.training.augmentation import shift
 from msf_serve.training.autoencoder import AutoencoderObjective, autoencoder_loss
 from msf_serve.training.denoiser import DenoiserObjective, Latents, base_loss, encode_latents, residual_loss
@@ -56,6 +56,7 @@ class Run:
     data: FolderData
     out: Path
     device: torch.device
+    initial: ModelVersion | None = None  # whose weights the denoisers begin with
 
     def autoencoder(self) -> Autoencoder:
         """Trained as the recipe says, or as far as it is and then on."""
@@ -149,7 +150,10 @@ class Run:
         latents: Latents,
     ) -> Denoiser:
         torch.manual_seed(0)
-        denoiser = Denoiser(config).to(self.device)
+        denoiser = Denoiser(config)
+        if self.initial is not None:
+            _copy_weights(self.initial, name, denoiser, self.data.labels)
+        denoiser = denoiser.to(self.device)
         objective = DenoiserObjective(batch_size=recipe.fit.batch_size, label_drop=self.recipe.label_drop)
         loss = residual_loss if config.cond_channels else base_loss
 
@@ -211,14 +215,20 @@ def train(
     name: str,
     device: torch.device,
     public_autoencoder: Path | None = None,
+    initial: ModelVersion | None = None,
 ) -> Path | None:
     """Train what is not trained yet, and write the model as its next version. Returns its folder (the first process).
 
-    `public_autoencoder`: a folder with the `config.json` and safetensors of an `AutoencoderKL`, used as it is. Raises
-    ValueError and ModelRepositoryError about data, recipe and repository before anything is trained.
+    `public_autoencoder`: a folder with the `config.json` and safetensors of an `AutoencoderKL`, used as it is.
+    `initial`: a model whose autoencoder is used as it is, and whose denoisers are trained on. Raises ValueError and
+    ModelRepositoryError about data, recipe, repository and `initial` before anything is trained.
     """
     with _processes(device) as own_device:
-        public = _read_autoencoder(public_autoencoder, recipe) if public_autoencoder else None
+        ready = None
+        if initial is not None:
+            ready = _autoencoder_of(initial, recipe)
+        elif public_autoencoder is not None:
+            ready = _read_autoencoder(public_autoencoder, recipe)
         decode = partial(
             load_folder,
             folder,
@@ -231,13 +241,15 @@ def train(
         if _is_first():
             decode()
         _wait_for_all()
-        run = Run(recipe, decode(), out, own_device)
+        run = Run(recipe, decode(), out, own_device, initial)
         version = _next_version(repository, name, run.data.labels)
-        autoencoder_config, given = public or (recipe.autoencoder.config(recipe.image_size, recipe.channels), None)
+        autoencoder_config, given = ready or (recipe.autoencoder.config(recipe.image_size, recipe.channels), None)
         autoencoder = given.to(own_device) if given is not None else run.autoencoder()
         autoencoder.eval().requires_grad_(False)
         latents = run.latents(autoencoder)
         config = run.config(autoencoder_config, latents)
+        if initial is not None:
+            _check_denoisers(initial, config)
         base, residual = run.base(config, autoencoder, latents), run.residual(config, autoencoder, latents)
         if not _is_first():
             return None
@@ -263,6 +275,40 @@ def _read_autoencoder(folder: Path, recipe: Recipe) -> tuple[AutoencoderConfig, 
     autoencoder = Autoencoder(config)
     autoencoder.kl.load_state_dict(kl.state_dict())
     return config, autoencoder
+
+
+def _autoencoder_of(version: ModelVersion, recipe: Recipe) -> tuple[AutoencoderConfig, Autoencoder]:
+    image = version.config.image
+    if (image.size, image.channels) != (recipe.image_size, recipe.channels):
+        raise ValueError(
+            f"{version} makes images of {image.channels} x {image.size}²; "
+            f"the recipe has {recipe.channels} x {recipe.image_size}²"
+        )
+    return version.config.autoencoder, version.load().autoencoder
+
+
+def _check_denoisers(initial: ModelVersion, config: ModelConfig) -> None:
+    """All but the number of classes must be as it is in `initial`."""
+    for stage in ("base", "residual"):
+        theirs, ours = (getattr(each, stage).denoiser.model_dump() for each in (initial.config, config))
+        other = [
+            f"{field} {ours[field]} (there {theirs[field]})"
+            for field in ours
+            if field != "num_classes" and ours[field] != theirs[field]
+        ]
+        if other:
+            raise ValueError(f"cannot begin with {initial}: the recipe's {stage} has {', '.join(other)}")
+
+
+def _copy_weights(initial: ModelVersion, stage: str, denoiser: Denoiser, labels: tuple[str, ...]) -> None:
+    """Classes that both know, by their names, and the null label keep their embeddings; the others begin anew."""
+    weights = initial.load().get_submodule(stage).state_dict()
+    embeddings = denoiser.labels.weight.detach().clone()
+    embeddings[-1] = weights["labels.weight"][-1]
+    for index, label in enumerate(labels):
+        if label in initial.labels:
+            embeddings[index] = weights["labels.weight"][initial.labels.index(label)]
+    denoiser.load_state_dict({**weights, "labels.weight": embeddings})
 
 
 def _next_version(repository: Path, name: str, labels: tuple[str, ...]) -> str:

@@ -152,6 +152,28 @@ def test_a_public_autoencoder_is_used_as_it_is(data: Path, recipe: Path, tmp_pat
     assert not (tmp_path / "out/autoencoder.pt").exists()
 
 
+def test_a_run_begins_with_a_model_of_the_repository(data: Path, recipe: Path, tmp_path: Path) -> None:
+    train(tmp_path)
+    first = read_version(tmp_path / "repo", "shapes").load()
+    (data / "left").rename(data / "up")
+    recipe.write_text(RECIPE.replace("learning_rate = 1e-3", "learning_rate = 1e-30"))
+    shutil.rmtree(tmp_path / "out")
+    train(tmp_path, "--name", "moved", "--init-from", "shapes:1")
+    version = read_version(tmp_path / "repo", "moved")
+    second = version.load()
+    assert version.labels == ("right", "up")
+    kept = {key: value for key, value in first.state_dict().items() if not key.endswith("labels.weight")}
+    moved = second.state_dict()
+    assert [key for key, value in kept.items() if not torch.allclose(value, moved[key], atol=1e-20)] == []
+    for was, now in ((first.base, second.base), (first.residual, second.residual)):
+        left, right, null = was.labels.weight
+        own_right, up, own_null = now.labels.weight
+        assert torch.allclose(own_right, right)
+        assert torch.allclose(own_null, null)
+        assert not torch.allclose(up, left)
+    assert not (tmp_path / "out/autoencoder.pt").exists()
+
+
 def test_what_is_wrong_is_named(data: Path, recipe: Path, tmp_path: Path) -> None:
     def problem(*arguments: str) -> str:
         result = CliRunner().invoke(main, train_arguments(tmp_path, *arguments))
@@ -172,6 +194,14 @@ def test_what_is_wrong_is_named(data: Path, recipe: Path, tmp_path: Path) -> Non
     assert f"{data / 'empty'} holds no image" in problem()
     (data / "empty").rmdir()
     train(tmp_path)
+    assert "model 'none' is not in" in problem("--init-from", "none")
+    assert "has no version '7'; it has 1" in problem("--init-from", "shapes:7")
+    assert "give either it or --autoencoder" in problem("--init-from", "shapes", "--autoencoder", str(data))
+    recipe.write_text(RECIPE.replace("[residual]\nwidth = 32\ndepth = 1", "[residual]\nwidth = 32\ndepth = 2"))
+    assert "cannot begin with shapes:1: the recipe's residual has depth 2 (there 1)" in problem("--init-from", "shapes")
+    recipe.write_text(RECIPE.replace("image_size = 16", "image_size = 32"))
+    assert "shapes:1 makes images of 3 x 16²; the recipe has 3 x 32²" in problem("--init-from", "shapes")
+    recipe.write_text(RECIPE)
     shutil.copytree(data / "left", data / "above")
     assert "has other classes; give this one another --name" in problem()
 
