@@ -96,7 +96,7 @@ sweep: $(VENV)/.dev ## try at length whether a sample's bytes depend on its batc
 	$(BIN)/python -m msf_serve.bench.sweep
 
 clean: ## remove what these targets made, but for data and runs
-	rm -rf $(VENV) .msf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .msf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache
 
 $(VENV)/.torch:
 	@echo "Installing into $(VENV) (some minutes the first time)"
