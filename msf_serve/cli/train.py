@@ -69,7 +69,10 @@ def command(
         if init_from and autoencoder:
             raise ValueError("--init-from brings its own autoencoder: give either it or --autoencoder")
         repository = model_repo or read_settings().model_repo
-        initial, _, version = (init_from or "").partition(":")
+        initial = None
+        if init_from is not None:
+            model, _, version = init_from.partition(":")
+            initial = read_version(repository, model, version or None)
         folder = train(
             recipe,
             data,
@@ -78,7 +81,7 @@ def command(
             name=name,
             device=torch.device(chosen),
             public_autoencoder=autoencoder,
-            initial=read_version(repository, initial, version or None) if initial else None,
+            initial=initial,
         )
     except (EngineError, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error

@@ -195,6 +195,7 @@ def test_what_is_wrong_is_named(data: Path, recipe: Path, tmp_path: Path) -> Non
     (data / "empty").rmdir()
     train(tmp_path)
     assert "model 'none' is not in" in problem("--init-from", "none")
+    assert "model '' is not in" in problem("--init-from", ":1")
     assert "has no version '7'; it has 1" in problem("--init-from", "shapes:7")
     assert "give either it or --autoencoder" in problem("--init-from", "shapes", "--autoencoder", str(data))
     recipe.write_text(RECIPE.replace("[residual]\nwidth = 32\ndepth = 1", "[residual]\nwidth = 32\ndepth = 2"))
