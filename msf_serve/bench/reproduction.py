@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 NUM_STEPS = 20  # in all: MSF shares them 16 + 4
 STEPS = {1: (20,), 2: (16, 4)}
 STEPS_EACH = (20, 20)  # the other way to count: so many in each stage
+BUDGETS = ("images", "flops")
 LATENT_CHANNELS, LATENT_SIZE = 4, 8
 LEARNING_RATE = 6e-4
 EMA = 0.999
@@ -56,13 +57,14 @@ class Scale:
     batch_size: int
     num_images: int
     seeds: tuple[int, ...]
-    num_tuning: int  # held-out images that a trial of a setting is judged by
-    num_evaluated: int
+    num_tuning: int  # held-out images that a trial of a setting, and a point of a learning curve, is judged by
+    num_evaluated: int  # test images that a budget's end is judged by
     guidance: tuple[float, ...] = (1.0, 1.25, 1.5)  # the trials: the same for all
 
 
 SCALES = {
     "short": Scale(64, 5, 2, 64, 51_200, (0,), 500, 1_000),
+    "seeds": Scale(64, 5, 2, 64, 51_200, (0, 1, 2), 1_000, 10_000),
     "small": Scale(96, 8, 3, 128, 102_400, (0, 1, 2), 1_000, 2_000),
     "full": Scale(128, 10, 4, 128, 512_000, (0, 1, 2), 2_000, 10_000),
 }
@@ -231,25 +233,22 @@ class Reproduction:
             for mark in order:
                 self.denoisers(contender, seed, marks[mark])
         guidance = self.tuned(contender)
-        steps = STEPS[len(contender.stages)]
-        by_mark: Mapping[str, list[Figures]] = {
-            mark: [self.figures(contender, seed, mark, steps, guidance, held_out=False) for seed in self.scale.seeds]
-            for mark in order
-        }
-        each: list[Figures] = []
-        if len(contender.stages) == 2:
-            each = [
-                self.figures(contender, seed, "images", STEPS_EACH, guidance, held_out=False)
-                for seed in self.scale.seeds
+
+        def by_seed(mark: str, steps: Sequence[int], *, held_out: bool) -> list[Figures]:
+            return [
+                self.figures(contender, seed, mark, steps, guidance, held_out=held_out) for seed in self.scale.seeds
             ]
+
+        steps = STEPS[len(contender.stages)]
         return Outcome(
             name=contender.name,
             num_parameters=contender.num_parameters,
             flops=contender.flops,
             seen=marks,
             guidance=guidance,
-            figures=by_mark,
-            steps_each=each,
+            curve={mark: by_seed(mark, steps, held_out=True) for mark in order},
+            figures={mark: by_seed(mark, steps, held_out=False) for mark in BUDGETS},
+            steps_each=by_seed("images", STEPS_EACH, held_out=False) if len(contender.stages) == 2 else [],
         )
 
 

@@ -19,13 +19,16 @@ _T_95 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8
 
 @dataclass(frozen=True)
 class Outcome:
-    """One contender's figures by budget, a list of them by seed; `steps_each`: with all the steps in each stage."""
+    """One contender's figures, always a list by seed: on test images by budget, and of `steps_each` (all the steps in
+    each stage); on held-out images along its learning curve, by mark.
+    """
 
     name: str
     num_parameters: int
     flops: float
     seen: Mapping[str, int]
     guidance: float
+    curve: Mapping[str, Sequence[Figures]]
     figures: Mapping[str, Sequence[Figures]]
     steps_each: Sequence[Figures]
 
@@ -107,16 +110,19 @@ def _speed_table(outcomes: Sequence[Outcome], speeds: Mapping[str, Speed], basel
 def _runs_table(outcomes: Sequence[Outcome], networks: Sequence[str]) -> str:
     rows = []
     for outcome in outcomes:
-        sets = [*outcome.figures.items(), *([("images", outcome.steps_each)] if outcome.steps_each else [])]
-        for mark, found in sets:
+        sets = [("held out", mark, found) for mark, found in outcome.curve.items()]
+        sets += [("test", mark, found) for mark, found in outcome.figures.items()]
+        sets += [("test", "images", outcome.steps_each)]
+        for split, mark, found in sets:
             for number, each in enumerate(found):
                 fids = " / ".join(f"{each.fid[network]:.3f}" for network in networks)
                 precision, recall = (
                     "/".join(f"{v:.2f}" for v in pairs.values()) for pairs in (each.precision, each.recall)
                 )
-                cells = (outcome.name, mark, f"{outcome.seen[mark]:,}", str(number), each.name, fids)
+                judged_by = f"{each.num_images:,} {split}"
+                cells = (outcome.name, mark, f"{outcome.seen[mark]:,}", judged_by, str(number), each.name, fids)
                 rows.append((*cells, f"{each.consistency:.3f}", precision, recall))
-    header = ("", "budget", "images seen", "seed", "setting", "FID", "consistency", "precision", "recall")
+    header = ("", "mark", "images seen", "judged by", "seed", "setting", "FID", "consistency", "precision", "recall")
     return table(header, rows)
 
 
@@ -130,19 +136,17 @@ def _plot(outcomes: Sequence[Outcome], speeds: Mapping[str, Speed], network: str
         return fmean(each.fid[network] for each in found)
 
     curves = {
-        _short(each.name): sorted((each.seen[mark] / 1e3, mean_fid(found)) for mark, found in each.figures.items())
+        _short(each.name): sorted((each.seen[mark] / 1e3, mean_fid(found)) for mark, found in each.curve.items())
         for each in outcomes
     }
     costs = {
         _short(each.name): sorted(
-            (3 * each.seen[mark] * each.flops / 1e12, mean_fid(found)) for mark, found in each.figures.items()
+            (3 * each.seen[mark] * each.flops / 1e12, mean_fid(found)) for mark, found in each.curve.items()
         )
         for each in outcomes
     }
     pareto = {
-        _short(each.name): sorted(
-            (speeds[each.name].best, mean_fid(each.figures[mark])) for mark in ("images", "flops")
-        )
+        _short(each.name): sorted((speeds[each.name].best, mean_fid(found)) for found in each.figures.values())
         for each in outcomes
     }
     return chart(

@@ -60,7 +60,11 @@ def test_a_contender_is_trained_tuned_and_judged_once(
 ) -> None:
     msf, dit = (by_name(TINY)[name] for name in ("MSF", BASELINE))
     outcomes = [reproduction.outcome(each) for each in (msf, dit)]
-    assert all(len(found) == 1 for outcome in outcomes for found in outcome.figures.values())
+    assert all(
+        len(found) == 1 for outcome in outcomes for found in (*outcome.figures.values(), *outcome.curve.values())
+    )
+    assert {each.num_images for outcome in outcomes for each in outcome.figures["flops"]} == {TINY.num_evaluated}
+    assert {each.num_images for outcome in outcomes for each in outcome.curve["half"]} == {TINY.num_tuning}
     assert [each.name for each in outcomes[0].steps_each] == [f"20+20@{outcomes[0].guidance:g}"]
     assert not outcomes[1].steps_each
 
