@@ -22,42 +22,52 @@ from msf_serve.engine.step import StepModule
 
 BATCH = 50
 BUCKETS = (1, 2, 4, 8, 16, 32)
-SOLVER: Solver = "ab2"
-CONDITIONING_NOISE = 0.1
 ROUNDS = 5
 
 
-class Denoisers:
-    """One, or a base's and a residual's."""
+@dataclass(frozen=True)
+class Sampling:
+    """Steps and guidance scale of each stage, the solver, and the noise that the residual's stage sees the base in."""
 
-    def __init__(self, stages: Sequence[Denoiser]) -> None:
-        self.stages = stages
+    steps: tuple[int, ...]
+    guidance: tuple[float, ...]
+    solver: Solver = "ab2"
+    conditioning_noise: float = 0.1
 
-    def sample(self, labels: Tensor, steps: Sequence[int], guidance: float, seed: int) -> list[Tensor]:
-        """Labels (N,), N a multiple of BATCH, to each stage's normalised latents (N, C, h, w)."""
-        generator = torch.Generator().manual_seed(seed)
-        made: list[Tensor] = []
-        for denoiser, num_steps in zip(self.stages, steps, strict=True):
-            config = denoiser.config
-            noise = torch.randn(len(labels), config.in_channels, config.size, config.size, generator=generator)
-            cond = noise[:, :0]
-            if config.cond_channels:
-                blur = torch.randn(made[0].shape, generator=generator)
-                cond = torch.lerp(made[0], blur, CONDITIONING_NOISE)
-            run = _Steps(denoiser, num_steps, guidance, BATCH)
-            parts = (torch.split(each, BATCH) for each in (noise, cond, labels))
-            made.append(torch.cat([run(*rows) for rows in zip(*parts, strict=True)]))
-        return made
+    def __str__(self) -> str:
+        scales = dict.fromkeys(f"{scale:g}" for scale in self.guidance)
+        return f"{'+'.join(map(str, self.steps))}@{'/'.join(scales)}"
+
+
+def sample(stages: Sequence[Denoiser], labels: Tensor, sampling: Sampling, seed: int) -> list[Tensor]:
+    """Labels (N,), N a multiple of BATCH, to each stage's normalised latents (N, C, h, w)."""
+    generator = torch.Generator().manual_seed(seed)
+    made: list[Tensor] = []
+    for number, denoiser in enumerate(stages):
+        config = denoiser.config
+        noise = torch.randn(len(labels), config.in_channels, config.size, config.size, generator=generator)
+        cond = noise[:, :0]
+        if config.cond_channels:
+            blur = torch.randn(made[0].shape, generator=generator)
+            cond = torch.lerp(made[0], blur, sampling.conditioning_noise)
+        run = _Steps(denoiser, sampling, number, BATCH)
+        parts = (torch.split(each, BATCH) for each in (noise, cond, labels))
+        made.append(torch.cat([run(*rows) for rows in zip(*parts, strict=True)]))
+    return made
 
 
 @dataclass(frozen=True)
 class _Steps:
-    """All steps of a stage, for batches of one size."""
+    """All steps of one stage of a sampling, for batches of one size."""
 
     denoiser: Denoiser
-    num_steps: int
-    guidance: float
+    sampling: Sampling
+    stage: int
     batch: int
+
+    @property
+    def guidance(self) -> float:
+        return self.sampling.guidance[self.stage]
 
     @cached_property
     def plan(self) -> Plan:
@@ -70,15 +80,15 @@ class _Steps:
     @cached_property
     def inputs(self) -> list[tuple[Tensor, list[Tensor]]]:
         """Time embedding and numbers of each step, for the whole batch."""
-        times = timesteps(self.num_steps)
-        level = torch.tensor([CONDITIONING_NOISE])
+        times = timesteps(self.sampling.steps[self.stage])
+        level = torch.tensor([self.sampling.conditioning_noise])
         with torch.inference_mode():
             return [
                 (
                     self.denoiser.time(torch.tensor([t]), level).repeat(self.batch, 1),
                     [torch.full((self.batch,), number) for number in (self.guidance, update.a, update.b, update.c)],
                 )
-                for t, update in zip(times, updates(SOLVER, times), strict=False)
+                for t, update in zip(times, updates(self.sampling.solver, times), strict=False)
             ]
 
     def __call__(self, noise: Tensor, cond: Tensor, labels: Tensor) -> Tensor:
@@ -98,8 +108,7 @@ class Speed:
 
 
 def measure_speeds(
-    entrants: Mapping[str, tuple[Sequence[DenoiserConfig], Sequence[int]]],
-    guidance: Mapping[str, float],
+    entrants: Mapping[str, tuple[Sequence[DenoiserConfig], Sampling]],
     model: MsfModel,
     num_threads: int,
 ) -> dict[str, Speed]:
@@ -110,7 +119,7 @@ def measure_speeds(
     seconds: dict[tuple[str, int], list[float]] = {}
     for bucket in BUCKETS:
         decode = _decoding(model, bucket, num_threads)
-        runs = {name: _runner(stages, steps, guidance[name], bucket) for name, (stages, steps) in entrants.items()}
+        runs = {name: _runner(stages, sampling, bucket) for name, (stages, sampling) in entrants.items()}
         for round_number in range(ROUNDS + 1):
             for name, run in runs.items():
                 started_at = time.perf_counter()
@@ -126,11 +135,11 @@ def measure_speeds(
     return speeds
 
 
-def _runner(stages: Sequence[DenoiserConfig], steps: Sequence[int], guidance: float, bucket: int) -> Callable[[], None]:
+def _runner(stages: Sequence[DenoiserConfig], sampling: Sampling, bucket: int) -> Callable[[], None]:
     runs = []
-    for config, num_steps in zip(stages, steps, strict=True):
+    for number, config in enumerate(stages):
         torch.manual_seed(0)
-        run = _Steps(Denoiser(config).eval(), num_steps, guidance, bucket)
+        run = _Steps(Denoiser(config).eval(), sampling, number, bucket)
         noise = torch.randn(bucket, config.in_channels, config.size, config.size)
         cond = torch.randn(bucket, config.cond_channels, config.size, config.size)
         runs.append((run, noise, cond, torch.zeros(bucket, dtype=torch.int64)))

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from msf_serve.bench.reproduction import BASELINE, SCALES, Contender, Reproduction, Scale, contenders
+from msf_serve.bench.reproduction import BASELINE, SCALES, Reproduction, Scale, contenders
 from msf_serve.bench.reproduction_report import upper_bound, write_report
 from msf_serve.bench.reproduction_sampler import Speed
+from msf_serve.bench.reproduction_training import Contender, Trainer
 from msf_serve.engine.backends.eager import EagerBackend
 from msf_serve.engine.repository import read_version
 from msf_serve.training.data import FashionMnist, Split
@@ -71,8 +72,8 @@ def test_a_contender_is_trained_tuned_and_judged_once(
     def fail(*arguments: object) -> None:
         raise AssertionError("trained or sampled again")
 
-    monkeypatch.setattr(reproduction, "images", fail)
-    monkeypatch.setattr("msf_serve.bench.reproduction.Loop", fail)
+    monkeypatch.setattr(Trainer, "images", fail)
+    monkeypatch.setattr("msf_serve.bench.reproduction_training.Loop", fail)
     assert reproduction.outcome(msf) == outcomes[0]
     speeds = {"MSF": Speed(8.0, 40.0, 16), BASELINE: Speed(2.0, 8.0, 4)}
     text = write_report(tmp_path / "report", "tiny", TINY, outcomes, speeds, BASELINE)
