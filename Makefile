@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Ends the service when make is killed.
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
-.PHONY: help serve check lint types contracts test data train-fashion data-emoji train-emoji evaluate reproduce bench-serve bench-engine bench-stack \
+.PHONY: help serve check lint types contracts test data train-fashion data-emoji train-emoji evaluate reproduce ablate bench-serve bench-engine bench-stack \
   bench-batching bench-simulation bench-gpu dashboard-test chaos soak compose-test sweep audit licences tensorrt-build clean
 
 help: ## this list
@@ -64,8 +64,11 @@ bench-batching: $(VENV)/.dev ## compare step-level with request-level batching
 bench-simulation: $(VENV)/.dev ## hold the simulator against a real service, then simulate 1,000 workers
 	$(BIN)/python -m msf_serve.bench.simulation
 
-reproduce: $(VENV)/.dev $(DATA)/.fashion-mnist ## MSF against single-stage DiTs, trained alike (SCALE=short: minutes; small: hours; full: a day)
+reproduce: $(VENV)/.dev $(DATA)/.fashion-mnist ## MSF against single-stage DiTs, trained alike (SCALE=short: minutes; seeds: two hours; full: a day)
 	$(BIN)/python -m msf_serve.bench.reproduction --scale $(SCALE) --data $(DATA) --out runs/reproduction
+
+ablate: $(VENV)/.dev $(DATA)/.fashion-mnist ## what MSF's choices are worth, each changed alone (goes on from SCALE=seeds)
+	$(BIN)/python -m msf_serve.bench.ablation --data $(DATA) --out runs/reproduction
 
 bench-gpu: ## measure denoising on an NVIDIA GPU; needs torch and numpy only (BENCH_GPU=--minutes 20)
 	$(PYTHON) -m msf_serve.bench.gpu $(BENCH_GPU)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -58,19 +59,24 @@ SCALES = {
 }
 
 
-def contenders(scale: Scale) -> list[Contender]:
-    def denoiser(in_channels: int, cond: int, size: int, patch: int, depth: int) -> DenoiserConfig:
-        return DenoiserConfig(
-            in_channels=in_channels,
-            cond_channels=cond,
-            size=size,
-            patch_size=patch,
-            width=scale.width,
-            depth=depth,
-            num_heads=scale.num_heads,
-            num_classes=len(LABELS),
-        )
+def denoiser_config(
+    scale: Scale, in_channels: int, cond_channels: int, size: int, patch_size: int, depth: int
+) -> DenoiserConfig:
+    return DenoiserConfig(
+        in_channels=in_channels,
+        cond_channels=cond_channels,
+        size=size,
+        patch_size=patch_size,
+        width=scale.width,
+        depth=depth,
+        num_heads=scale.num_heads,
+        num_classes=len(LABELS),
+    )
 
+
+def contenders(scale: Scale) -> list[Contender]:
+    """MSF first."""
+    denoiser = partial(denoiser_config, scale)
     channels, size = LATENT_CHANNELS, LATENT_SIZE
     base_depth = round(scale.depth * 0.6)
     base = denoiser(channels, 0, size // 2, 1, base_depth)
@@ -82,6 +88,18 @@ def contenders(scale: Scale) -> list[Contender]:
         Contender("DiT/2, equal parameters", (denoiser(channels, 0, size, 2, scale.depth),)),
         Contender("DiT/2, equal depth", (denoiser(channels, 0, size, 2, base_depth),)),
     ]
+
+
+def marks(scale: Scale, contender: Contender) -> dict[str, int]:
+    """Images seen, by budget: a quarter, half and all of the images; and as many as the operations allow."""
+    seen, batch = scale.num_images, scale.batch_size
+    allowed = seen * next(each.flops for each in contenders(scale) if each.name == BASELINE)
+    return {
+        "quarter": seen // 4,
+        "half": seen // 2,
+        "images": seen,
+        "flops": round(allowed / contender.flops / batch) * batch,
+    }
 
 
 def sampling_of(contender: Contender, guidance: float) -> Sampling:
@@ -105,20 +123,9 @@ class Reproduction:
             "scale": repr(self.scale),
         }
         self.journal = Journal(out / "figures.jsonl", context)
-        self.baseline_flops = next(each.flops for each in contenders(self.scale) if each.name == BASELINE)
-
-    def marks(self, contender: Contender) -> dict[str, int]:
-        """Images seen, by budget: a quarter, half and all of the images; and as many as the operations allow."""
-        seen, batch = self.scale.num_images, self.scale.batch_size
-        return {
-            "quarter": seen // 4,
-            "half": seen // 2,
-            "images": seen,
-            "flops": round(seen * self.baseline_flops / contender.flops / batch) * batch,
-        }
 
     def figures(self, contender: Contender, seed: int, mark: str, sampling: Sampling, *, held_out: bool) -> Figures:
-        num_images = self.marks(contender)[mark]
+        num_images = marks(self.scale, contender)[mark]
         phase = f"{'tuning' if held_out else 'test'} {contender.name}, seed {seed}, {num_images} images"
         name = str(sampling)
         count = self.scale.num_tuning if held_out else self.scale.num_evaluated
@@ -142,11 +149,11 @@ class Reproduction:
 
     def outcome(self, contender: Contender) -> Outcome:
         """Trains in the order of the marks, so that each run passes them on its way."""
-        marks = self.marks(contender)
-        order = sorted(marks, key=marks.__getitem__)
+        seen = marks(self.scale, contender)
+        order = sorted(seen, key=seen.__getitem__)
         for seed in self.scale.seeds:
             for mark in order:
-                self.trainer.denoisers(contender, seed, marks[mark])
+                self.trainer.denoisers(contender, seed, seen[mark])
         guidance = self.tuned(contender)
         sampling = sampling_of(contender, guidance)
 
@@ -160,7 +167,7 @@ class Reproduction:
             name=contender.name,
             num_parameters=contender.num_parameters,
             flops=contender.flops,
-            seen=marks,
+            seen=seen,
             guidance=guidance,
             curve={mark: by_seed(mark, sampling, held_out=True) for mark in order},
             figures={mark: by_seed(mark, sampling, held_out=False) for mark in BUDGETS},

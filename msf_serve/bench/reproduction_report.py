@@ -66,7 +66,7 @@ def _budget_table(outcomes: Sequence[Outcome], mark: str, networks: Sequence[str
     rows = []
     for outcome in outcomes:
         found = outcome.figures[mark]
-        fids = " / ".join(_mean_of([each.fid[network] for each in found]) for network in networks)
+        fids = " / ".join(mean_of([each.fid[network] for each in found]) for network in networks)
         verdicts = []
         for network in networks:
             bound = upper_bound([each.fid[network] for each in msf], [each.fid[network] for each in found])
@@ -87,7 +87,7 @@ def _budget_table(outcomes: Sequence[Outcome], mark: str, networks: Sequence[str
     return table((*header, "consistency", "MSF's FID, upper bound"), rows)
 
 
-def _mean_of(values: Sequence[float]) -> str:
+def mean_of(values: Sequence[float]) -> str:
     spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
     return f"{fmean(values):.2f}{spread}"
 

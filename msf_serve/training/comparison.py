@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -40,6 +40,10 @@ class Reference:
     @cached_property
     def _features(self) -> Mapping[str, Tensor]:
         return self._describe(self.real.images).features
+
+    @property
+    def networks(self) -> Sequence[str]:
+        return tuple(self._features)
 
     def compare(self, name: str, images: Tensor, labels: Tensor, images_per_s: float | None = None) -> Figures:
         """Figures of uint8 images (N, 1, 32, 32) asked to be of `labels` (N,); N must be the reference's."""

@@ -63,12 +63,14 @@ AUTOENCODER_OBJECTIVE = AutoencoderObjective(residual_share_weight=0.02)
 SERVED_AVERAGE = 0.995  # the EMA that is exported
 
 
-def train_autoencoder(data: FashionMnist, out: Path) -> Autoencoder:
+def train_autoencoder(
+    data: FashionMnist, out: Path, objective: AutoencoderObjective = AUTOENCODER_OBJECTIVE
+) -> Autoencoder:
     torch.manual_seed(AUTOENCODER_LOOP.seed)
     autoencoder: Autoencoder = Autoencoder(AUTOENCODER).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(generator: torch.Generator) -> Mapping[str, Tensor]:
-        return autoencoder_loss(autoencoder, data.train, AUTOENCODER_OBJECTIVE, generator)
+        return autoencoder_loss(autoencoder, data.train, objective, generator)
 
     return _trained(autoencoder, AUTOENCODER_LOOP, out / "autoencoder.pt", loss)
 

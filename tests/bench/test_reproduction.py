@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from msf_serve.bench.reproduction import BASELINE, SCALES, Reproduction, Scale, contenders
+from msf_serve.bench.ablation import Ablation, report, variants
+from msf_serve.bench.reproduction import BASELINE, SCALES, Reproduction, Scale, contenders, marks
 from msf_serve.bench.reproduction_report import upper_bound, write_report
 from msf_serve.bench.reproduction_sampler import Speed
 from msf_serve.bench.reproduction_training import Contender, Trainer
@@ -20,18 +22,31 @@ ROOT = Path(__file__).parents[2]
 TINY = Scale(32, 2, 2, 128, 512, (0,), 50, 100, guidance=(1.5,))
 
 
+@pytest.fixture(autouse=True)
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starts at once."""
+    backend = EagerBackend(None, 1)
+    monkeypatch.setattr("msf_serve.bench.reproduction_sampler.get_backend", lambda *_: backend)
+
+
 @pytest.fixture
-def reproduction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reproduction:
-    eager = EagerBackend(None, 1)  # starts at once
-    monkeypatch.setattr("msf_serve.bench.reproduction_sampler.get_backend", lambda *_: eager)
+def data() -> FashionMnist:
     generator = torch.Generator().manual_seed(0)
 
     def split(count: int) -> Split:
         images = torch.randint(256, (count, 1, 32, 32), generator=generator, dtype=torch.uint8)
         return Split(images, torch.arange(count) % 10)
 
-    data = FashionMnist(split(200), split(200), split(200))
-    networks = FeatureNetworks(Classifier(8).eval(), SelfSupervised(8, 16).eval())
+    return FashionMnist(split(200), split(200), split(200))
+
+
+@pytest.fixture
+def networks() -> FeatureNetworks:
+    return FeatureNetworks(Classifier(8).eval(), SelfSupervised(8, 16).eval())
+
+
+@pytest.fixture
+def reproduction(data: FashionMnist, networks: FeatureNetworks, tmp_path: Path) -> Reproduction:
     return Reproduction(TINY, data, read_version(ROOT / "model_repo", "fashion-mnist"), networks, tmp_path)
 
 
@@ -50,9 +65,9 @@ def test_equal_means_equal(scale: Scale) -> None:
     assert entrants[BASELINE].flops / msf.flops > 3.5
 
 
-def test_runs_of_equal_operations_see_as_many_images_as_they_can_afford(reproduction: Reproduction) -> None:
+def test_runs_of_equal_operations_see_as_many_images_as_they_can_afford() -> None:
     entrants = by_name(TINY)
-    spent = {name: contender.flops * reproduction.marks(contender)["flops"] for name, contender in entrants.items()}
+    spent = {name: contender.flops * marks(TINY, contender)["flops"] for name, contender in entrants.items()}
     assert spent == pytest.approx(dict.fromkeys(entrants, spent[BASELINE]), rel=0.25)  # whole batches of 128
 
 
@@ -80,6 +95,27 @@ def test_a_contender_is_trained_tuned_and_judged_once(
     assert "4.00" in text
     assert "5.00" in text
     assert {file.name for file in (tmp_path / "report").iterdir()} == {"report.md", "report.svg", "report.json"}
+
+
+def test_each_choice_is_changed_alone_and_judged_once(
+    data: FashionMnist, networks: FeatureNetworks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = read_version(ROOT / "model_repo", "fashion-mnist").load()
+    ablation = Ablation(TINY, data, {True: model, False: model}, networks, tmp_path, num_judged=50)
+    first, *others = variants(TINY)
+    trained = [each for each in others if each.contender != first.contender or not each.regularised]
+    assert {each.choice for each in trained} == {"residual's share", "conditioning", "patch"}
+    sampled = [each for each in others if each not in trained]
+    assert all(replace(each, choice="", name=first.name, sampling=first.sampling) == first for each in sampled)
+    tried = [first, *trained, sampled[0]]
+    text = report(ablation, tried, (0,))
+    assert all(each.name in text for each in tried)
+
+    def fail(*arguments: object) -> None:
+        raise AssertionError("trained or sampled again")
+
+    monkeypatch.setattr(Trainer, "images", fail)
+    assert report(ablation, tried, (0,)) == text
 
 
 def test_the_bound_is_students() -> None:

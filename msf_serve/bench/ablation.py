@@ -1,0 +1,186 @@
+"""What MSF's choices are worth: each changed alone, trained and judged as in the comparison with DiTs.
+
+    python -m msf_serve.bench.ablation --data data --out runs/reproduction
+
+The choices of training are retrained, those of sampling only sampled again. Figures are on held-out images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from msf_serve.bench.reproduction import SCALES, Scale, contenders, denoiser_config, marks
+from msf_serve.bench.reproduction_report import mean_of
+from msf_serve.bench.reproduction_sampler import Sampling
+from msf_serve.bench.reproduction_training import LATENT_CHANNELS, Contender, Trainer
+from msf_serve.engine.autoencoder import Autoencoder
+from msf_serve.engine.model import MsfModel
+from msf_serve.engine.repository import read_version
+from msf_serve.training.autoencoder import residual_share
+from msf_serve.training.comparison import Figures, Reference, balanced
+from msf_serve.training.data import FashionMnist, Split, load_fashion_mnist, to_uint8
+from msf_serve.training.denoiser import DenoiserObjective
+from msf_serve.training.fashion import AUTOENCODER_OBJECTIVE, train_autoencoder
+from msf_serve.training.features import FeatureNetworks, train_networks
+from msf_serve.training.journal import Journal
+from msf_serve.training.report import table
+
+logger = logging.getLogger(__name__)
+
+SAMPLING = Sampling((16, 4), (1.5, 1.5))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One choice changed. `regularised`: whether the autoencoder was pressed to put little into the residual."""
+
+    choice: str
+    name: str
+    contender: Contender
+    sampling: Sampling = SAMPLING
+    max_conditioning_noise: float = 0.5
+    regularised: bool = True
+
+
+def variants(scale: Scale) -> list[Variant]:
+    """The first is what all others are changed from."""
+    msf = contenders(scale)[0]
+    base, residual = msf.stages
+    blind = denoiser_config(scale, 3 * LATENT_CHANNELS, 0, residual.size, 1, residual.depth)
+    large = tuple(stage.model_copy(update={"patch_size": 2}) for stage in (base, residual))
+    trained = [
+        Variant("", "as compared", msf),
+        Variant("residual's share", "autoencoder not pressed", msf, regularised=False),
+        Variant("conditioning", "residual does not see the base", Contender("MSF blind", (base, blind))),
+        Variant(
+            "conditioning",
+            "no noise on the base, in training and sampling",
+            Contender("MSF clean", msf.stages),
+            replace(SAMPLING, conditioning_noise=0.0),
+            max_conditioning_noise=0.0,
+        ),
+        Variant("patch", "2 in both stages", Contender("MSF-2", large)),
+    ]
+    sampled = [
+        *(("conditioning", f"noise {s:g} when sampling", {"conditioning_noise": s}) for s in (0.0, 0.05, 0.2, 0.4)),
+        *(("residual's steps", f"16 + {steps}", {"steps": (16, steps)}) for steps in (1, 2, 8, 16)),
+        *(
+            ("guidance by stage", f"{base:g}, {residual:g}", {"guidance": (base, residual)})
+            for base, residual in ((1.0, 1.0), (1.5, 1.0), (1.0, 1.5), (2.0, 1.0), (2.0, 2.0))
+        ),
+        ("solver", "Euler", {"solver": "euler"}),
+    ]
+    return trained + [
+        Variant(choice, name, msf, replace(SAMPLING, **change))  # type: ignore[arg-type]
+        for choice, name, change in sampled
+    ]
+
+
+class Ablation:
+    """Trains and judges variants; every figure goes into the journal at once."""
+
+    def __init__(
+        self,
+        scale: Scale,
+        data: FashionMnist,
+        models: dict[bool, MsfModel],
+        networks: FeatureNetworks,
+        out: Path,
+        num_judged: int = 2_000,
+    ) -> None:
+        self.scale = scale
+        self.data = data
+        self.num_judged = num_judged
+        self.num_images = marks(scale, contenders(scale)[0])["flops"]  # seen in training
+        self.reference = Reference(networks.describe, balanced(data.held_out, num_judged))
+        self.trainers = {
+            regularised: Trainer(model, data.train, scale.batch_size, out if regularised else out / "not-pressed")
+            for regularised, model in models.items()
+        }
+        context: dict[str, str | int] = {"networks": networks.fingerprint(), "scale": repr(scale)}
+        self.journal = Journal(out / "ablation.jsonl", context)
+
+    def figures(self, variant: Variant, seed: int) -> Figures:
+        phase = f"{variant}, seed {seed}"
+        found = self.journal.find(phase, variant.name, self.num_judged)
+        if found is None:
+            trainer = self.trainers[variant.regularised]
+            objective = DenoiserObjective(self.scale.batch_size, max_conditioning_noise=variant.max_conditioning_noise)
+            denoisers = trainer.denoisers(variant.contender, seed, self.num_images, objective)
+            made = trainer.images(denoisers, variant.sampling, self.num_judged, seed)
+            found = self.reference.compare(variant.name, made.images, made.labels)
+            self.journal.add(phase, found)
+        logger.info("%s: consistency %.3f, FID %s", variant.name, found.consistency, dict(found.fid))
+        return found
+
+    def reconstructions(self) -> list[tuple[str, float, Figures]]:
+        """Of each autoencoder: the residual's share of the latents' variance, and how its reconstructions do."""
+        unseen = balanced(self.data.held_out, self.num_judged, skip=self.num_judged)
+        rows = []
+        for regularised, trainer in self.trainers.items():
+            share, images = _reconstruct(trainer.model.autoencoder, unseen)
+            name = "as compared" if regularised else "autoencoder not pressed"
+            rows.append((name, share, self.reference.compare(name, images, unseen.labels)))
+        return rows
+
+
+@torch.no_grad()
+def _reconstruct(autoencoder: Autoencoder, split: Split) -> tuple[float, torch.Tensor]:
+    parts = torch.split(torch.arange(len(split)), 250)
+    latents = torch.cat([autoencoder.posterior(split.batch(indices)[0]).mean for indices in parts])
+    images = torch.cat([to_uint8(autoencoder.decode(part)) for part in torch.split(latents, 250)])
+    return residual_share(latents).item(), images
+
+
+def report(ablation: Ablation, tried: Sequence[Variant], seeds: Sequence[int]) -> str:
+    """Markdown: a row for each variant, and one for each autoencoder."""
+    networks = tuple(ablation.reference.networks)
+    rows = []
+    for variant in tried:
+        found = [ablation.figures(variant, seed) for seed in seeds]
+        fids = " / ".join(mean_of([each.fid[network] for each in found]) for network in networks)
+        mflop = f"{variant.contender.flops / 1e6:.1f}"
+        rows.append((variant.choice, variant.name, mflop, fids, f"{fmean(each.consistency for each in found):.3f}"))
+    header = ("choice", "changed to", "MFLOP", f"FID ({' / '.join(networks)})", "consistency")
+    autoencoders = [
+        (name, f"{100 * share:.1f} %", " / ".join(f"{found.fid[network]:.2f}" for network in networks))
+        for name, share, found in ablation.reconstructions()
+    ]
+    of_reconstructions = ("autoencoder", "residual's share", "FID of reconstructions")
+    return table(header, rows) + "\n\n" + table(of_reconstructions, autoencoders)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="MSF's choices, each changed alone, on Fashion-MNIST.")
+    parser.add_argument("--scale", choices=SCALES, default="seeds", help="whose sizes and checkpoints are used")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model-repo", type=Path, default=Path("model_repo"), help="whose autoencoder is used")
+    parser.add_argument("--out", type=Path, default=Path("runs/reproduction"))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.set_num_threads(arguments.threads)
+    data = load_fashion_mnist(arguments.data)
+    out, scale = arguments.out / arguments.scale, SCALES[arguments.scale]
+    networks = train_networks(data.train, arguments.out / "networks")
+    model = read_version(arguments.model_repo, "fashion-mnist").load()
+    not_pressed = MsfModel(model.config)
+    objective = replace(AUTOENCODER_OBJECTIVE, residual_share_weight=0.0)
+    autoencoder = train_autoencoder(data, arguments.out / "not-pressed", objective)
+    not_pressed.autoencoder.load_state_dict(autoencoder.state_dict())
+    ablation = Ablation(scale, data, {True: model, False: not_pressed.eval()}, networks, out)
+    text = report(ablation, variants(scale), range(arguments.seeds))
+    (out / "ablation.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
