@@ -36,6 +36,7 @@ class Catalog:
         self._clock = clock
         self._reading = asyncio.Lock()
         self._read_at = -math.inf
+        self._is_forgotten = False
         self._failure: str | None = None
         self._models: tuple[ModelInfo, ...] = ()
         self._desired: dict[str, Desired] = {}
@@ -77,8 +78,9 @@ class Catalog:
         return max(loaded, key=lambda model: (model in served, *_version_order(model)))
 
     def forget(self) -> None:
-        """Read again at the next call, however young what was read is."""
+        """Read again at the next call, however young what was read is, or is being read meanwhile."""
         self._read_at = -math.inf
+        self._is_forgotten = True
 
     def is_wanted(self, model: ModelInfo) -> bool:
         """Whether no operator has unloaded it."""
@@ -102,6 +104,7 @@ class Catalog:
         return max(slots, key=lambda fingerprint: (slots[fingerprint], fingerprint), default=None)
 
     async def _read(self) -> None:
+        self._is_forgotten = False
         try:
             # First: what replaces a version is registered before that is unwanted, and must not be seen later.
             _, desired = await self.desired.read()
@@ -127,7 +130,8 @@ class Catalog:
                     self._fingerprints[_key(model)].add(model.fingerprint)
                     if model.strict_cost is not None:
                         self._strict[_key(model)][model.fingerprint] += worker.num_slots
-        self._read_at = self._clock()
+        if not self._is_forgotten:
+            self._read_at = self._clock()
 
 
 def _key(model: ModelInfo) -> ModelKey:

@@ -114,7 +114,7 @@ class Keeper:
 
     def _report(self, key: ModelKey, is_to_load: bool, desired: Mapping[str, Desired], worker: Worker) -> VersionReport:
         reason = ""
-        if key in worker.runners:
+        if key in worker.runners and key not in self._loading:  # servers know of it
             state = VersionState.READY if _is_wanted(key, desired) else VersionState.UNLOADING
             if worker.runners[key].model.has_changed():
                 reason = CHANGED

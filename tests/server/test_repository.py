@@ -12,6 +12,8 @@ import pytest
 from fastapi import FastAPI
 
 from msf_serve.scheduler.desired import DesiredModels, VersionReport, VersionState, WorkerReport
+from msf_serve.scheduler.jobs import ModelInfo
+from msf_serve.scheduler.registry import Registry
 from msf_serve.server import oip_repository
 from msf_serve.server.app import create_app
 from msf_serve.server.keys import digest, new_key
@@ -103,6 +105,33 @@ async def test_the_old_version_is_let_go_once_the_new_one_is_served(
     assert await reports.wanted() == ("2",)
     assert (await client.get("/v2/models/fashion")).json()["versions"] == ["2"]
     assert (await client.get("/v2/models/fashion/versions/1/ready")).status_code == 404
+
+
+async def test_what_was_being_read_while_a_load_was_answered_does_not_count_after_it(
+    app: FastAPI, client: httpx.AsyncClient, worker: FakeWorker, reports: Reports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = FASHION.model_copy(update={"version": "2"})
+    await worker.registry.register(worker.info.model_copy(update={"models": (FASHION, second)}))
+    reports.states["2"] = (READY, "")
+    registry: Registry = app.state.context.registry
+    models = registry.models
+    reading, answered = asyncio.Event(), asyncio.Event()
+
+    async def models_once_answered() -> list[ModelInfo]:
+        reading.set()
+        await answered.wait()
+        return await models()
+
+    monkeypatch.setattr(registry, "models", models_once_answered)
+    early = asyncio.create_task(client.get("/v2/models/fashion/versions/2/ready"))
+    await reading.wait()
+    config = '{"version_policy": {"specific": {"versions": [1]}}}'
+    assert (await client.post(LOAD, json={"parameters": {"config": config}})).status_code == 200
+    answered.set()
+    assert (await early).status_code == 200
+    assert (await client.get("/v2/models/fashion/versions/2/ready")).status_code == 404
+    assert await status(client, "fashion:2") == (404, "model_not_loaded")
+    assert await status(client, "fashion") == (200, "1")
 
 
 async def test_a_failed_load_leaves_everything_as_it_was(client: httpx.AsyncClient, reports: Reports) -> None:

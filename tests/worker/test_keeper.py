@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -13,7 +14,7 @@ from msf_serve.engine.loading import ModelPlans
 from msf_serve.engine.repository import ModelVersion
 from msf_serve.engine.stage import Stage
 from msf_serve.scheduler.desired import DesiredModels, VersionState
-from msf_serve.scheduler.jobs import JobState
+from msf_serve.scheduler.jobs import JobState, WorkerInfo
 from msf_serve.scheduler.queue import JobQueue
 from msf_serve.scheduler.registry import Registry
 from msf_serve.worker import keeper as keeping
@@ -110,6 +111,29 @@ async def test_a_version_is_served_once_it_is_wanted(
         await followed.until_told("2", VersionState.READY)
         assert (await worker.end_of(await worker.admit(SPEC))).state is JobState.SUCCEEDED
         assert followed.loader.loaded == ["2"]
+
+
+async def test_a_version_is_not_told_to_be_ready_before_servers_can_see_it(
+    redis: Redis, version: ModelVersion, plans: ModelPlans, followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registering, go_on = asyncio.Event(), asyncio.Event()
+    register = Registry.register
+
+    async def held_up(registry: Registry, worker: WorkerInfo) -> None:
+        if len(worker.models) == 2:
+            registering.set()
+            await go_on.wait()
+        await register(registry, worker)
+
+    monkeypatch.setattr(Registry, "register", held_up)
+    async with running(redis, version, plans, keeper=followed.keeper):
+        await followed.desired.want("tiny", ["1", "2"])
+        await registering.wait()
+        await followed.until_heard()
+        assert (await followed.told())["2"] == (VersionState.LOADING, "")
+        go_on.set()
+        await followed.until_told("2", VersionState.READY)
+        assert await followed.served() == ["1", "2"]
 
 
 async def test_what_is_not_wanted_goes_when_its_last_job_has_ended(
