@@ -41,7 +41,7 @@ def work_of(kind: Kind) -> Work:
     """As the shipped model's config shares steps: a fifth are the residual's."""
     assert kind.num_steps is not None
     num_residual = max(round(kind.num_steps / 5), 1)
-    return Work(kind.num_steps - num_residual, num_residual, guided=True)
+    return Work(kind.num_steps - num_residual, num_residual, True, True)
 
 
 def simulated(requests: Sequence[PlannedRequest]) -> list[Request]:

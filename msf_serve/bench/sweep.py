@@ -13,7 +13,7 @@ import time
 
 from msf_serve.cli.loading import load_model
 from msf_serve.cli.settings import read_settings
-from msf_serve.engine.loading import PLANS, probes_of
+from msf_serve.engine.loading import plan_kinds, probes_of
 from msf_serve.engine.repository import find_models
 from msf_serve.engine.stage import Stage
 from msf_serve.engine.trials import FULL, FULL_REPEATS, strict_sets, sweep
@@ -29,7 +29,7 @@ def main() -> None:
         backend, plans = load_model(settings, version)
         print(f"{version}, {backend.fingerprint}\n{arguments.repeats} repeats\n")
         print("| plan | buckets alike | by the short form | seconds |\n|---|---|---|---|")
-        for stage, guided in PLANS:
+        for stage, guided in plan_kinds(plans.config):
             started_at = time.monotonic()
             probes = probes_of(plans.config, plans.time_embeddings, stage)
             rows = {}

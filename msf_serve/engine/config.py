@@ -74,11 +74,20 @@ class DenoiserConfig(_Config):
 
 
 class GuidanceConfig(_Config):
-    """Where classifier-free guidance acts: on all channels, at timesteps inside `interval` (t = 1 is noise)."""
+    """Where classifier-free guidance acts: on all channels, at timesteps inside `interval` (t = 1 is noise).
 
-    interval: tuple[float, float] = (0.0, 1.0)
+    With null for the interval it acts at no timestep, and no guided plan is built for the stage.
+    """
+
+    interval: tuple[float, float] | None = (0.0, 1.0)
+
+    @property
+    def is_everywhere(self) -> bool:
+        return self.interval == (0.0, 1.0)
 
     def scale_at(self, t: float, scale: float) -> float:
+        if self.interval is None:
+            return 1.0
         low, high = self.interval
         return scale if low <= t <= high else 1.0
 

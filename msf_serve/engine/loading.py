@@ -31,13 +31,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_BUCKETS = (1, 2, 4, 8, 16)
-PLANS = (
-    (Stage.BASE, True),
-    (Stage.BASE, False),
-    (Stage.RESIDUAL, True),
-    (Stage.RESIDUAL, False),
-    (Stage.DECODE, False),
-)
 _RUN_BY = ("executor.py", "noise.py", "schedule.py", "loading.py")
 
 
@@ -64,6 +57,17 @@ class ModelPlans:
         return next(bucket for bucket in self.buckets if bucket >= count)
 
 
+def plan_kinds(config: ModelConfig) -> tuple[tuple[Stage, bool], ...]:
+    """(stage, guided) of the plans that a model needs: guided ones only of stages that its config lets be guided."""
+    denoising = [
+        (stage, guided)
+        for stage in (Stage.BASE, Stage.RESIDUAL)
+        for guided in (True, False)
+        if not guided or config.stage(stage).guidance.interval is not None
+    ]
+    return (*denoising, (Stage.DECODE, False))
+
+
 def load_plans(
     version: ModelVersion, backend: Backend, plan_cache: PlanCache, buckets: Sequence[int] = DEFAULT_BUCKETS
 ) -> ModelPlans:
@@ -77,7 +81,7 @@ def load_plans(
     workshop = _Workshop(version, backend, plan_cache)
     steps: dict[tuple[Stage, bool, int], Plan] = {}
     decode: dict[int, Plan] = {}
-    trials: dict[tuple[Stage, bool], list[Trial]] = {kind: [] for kind in PLANS}
+    trials: dict[tuple[Stage, bool], list[Trial]] = {kind: [] for kind in plan_kinds(version.config)}
     digests = []
     for spec in workshop.specs(buckets):
         plan, record = workshop.obtain(spec)
@@ -185,7 +189,7 @@ class _Workshop:
         return [
             PlanSpec(str(self.version), digest, stage, guided, group, _inputs(config, stage))
             for group in groups
-            for stage, guided in PLANS
+            for stage, guided in plan_kinds(config)
         ]
 
     def obtain(self, spec: PlanSpec) -> tuple[Plan, PlanRecord]:

@@ -38,11 +38,12 @@ class StepCost:
 
 
 class Work(NamedTuple):
-    """What is left of a sample: denoising steps by stage; its decode comes on top."""
+    """What is left of a sample: denoising steps by stage, and whether they are guided; its decode comes on top."""
 
     num_base_steps: int
     num_residual_steps: int
-    guided: bool
+    base_guided: bool
+    residual_guided: bool
 
 
 class StepCosts:
@@ -55,7 +56,7 @@ class StepCosts:
     def __init__(
         self, buckets: Sequence[int], costs: Iterable[StepCost] = (), strict: Mapping[Kind, Sequence[int]] | None = None
     ) -> None:
-        """`strict` are the buckets, of each stage and guidance, that strict samples may ride in; without it, all."""
+        """`strict`: of each kind of plan there is, the buckets that strict samples may ride in; without it, all."""
         self.buckets = tuple(sorted(buckets))
         self._strict = None if strict is None else {kind: tuple(sorted(its)) for kind, its in strict.items()}
         self._costs = {(cost.stage, cost.guided, cost.bucket): cost for cost in costs}
@@ -93,7 +94,7 @@ class StepCosts:
         None where a stage has no strict bucket. A batch too large for the strict buckets is split.
         """
         worst = 0.0
-        for stage, guided in KINDS:
+        for stage, guided in KINDS if self._strict is None else self._strict:
             allowed = self.buckets_of(stage, guided, strict=True)
             if not allowed:
                 return None
@@ -122,16 +123,16 @@ class StepCosts:
     def work_s(self, work: Work) -> float:
         """Device seconds that a sample still needs, in good company."""
         return (
-            work.num_base_steps * self.share_s(Stage.BASE, work.guided)
-            + work.num_residual_steps * self.share_s(Stage.RESIDUAL, work.guided)
+            work.num_base_steps * self.share_s(Stage.BASE, work.base_guided)
+            + work.num_residual_steps * self.share_s(Stage.RESIDUAL, work.residual_guided)
             + self.share_s(Stage.DECODE, False)
         )
 
     def least_s(self, work: Work) -> float:
         """The optimistic bound: no sample with this work left can be done sooner, in seconds."""
         return (
-            work.num_base_steps * self._least.get((Stage.BASE, work.guided), 0.0)
-            + work.num_residual_steps * self._least.get((Stage.RESIDUAL, work.guided), 0.0)
+            work.num_base_steps * self._least.get((Stage.BASE, work.base_guided), 0.0)
+            + work.num_residual_steps * self._least.get((Stage.RESIDUAL, work.residual_guided), 0.0)
             + self._least.get((Stage.DECODE, False), 0.0)
         )
 

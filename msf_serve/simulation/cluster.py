@@ -79,7 +79,8 @@ class _Sample:
     index: int
     num_base_steps: int
     num_residual_steps: int
-    guided: bool
+    base_guided: bool
+    residual_guided: bool
     ridden_at: float
 
     @property
@@ -89,8 +90,12 @@ class _Sample:
         return Stage.RESIDUAL if self.num_residual_steps else Stage.DECODE
 
     @property
+    def guided(self) -> bool:
+        return {Stage.BASE: self.base_guided, Stage.RESIDUAL: self.residual_guided}.get(self.stage, False)
+
+    @property
     def work(self) -> Work:
-        return Work(self.num_base_steps, self.num_residual_steps, self.guided)
+        return Work(self.num_base_steps, self.num_residual_steps, self.base_guided, self.residual_guided)
 
 
 @dataclass
@@ -223,7 +228,7 @@ class Cluster:
                 jobs[sample.job.number],
                 MODEL,
                 sample.stage,
-                sample.guided and sample.stage is not Stage.DECODE,
+                sample.guided,
                 sample.ridden_at,
             )
             for slot, sample in worker.slots.items()

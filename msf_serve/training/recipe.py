@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from msf_serve.engine.config import AutoencoderConfig, DenoiserConfig
+from msf_serve.engine.config import AutoencoderConfig, DenoiserConfig, GuidanceConfig
 from msf_serve.engine.denoiser import SIZES
 from msf_serve.engine.schedule import Solver
 from msf_serve.training.loop import LoopConfig
@@ -85,7 +85,12 @@ class StageRecipe(_Part):
     num_heads: PositiveInt | None = None
     patch_size: PositiveInt = 1
     num_steps: PositiveInt
+    guided: bool = True  # whether a request's guidance scale acts on this stage
     fit: Fit
+
+    @property
+    def guidance(self) -> GuidanceConfig:
+        return GuidanceConfig() if self.guided else GuidanceConfig(interval=None)
 
     @model_validator(mode="after")
     def _one_way_to_say_it(self) -> Self:

@@ -48,9 +48,8 @@ def save_samples(
         residual = sample(denoiser, labels, cond, config, config.residual.default_num_steps, device)
         z = compose(base_values.restore(base), residual_values.restore(residual))
     else:
-        base = sample(
-            denoiser, labels, latents.base[:NUM_SHOWN, :0].float(), config, config.base.default_num_steps, device
-        )
+        no_cond = latents.base[:NUM_SHOWN, :0].float()
+        base = sample(denoiser, labels, no_cond, config, config.base.default_num_steps, device)
         z = up(base_values.restore(base))
     decoded = torch.cat([autoencoder.decode(part.to(device)).cpu() for part in torch.split(z, COLUMNS)])
     save_images(file, decoded)
@@ -61,7 +60,7 @@ def sample(
 ) -> Tensor:
     """Guided samples (N, C, h, w), normalised, of `labels` (N,) and `cond` (N, K, h, w; K may be 0)."""
     size, count = denoiser.config.size, len(labels)
-    scale = config.sampling.default_guidance_scale
+    guidance = (config.residual if denoiser.config.cond_channels else config.base).guidance
     both_labels = torch.cat((labels, torch.full_like(labels, denoiser.null_label))).to(device)
     both_cond = torch.cat((cond.expand(count, -1, size, size),) * 2).to(device)
     levels = torch.full((2 * count,), config.conditioning_noise, device=device)
@@ -69,6 +68,7 @@ def sample(
     def velocity(x: Tensor, t: float) -> Tensor:
         embedding = denoiser.time(torch.full((2 * count,), t, device=device), levels)
         given, null = denoiser(torch.cat((x, x)), embedding, both_labels, both_cond).float().chunk(2)
+        scale = guidance.scale_at(t, config.sampling.default_guidance_scale)
         guided: Tensor = null + scale * (given - null)
         return guided
 

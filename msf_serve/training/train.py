@@ -130,11 +130,13 @@ class Run:
                 denoiser=recipe.base.config(channels, 0, grid, num_classes),
                 statistics=latents.base_statistics,
                 default_num_steps=recipe.base.num_steps,
+                guidance=recipe.base.guidance,
             ),
             residual=StageConfig(
                 denoiser=recipe.residual.config(3 * channels, channels, grid, num_classes),
                 statistics=latents.residual_statistics,
                 default_num_steps=recipe.residual.num_steps,
+                guidance=recipe.residual.guidance,
             ),
             conditioning_noise=recipe.conditioning_noise,
             sampling=SamplingConfig(solver=recipe.solver, default_guidance_scale=recipe.guidance_scale),

@@ -17,6 +17,13 @@ from msf_serve.scheduler.jobs import Provenance, Timings
 from msf_serve.scheduler.leases import Claim
 
 
+def work_of(config: ModelConfig, num_steps: int, guidance_scale: float) -> Work:
+    """A stage that is guided at some timesteps only counts as unguided, so that bounds stay optimistic."""
+    guided = guidance_scale != 1.0
+    base, residual = config.base.guidance.is_everywhere, config.residual.guidance.is_everywhere
+    return Work(*config.split_steps(num_steps), guided and base, guided and residual)
+
+
 @dataclass
 class ActiveJob:
     """Written by the worker's event loop only. Samples wait here until a slot is free for them.
@@ -39,7 +46,7 @@ class ActiveJob:
         spec = self.claim.job.spec
         self.id = self.claim.job.id
         self.waiting.extend(spec.indices)
-        self.work = Work(*self.config.split_steps(spec.num_steps), guided=spec.guidance_scale != 1.0)
+        self.work = work_of(self.config, spec.num_steps, spec.guidance_scale)
         self.hold_by(self.claim)
 
     def hold_by(self, claim: Claim) -> None:
@@ -49,6 +56,10 @@ class ActiveJob:
         self.claimed_at = time.monotonic()
         self.arrived_at = self.claimed_at - ((job.claimed_at or job.admitted_at) - job.admitted_at)
         self.deadline = None if job.deadline_at is None else self.arrived_at + job.deadline_at - job.admitted_at
+
+    def work_left(self, num_base_steps: int, num_residual_steps: int) -> Work:
+        """Of a sample that has so many steps left."""
+        return self.work._replace(num_base_steps=num_base_steps, num_residual_steps=num_residual_steps)
 
     @property
     def is_strict(self) -> bool:

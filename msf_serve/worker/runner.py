@@ -14,11 +14,11 @@ from msf_serve.engine.executor import Executor, SampleRequest, StepResult
 from msf_serve.engine.repository import ModelVersion
 from msf_serve.engine.stage import Stage
 from msf_serve.scheduler import costs
-from msf_serve.scheduler.costs import StepCosts, Work
+from msf_serve.scheduler.costs import StepCosts
 from msf_serve.scheduler.jobs import JobSpec, LeastSeconds, ModelInfo, Preview, Progress, Provenance
 from msf_serve.scheduler.leases import Claim
 from msf_serve.scheduler.policy import ActiveWork, Candidate, StepBatch
-from msf_serve.worker.active import ActiveJob
+from msf_serve.worker.active import ActiveJob, work_of
 from msf_serve.worker.encode import runtime_fingerprint
 
 WARM_UP_ROUNDS = 3
@@ -93,8 +93,7 @@ class ModelRunner:
     def steps_per_s(self) -> float:
         """Sample steps, decodes with them, of default requests that full batches would make; 0 before any is timed."""
         config = self.model.config
-        guided = config.sampling.default_guidance_scale != 1.0
-        work_s = self.costs.work_s(Work(*config.split_steps(config.default_num_steps), guided=guided))
+        work_s = self.costs.work_s(work_of(config, config.default_num_steps, config.sampling.default_guidance_scale))
         return (config.default_num_steps + 1) / work_s if work_s else 0.0
 
     def add(self, claim: Claim) -> None:
@@ -136,7 +135,7 @@ class ModelRunner:
             job.id: len(job.waiting) * self.costs.work_s(job.work) if job.waiting else 0.0 for job in self.jobs.values()
         }
         for slot, (job, _) in self._riders.items():
-            left_s[job.id] += self.costs.work_s(Work(*slots[slot].steps_left, job.work.guided))
+            left_s[job.id] += self.costs.work_s(job.work_left(*slots[slot].steps_left))
         jobs = {job.id: self._active_work(job, left_s[job.id], shares) for job in self.jobs.values()}
         return [
             Candidate(
@@ -173,7 +172,7 @@ class ModelRunner:
         slots = self.executor.slots
         late = {job.id: job for job in close.values() if job.waiting}
         for slot, (job, _) in self._riders.items():
-            left = Work(*slots[slot].steps_left, job.work.guided)
+            left = job.work_left(*slots[slot].steps_left)
             if job.id in close and job.is_late(left, self.costs, now):
                 late[job.id] = job
         return list(late.values())

@@ -11,7 +11,7 @@ from torch import Tensor
 from msf_serve.engine.config import GuidanceConfig
 from msf_serve.engine.executor import Executor, SampleRequest
 from msf_serve.engine.factorization import up
-from msf_serve.engine.loading import ModelPlans
+from msf_serve.engine.loading import ModelPlans, plan_kinds
 from msf_serve.engine.noise import NoiseStream, gaussian_noise
 from msf_serve.engine.offline import generate
 from msf_serve.engine.repository import ModelVersion
@@ -122,6 +122,19 @@ def test_guidance_acts_inside_its_interval_only(eager_plans: ModelPlans) -> None
     slot = executor.slots[executor.join(REQUESTS[0])]
     assert slot.trajectory is not None
     assert slot.trajectory.guided == (False, True, True, False)  # t = 1, 0.75, 0.5, 0.25
+
+
+def test_a_stage_that_is_never_guided_needs_no_guided_plan(eager_plans: ModelPlans) -> None:
+    residual = eager_plans.config.residual.model_copy(update={"guidance": GuidanceConfig(interval=None)})
+    config = eager_plans.config.model_copy(update={"residual": residual})
+    kinds = plan_kinds(config)
+    assert set(plan_kinds(eager_plans.config)) - set(kinds) == {(Stage.RESIDUAL, True)}
+    steps = {key: plan for key, plan in eager_plans.steps.items() if key[:2] in kinds}
+    guided = replace(REQUESTS[0], guidance_scale=3.0)
+    base_guided_only = generate(Executor(replace(eager_plans, config=config, steps=steps), 1), [guided])
+    assert not np.array_equal(base_guided_only[0], generate(Executor(eager_plans, 1), [guided])[0])
+    unguided = replace(guided, guidance_scale=1.0)
+    assert not np.array_equal(base_guided_only[0], generate(Executor(eager_plans, 1), [unguided])[0])
 
 
 @pytest.mark.parametrize(("total", "split"), [(2, (1, 1)), (3, (2, 1)), (6, (4, 2)), (30, (20, 10))])

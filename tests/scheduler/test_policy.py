@@ -269,9 +269,12 @@ def test_the_work_that_is_left_is_measured_in_the_best_bucket() -> None:
     ):
         measured.observe(stage, guided, 1, alone_s)
         measured.observe(stage, guided, 4, 2 * alone_s)
-    assert measured.work_s(Work(5, 2, guided=True)) == pytest.approx(5 * 0.01 + 2 * 0.02 + 0.004)
-    assert measured.work_s(Work(5, 0, guided=False)) == pytest.approx(5 * 0.005 + 0.004)
-    assert StepCosts((1, 4), measured).work_s(Work(5, 2, guided=True)) == measured.work_s(Work(5, 2, guided=True))
+    whole, base_only, unguided = Work(5, 2, True, True), Work(5, 2, True, False), Work(5, 0, False, False)
+    measured.observe(Stage.RESIDUAL, False, 1, 0.03)
+    assert measured.work_s(whole) == pytest.approx(5 * 0.01 + 2 * 0.02 + 0.004)
+    assert measured.work_s(base_only) == pytest.approx(5 * 0.01 + 2 * 0.0075 + 0.004)
+    assert measured.work_s(unguided) == pytest.approx(5 * 0.005 + 0.004)
+    assert StepCosts((1, 4), measured).work_s(whole) == measured.work_s(whole)
 
 
 def test_the_optimistic_bound_is_the_least_ever_measured() -> None:
@@ -280,5 +283,5 @@ def test_the_optimistic_bound_is_the_least_ever_measured() -> None:
         measured.observe(Stage.BASE, True, 1, seconds)
         measured.observe(Stage.RESIDUAL, True, 4, 2 * seconds)
         measured.observe(Stage.DECODE, False, 1, seconds / 10)
-    assert measured.least_s(Work(5, 2, guided=True)) == pytest.approx(5 * 0.01 + 2 * 0.02 + 0.001)
+    assert measured.least_s(Work(5, 2, True, True)) == pytest.approx(5 * 0.01 + 2 * 0.02 + 0.001)
     assert 0.01 < measured.mean_s(Stage.BASE, True, 1) < 0.05

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msf_serve.scheduler.costs import KINDS, Kind, StepCosts
+from msf_serve.scheduler.costs import KINDS, Kind, Stage, StepCosts
 from msf_serve.scheduler.policy import Candidate, StepBatch, StepLevel
 from msf_serve.scheduler.request_level import RequestLevel
 from tests.scheduler.test_policy import BUCKETS, MODELS, candidate_lists, times
@@ -53,5 +53,7 @@ def test_what_strict_costs() -> None:
     split = costs(dict.fromkeys(KINDS, (1,)))
     whole = max(4 * split.mean_s(*kind, 1) / split.mean_s(*kind, 4) - 1 for kind in KINDS)
     assert split.strict_cost() == pytest.approx(whole)
+    without_guided_residual = [kind for kind in KINDS if kind != (Stage.RESIDUAL, True)]
+    assert costs(dict.fromkeys(without_guided_residual, BUCKETS)).strict_cost() == 0.0
     some: dict[Kind, tuple[int, ...]] = dict.fromkeys(KINDS, (1,)) | {KINDS[0]: ()}
     assert costs(some).strict_cost() is None

@@ -15,7 +15,7 @@ from msf_serve.simulation.cluster import Cluster, Hardware, Outcome, Request
 from msf_serve.simulation.planning import Load, attempt, plan
 
 STEP_S = 0.01
-WORK = Work(8, 1, guided=True)
+WORK = Work(8, 1, True, True)
 ALONE_S = 10 * STEP_S  # nine steps and the decode
 
 
@@ -90,7 +90,7 @@ def test_redis_is_the_bound_when_workers_are_many() -> None:
 
 def test_step_level_is_faster_than_request_level_for_a_mix() -> None:
     dice = random.Random(1)
-    requests = [replace(each, work=Work(dice.choice((3, 60)), 1, True)) for each in poisson(12, 1500)]
+    requests = [replace(each, work=Work(dice.choice((3, 60)), 1, True, True)) for each in poisson(12, 1500)]
     step = Cluster(HARDWARE, 1).run(requests)
     request = Cluster(HARDWARE, 1, lambda: RequestLevel(size=8, delay_s=0.02)).run(requests)
     assert mean(step.latencies_s) < 0.7 * mean(request.latencies_s)

@@ -1,0 +1,22 @@
+"""What a job's samples still need, as the policy is told it."""
+
+import pytest
+
+from msf_serve.engine.config import GuidanceConfig, ModelConfig
+from msf_serve.scheduler.costs import Work
+from msf_serve.worker.active import work_of
+from tests.models import tiny_config
+
+
+def guided_in(interval: tuple[float, float] | None) -> ModelConfig:
+    config = tiny_config()
+    residual = config.residual.model_copy(update={"guidance": GuidanceConfig(interval=interval)})
+    return config.model_copy(update={"residual": residual})
+
+
+@pytest.mark.parametrize(("interval", "guided"), [((0.0, 1.0), True), ((0.2, 0.6), False), (None, False)])
+def test_work_counts_as_guided_only_where_every_step_is(interval: tuple[float, float] | None, guided: bool) -> None:
+    """A deadline is given up by the least that the work can cost: more than that must not be counted."""
+    config = guided_in(interval)
+    assert work_of(config, 6, 1.5) == Work(4, 2, True, guided)
+    assert work_of(config, 6, 1.0) == Work(4, 2, False, False)
