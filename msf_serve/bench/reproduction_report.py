@@ -34,8 +34,8 @@ class Outcome:
 
 
 def upper_bound(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """The one-sided upper 95 % bound of the mean relative difference over paired seeds; None of a single one."""
-    differences = [our / their - 1 for our, their in zip(ours, theirs, strict=True)]
+    """The one-sided upper 95 % bound of the mean relative difference over the seeds of both; None of a single one."""
+    differences = [our / their - 1 for our, their in zip(ours, theirs, strict=False)]
     if len(differences) < 2:
         return None
     quantile = _T_95[min(len(differences) - 1, max(_T_95))]
