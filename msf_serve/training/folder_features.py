@@ -26,7 +26,7 @@ from msf_serve.training.recipe import Recipe
 SIDE = 64  # of the images that the networks see
 COARSE_SIDE = 16  # of those that are compared pixel by pixel
 CLASSIFIER_LOOP = LoopConfig(num_iterations=1500, learning_rate=4e-3, weight_decay=0.05, ema_decays=())
-SELF_SUPERVISED_LOOP = LoopConfig(num_iterations=500, learning_rate=3e-3, weight_decay=0.02, ema_decays=())
+SELF_SUPERVISED_LOOP = LoopConfig(num_iterations=300, learning_rate=3e-3, weight_decay=0.02, ema_decays=())
 
 
 @dataclass(frozen=True)
