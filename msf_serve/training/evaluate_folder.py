@@ -27,7 +27,7 @@ from msf_serve.training.autoencoder import residual_share
 from msf_serve.training.data import to_unit_range
 from msf_serve.training.engine_sampler import BUCKET, EngineSampler, load_sampler
 from msf_serve.training.folder import FolderData, load_folder
-from msf_serve.training.folder_comparison import ImageSet, TrainingSet
+from msf_serve.training.folder_comparison import PART_SIZE, ImageSet, TrainingSet
 from msf_serve.training.folder_features import parts, train_folder_networks
 from msf_serve.training.folder_report import FolderResult, folder_markdown, save_neighbours
 from msf_serve.training.metrics import psnr
@@ -38,7 +38,6 @@ from msf_serve.training.sampler import Setting, generate, reconstruct
 logger = logging.getLogger(__name__)
 
 MIN_HELD_OUT = 2  # a covariance needs so many
-PART_SIZE = 128  # images that the networks see at a time
 GRID_COLUMNS = 8
 MAX_GRID_ROWS = 10  # unless classes are named
 
@@ -76,7 +75,7 @@ class FolderEvaluation:
         every_label = torch.arange(len(data.labels)).repeat_interleave(options.images_per_class)
         every_class = self._generated(default, every_label, options.seed)
         self._draw_samples(every_class, options)
-        found = training.neighbours(served, "self-supervised")
+        found = training.neighbours(served, "pixels")
         save_neighbours(self.out / "neighbours.png", served.images, found, data.train)
         return FolderResult(
             model=f"{self.version.name} version {self.version.version}",

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from msf_serve.training.folder import FolderData
-from msf_serve.training.folder_features import FolderNetworks, Seen, flippable, parts
+from msf_serve.training.folder_features import FolderNetworks, Seen, coarse_views, flippable, parts
 from msf_serve.training.metrics import fid, top_k
 from msf_serve.training.neighbours import Neighbours, TrainingPoints, find_neighbours
 from msf_serve.training.recipe import Recipe
 
+PART_SIZE = 128  # images that the networks see at a time
 SPACES = ("self-supervised", "pixels")  # in which neighbours are looked for
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -77,21 +78,16 @@ class TrainingSet:
     def __init__(self, networks: FolderNetworks, data: FolderData, recipe: Recipe) -> None:
         self.networks = networks
         self.data = data
+        self.recipe = recipe
         self.may_flip = flippable(data.labels, recipe)[data.train.labels]
 
     @cached_property
-    def _plain(self) -> Mapping[str, Tensor]:
+    def _features(self) -> Mapping[str, Tensor]:
         return self.networks.describe(parts(self.data.train)).features
-
-    @cached_property
-    def _mirrored(self) -> Mapping[str, Tensor]:
-        if not self.may_flip.any():
-            return self._plain
-        return self.networks.describe(images.flip(-1) for images in parts(self.data.train)).features
 
     def quality(self, images: ImageSet, fid_size: int) -> Quality:
         """FID is the mean over the set's runs of `fid_size` images: it compares between sets of any size."""
-        features, reference = images.seen.features["classifier"], self._plain["classifier"]
+        features, reference = images.seen.features["classifier"], self._features["classifier"]
         fids = [fid(reference, part) for part in torch.split(features, fid_size) if len(part) == fid_size]
         return Quality(
             name=images.name,
@@ -103,8 +99,15 @@ class TrainingSet:
         )
 
     def neighbours(self, images: ImageSet, space: str) -> Neighbours:
-        training = TrainingPoints(self._plain[space], self._mirrored[space], self.may_flip)
-        return find_neighbours(images.seen.features[space], training)
+        """Mirrored images count where the recipe flips; moved ones, of which a network knows, in pixels."""
+        views = (self._views(space, each) for each in (images.images, images.images.flip(-1)))
+        return find_neighbours(*views, TrainingPoints(self._features[space], self.may_flip))
+
+    def _views(self, space: str, images: Tensor) -> Tensor:
+        """(V, N, D)"""
+        if space == "pixels":
+            return coarse_views(images, self.recipe.background, self.recipe.shift_pixels)
+        return self.networks.describe(torch.split(images, PART_SIZE)).features[space][None]
 
     def nearness(self, images: ImageSet) -> list[Nearness]:
         return [_nearness(images.name, space, self.neighbours(images, space)) for space in SPACES]

@@ -87,6 +87,20 @@ def reduced(images: Tensor, background: str, side: int = SIDE) -> Tensor:
     return 255 - small if background == "white" else small
 
 
+def coarse_pixels(images: Tensor, background: str) -> Tensor:
+    """uint8 images (N, C, H, W) to (N, C * COARSE_SIDE²) in [0, 1]."""
+    return reduced(images, background, COARSE_SIDE).flatten(1).float() / 255
+
+
+def coarse_views(images: Tensor, background: str, shift_pixels: int) -> Tensor:
+    """Coarse pixels (V, N, D) of the images as they are, and moved by `shift_pixels` eight ways."""
+    height, width = images.shape[2:]
+    padded = F.pad(images, (shift_pixels,) * 4, value=255 if background == "white" else 0)
+    offsets = range(0, 2 * shift_pixels + 1, max(1, shift_pixels))
+    moved = [padded[..., y : y + height, x : x + width] for y in offsets for x in offsets]
+    return torch.stack([coarse_pixels(each, background) for each in moved])
+
+
 def parts(split: Split, size: int = 256) -> Iterator[Tensor]:
     """The split's images, which may be more than memory holds, `size` at a time."""
     rows = torch.arange(len(split)) if split.rows is None else split.rows
@@ -144,7 +158,7 @@ class FolderNetworks:
             features={
                 "classifier": known,
                 "self-supervised": self.self_supervised.encoder(small),
-                "pixels": reduced(images, self.background, COARSE_SIDE).flatten(1).float() / 255,
+                "pixels": coarse_pixels(images, self.background),
             },
         )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from msf_serve.training.data import Split
 from msf_serve.training.folder_comparison import ClassFigures, Nearness, Quality
+from msf_serve.training.folder_features import COARSE_SIDE
 from msf_serve.training.neighbours import MEMORISED_BELOW, NUM_NEIGHBOURS, Neighbours
 from msf_serve.training.report import save_grid, table
 
@@ -68,8 +69,9 @@ def folder_markdown(result: FolderResult) -> str:
             "",
             "## Nearest training images",
             "",
-            "Distance of each image to the nearest training image, mirrored ones counted where the recipe flips, in"
-            " the features of a network that learnt without labels and in plain pixels at 16x16; and its ratio to the"
+            "Distance of each image to the nearest training image, in the features of a network that learnt without"
+            f" labels and in plain pixels at {COARSE_SIDE}x{COARSE_SIDE}; mirrored and moved ones count where the"
+            " recipe flips and shifts. And its ratio to the"
             f" mean distance of the next {NUM_NEIGHBOURS}. An image counts as memorised where that ratio is below"
             f" {MEMORISED_BELOW:.2f} (after Carlini et al., arXiv 2301.13188, and Yoon et al., 2023). Held-out images"
             " are the control; reconstructions of training images show what copies look like.",
@@ -92,8 +94,8 @@ def folder_markdown(result: FolderResult) -> str:
             f"## Samples, at {result.default}",
             "",
             f"`samples.png`, nothing picked, has a row for each of: {', '.join(result.grid_classes)}."
-            f" `neighbours.png` has the {NUM_SHOWN} images of lowest ratio, framed, with their nearest training images"
-            " to the right.",
+            f" `neighbours.png` has the {NUM_SHOWN} images of lowest ratio in pixels, framed, with their nearest"
+            " training images to the right.",
             "",
         )
     )

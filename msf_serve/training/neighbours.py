@@ -20,10 +20,9 @@ MEMORISED_BELOW = 1 / 3
 
 @dataclass(frozen=True)
 class TrainingPoints:
-    """The training images' features (M, D), those of their mirror images, and which of these count: (M,) bool."""
+    """The training images' features (M, D), and which of the images count mirrored too: (M,) bool."""
 
-    plain: Tensor
-    mirrored: Tensor
+    features: Tensor
     may_flip: Tensor
 
 
@@ -46,23 +45,25 @@ class Neighbours:
         return (self.ratios < MEMORISED_BELOW).double().mean().item()
 
 
-def find_neighbours(points: Tensor, training: TrainingPoints, chunk: int = 64) -> Neighbours:
-    """Of points (N, D); a training image counts once, as itself or mirrored, whichever is nearer."""
-    count = min(1 + NUM_NEIGHBOURS, len(training.plain))
+def find_neighbours(views: Tensor, mirrored: Tensor, training: TrainingPoints, chunk: int = 64) -> Neighbours:
+    """Of N images, given in one or several `views` (V, N, D) and `mirrored` ones (W, N, D).
+
+    A training image counts once, with the view that is nearest to it.
+    """
+    count = min(1 + NUM_NEIGHBOURS, len(training.features))
     if count < 2:
-        raise ValueError(f"neighbours need at least 2 training images, got {len(training.plain)}")
-    found = [_find(part, training, count) for part in torch.split(points, chunk)]
-    rows, distances, mirrored = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return Neighbours(rows, distances, mirrored)
+        raise ValueError(f"neighbours need at least 2 training images, got {len(training.features)}")
+    features = training.features.double()
+    found = []
+    for part, part_mirrored in zip(views.split(chunk, dim=1), mirrored.split(chunk, dim=1), strict=True):
+        upright = _distances(part, features)  # (n, M)
+        reverse = _distances(part_mirrored, features).masked_fill(~training.may_flip, torch.inf)
+        distances, rows = torch.minimum(upright, reverse).topk(count, largest=False)
+        found.append((rows, distances, (reverse < upright).gather(1, rows)))
+    rows, distances, is_mirrored = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Neighbours(rows, distances, is_mirrored)
 
 
-def _find(points: Tensor, training: TrainingPoints, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    plain = _distances(points, training.plain)  # (n, M)
-    mirrored = _distances(points, training.mirrored).masked_fill(~training.may_flip, torch.inf)
-    distances, rows = torch.minimum(plain, mirrored).topk(count, largest=False)
-    return rows, distances, (mirrored < plain).gather(1, rows)
-
-
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """Without matrix products, whose rounding would blur the small ones."""
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+def _distances(views: Tensor, features: Tensor) -> Tensor:
+    """(V, n, D) and (M, D) to the least over the views (n, M); in float64, as products round small distances away."""
+    return torch.cdist(views.double(), features).amin(dim=0)

@@ -16,6 +16,8 @@ from msf_serve.training.folder_features import (
     Batches,
     Fits,
     FolderNetworks,
+    coarse_pixels,
+    coarse_views,
     flippable,
     parts,
     reduced,
@@ -181,6 +183,17 @@ def test_what_networks_see_is_small_with_the_background_at_zero() -> None:
     assert small[:, 0, 0, 0].tolist() == [200, 200]
     assert small.sum() == 2 * 200
     assert torch.equal(reduced(images, "black", side=64), 255 - small)
+
+
+def test_a_moved_image_is_one_of_its_views() -> None:
+    image = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
+    image[..., 8:20, 8:20] = 40
+    views = coarse_views(image, "white", 4)
+    assert views.shape == (9, 1, 3 * 16 * 16)
+    assert torch.equal(views[4], coarse_pixels(image, "white"))
+    moved = coarse_pixels(image.roll((4, -4), (2, 3)), "white")
+    assert [torch.equal(view, moved) for view in views].count(True) == 1
+    assert len(coarse_views(image, "white", 0)) == 1
 
 
 def test_batches_keep_to_the_balance_and_to_what_may_be_flipped(folder: Path, recipe: Recipe, tmp_path: Path) -> None:

@@ -8,9 +8,14 @@ from msf_serve.training.neighbours import NUM_NEIGHBOURS, Neighbours, TrainingPo
 
 
 def on_a_line(positions: Tensor, may_flip: bool = False) -> TrainingPoints:
-    """Points at `positions` (M,) of the first axis; mirrored ones lie as far on the other side of 0."""
-    plain = torch.stack((positions, torch.zeros_like(positions)), dim=1)
-    return TrainingPoints(plain, -plain, torch.full((len(plain),), may_flip))
+    """Training points at `positions` (M,) of the first axis."""
+    points = torch.stack((positions, torch.zeros_like(positions)), dim=1)
+    return TrainingPoints(points, torch.full((len(points),), may_flip))
+
+
+def near(images: Tensor, training: TrainingPoints, chunk: int = 64) -> Neighbours:
+    """Of images (N, D) in one view; mirrored ones lie on the other side of 0."""
+    return find_neighbours(images[None], -images[None], training, chunk)
 
 
 def at(*positions: float) -> Tensor:
@@ -18,15 +23,15 @@ def at(*positions: float) -> Tensor:
 
 
 def test_neighbours_come_by_rising_distance() -> None:
-    found = find_neighbours(at(2.2, -5.0), on_a_line(torch.arange(5.0)), chunk=1)
+    found = near(at(2.2, -5.0), on_a_line(torch.arange(5.0)), chunk=1)
     assert found.rows.tolist() == [[2, 3, 1, 4, 0], [0, 1, 2, 3, 4]]
-    torch.testing.assert_close(found.distances[0], torch.tensor([0.2, 0.8, 1.2, 1.8, 2.2]))
+    assert found.distances[0].tolist() == pytest.approx([0.2, 0.8, 1.2, 1.8, 2.2])
     assert not found.mirrored.any()
 
 
 def test_the_ratio_is_to_the_mean_of_the_next_fifty() -> None:
     positions = torch.arange(1.0, 200.0)
-    found = find_neighbours(at(0.0), on_a_line(positions))
+    found = near(at(0.0), on_a_line(positions))
     assert found.rows.shape == (1, 1 + NUM_NEIGHBOURS)
     assert found.ratios.item() == pytest.approx(1 / ((2 + 51) / 2))
 
@@ -34,7 +39,7 @@ def test_the_ratio_is_to_the_mean_of_the_next_fifty() -> None:
 @pytest.mark.parametrize(("nearest", "memorised"), [(0.32, 1.0), (0.34, 0.0), (0.0, 1.0)])
 def test_a_copy_lies_within_a_third_of_the_others_distance(nearest: float, memorised: float) -> None:
     others = torch.ones(NUM_NEIGHBOURS)
-    found = find_neighbours(at(0.0), on_a_line(torch.cat((torch.tensor([nearest]), others))))
+    found = near(at(0.0), on_a_line(torch.cat((torch.tensor([nearest]), others))))
     assert found.memorised == memorised
 
 
@@ -46,19 +51,26 @@ def test_the_share_counts_every_image() -> None:
 
 def test_mirrored_images_count_where_they_may_be_flipped_and_once_each() -> None:
     positions = torch.tensor([1.0, 3.0])
-    allowed = find_neighbours(at(-1.25), on_a_line(positions, may_flip=True))
+    allowed = near(at(-1.25), on_a_line(positions, may_flip=True))
     assert allowed.rows.tolist() == [[0, 1]]
     assert allowed.mirrored.tolist() == [[True, True]]
-    torch.testing.assert_close(allowed.distances, torch.tensor([[0.25, 1.75]]))
-    refused = find_neighbours(at(-1.25), on_a_line(positions))
-    torch.testing.assert_close(refused.distances, torch.tensor([[2.25, 4.25]]))
+    assert allowed.distances.tolist() == [[0.25, 1.75]]
+    refused = near(at(-1.25), on_a_line(positions))
+    assert refused.distances.tolist() == [[2.25, 4.25]]
+
+
+def test_the_nearest_view_of_an_image_counts() -> None:
+    views = torch.stack((at(10.0, 20.0), at(1.5, 30.0)))
+    found = find_neighbours(views, views, on_a_line(torch.tensor([1.0, 19.0])))
+    assert found.distances.tolist() == [[0.5, 9.0], [1.0, 19.0]]
+    assert found.rows.tolist() == [[0, 1], [1, 0]]
 
 
 def test_a_small_distance_far_from_the_origin_is_not_rounded_away() -> None:
-    found = find_neighbours(at(1000.001), on_a_line(torch.tensor([1000.0, 1001.0])))
+    found = near(at(1000.001), on_a_line(torch.tensor([1000.0, 1001.0])))
     assert found.distances[0, 0].item() == pytest.approx(0.001, rel=0.1)
 
 
 def test_one_training_image_is_too_few() -> None:
     with pytest.raises(ValueError, match="at least 2 training images, got 1"):
-        find_neighbours(at(0.0), on_a_line(torch.ones(1)))
+        near(at(0.0), on_a_line(torch.ones(1)))
