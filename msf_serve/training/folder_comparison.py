@@ -100,8 +100,8 @@ class TrainingSet:
 
     def neighbours(self, images: ImageSet, space: str) -> Neighbours:
         """Mirrored images count where the recipe flips; moved ones, of which a network knows, in pixels."""
-        views = (self._views(space, each) for each in (images.images, images.images.flip(-1)))
-        return find_neighbours(*views, TrainingPoints(self._features[space], self.may_flip))
+        views, mirrored = self._views(space, images.images), self._views(space, images.images.flip(-1))
+        return find_neighbours(views, mirrored, TrainingPoints(self._features[space], self.may_flip))
 
     def _views(self, space: str, images: Tensor) -> Tensor:
         """(V, N, D)"""

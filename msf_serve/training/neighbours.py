@@ -55,7 +55,7 @@ def find_neighbours(views: Tensor, mirrored: Tensor, training: TrainingPoints, c
         raise ValueError(f"neighbours need at least 2 training images, got {len(training.features)}")
     features = training.features.double()
     found = []
-    for part, part_mirrored in zip(views.split(chunk, dim=1), mirrored.split(chunk, dim=1), strict=True):
+    for part, part_mirrored in zip(torch.split(views, chunk, 1), torch.split(mirrored, chunk, 1), strict=True):
         upright = _distances(part, features)  # (n, M)
         reverse = _distances(part_mirrored, features).masked_fill(~training.may_flip, torch.inf)
         distances, rows = torch.minimum(upright, reverse).topk(count, largest=False)
