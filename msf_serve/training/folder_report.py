@@ -74,7 +74,8 @@ def folder_markdown(result: FolderResult) -> str:
             " recipe flips and shifts. And its ratio to the"
             f" mean distance of the next {NUM_NEIGHBOURS}. An image counts as memorised where that ratio is below"
             f" {MEMORISED_BELOW:.2f} (after Carlini et al., arXiv 2301.13188, and Yoon et al., 2023). Held-out images"
-            " are the control; reconstructions of training images show what copies look like.",
+            " are the control: their share is that of near-duplicates in the data itself. Reconstructions of training"
+            " images show what copies look like.",
             "",
             table(
                 ("images", "space", "distance 5 %", "median", "95 %", "ratio 1 %", "5 %", "median", "memorised"),
