@@ -12,8 +12,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Ends the service when make is killed.
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
-.PHONY: help serve check lint types contracts test data train-fashion data-emoji train-emoji evaluate reproduce ablate bench-serve bench-engine bench-stack \
-  bench-batching bench-simulation bench-gpu dashboard-test chaos soak compose-test sweep audit licences tensorrt-build clean
+.PHONY: help serve check lint types contracts test data train-fashion data-emoji train-emoji evaluate evaluate-emoji reproduce ablate bench-serve \
+  bench-engine bench-stack bench-batching bench-simulation bench-gpu dashboard-test chaos soak compose-test sweep audit licences tensorrt-build clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -48,6 +48,10 @@ train-emoji: $(VENV)/.dev $(DATA)/.emoji ## train a model of colour emoji (many 
 
 evaluate: $(VENV)/.dev $(DATA)/.fashion-mnist ## measure the shipped model's quality
 	$(BIN)/python -m msf_serve.training.evaluate --model-repo model_repo --model fashion-mnist --data $(DATA) --out runs/evaluation
+
+evaluate-emoji: $(VENV)/.dev $(DATA)/.emoji ## measure the quality of the emoji model that train-emoji made
+	$(BIN)/python -m msf_serve.training.evaluate_folder --model-repo runs/model_repo --model emoji --data $(DATA)/emoji --recipe emoji \
+	  --out runs/evaluation-emoji
 
 bench-serve: $(VENV)/.dev ## measure the served speed
 	$(BIN)/python -m msf_serve.bench.serve

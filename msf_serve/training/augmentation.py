@@ -39,6 +39,19 @@ def brighten(images: Tensor, factors: tuple[float, float], generator: torch.Gene
     return ((images + 1) * factor - 1).clamp(max=1.0)
 
 
+def tint(images: Tensor, factors: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """Scale each channel of each image apart, above the background."""
+    low, high = factors
+    factor = low + (high - low) * torch.rand(*images.shape[:2], 1, 1, generator=generator)
+    return ((images + 1) * factor - 1).clamp(max=1.0)
+
+
+def flip(images: Tensor, allowed: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror half of the images that are `allowed` (B,) to be, left to right."""
+    chosen = allowed & (torch.rand(len(images), generator=generator) < 0.5)
+    return torch.where(chosen[:, None, None, None], images.flip(-1), images)
+
+
 def erase(images: Tensor, max_size: float, generator: torch.Generator) -> Tensor:
     """Set one rectangle of each image, each side up to `max_size` of the image's, to the background."""
     inside = [_interval(len(images), length, max_size, generator) for length in images.shape[2:]]

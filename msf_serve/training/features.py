@@ -23,13 +23,13 @@ SELF_SUPERVISED_LOOP = LoopConfig(num_iterations=1200, learning_rate=3e-3, weigh
 
 
 class Encoder(nn.Module):
-    """Images (B, 1, 32, 32) in [-1, 1] to features (B, 4 * width)."""
+    """Images (B, channels, H, W) in [-1, 1] to features (B, 4 * width)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, channels: int = 1, patch_size: int = 2) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.PixelUnshuffle(2),  # full-resolution layers would cost most of the time
-            _convolution(4, width),
+            nn.PixelUnshuffle(patch_size),  # full-resolution layers would cost most of the time
+            _convolution(channels * patch_size**2, width),
             _Block(width),
             _convolution(width, 2 * width, stride=2),
             _Block(2 * width),
@@ -68,10 +68,10 @@ def _convolution(in_channels: int, out_channels: int, stride: int = 1) -> nn.Seq
 class Classifier(nn.Module):
     """An encoder and a linear layer that names the class."""
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 32, num_classes: int = len(LABELS), channels: int = 1, patch_size: int = 2) -> None:
         super().__init__()
-        self.encoder = Encoder(width)
-        self.head = nn.Linear(4 * width, len(LABELS))
+        self.encoder = Encoder(width, channels, patch_size)
+        self.head = nn.Linear(4 * width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.head(self.encoder(images))
@@ -81,9 +81,9 @@ class Classifier(nn.Module):
 class SelfSupervised(nn.Module):
     """An encoder, and the projector that its training needs."""
 
-    def __init__(self, width: int = 32, projection: int = 256) -> None:
+    def __init__(self, width: int = 32, projection: int = 256, channels: int = 1, patch_size: int = 2) -> None:
         super().__init__()
-        self.encoder = Encoder(width)
+        self.encoder = Encoder(width, channels, patch_size)
         self.projector = nn.Sequential(
             nn.Linear(4 * width, projection, bias=False),
             nn.BatchNorm1d(projection),
@@ -114,7 +114,11 @@ def self_supervised_loss(
     views = torch.cat((_view(images, generator), _view(images, generator)))
     with torch.autocast("cpu", torch.bfloat16):
         projected = network(views).float()
-    a, b = projected.chunk(2)
+    return vicreg_loss(*projected.chunk(2))
+
+
+def vicreg_loss(a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """Of the projections (B, D) of two views of the same images."""
     invariance = F.mse_loss(a, b)
     variance = sum((F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean() for z in (a, b)), torch.tensor(0.0)) / 2
     covariance = _off_diagonal_energy(a) + _off_diagonal_energy(b)

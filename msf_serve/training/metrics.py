@@ -51,6 +51,17 @@ def class_consistency(predicted: Tensor, asked_for: Tensor) -> float:
     return (predicted == asked_for).double().mean().item()
 
 
+def top_k(ranking: Tensor, asked_for: Tensor, k: int) -> float:
+    """The share of images whose class (N,) is among the first k of a classifier's ranking (N, K)."""
+    return (ranking[:, :k] == asked_for[:, None]).any(dim=1).double().mean().item()
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Mean over the images of the peak signal-to-noise ratio in dB; uint8 (N, C, H, W) both."""
+    squared_error = (a.double() - b.double()).square().mean(dim=(1, 2, 3))
+    return (10 * (255**2 / squared_error).log10()).mean().item()
+
+
 def _check_features(a: Tensor, b: Tensor) -> None:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"features must be (N, D) and (M, D), got {tuple(a.shape)} and {tuple(b.shape)}")

@@ -79,10 +79,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def save_grid(path: Path, images: Tensor, num_rows: int, scale: int = 2) -> None:
-    """Write images (N, 1, H, W) uint8 as a PNG of `num_rows` rows, filled row by row."""
-    _, _, height, width = images.shape
-    tiled = images.view(num_rows, -1, height, width).transpose(1, 2).reshape(num_rows * height, -1)
-    picture = Image.fromarray(tiled.numpy())
+    """Write images (N, C, H, W) uint8, grey or RGB, as a PNG of `num_rows` rows, filled row by row."""
+    _, channels, height, width = images.shape
+    tiled = images.reshape(num_rows, -1, channels, height, width).permute(0, 3, 1, 4, 2)
+    pixels = tiled.reshape(num_rows * height, -1, channels).numpy()
+    picture = Image.fromarray(pixels if channels == 3 else pixels[..., 0])
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.NEAREST).save(path)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from msf_serve.training.augmentation import brighten, erase, shift, zoom
+from msf_serve.training.augmentation import brighten, erase, flip, shift, tint, zoom
 from msf_serve.training.data import Split, to_unit_range
 from msf_serve.training.features import Classifier, SelfSupervised, classifier_loss, extract, train_networks
 from msf_serve.training.features import self_supervised_loss as vicreg
@@ -121,6 +121,23 @@ def test_brighten_leaves_the_background_dark_and_stays_in_range(generator: torch
     assert white.max() == 1
     assert middle.min() == pytest.approx(-0.5, abs=0.05)
     assert middle.max() == pytest.approx(0.5, abs=0.05)
+
+
+def test_tint_scales_channels_apart_above_the_background(generator: torch.Generator) -> None:
+    tinted = tint(torch.tensor([-1.0, 0.0]).expand(50, 3, 1, 2), (0.5, 1.5), generator)
+    assert tinted[..., 0].eq(-1).all()
+    assert tinted[..., 1].min() >= -0.5
+    assert tinted[..., 1].max() <= 0.5
+    assert (tinted[:, 0, 0, 1] != tinted[:, 1, 0, 1]).all()
+
+
+def test_flip_mirrors_half_of_what_it_may(generator: torch.Generator) -> None:
+    images = one_pixel(16, 10).expand(400, -1, -1, -1)
+    flipped = flip(images, torch.arange(400) < 200, generator)
+    _, _, _, columns = (flipped > -1).nonzero().unbind(1)
+    assert set(columns[:200].tolist()) == {10, 31 - 10}
+    assert (columns[:200] == 10).float().mean().item() == pytest.approx(0.5, abs=0.15)
+    assert columns[200:].eq(10).all()
 
 
 def test_erase_darkens_one_rectangle_of_bounded_size(generator: torch.Generator) -> None:

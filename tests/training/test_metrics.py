@@ -1,9 +1,11 @@
 """The metrics agree with closed forms and order what is known to be better and worse."""
 
+import math
+
 import pytest
 import torch
 
-from msf_serve.training.metrics import class_consistency, fid, intra_class_fid, precision_recall
+from msf_serve.training.metrics import class_consistency, fid, intra_class_fid, precision_recall, psnr, top_k
 
 
 def gaussian(count: int, std: torch.Tensor, mean: float, seed: int) -> torch.Tensor:
@@ -94,3 +96,19 @@ def test_features_that_do_not_fit_are_refused() -> None:
 
 def test_class_consistency_is_the_share_of_agreement() -> None:
     assert class_consistency(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 2, 3])) == 0.75
+
+
+def test_top_k_looks_at_the_first_k_of_the_ranking() -> None:
+    ranking = torch.tensor([[2, 0, 1, 3], [1, 3, 0, 2], [0, 1, 2, 3], [3, 2, 1, 0]])
+    asked_for = torch.tensor([2, 3, 2, 0])
+    assert [top_k(ranking, asked_for, k) for k in (1, 2, 3, 4)] == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_psnr_is_its_closed_form_and_a_mean_over_images() -> None:
+    black = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    grey = black.clone()
+    grey[0], grey[1] = 51, 1  # a fifth, and one, of 255
+    expected = (20 * math.log10(5) + 20 * math.log10(255)) / 2
+    assert psnr(black, grey) == pytest.approx(expected)
+    assert psnr(grey, black) == pytest.approx(expected)
+    assert psnr(black, black) == math.inf
