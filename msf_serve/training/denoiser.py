@@ -23,13 +23,15 @@ class DenoiserObjective:
     label_drop: float = 0.1
     uniform_time_fraction: float = 0.2  # the other times are logit-normal (arXiv 2403.03206)
     max_conditioning_noise: float = 0.5
+    named_fraction: float = 0.0  # of the samples whose picture has a label of its own: told that, not the class's
 
 
 @dataclass(frozen=True)
 class Latents:
     """A data set's latents, factorized and normalised: base (N, C, h, w), residual (N, 3C, h, w), labels (N,).
 
-    They are drawn in proportion to `weights` (N,), where these are given.
+    They are drawn in proportion to `weights` (N,), where these are given. `own_labels` (N,) are pictures' own labels,
+    beside those of their classes; -1: it has none.
     """
 
     base: Tensor
@@ -38,12 +40,22 @@ class Latents:
     base_statistics: Statistics
     residual_statistics: Statistics
     weights: Tensor | None = None
+    own_labels: Tensor | None = None
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Indices (count,)."""
         if self.weights is None:
             return torch.randint(len(self.labels), (count,), generator=generator)
         return torch.multinomial(self.weights, count, replacement=True, generator=generator)
+
+    def labels_of(self, indices: Tensor, named_fraction: float, generator: torch.Generator) -> Tensor:
+        """The classes' labels, or, of so many of those that have them, their own: (len(indices),)."""
+        labels = self.labels[indices]
+        if self.own_labels is None or not named_fraction:
+            return labels
+        own = self.own_labels[indices]
+        named = (torch.rand(len(indices), generator=generator) < named_fraction) & (own >= 0)
+        return torch.where(named, own, labels)
 
 
 Vary = Callable[[Tensor, Tensor, int], Tensor]  # images in [-1, 1], their labels and a variant's number to images
@@ -91,7 +103,8 @@ def base_loss(
     """Flow matching on the base."""
     indices = latents.draw(objective.batch_size, generator)
     clean = latents.base[indices].float()
-    labels = _drop_labels(latents.labels[indices], denoiser.null_label, objective.label_drop, generator)
+    labels = latents.labels_of(indices, objective.named_fraction, generator)
+    labels = _drop_labels(labels, denoiser.null_label, objective.label_drop, generator)
     return _flow_matching(denoiser, clean, labels, None, objective, generator)
 
 
@@ -104,7 +117,8 @@ def residual_loss(
     """
     indices = latents.draw(objective.batch_size, generator)
     clean, base = latents.residual[indices].float(), latents.base[indices].float()
-    labels = _drop_labels(latents.labels[indices], denoiser.null_label, objective.label_drop, generator)
+    labels = latents.labels_of(indices, objective.named_fraction, generator)
+    labels = _drop_labels(labels, denoiser.null_label, objective.label_drop, generator)
     level = torch.rand(len(clean), generator=generator) * objective.max_conditioning_noise
     noise = torch.randn(base.shape, generator=generator)
     cond = torch.lerp(base, noise, level[:, None, None, None])

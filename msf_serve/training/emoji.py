@@ -15,6 +15,8 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from msf_serve.training.folder import NAMES_FILE
+
 IMAGES = "lobehub-fluent-emoji-3d-*.tgz"
 NAMES = "unicode-emoji-json-*.tgz"
 _SKIN_TONES = {f"{code:x}" for code in range(0x1F3FB, 0x1F400)}
@@ -99,8 +101,17 @@ def classes_of(names: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     classes, kind = {}, STARTS[0][1]
     for emoji, about in names.items():
         kind = starts.get(about["slug"], kind)
-        classes[picture_of("-".join(f"{ord(character):04x}" for character in emoji))] = kind
+        classes[_codes(emoji)] = kind
     return classes
+
+
+def names_of(emoji: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Each picture's own name, such as "red apple"; without tones, as `picture_of`."""
+    return {_codes(each): about["slug"].replace("_", " ") for each, about in emoji.items()}
+
+
+def _codes(emoji: str) -> str:
+    return picture_of("-".join(f"{ord(character):04x}" for character in emoji))
 
 
 def write_class_folders(packages: Path, out: Path) -> int:
@@ -108,7 +119,10 @@ def write_class_folders(packages: Path, out: Path) -> int:
     with tarfile.open(_find(packages, NAMES)) as archive:
         listed = archive.extractfile("package/data-by-emoji.json")
         assert listed is not None
-        classes = classes_of(json.load(listed))
+        emoji = json.load(listed)
+    classes = classes_of(emoji)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / NAMES_FILE).write_text(json.dumps(names_of(emoji), indent=0))
     num_images = 0
     with tarfile.open(_find(packages, IMAGES)) as archive:
         for member in archive:

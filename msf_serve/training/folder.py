@@ -20,16 +20,22 @@ from msf_serve.training.data import Split
 logger = logging.getLogger(__name__)
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+NAMES_FILE = "names.json"  # in the folder; optional: pictures' own names, by their files' names up to VARIANT
 VARIANT = "--"  # what follows it in a file's name tells variants of one picture apart: they are held out together
 
 
 @dataclass(frozen=True)
 class FolderData:
-    """What is trained on, what is held out, and the classes' names in the order of their labels."""
+    """What is trained on, what is held out, and the classes' names in the order of their labels.
+
+    `names`: own names of pictures that are trained on; `train_names` (len(train),): their numbers, -1 for none.
+    """
 
     train: Split
     held_out: Split
     labels: tuple[str, ...]
+    names: tuple[str, ...]
+    train_names: torch.Tensor
 
 
 def load_folder(
@@ -55,7 +61,24 @@ def load_folder(
     images = torch.from_numpy(np.lib.format.open_memmap(cache, mode="r+"))
     numbers = torch.tensor([label for _, label in files])
     held = torch.tensor([_is_held_out(path, held_out_percent) for path, _ in files])
-    return FolderData(_split(images, numbers, ~held), _split(images, numbers, held), labels)
+    names, named = _names(folder, [path for (path, _), out in zip(files, held, strict=True) if not out], labels)
+    return FolderData(_split(images, numbers, ~held), _split(images, numbers, held), labels, names, named)
+
+
+def _names(folder: Path, files: list[Path], labels: tuple[str, ...]) -> tuple[tuple[str, ...], torch.Tensor]:
+    """A name that is a class's too is left to the class."""
+    listed = folder / NAMES_FILE
+    told: object = json.loads(listed.read_text()) if listed.exists() else {}
+    if not isinstance(told, dict) or not all(isinstance(name, str) for name in told.values()):
+        raise ValueError(f"{listed} must map files' names, up to {VARIANT!r}, to names of pictures")
+    found = [told.get(_picture(path)) for path in files]
+    names = tuple(sorted({name for name in found if name is not None and name not in labels}))
+    numbers = {name: number for number, name in enumerate(names)}
+    return names, torch.tensor([numbers.get(name, -1) for name in found])
+
+
+def _picture(path: Path) -> str:
+    return path.stem.split(VARIANT)[0]
 
 
 def _split(images: torch.Tensor, labels: torch.Tensor, chosen: torch.Tensor) -> Split:
@@ -68,8 +91,7 @@ def _images(folder: Path) -> Iterator[Path]:
 
 def _is_held_out(path: Path, percent: int) -> bool:
     """By the name alone, so that a picture stays on its side when others come and go."""
-    picture = path.stem.split(VARIANT)[0]
-    return int(hashlib.sha256(picture.encode()).hexdigest(), 16) % 100 < percent
+    return int(hashlib.sha256(_picture(path).encode()).hexdigest(), 16) % 100 < percent
 
 
 def _key(folder: Path, files: list[tuple[Path, int]], shape: tuple[int, ...], background: str) -> list[object]:

@@ -131,6 +131,7 @@ class Recipe(_Part):
     shift_pixels: Annotated[int, Field(ge=0)] = 0
     num_variants: PositiveInt = 1  # of each image among the cached latents: flipped, and shifted from the third on
     label_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    named_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0  # above 0, pictures' own names are labels too
     conditioning_noise: Annotated[float, Field(ge=0, lt=1)] = 0.1
     guidance_scale: Annotated[float, Field(ge=0)] = 1.5
     solver: Solver = "ab2"

@@ -110,7 +110,13 @@ class Run:
             base_statistics=Statistics(mean=kept["base_mean"], std=kept["base_std"]),
             residual_statistics=Statistics(mean=kept["residual_mean"], std=kept["residual_std"]),
             weights=self._weights(kept["labels"]),
+            own_labels=self._own_labels(),
         )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes, then the pictures' own names."""
+        return self.data.labels + (self.data.names if self.recipe.named_fraction else ())
 
     def base(self, config: ModelConfig, autoencoder: Autoencoder, latents: Latents) -> Denoiser:
         return self._denoiser(config.base.denoiser, self.recipe.base, "base", config, autoencoder, latents)
@@ -121,7 +127,7 @@ class Run:
     def config(self, autoencoder_config: AutoencoderConfig, latents: Latents) -> ModelConfig:
         recipe, channels = self.recipe, autoencoder_config.latent_channels
         grid = recipe.image_size // autoencoder_config.downsampling // 2
-        num_classes = len(self.data.labels)
+        num_classes = len(self.labels)
         return ModelConfig(
             description=recipe.description,
             image=ImageConfig(size=recipe.image_size, channels=recipe.channels),
@@ -154,9 +160,13 @@ class Run:
         torch.manual_seed(0)
         denoiser = Denoiser(config)
         if self.initial is not None:
-            _copy_weights(self.initial, name, denoiser, self.data.labels)
+            _copy_weights(self.initial, name, denoiser, self.labels)
         denoiser = denoiser.to(self.device)
-        objective = DenoiserObjective(batch_size=recipe.fit.batch_size, label_drop=self.recipe.label_drop)
+        objective = DenoiserObjective(
+            batch_size=recipe.fit.batch_size,
+            label_drop=self.recipe.label_drop,
+            named_fraction=self.recipe.named_fraction,
+        )
         loss = residual_loss if config.cond_channels else base_loss
 
         def on_checkpoint(loop: Loop) -> None:
@@ -201,6 +211,10 @@ class Run:
         sign = -1 if self.recipe.background == "white" else 1
         return sign * shift(sign * images, self.recipe.shift_pixels, generator)
 
+    def _own_labels(self) -> Tensor:
+        own = torch.where(self.data.train_names < 0, -1, self.data.train_names + len(self.data.labels))
+        return own.repeat(self.recipe.num_variants)
+
     def _weights(self, labels: Tensor) -> Tensor | None:
         if self.recipe.balance == 1:
             return None
@@ -244,7 +258,7 @@ def train(
             decode()
         _wait_for_all()
         run = Run(recipe, decode(), out, own_device, initial)
-        version = _next_version(repository, name, run.data.labels)
+        version = _next_version(repository, name, run.labels)
         autoencoder_config, given = ready or (recipe.autoencoder.config(recipe.image_size, recipe.channels), None)
         autoencoder = given.to(own_device) if given is not None else run.autoencoder()
         autoencoder.eval().requires_grad_(False)
@@ -258,7 +272,7 @@ def train(
         model = MsfModel(config)
         for part, trained in (("autoencoder", autoencoder), ("base", base), ("residual", residual)):
             model.get_submodule(part).load_state_dict(trained.state_dict())
-        return save_version(repository, name, version, model, run.data.labels)
+        return save_version(repository, name, version, model, run.labels)
 
 
 def _read_autoencoder(folder: Path, recipe: Recipe) -> tuple[AutoencoderConfig, Autoencoder]:
