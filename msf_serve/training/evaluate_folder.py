@@ -138,8 +138,9 @@ def check(version: ModelVersion, data: FolderData, recipe: Recipe, options: Opti
             f"{version} makes images of {image.channels} x {image.size}²; "
             f"recipe {recipe.name} has {recipe.channels} x {recipe.image_size}²"
         )
-    if version.labels != data.labels:
-        other = sorted(set(version.labels) ^ set(data.labels))
+    classes = version.labels[: len(data.labels)]  # pictures' own names may follow
+    if classes != data.labels:
+        other = sorted(set(classes) ^ set(data.labels))
         raise ValueError(f"{version} and the data differ in their classes: {', '.join(other)}")
     if len(data.held_out) < MIN_HELD_OUT:
         raise ValueError(

@@ -39,7 +39,8 @@ def save_samples(
 ) -> None:
     """NUM_SHOWN images, class by class: of the base denoiser bases alone, of the residual's on real bases."""
     device = next(denoiser.parameters()).device
-    labels = torch.arange(NUM_SHOWN) % config.num_classes
+    classes = latents.labels.unique()
+    labels = classes[torch.arange(NUM_SHOWN) % len(classes)]
     base_values, residual_values = Normalizer(latents.base_statistics), Normalizer(latents.residual_statistics)
     if denoiser.config.cond_channels:
         first = [int((latents.labels == label).nonzero()[0]) for label in labels]

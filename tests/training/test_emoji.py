@@ -28,6 +28,8 @@ def test_tones_are_variants_of_one_picture_in_the_class_of_its_kind(tmp_path: Pa
     pack(tmp_path / "lobehub-fluent-emoji-3d-1.0.0.tgz", images)
     assert write_class_folders(tmp_path, tmp_path / "out") == 3
     written = {str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*.webp")}
+    names = json.loads((tmp_path / "out/names.json").read_text())
+    assert (names["1f44b"], names["1f91a"]) == ("waving hand", "raised back of hand")
     assert written == {"hand/1f44b--1f44b.webp", "hand/1f44b--1f44b-1f3fb.webp", "hand/1f91a--1f91a.webp"}
 
 

@@ -90,3 +90,16 @@ def test_an_untrained_denoiser_has_the_loss_of_predicting_nothing(latents: Laten
     residual = residual_loss(Denoiser(config.residual.denoiser), latents, objective, torch.Generator().manual_seed(0))
     assert base["loss"].item() == pytest.approx(2, abs=0.1)
     assert residual["loss"].item() == pytest.approx(2, abs=0.1)
+
+
+def test_so_many_samples_are_told_their_own_label_where_they_have_one() -> None:
+    statistics = Statistics(mean=(0.0,), std=(1.0,))
+    zeros = torch.zeros(3, 1, 2, 2)
+    labels, own = torch.tensor([0, 1, 1]), torch.tensor([2, 3, -1])
+    latents = Latents(zeros, zeros, labels, statistics, statistics, own_labels=own)
+    indices = torch.arange(3).repeat(2000)
+    told = latents.labels_of(indices, 0.25, torch.Generator().manual_seed(0)).view(2000, 3)
+    assert (told == own).double().mean(0)[:2].tolist() == pytest.approx([0.25, 0.25], abs=0.03)
+    assert set(told[:, 0].tolist()) == {0, 2}
+    assert set(told[:, 2].tolist()) == {1}
+    assert torch.equal(latents.labels_of(indices, 0.0, torch.Generator()), labels.repeat(2000))

@@ -101,6 +101,25 @@ def test_a_folder_becomes_a_model_that_makes_images(data: Path, recipe: Path, tm
         assert (image.size, image.mode) == ((16, 16), "RGB")
 
 
+def test_names_of_pictures_can_be_asked_for_beside_classes(data: Path, recipe: Path, tmp_path: Path) -> None:
+    (data / "names.json").write_text('{"0": "nought", "1": "one", "2": "left", "9": "nothing here"}')
+    recipe.write_text(RECIPE.replace("held_out_percent = 20", "held_out_percent = 0\nnamed_fraction = 0.5"))
+    train(tmp_path)
+    version = read_version(tmp_path / "repo", "shapes")
+    assert version.labels == ("left", "right", "nought", "one")
+
+    assert version.load().base.labels.weight.shape == (5, 32)  # the last is the null label
+    names = load_folder(
+        data, tmp_path / "out/images.npy", size=16, channels=3, background="white", held_out_percent=0
+    ).train_names
+    assert names.tolist() == 2 * [0, 1, -1, -1, -1, -1]
+
+    (data / "names.json").write_text('["nought"]')
+    result = CliRunner().invoke(main, train_arguments(tmp_path))
+    assert result.exit_code == 1
+    assert "names.json must map" in result.output
+
+
 def test_a_run_that_goes_on_repeats_nothing(data: Path, recipe: Path, tmp_path: Path) -> None:
     train(tmp_path)
     before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.*")}
