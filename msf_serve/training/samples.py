@@ -39,7 +39,7 @@ def save_samples(
 ) -> None:
     """NUM_SHOWN images, class by class: of the base denoiser bases alone, of the residual's on real bases."""
     device = next(denoiser.parameters()).device
-    classes = latents.labels.unique()
+    classes = torch.tensor(sorted(set(latents.labels.tolist())))
     labels = classes[torch.arange(NUM_SHOWN) % len(classes)]
     base_values, residual_values = Normalizer(latents.base_statistics), Normalizer(latents.residual_statistics)
     if denoiser.config.cond_channels:
