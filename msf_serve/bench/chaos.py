@@ -30,6 +30,7 @@ from typing import Any
 import httpx
 from redis.asyncio import Redis
 
+from msf_serve.bench.service import repository_of_one
 from msf_serve.scheduler.connection import connect
 from msf_serve.scheduler.embedded import find_server
 from msf_serve.scheduler.errors import QueueUnavailable
@@ -239,7 +240,13 @@ def scenarios(outage_s: float) -> list[Scenario]:
 @asynccontextmanager
 async def running(scenario: Scenario) -> AsyncIterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="msf-"))
-    environment = {"MSF_THREADS": "1", "MSF_LEASE_S": str(LEASE_S), "MSF_LOG_LEVEL": "info", **scenario.settings}
+    environment = {
+        "MSF_MODEL_REPO": str(repository_of_one(folder)),
+        "MSF_THREADS": "1",
+        "MSF_LEASE_S": str(LEASE_S),
+        "MSF_LOG_LEVEL": "info",
+        **scenario.settings,
+    }
     cluster = Cluster(folder, environment)
     try:
         if scenario.embedded:

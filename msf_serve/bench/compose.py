@@ -22,12 +22,14 @@ from typing import Any
 
 import httpx
 
+from msf_serve.bench.service import MODEL
+
 URL = "http://127.0.0.1:8000"
 PROMETHEUS = "http://127.0.0.1:9090"
 SERVICES = ("redis", "server", "worker", "prometheus")
 IMAGES = ("server", "worker")
 TIMEOUT_S = 300.0
-JOB = {"n": 2, "num_steps": 12}
+JOB = {"model": MODEL, "n": 2, "num_steps": 12}
 
 
 def main() -> None:
@@ -84,7 +86,7 @@ def _all_rules_are_evaluated() -> bool:
 
 
 def _image() -> bool:
-    answer = httpx.post(f"{URL}/v1/images/generations", json={"prompt": "sneaker"}, timeout=TIMEOUT_S)
+    answer = httpx.post(f"{URL}/v1/images/generations", json={"model": MODEL, "prompt": "sneaker"}, timeout=TIMEOUT_S)
     return bool(answer.raise_for_status().json()["data"])
 
 

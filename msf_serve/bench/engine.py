@@ -16,6 +16,7 @@ import torch
 
 from msf_serve.bench.contenders import PEAK, WAYS, Case, Contender, compete, peak_flops
 from msf_serve.bench.operators import print_operators
+from msf_serve.bench.service import MODEL
 from msf_serve.bench.sizes import SIZES, msf_size
 from msf_serve.bench.variants import print_variants
 from msf_serve.cli.loading import load_model
@@ -24,7 +25,7 @@ from msf_serve.engine.device import cpu_name
 from msf_serve.engine.executor import Executor, SampleRequest
 from msf_serve.engine.noise import NoiseStream, gaussian_noise
 from msf_serve.engine.offline import generate
-from msf_serve.engine.repository import ModelVersion, find_models
+from msf_serve.engine.repository import ModelVersion, read_version
 from msf_serve.engine.schedule import timesteps
 from msf_serve.engine.stage import Stage
 
@@ -52,7 +53,7 @@ def main() -> None:
         case = Case(msf_size(size, Stage.BASE), Stage.BASE, buckets[-1], arguments.threads)
         print_operators(case, f"MSF-{size}/2, base, bucket {case.bucket}")
     print_variants(Case(msf_size("S", Stage.BASE), Stage.BASE, 4, 1))
-    _print_end_to_end(find_models(Path("model_repo"))[0], arguments.threads, arguments.rounds)
+    _print_end_to_end(read_version(Path("model_repo"), MODEL), arguments.threads, arguments.rounds)
 
 
 def table(flops: float, bucket: int, found: dict[str, Contender]) -> str:

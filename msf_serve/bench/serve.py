@@ -21,12 +21,12 @@ from statistics import median
 
 import httpx
 
-from msf_serve.bench.service import Service, running_service
+from msf_serve.bench.service import MODEL, Service, running_service
 from msf_serve.cli.loading import load_model
 from msf_serve.cli.settings import Settings, read_settings
 from msf_serve.engine.executor import Executor, SampleRequest
 from msf_serve.engine.offline import generate
-from msf_serve.engine.repository import ModelVersion, find_models
+from msf_serve.engine.repository import ModelVersion, read_version
 
 PARTS = ("queue", "base", "residual", "decode", "encode", "total")
 
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of served load and engine loop")
     arguments = parser.parse_args()
     settings = read_settings()
-    version = find_models(settings.model_repo)[0]
+    version = read_version(settings.model_repo, MODEL)
     executor = _executor(settings, version)  # also compiles what is not cached, so that the start below finds it
     with tempfile.TemporaryDirectory(prefix="msf-") as folder, running_service(Path(folder)) as service:
         single = asyncio.run(alone(service, arguments.requests))

@@ -16,6 +16,19 @@ from pathlib import Path
 
 import httpx
 
+MODEL = "fashion-mnist"  # small and quick: what is measured is the service
+
+
+def repository_of_one(folder: Path) -> Path:
+    """A model repository below `folder` with nothing but MODEL, or MSF_MODEL_REPO where that is set."""
+    if "MSF_MODEL_REPO" in os.environ:
+        return Path(os.environ["MSF_MODEL_REPO"])
+    repository = folder / "models"
+    repository.mkdir(exist_ok=True)
+    if not (repository / MODEL).exists():
+        (repository / MODEL).symlink_to(Path("model_repo", MODEL).resolve(), target_is_directory=True)
+    return repository
+
 
 @dataclass(frozen=True)
 class Service:
@@ -39,6 +52,7 @@ def running_service(folder: Path, core: int | None = None, /, **settings: str) -
         **os.environ,
         "MSF_PORT": str(port),
         "MSF_DATA_DIR": str(folder),
+        "MSF_MODEL_REPO": str(repository_of_one(folder)),
         "MSF_LOG_LEVEL": "warning",
         **settings,
     }

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 
 from msf_serve.bench.serve import alone, percentile, saturated
-from msf_serve.bench.service import Service, running_service
+from msf_serve.bench.service import MODEL, Service, running_service
 from msf_serve.bench.soak import family
 
 DEVICE_CORE = 0
@@ -41,8 +41,8 @@ def engine_rate(num_images: int) -> float:
         f"import os; os.sched_setaffinity(0, {{{DEVICE_CORE}}})\n"
         "from msf_serve.bench.serve import _executor, engine_loop\n"
         "from msf_serve.cli.settings import read_settings\n"
-        "from msf_serve.engine.repository import find_models\n"
-        "settings = read_settings(); version = find_models(settings.model_repo)[0]\n"
+        "from msf_serve.engine.repository import read_version\n"
+        f"settings = read_settings(); version = read_version(settings.model_repo, {MODEL!r})\n"
         f"print(engine_loop(_executor(settings, version), version, {num_images}))\n"
     )
     return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)

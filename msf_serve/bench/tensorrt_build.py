@@ -15,6 +15,7 @@ from typing import get_args
 
 from torch import nn
 
+from msf_serve.bench.service import MODEL
 from msf_serve.bench.sizes import DOWNSAMPLING, LATENT_CHANNELS, msf_size, random_denoiser
 from msf_serve.engine.backends import Precision
 from msf_serve.engine.backends.tensorrt import TensorRtBackend
@@ -29,7 +30,7 @@ from msf_serve.engine.config import (
 )
 from msf_serve.engine.model import DecodeModule, MsfModel
 from msf_serve.engine.plans import Input, PlanSpec, decode_inputs, step_inputs
-from msf_serve.engine.repository import find_models
+from msf_serve.engine.repository import read_version
 from msf_serve.engine.stage import Stage
 from msf_serve.engine.step import StepModule
 
@@ -91,7 +92,7 @@ def _build(model: str, stage: Stage, precision: str, buckets: tuple[int, ...]) -
 
 
 def _shipped(stage: Stage) -> tuple[nn.Module, tuple[Input, ...]]:
-    version = find_models(Path("model_repo"))[0]
+    version = read_version(Path("model_repo"), MODEL)
     model = version.load()
     if stage is Stage.DECODE:
         return DecodeModule(model).eval(), decode_inputs(version.config)
