@@ -43,7 +43,7 @@ from msf_serve.training.sampler import (
 
 logger = logging.getLogger(__name__)
 
-SETTINGS = ("8+2@1.4", "12+3@1.4", "16+4@1", "16+4@1.25", "16+4@1.4", "16+4@1.6")
+SETTINGS = ("8+8@1", "8+8@1.25", "8+8@1.4", "12+12@1.25", "16+16@1.25", "18+18@1.25")
 GRID_COLUMNS = 12
 MIN_IMAGES = 100  # ten of each class
 

@@ -21,6 +21,7 @@ from msf_serve.engine.autoencoder import Autoencoder
 from msf_serve.engine.config import (
     AutoencoderConfig,
     DenoiserConfig,
+    GuidanceConfig,
     ImageConfig,
     ModelConfig,
     SamplingConfig,
@@ -101,8 +102,13 @@ def export(autoencoder: Autoencoder, latents: Latents, base: Denoiser, residual:
         description="Clothes of Fashion-MNIST, ten classes, 32x32 grey",
         image=ImageConfig(size=32, channels=1),
         autoencoder=AUTOENCODER,
-        base=StageConfig(denoiser=BASE, statistics=latents.base_statistics, default_num_steps=16),
-        residual=StageConfig(denoiser=RESIDUAL, statistics=latents.residual_statistics, default_num_steps=4),
+        base=StageConfig(denoiser=BASE, statistics=latents.base_statistics, default_num_steps=8),
+        residual=StageConfig(
+            denoiser=RESIDUAL,
+            statistics=latents.residual_statistics,
+            default_num_steps=8,
+            guidance=GuidanceConfig(interval=None),
+        ),
         conditioning_noise=0.1,
         sampling=SamplingConfig(solver="ab2", default_guidance_scale=1.25),
     )
