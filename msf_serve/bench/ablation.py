@@ -30,6 +30,7 @@ from msf_serve.training.denoiser import DenoiserObjective
 from msf_serve.training.fashion import AUTOENCODER_OBJECTIVE, train_autoencoder
 from msf_serve.training.features import FeatureNetworks, train_networks
 from msf_serve.training.journal import Journal
+from msf_serve.training.loop import weights_digest
 from msf_serve.training.report import table
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,8 @@ class Variant:
 
     choice: str
     name: str
-    contender: Contender
+    base: Contender
+    residual: Contender
     sampling: Sampling = SAMPLING
     max_conditioning_noise: float = 0.5
     regularised: bool = True
@@ -52,21 +54,25 @@ class Variant:
 def variants(scale: Scale) -> list[Variant]:
     """The first is what all others are changed from."""
     msf = contenders(scale)[0]
-    base, residual = msf.stages
-    blind = denoiser_config(scale, 3 * LATENT_CHANNELS, 0, residual.size, 1, residual.depth)
-    large = tuple(stage.model_copy(update={"patch_size": 2}) for stage in (base, residual))
+    base, residual = (Contender(msf.name, (stage,)) for stage in msf.stages)
+    [seeing] = residual.stages
+    blind = denoiser_config(scale, 3 * LATENT_CHANNELS, 0, seeing.size, 1, seeing.depth)
+    large_base, large_residual = (
+        Contender("MSF-2", (stage.model_copy(update={"patch_size": 2}),)) for stage in msf.stages
+    )
     trained = [
-        Variant("", "as compared", msf),
-        Variant("residual's share", "autoencoder not pressed", msf, regularised=False),
-        Variant("conditioning", "residual does not see the base", Contender("MSF blind", (base, blind))),
+        Variant("", "as compared", base, residual),
+        Variant("residual's share", "autoencoder not pressed", base, residual, regularised=False),
+        Variant("conditioning", "residual does not see the base", base, Contender("MSF blind", (blind,))),
         Variant(
             "conditioning",
             "no noise on the base, in training and sampling",
-            Contender("MSF clean", msf.stages),
+            base,
+            Contender("MSF clean", (seeing,)),
             replace(SAMPLING, conditioning_noise=0.0),
             max_conditioning_noise=0.0,
         ),
-        Variant("patch", "2 in both stages", Contender("MSF-2", large)),
+        Variant("patch", "2 in both stages", large_base, large_residual),
     ]
     sampled = [
         *(("conditioning", f"noise {s:g} when sampling", {"conditioning_noise": s}) for s in (0.0, 0.05, 0.2, 0.4)),
@@ -78,13 +84,13 @@ def variants(scale: Scale) -> list[Variant]:
         ("solver", "Euler", {"solver": "euler"}),
     ]
     return trained + [
-        Variant(choice, name, msf, replace(SAMPLING, **change))  # type: ignore[arg-type]
+        Variant(choice, name, base, residual, replace(SAMPLING, **change))  # type: ignore[arg-type]
         for choice, name, change in sampled
     ]
 
 
 class Ablation:
-    """Trains and judges variants; every figure goes into the journal at once."""
+    """Trains and judges variants; every variant's figures go into the journal at once."""
 
     def __init__(
         self,
@@ -105,6 +111,7 @@ class Ablation:
             for regularised, model in models.items()
         }
         context: dict[str, str | int] = {"networks": networks.fingerprint(), "scale": repr(scale)}
+        context["autoencoders"] = " ".join(weights_digest(model.autoencoder) for model in models.values())
         self.journal = Journal(out / "ablation.jsonl", context)
 
     def figures(self, variant: Variant, seed: int) -> Figures:
@@ -113,7 +120,11 @@ class Ablation:
         if found is None:
             trainer = self.trainers[variant.regularised]
             objective = DenoiserObjective(self.scale.batch_size, max_conditioning_noise=variant.max_conditioning_noise)
-            denoisers = trainer.denoisers(variant.contender, seed, self.num_images, objective)
+            denoisers = [
+                denoiser
+                for stage in (variant.base, variant.residual)
+                for denoiser in trainer.denoisers(stage, seed, self.num_images, objective)
+            ]
             made = trainer.images(denoisers, variant.sampling, self.num_judged, seed)
             found = self.reference.compare(variant.name, made.images, made.labels)
             self.journal.add(phase, found)
@@ -146,14 +157,14 @@ def report(ablation: Ablation, tried: Sequence[Variant], seeds: Sequence[int]) -
     for variant in tried:
         found = [ablation.figures(variant, seed) for seed in seeds]
         fids = " / ".join(mean_of([each.fid[network] for each in found]) for network in networks)
-        mflop = f"{variant.contender.flops / 1e6:.1f}"
+        mflop = f"{(variant.base.flops + variant.residual.flops) / 1e6:.1f}"
         rows.append((variant.choice, variant.name, mflop, fids, f"{fmean(each.consistency for each in found):.3f}"))
     header = ("choice", "changed to", "MFLOP", f"FID ({' / '.join(networks)})", "consistency")
     autoencoders = [
         (name, f"{100 * share:.1f} %", " / ".join(f"{found.fid[network]:.2f}" for network in networks))
         for name, share, found in ablation.reconstructions()
     ]
-    of_reconstructions = ("autoencoder", "residual's share", "FID of reconstructions")
+    of_reconstructions = ("autoencoder", "residual's share", "FID of other images, reconstructed")
     return table(header, rows) + "\n\n" + table(of_reconstructions, autoencoders)
 
 

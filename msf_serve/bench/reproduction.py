@@ -52,7 +52,7 @@ class Scale:
     num_seeds_of_equal_depth: int = 3  # these are smaller than MSF: the claim is about those of equal parameters
 
     def seeds_of(self, contender: Contender) -> tuple[int, ...]:
-        return self.seeds[: self.num_seeds_of_equal_depth] if "equal depth" in contender.name else self.seeds
+        return self.seeds[: self.num_seeds_of_equal_depth] if contender.is_of_equal_depth else self.seeds
 
 
 SCALES = {
@@ -89,8 +89,8 @@ def contenders(scale: Scale) -> list[Contender]:
         Contender("MSF", (base, residual)),
         Contender(BASELINE, (denoiser(channels, 0, size, 1, scale.depth),)),
         Contender("DiT/2, equal parameters", (denoiser(channels, 0, size, 2, scale.depth),)),
-        Contender("DiT/1, equal depth", (denoiser(channels, 0, size, 1, base_depth),)),
-        Contender("DiT/2, equal depth", (denoiser(channels, 0, size, 2, base_depth),)),
+        Contender("DiT/1, equal depth", (denoiser(channels, 0, size, 1, base_depth),), is_of_equal_depth=True),
+        Contender("DiT/2, equal depth", (denoiser(channels, 0, size, 2, base_depth),), is_of_equal_depth=True),
     ]
 
 

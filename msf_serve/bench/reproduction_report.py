@@ -151,8 +151,8 @@ def _plot(outcomes: Sequence[Outcome], speeds: Mapping[str, Speed], network: str
     }
     return chart(
         [
-            Panel("FID over images seen", "thousand images", curves, "{:g}".format, log_y=True),
-            Panel("FID over training operations", "TFLOP", costs, "{:g}".format, log_y=True),
-            Panel("FID over speed: both budgets", "images/s at the best bucket", pareto, "{:g}".format, log_y=True),
+            Panel("Held-out FID over images seen", "thousand images", curves, "{:g}".format, log_y=True),
+            Panel("Held-out FID over training operations", "TFLOP", costs, "{:g}".format, log_y=True),
+            Panel("Test FID over speed", "images/s at the best bucket", pareto, "{:g}".format, log_y=True),
         ]
     )

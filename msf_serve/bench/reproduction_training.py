@@ -30,6 +30,7 @@ class Contender:
 
     name: str
     stages: tuple[DenoiserConfig, ...]
+    is_of_equal_depth: bool = False  # with MSF's deeper denoiser, and so smaller than both together
 
     @property
     def flops(self) -> float:

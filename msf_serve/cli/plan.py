@@ -43,8 +43,8 @@ def command(
     costs = _read_costs(costs_file) if costs_file else _measure_costs()
     if save_costs:
         save_costs.write_text(json.dumps([_as_json(cost) for cost in costs], indent=1))
-    residual_guided = any(cost.stage is Stage.RESIDUAL and cost.guided for cost in costs)  # not of every model
-    work = Work(base_steps, residual_steps, not unguided, residual_guided and not unguided)
+    guided = set() if unguided else {cost.stage for cost in costs if cost.guided}  # not every model guides each stage
+    work = Work(base_steps, residual_steps, Stage.BASE in guided, Stage.RESIDUAL in guided)
     load = Load(images_per_s, work, num_samples)
     found = plan(load, p99_s, Hardware(costs, slots, transition_s=TRANSITION_S))
     click.echo(_table(found))

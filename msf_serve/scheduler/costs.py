@@ -94,7 +94,7 @@ class StepCosts:
         None where a stage has no strict bucket. A batch too large for the strict buckets is split.
         """
         worst = 0.0
-        for stage, guided in KINDS if self._strict is None else self._strict:
+        for stage, guided in self._strict or KINDS:
             allowed = self.buckets_of(stage, guided, strict=True)
             if not allowed:
                 return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from redis.asyncio import Redis
 
 from msf_serve.scheduler import keys
@@ -18,13 +20,15 @@ class Registry:
         self._redis = redis
         self._worker_ttl_s = worker_ttl_s
         self._registered: dict[str, WorkerInfo] = {}
+        self._registering = asyncio.Lock()
         self._heartbeat = Script(redis, "heartbeat")
         self._clock = Script(redis, "now")
 
     async def register(self, worker: WorkerInfo) -> None:
         """Announce a worker and its models; the models stay known when it goes, so that admission goes on."""
         self._registered[worker.id] = worker
-        async with self._redis.pipeline(transaction=True) as pipeline:
+        async with self._registering, self._redis.pipeline(transaction=True) as pipeline:
+            worker = self._registered[worker.id]  # the newest, or an older list of models could arrive last
             pipeline.hset(keys.WORKERS, worker.id, worker.model_dump_json())
             for model in worker.models:
                 name = QueueKeys.of(model.name, model.version).name

@@ -122,7 +122,7 @@ def write_class_folders(packages: Path, out: Path) -> int:
         emoji = json.load(listed)
     classes = classes_of(emoji)
     out.mkdir(parents=True, exist_ok=True)
-    (out / NAMES_FILE).write_text(json.dumps(names_of(emoji), indent=0))
+    (out / NAMES_FILE).write_text(json.dumps(names_of(emoji), indent=0), "utf-8")
     num_images = 0
     with tarfile.open(_find(packages, IMAGES)) as archive:
         for member in archive:

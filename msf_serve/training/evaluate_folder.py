@@ -75,8 +75,10 @@ class FolderEvaluation:
         every_label = torch.arange(len(data.labels)).repeat_interleave(options.images_per_class)
         every_class = self._generated(default, every_label, options.seed)
         self._draw_samples(every_class, options)
-        found = training.neighbours(served, "pixels")
-        save_neighbours(self.out / "neighbours.png", served.images, found, data.train)
+        named = self._named(default, len(real.labels), options.seed)
+        shown = named or served
+        found = training.neighbours(shown, "pixels")
+        save_neighbours(self.out / "neighbours.png", shown.images, found, data.train)
         return FolderResult(
             model=f"{self.version.name} version {self.version.version}",
             made_by=self.made_by,
@@ -87,8 +89,8 @@ class FolderEvaluation:
             residual_share=self._residual_share(),
             fid_size=len(real.labels),
             images_per_class=options.images_per_class,
-            quality=[training.quality(each, len(real.labels)) for each in (real, decoded, *made)],
-            nearness=[row for each in (real, copies, *made) for row in training.nearness(each)],
+            quality=[training.quality(each, len(real.labels)) for each in (real, decoded, *made, *some(named))],
+            nearness=[row for each in (real, copies, *made, *some(named)) for row in training.nearness(each)],
             classes=training.classes(real, every_class),
             grid_classes=options.grid_classes,
         )
@@ -101,6 +103,18 @@ class FolderEvaluation:
     def _generated(self, setting: Setting, labels: Tensor, seed: int) -> ImageSet:
         samples = generate(self.sampler, labels, setting, seed=seed, on_images=lambda _: None)
         return self._set(str(setting), samples.images, labels, len(labels) / samples.wall_s)
+
+    def _named(self, setting: Setting, count: int, seed: int) -> ImageSet | None:
+        """Images asked for by pictures' own names, at even distances; `labels` are the classes of those pictures."""
+        data = self.training.data
+        names = self.version.labels[len(data.labels) :]
+        if not names:
+            return None
+        asked_for = torch.tensor([self.version.labels.index(name) for name in spread(names, count)])
+        first = [int((data.train_names == data.names.index(name)).nonzero()[0]) for name in spread(names, count)]
+        samples = generate(self.sampler, asked_for, setting, seed=seed, on_images=lambda _: None)
+        rate = len(asked_for) / samples.wall_s
+        return self._set(f"{setting}, by own names", samples.images, data.train.labels[first], rate)
 
     def _copies(self, count: int) -> ImageSet:
         """Training images, evenly chosen, through the autoencoder."""
@@ -127,7 +141,8 @@ def settings(config: ModelConfig, guidance: Sequence[float]) -> list[Setting]:
     """The model's default number of steps with its default guidance scale, then with the others."""
     scales = dict.fromkeys((config.sampling.default_guidance_scale, *guidance))
     steps = config.base.default_num_steps, config.residual.default_num_steps
-    return [Setting(*steps, base_guidance=scale, residual_guidance=scale) for scale in scales]
+    guides_residual = config.residual.guidance.interval is not None
+    return [Setting(*steps, scale, scale if guides_residual else 1.0) for scale in scales]
 
 
 def check(version: ModelVersion, data: FolderData, recipe: Recipe, options: Options) -> None:
@@ -154,6 +169,10 @@ def check(version: ModelVersion, data: FolderData, recipe: Recipe, options: Opti
     for name in options.grid_classes:
         if name not in data.labels:
             raise ValueError(f"--classes {name!r}: allowed are {', '.join(data.labels)}")
+
+
+def some(images: ImageSet | None) -> list[ImageSet]:
+    return [] if images is None else [images]
 
 
 def spread(labels: tuple[str, ...], count: int) -> tuple[str, ...]:

@@ -68,7 +68,10 @@ def load_folder(
 def _names(folder: Path, files: list[Path], labels: tuple[str, ...]) -> tuple[tuple[str, ...], torch.Tensor]:
     """A name that is a class's too is left to the class."""
     listed = folder / NAMES_FILE
-    told: object = json.loads(listed.read_text()) if listed.exists() else {}
+    try:
+        told: object = json.loads(listed.read_text("utf-8")) if listed.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{listed} is not JSON: {error}") from error
     if not isinstance(told, dict) or not all(isinstance(name, str) for name in told.values()):
         raise ValueError(f"{listed} must map files' names, up to {VARIANT!r}, to names of pictures")
     found = [told.get(_picture(path)) for path in files]

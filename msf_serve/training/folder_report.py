@@ -61,7 +61,8 @@ def folder_markdown(result: FolderResult) -> str:
             "## Class consistency",
             "",
             "An independent classifier learnt from the same training images, never from the model. How often it sees"
-            " the class that was asked for, as its first answer or among its first three (with one standard error)."
+            " the class that was asked for (of a picture's own name: that picture's class), as its first answer or"
+            " among its first three; one standard error, were images independent, which variants of a picture are not."
             " Labels are those of the held-out images, so rows compare. FID is to the training images in the"
             f" classifier's features, of {result.fid_size:,} images at a time; it compares within this table only.",
             "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -18,6 +19,14 @@ from torch.nn.parallel import DistributedDataParallel
 logger = logging.getLogger(__name__)
 
 LossFunction = Callable[[torch.Generator], Mapping[str, Tensor]]
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 of all weights: what was made with one network tells by it that it is another's."""
+    seen = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        seen.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return seen.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Every part goes on from its checkpoint in `out`, so a run may be killed and star
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -39,7 +40,7 @@ from msf_serve.training.augmentation import shift
 from msf_serve.training.autoencoder import AutoencoderObjective, autoencoder_loss
 from msf_serve.training.denoiser import DenoiserObjective, Latents, base_loss, encode_latents, residual_loss
 from msf_serve.training.folder import FolderData, load_folder
-from msf_serve.training.loop import Loop, LossFunction
+from msf_serve.training.loop import Loop, LossFunction, weights_digest
 from msf_serve.training.recipe import Fit, Recipe, StageRecipe
 from msf_serve.training.samples import NUM_SHOWN, save_images, save_samples
 
@@ -91,7 +92,10 @@ class Run:
     def latents(self, autoencoder: Autoencoder) -> Latents:
         """Of the training images, encoded once and kept in a file that is mapped into memory."""
         file = self.out / "latents.pt"
-        key = _digest(autoencoder, self.data.train.all_images.shape, self.recipe.num_variants, self.recipe.flip)
+        recipe, rows, labels = self.recipe, self.data.train.rows, self.data.train.labels
+        variants = (recipe.num_variants, recipe.flip, recipe.never_flipped, recipe.shift_pixels, recipe.background)
+        images = (self.out / "images.json").read_text()
+        key = _digest(autoencoder, images, variants, None if rows is None else rows.tolist(), labels.tolist())
         if _is_first() and not (file.exists() and torch.load(file, mmap=True, weights_only=True).get("key") == key):
             made = encode_latents(autoencoder, self.data.train, 64, self.recipe.num_variants, self._vary)
             kept = {"key": key, "base": made.base.half(), "residual": made.residual.half(), "labels": made.labels}
@@ -259,6 +263,7 @@ def train(
         _wait_for_all()
         run = Run(recipe, decode(), out, own_device, initial)
         version = _next_version(repository, name, run.labels)
+        _check_labels(run)
         autoencoder_config, given = ready or (recipe.autoencoder.config(recipe.image_size, recipe.channels), None)
         autoencoder = given.to(own_device) if given is not None else run.autoencoder()
         autoencoder.eval().requires_grad_(False)
@@ -340,11 +345,19 @@ def _next_version(repository: Path, name: str, labels: tuple[str, ...]) -> str:
     return str(max(known) + 1)
 
 
+def _check_labels(run: Run) -> None:
+    """Checkpoints hold an embedding for each label, by its number: those must stay what they are."""
+    if run.recipe.named_fraction and not run.data.names:
+        raise ValueError("the recipe has a named_fraction, but names.json names no picture that is trained on")
+    file = run.out / "labels.json"
+    if not file.exists():
+        file.write_text(json.dumps(run.labels))
+    elif json.loads(file.read_text()) != list(run.labels):
+        raise ValueError(f"{run.out} holds the checkpoints of other classes or names; give this run another --out")
+
+
 def _digest(autoencoder: Autoencoder, *context: object) -> str:
-    seen = hashlib.sha256(repr(context).encode())
-    for tensor in autoencoder.state_dict().values():
-        seen.update(tensor.cpu().contiguous().numpy().tobytes())
-    return seen.hexdigest()
+    return hashlib.sha256(repr((weights_digest(autoencoder), *context)).encode()).hexdigest()
 
 
 @contextmanager

@@ -90,7 +90,6 @@ class Worker:
         self._freed = asyncio.Event()  # a slot was freed, so there may be room to claim
         self._nothing_held = asyncio.Event()
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self._announcing = asyncio.Lock()
         self._changed = asyncio.Event()  # a runner came, or one is to go
         self._retiring: frozenset[ModelKey] = frozenset()
         self._keeper = keeper
@@ -159,8 +158,7 @@ class Worker:
 
     async def _announce(self, models: Sequence[ModelInfo]) -> None:
         self.info = self.info.model_copy(update={"models": tuple(models)})
-        async with self._announcing:  # or an older list could arrive last
-            await until_redis_answers(lambda: self._registry.register(self.info))
+        await until_redis_answers(lambda: self._registry.register(self.info))
 
     def _show(self, runner: ModelRunner) -> None:
         self._metrics.serves(runner.key)

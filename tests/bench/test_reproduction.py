@@ -103,7 +103,8 @@ def test_each_choice_is_changed_alone_and_judged_once(
     model = read_version(ROOT / "model_repo", "fashion-mnist").load()
     ablation = Ablation(TINY, data, {True: model, False: model}, networks, tmp_path, num_judged=50)
     first, *others = variants(TINY)
-    trained = [each for each in others if each.contender != first.contender or not each.regularised]
+    trained = [each for each in others if (each.base, each.residual) != (first.base, first.residual)]
+    trained += [each for each in others if not each.regularised]
     assert {each.choice for each in trained} == {"residual's share", "conditioning", "patch"}
     sampled = [each for each in others if each not in trained]
     assert all(replace(each, choice="", name=first.name, sampling=first.sampling) == first for each in sampled)

@@ -114,10 +114,16 @@ def test_names_of_pictures_can_be_asked_for_beside_classes(data: Path, recipe: P
     ).train_names
     assert names.tolist() == 2 * [0, 1, -1, -1, -1, -1]
 
-    (data / "names.json").write_text('["nought"]')
-    result = CliRunner().invoke(main, train_arguments(tmp_path))
-    assert result.exit_code == 1
-    assert "names.json must map" in result.output
+    for wrong, message in (
+        ('{"0": "zero", "1": "one"}', "other classes or names"),
+        ("{}", "names no picture"),
+        ('["nought"]', "names.json must map"),
+        ("{", "names.json is not JSON"),
+    ):
+        (data / "names.json").write_text(wrong)
+        result = CliRunner().invoke(main, train_arguments(tmp_path, "--name", "other"))
+        assert result.exit_code == 1
+        assert message in result.output
 
 
 def test_a_run_that_goes_on_repeats_nothing(data: Path, recipe: Path, tmp_path: Path) -> None:
