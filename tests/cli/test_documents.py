@@ -60,8 +60,8 @@ def test_examples_of_the_ways_in(settings: dict[str, str], tmp_path: Path, monke
                 continue
             shown = run(language, code.replace(ADDRESS, address), names, tmp_path)
             assert output is None or shown == output, code
-    assert (tmp_path / "bag.webp").read_bytes()[8:12] == b"WEBP"
-    assert {file.name for file in tmp_path.glob("*.png")} == {"sneaker-0.png", "sneaker-1.png", "grid.png"}
+    assert (tmp_path / "clock.webp").read_bytes()[8:12] == b"WEBP"
+    assert {file.name for file in tmp_path.glob("*.png")} == {"cat-0.png", "cat-1.png", "grid.png"}
     body, now = '{"type": "job.succeeded", "data": {"id": "1"}}', datetime.now(UTC)
     headers = {"webhook-id": "1", "webhook-timestamp": str(int(now.timestamp()))}
     headers["webhook-signature"] = Webhook(secret).sign("1", now, body)
