@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from base64 import b64decode
 from collections.abc import AsyncIterator
@@ -180,7 +181,9 @@ async def test_many_classes_are_searched_and_models_chosen(redis_url: str, setti
         async with browsing(url) as page:
             await page.get_by_label("Model").select_option("animals:1")
             await expect(page.get_by_label("Steps")).to_have_value("20")
-            await page.get_by_label("Class, by name or id").fill("animal 321")
+            wanted = page.get_by_label("Class, by name or id")
+            await expect(wanted).to_have_value(re.compile(r"animal \d+"))
+            await wanted.fill("animal 321")
             await page.get_by_role("button", name="Generate").click()
             await expect(page.get_by_role("img", name="animal 321, image")).to_have_count(4)
         assert (worker.claimed[0].job.spec.model, worker.claimed[0].job.spec.label) == ("animals", 321)

@@ -68,7 +68,7 @@ function showModel() {
   byId("search-field").hidden = hasChips();
   byId("chips").replaceChildren(...(hasChips() ? labels.map(chip) : []));
   byId("labels").replaceChildren(...(hasChips() ? [] : labels.map((label) => new Option(label, label))));
-  byId("search").value = labels[0];
+  byId("search").value = labels[Math.floor(Math.random() * labels.length)]; // there is something to see at once
   limit("n", max_n, Math.min(byId("n").value || 4, max_n));
   limit("num_steps", max_num_steps, default_num_steps);
   limit("guidance_scale", max_guidance_scale, default_guidance_scale);
