@@ -108,7 +108,7 @@ def test_each_choice_is_changed_alone_and_judged_once(
     assert {each.choice for each in trained} == {"residual's share", "conditioning", "patch"}
     sampled = [each for each in others if each not in trained]
     assert all(replace(each, choice="", name=first.name, sampling=first.sampling) == first for each in sampled)
-    tried = [first, *trained, sampled[0]]
+    tried = [first, trained[0], sampled[0]]  # a small few: each variant that is trained takes seconds
     text = report(ablation, tried, (0,))
     assert all(each.name in text for each in tried)
 
