@@ -81,7 +81,7 @@ class ImageRequest(RequestBody):
     """OpenAI's image request over classes; from `seed` to `cache`, the fields are extensions."""
 
     model_config = ConfigDict(
-        json_schema_extra={"example": {"prompt": "cat face", "n": 4, "seed": 7, "num_steps": 12, "guidance_scale": 2.0}}
+        json_schema_extra={"example": {"prompt": "dress", "n": 4, "seed": 7, "num_steps": 12, "guidance_scale": 2.0}}
     )
 
     prompt: Annotated[
