@@ -28,7 +28,10 @@ class Registry:
         """Announce a worker and its models; the models stay known when it goes, so that admission goes on."""
         self._registered[worker.id] = worker
         async with self._registering, self._redis.pipeline(transaction=True) as pipeline:
-            worker = self._registered[worker.id]  # the newest, or an older list of models could arrive last
+            newest = self._registered.get(worker.id)  # an older list of models must not arrive last
+            if newest is None:  # unregistered meanwhile
+                return
+            worker = newest
             pipeline.hset(keys.WORKERS, worker.id, worker.model_dump_json())
             for model in worker.models:
                 name = QueueKeys.of(model.name, model.version).name
