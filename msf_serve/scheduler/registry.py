@@ -20,29 +20,32 @@ class Registry:
         self._redis = redis
         self._worker_ttl_s = worker_ttl_s
         self._registered: dict[str, WorkerInfo] = {}
-        self._registering = asyncio.Lock()
+        self._writing = asyncio.Lock()
         self._heartbeat = Script(redis, "heartbeat")
         self._clock = Script(redis, "now")
 
     async def register(self, worker: WorkerInfo) -> None:
         """Announce a worker and its models; the models stay known when it goes, so that admission goes on."""
         self._registered[worker.id] = worker
-        async with self._registering, self._redis.pipeline(transaction=True) as pipeline:
-            newest = self._registered.get(worker.id)  # an older list of models must not arrive last
-            if newest is None:  # unregistered meanwhile
+        await self._announce(worker.id)
+
+    async def heartbeat(self, worker_id: str, load: WorkerLoad | None = None) -> None:
+        """Keep a worker alive that was registered here; registers it again if Redis has lost it."""
+        if not await self._beat(worker_id, load):
+            await self._announce(worker_id)
+
+    async def _announce(self, worker_id: str) -> None:
+        """What is written for a worker is written in turn: an older list of its models must not arrive last."""
+        async with self._writing, self._redis.pipeline(transaction=True) as pipeline:
+            worker = self._registered.get(worker_id)
+            if worker is None:  # unregistered meanwhile
                 return
-            worker = newest
             pipeline.hset(keys.WORKERS, worker.id, worker.model_dump_json())
             for model in worker.models:
                 name = QueueKeys.of(model.name, model.version).name
                 pipeline.hset(keys.MODELS, name, model.model_dump_json())
             await guarded(self._redis, pipeline.execute())
-        await self._beat(worker.id)
-
-    async def heartbeat(self, worker_id: str, load: WorkerLoad | None = None) -> None:
-        """Keep a worker alive that was registered here; registers it again if Redis has lost it."""
-        if not await self._beat(worker_id, load):
-            await self.register(self._registered[worker_id])
+            await self._beat(worker.id)
 
     async def _beat(self, worker_id: str, load: WorkerLoad | None = None) -> bool:
         told = load and load.model_dump_json()
@@ -50,7 +53,7 @@ class Registry:
 
     async def unregister(self, worker_id: str) -> None:
         self._registered.pop(worker_id, None)
-        async with self._redis.pipeline(transaction=True) as pipeline:
+        async with self._writing, self._redis.pipeline(transaction=True) as pipeline:
             pipeline.hdel(keys.WORKERS, worker_id)
             pipeline.hdel(keys.LOADS, worker_id)
             pipeline.zrem(keys.HEARTBEATS, worker_id)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 from redis.asyncio import Redis
 
 from msf_serve.scheduler.jobs import ModelInfo, WorkerInfo
@@ -59,6 +61,21 @@ async def test_a_new_description_replaces_the_old(redis: Redis) -> None:
     assert await registry.models() == [model("shapes", "new")]
 
 
+async def test_the_newest_list_of_models_stays(redis: Redis) -> None:
+    registry = Registry(redis)
+    lists = [worker("a", *(model(name) for name in names)) for names in ("x", "xy", "xyz", "y")]
+    await asyncio.gather(*map(registry.register, lists))
+    assert await registry.workers() == [lists[-1]]
+
+
+async def test_a_worker_that_leaves_while_it_registers_has_left(redis: Redis) -> None:
+    registry = Registry(redis)
+    info = worker("a", model("shapes"))
+    await asyncio.gather(registry.register(info), registry.register(info), registry.unregister("a"))
+    await registry.heartbeat("a")
+    assert await registry.workers() == []
+
+
 async def test_a_silent_worker_is_dead_and_can_come_back(redis: Redis) -> None:
     silent, lively = Registry(redis, worker_ttl_s=0.05), Registry(redis)
     await silent.register(worker("silent", model("shapes")))
@@ -91,4 +108,4 @@ async def test_the_dead_are_forgotten(redis: Redis) -> None:
         return await redis.hlen("msf:workers") == 1
 
     await until(only_one_is_stored)
-    assert [info.id for info in await brief.workers()] == ["alive"]
+    assert await redis.hkeys("msf:workers") == [b"alive"]
