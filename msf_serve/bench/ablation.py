@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -20,12 +20,12 @@ from msf_serve.bench.reproduction import SCALES, Scale, contenders, denoiser_con
 from msf_serve.bench.reproduction_report import mean_of
 from msf_serve.bench.reproduction_sampler import Sampling
 from msf_serve.bench.reproduction_training import LATENT_CHANNELS, Contender, Trainer
-from msf_serve.engine.autoencoder import Autoencoder
+from msf_serve.engine.denoiser import Denoiser
 from msf_serve.engine.model import MsfModel
 from msf_serve.engine.repository import read_version
 from msf_serve.training.autoencoder import residual_share
 from msf_serve.training.comparison import Figures, Reference, balanced
-from msf_serve.training.data import FashionMnist, Split, load_fashion_mnist, to_uint8
+from msf_serve.training.data import FashionMnist, Split, load_fashion_mnist
 from msf_serve.training.denoiser import DenoiserObjective
 from msf_serve.training.fashion import AUTOENCODER_OBJECTIVE, train_autoencoder
 from msf_serve.training.features import FeatureNetworks, train_networks
@@ -106,66 +106,84 @@ class Ablation:
         self.num_judged = num_judged
         self.num_images = marks(scale, contenders(scale)[0])["flops"]  # seen in training
         self.reference = Reference(networks.describe, balanced(data.held_out, num_judged))
+        self.unseen = balanced(data.held_out, num_judged, skip=num_judged)
         self.trainers = {
             regularised: Trainer(model, data.train, scale.batch_size, out if regularised else out / "not-pressed")
             for regularised, model in models.items()
         }
-        context: dict[str, str | int] = {"networks": networks.fingerprint(), "scale": repr(scale)}
+        context: dict[str, str | int] = {"networks": networks.fingerprint(), "denoisers": scale.denoisers}
         context["autoencoders"] = " ".join(weights_digest(model.autoencoder) for model in models.values())
         self.journal = Journal(out / "ablation.jsonl", context)
 
     def figures(self, variant: Variant, seed: int) -> Figures:
+        """All of the variant's making."""
+        trainer = self.trainers[variant.regularised]
+        return self._judged(
+            variant,
+            seed,
+            variant.name,
+            lambda: trainer.images(self._denoisers(variant, seed), variant.sampling, self.num_judged, seed),
+        )
+
+    def figures_on_real_bases(self, variant: Variant, seed: int) -> Figures:
+        """Of other held-out images' bases, with residuals of the variant's making."""
+        trainer = self.trainers[variant.regularised]
+        return self._judged(
+            variant,
+            seed,
+            f"{variant.name}, on real bases",
+            lambda: trainer.images_on(self.unseen, self._denoisers(variant, seed), variant.sampling, seed),
+        )
+
+    def reconstruction(self, variant: Variant) -> tuple[float, Figures]:
+        """Of other held-out images by the variant's autoencoder; before it, the residual's share of their latents."""
+        trainer = self.trainers[variant.regularised]
+        latents = trainer.encode(self.unseen)
+        found = self.reference.compare("reconstructed", trainer.decode(latents), self.unseen.labels)
+        return residual_share(latents).item(), found
+
+    def _denoisers(self, variant: Variant, seed: int) -> list[Denoiser]:
+        objective = DenoiserObjective(self.scale.batch_size, max_conditioning_noise=variant.max_conditioning_noise)
+        return [
+            denoiser
+            for stage in (variant.base, variant.residual)
+            for denoiser in self.trainers[variant.regularised].denoisers(stage, seed, self.num_images, objective)
+        ]
+
+    def _judged(self, variant: Variant, seed: int, name: str, make: Callable[[], Split]) -> Figures:
         phase = f"{variant}, seed {seed}"
-        found = self.journal.find(phase, variant.name, self.num_judged)
+        found = self.journal.find(phase, name, self.num_judged)
         if found is None:
-            trainer = self.trainers[variant.regularised]
-            objective = DenoiserObjective(self.scale.batch_size, max_conditioning_noise=variant.max_conditioning_noise)
-            denoisers = [
-                denoiser
-                for stage in (variant.base, variant.residual)
-                for denoiser in trainer.denoisers(stage, seed, self.num_images, objective)
-            ]
-            made = trainer.images(denoisers, variant.sampling, self.num_judged, seed)
-            found = self.reference.compare(variant.name, made.images, made.labels)
+            made = make()
+            found = self.reference.compare(name, made.images, made.labels)
             self.journal.add(phase, found)
-        logger.info("%s: consistency %.3f, FID %s", variant.name, found.consistency, dict(found.fid))
+        logger.info("%s, seed %d: consistency %.3f, FID %s", name, seed, found.consistency, dict(found.fid))
         return found
-
-    def reconstructions(self) -> list[tuple[str, float, Figures]]:
-        """Of each autoencoder: the residual's share of the latents' variance, and how its reconstructions do."""
-        unseen = balanced(self.data.held_out, self.num_judged, skip=self.num_judged)
-        rows = []
-        for regularised, trainer in self.trainers.items():
-            share, images = _reconstruct(trainer.model.autoencoder, unseen)
-            name = "as compared" if regularised else "autoencoder not pressed"
-            rows.append((name, share, self.reference.compare(name, images, unseen.labels)))
-        return rows
-
-
-@torch.no_grad()
-def _reconstruct(autoencoder: Autoencoder, split: Split) -> tuple[float, torch.Tensor]:
-    parts = torch.split(torch.arange(len(split)), 250)
-    latents = torch.cat([autoencoder.posterior(split.batch(indices)[0]).mean for indices in parts])
-    images = torch.cat([to_uint8(autoencoder.decode(part)) for part in torch.split(latents, 250)])
-    return residual_share(latents).item(), images
 
 
 def report(ablation: Ablation, tried: Sequence[Variant], seeds: Sequence[int]) -> str:
-    """Markdown: a row for each variant, and one for each autoencoder."""
-    networks = tuple(ablation.reference.networks)
-    rows = []
+    """Markdown: a row for each variant; and for each autoencoder, what every further part of the making costs."""
+    networks = ablation.reference.networks
+
+    def fids(found: Sequence[Figures]) -> str:
+        return " / ".join(mean_of([each.fid[network] for each in found]) for network in networks)
+
+    rows: list[tuple[str, ...]] = []
+    autoencoders: dict[bool, tuple[Variant, list[Figures]]] = {}
     for variant in tried:
         found = [ablation.figures(variant, seed) for seed in seeds]
-        fids = " / ".join(mean_of([each.fid[network] for each in found]) for network in networks)
         mflop = f"{(variant.base.flops + variant.residual.flops) / 1e6:.1f}"
-        rows.append((variant.choice, variant.name, mflop, fids, f"{fmean(each.consistency for each in found):.3f}"))
+        consistency = f"{fmean(each.consistency for each in found):.3f}"
+        rows.append((variant.choice, variant.name, mflop, fids(found), consistency))
+        autoencoders.setdefault(variant.regularised, (variant, found))
     header = ("choice", "changed to", "MFLOP", f"FID ({' / '.join(networks)})", "consistency")
-    autoencoders = [
-        (name, f"{100 * share:.1f} %", " / ".join(f"{found.fid[network]:.2f}" for network in networks))
-        for name, share, found in ablation.reconstructions()
-    ]
-    of_reconstructions = ("autoencoder", "residual's share", "FID of other images, reconstructed")
-    return table(header, rows) + "\n\n" + table(of_reconstructions, autoencoders)
+    parts = []
+    for variant, made in autoencoders.values():
+        share, reconstructed = ablation.reconstruction(variant)
+        on_real = [ablation.figures_on_real_bases(variant, seed) for seed in seeds]
+        parts.append((variant.name, f"{100 * share:.1f} %", fids([reconstructed]), fids(on_real), fids(made)))
+    of_parts = ("autoencoder", "residual's share", "FID, reconstructed", "residuals made", "bases made too")
+    return table(header, rows) + "\n\n" + table(of_parts, parts)
 
 
 def main() -> None:

@@ -3,8 +3,9 @@
     python -m msf_serve.bench.reproduction --scale short --data data --out runs/reproduction
 
 All share one autoencoder, the data, the optimiser, and the number of tuning trials. The learning rate is constant and
-weights are averaged, so that every run can be judged anywhere along it: after equally many images, and after equally
-many floating-point operations. What is finished is not repeated when it is run again.
+weights are averaged, so that every run can be judged anywhere along it: after equally many images, after equally
+many floating-point operations, and after as many images again for everyone as those operations buy the cheapest of
+equal parameters. What is finished is not repeated when it is run again.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from msf_serve.training.comparison import Figures, Reference, balanced
 from msf_serve.training.data import LABELS, FashionMnist, load_fashion_mnist
 from msf_serve.training.features import FeatureNetworks, train_networks
 from msf_serve.training.journal import Journal
+from msf_serve.training.loop import weights_digest
 
 logger = logging.getLogger(__name__)
 
 NUM_STEPS = 20  # in all: MSF shares them 16 + 4
 STEPS = {1: (20,), 2: (16, 4)}
 STEPS_EACH = (20, 20)  # the other way to count: so many in each stage
-BUDGETS = ("images", "flops")
+BUDGETS = ("images", "flops", "longer")
 BASELINE = "DiT/1, equal parameters"
 
 
@@ -49,15 +51,16 @@ class Scale:
     num_tuning: int  # held-out images that a trial of a setting, and a point of a learning curve, is judged by
     num_evaluated: int  # test images that a budget's end is judged by
     guidance: tuple[float, ...] = (1.0, 1.25, 1.5)  # the trials: the same for all
-    num_seeds_of_equal_depth: int = 3  # these are smaller than MSF: the claim is about those of equal parameters
 
-    def seeds_of(self, contender: Contender) -> tuple[int, ...]:
-        return self.seeds[: self.num_seeds_of_equal_depth] if contender.is_of_equal_depth else self.seeds
+    @property
+    def denoisers(self) -> str:
+        """What a figure of so many images seen, by a seed and a setting, depends on."""
+        return f"width {self.width}, {self.depth} blocks, {self.num_heads} heads, batches of {self.batch_size}"
 
 
 SCALES = {
     "short": Scale(64, 5, 2, 64, 51_200, (0,), 500, 1_000),
-    "seeds": Scale(64, 5, 2, 64, 51_200, (0, 1, 2), 1_000, 10_000, num_seeds_of_equal_depth=1),
+    "seeds": Scale(64, 5, 2, 64, 51_200, (0, 1, 2), 1_000, 10_000),
     "small": Scale(96, 8, 3, 128, 102_400, (0, 1, 2), 1_000, 2_000),
     "full": Scale(128, 10, 4, 128, 512_000, (0, 1, 2), 2_000, 10_000),
 }
@@ -95,15 +98,19 @@ def contenders(scale: Scale) -> list[Contender]:
 
 
 def marks(scale: Scale, contender: Contender) -> dict[str, int]:
-    """Images seen, by budget: a quarter, half and all of the images; and as many as the operations allow."""
-    seen, batch = scale.num_images, scale.batch_size
-    allowed = seen * next(each.flops for each in contenders(scale) if each.name == BASELINE)
-    return {
-        "quarter": seen // 4,
-        "half": seen // 2,
-        "images": seen,
-        "flops": round(allowed / contender.flops / batch) * batch,
-    }
+    """Images seen, by budget: a quarter, half and all of the images; as many as the operations allow; and, of those of
+    equal parameters, as many as the operations allow the cheapest.
+    """
+    seen, batch, entrants = scale.num_images, scale.batch_size, contenders(scale)
+    operations = seen * next(each.flops for each in entrants if each.name == BASELINE)
+
+    def affordable(contender: Contender) -> int:
+        return round(operations / contender.flops / batch) * batch
+
+    at = {"quarter": seen // 4, "half": seen // 2, "images": seen, "flops": affordable(contender)}
+    if not contender.is_of_equal_depth:
+        at["longer"] = max(affordable(each) for each in entrants if not each.is_of_equal_depth)
+    return at
 
 
 def sampling_of(contender: Contender, guidance: float) -> Sampling:
@@ -122,9 +129,9 @@ class Reproduction:
         self.trainer = Trainer(version.load(), data.train, scale.batch_size, out)
         self.networks = networks
         context: dict[str, str | int] = {
-            "autoencoder": version.digest,
+            "autoencoder": weights_digest(self.trainer.model.autoencoder),
             "networks": self.networks.fingerprint(),
-            "scale": repr(self.scale),
+            "denoisers": scale.denoisers,
         }
         self.journal = Journal(out / "figures.jsonl", context)
 
@@ -155,15 +162,14 @@ class Reproduction:
         """Trains in the order of the marks, so that each run passes them on its way."""
         seen = marks(self.scale, contender)
         order = sorted(seen, key=seen.__getitem__)
-        seeds = self.scale.seeds_of(contender)
-        for seed in seeds:
+        for seed in self.scale.seeds:
             for mark in order:
                 self.trainer.denoisers(contender, seed, seen[mark])
         guidance = self.tuned(contender)
         sampling = sampling_of(contender, guidance)
 
         def by_seed(mark: str, sampling: Sampling, *, held_out: bool) -> list[Figures]:
-            return [self.figures(contender, seed, mark, sampling, held_out=held_out) for seed in seeds]
+            return [self.figures(contender, seed, mark, sampling, held_out=held_out) for seed in self.scale.seeds]
 
         each: list[Figures] = []
         if len(contender.stages) == 2:
@@ -175,7 +181,7 @@ class Reproduction:
             seen=seen,
             guidance=guidance,
             curve={mark: by_seed(mark, sampling, held_out=True) for mark in order},
-            figures={mark: by_seed(mark, sampling, held_out=False) for mark in BUDGETS},
+            figures={mark: by_seed(mark, sampling, held_out=False) for mark in BUDGETS if mark in seen},
             steps_each=each,
         )
 

@@ -14,6 +14,11 @@ from msf_serve.load.chart import Panel, chart
 from msf_serve.training.comparison import Figures
 from msf_serve.training.report import table
 
+_BUDGETS = {
+    "images": "Equal images seen",
+    "flops": "Equal training FLOPs",
+    "longer": "Equal images seen, four times as many",
+}
 _T_95 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8: 1.860, 9: 1.833}  # one-sided Student
 
 
@@ -48,8 +53,9 @@ def write_report(
     """Returns the Markdown that it also writes, beside the plot and all figures as JSON."""
     networks = tuple(outcomes[0].figures["images"][0].fid)
     parts = [f"## Scale `{scale_name}`", "", f"`{scale}`", ""]
-    for mark, title in (("images", "Equal images seen"), ("flops", "Equal training FLOPs")):
-        parts += [f"### {title}", "", _budget_table(outcomes, mark, networks), ""]
+    for mark, title in _BUDGETS.items():
+        reached = [each for each in outcomes if mark in each.figures]
+        parts += [f"### {title}", "", _budget_table(reached, mark, networks), ""]
     parts += ["### Images per second", "", _speed_table(outcomes, speeds, baseline), ""]
     parts += ["### All runs", "", _runs_table(outcomes, networks), ""]
     text = "\n".join(parts)

@@ -39,11 +39,16 @@ class Sampling:
         return f"{'+'.join(map(str, self.steps))}@{'/'.join(scales)}"
 
 
-def sample(stages: Sequence[Denoiser], labels: Tensor, sampling: Sampling, seed: int) -> list[Tensor]:
-    """Labels (N,), N a multiple of BATCH, to each stage's normalised latents (N, C, h, w)."""
+def sample(
+    stages: Sequence[Denoiser], labels: Tensor, sampling: Sampling, seed: int, base: Tensor | None = None
+) -> list[Tensor]:
+    """Labels (N,), N a multiple of BATCH, to each stage's normalised latents (N, C, h, w). `base`: taken for the first
+    stage's, which is not run.
+    """
     generator = torch.Generator().manual_seed(seed)
-    made: list[Tensor] = []
-    for number, denoiser in enumerate(stages):
+    made = [] if base is None else [base]
+    for number in range(len(made), len(stages)):
+        denoiser = stages[number]
         config = denoiser.config
         noise = torch.randn(len(labels), config.in_channels, config.size, config.size, generator=generator)
         cond = noise[:, :0]

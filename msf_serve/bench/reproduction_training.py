@@ -13,10 +13,10 @@ from msf_serve.bench.flops import step_flops
 from msf_serve.bench.reproduction_sampler import Sampling, sample
 from msf_serve.engine.config import DenoiserConfig, Statistics
 from msf_serve.engine.denoiser import Denoiser
-from msf_serve.engine.factorization import compose
+from msf_serve.engine.factorization import compose, down
 from msf_serve.engine.model import MsfModel, Normalizer
 from msf_serve.training.data import LABELS, Split, to_uint8
-from msf_serve.training.denoiser import DenoiserObjective, Latents, base_loss, encode_latents, residual_loss
+from msf_serve.training.denoiser import DenoiserObjective, Latents, base_loss, encode_latents, normalize, residual_loss
 from msf_serve.training.loop import Loop, LoopConfig
 
 LATENT_CHANNELS, LATENT_SIZE = 4, 8
@@ -89,11 +89,24 @@ class Trainer:
         labels = torch.arange(count) % len(LABELS)
         made = sample(denoisers, labels, sampling, seed)
         if len(made) == 1:
-            z = Normalizer(self.whole.base_statistics).restore(made[0])
-        else:
-            base, residual = Normalizer(self.latents.base_statistics), Normalizer(self.latents.residual_statistics)
-            z = compose(base.restore(made[0]), residual.restore(made[1]))
-        return Split(self._decode(z), labels)
+            return Split(self.decode(Normalizer(self.whole.base_statistics).restore(made[0])), labels)
+        return Split(self.decode(self._compose(made)), labels)
+
+    def images_on(self, real: Split, denoisers: list[Denoiser], sampling: Sampling, seed: int) -> Split:
+        """The bases of real images, with residuals made for them."""
+        base = normalize(down(self.encode(real)), self.latents.base_statistics)
+        return Split(self.decode(self._compose(sample(denoisers, real.labels, sampling, seed, base))), real.labels)
+
+    @torch.no_grad()
+    def encode(self, split: Split) -> Tensor:
+        """Latents (N, C, H, W) as they are."""
+        parts = torch.split(torch.arange(len(split)), 250)
+        return torch.cat([self.model.autoencoder.posterior(split.batch(indices)[0]).mean for indices in parts])
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents to uint8 images."""
+        with torch.no_grad():
+            return torch.cat([to_uint8(self.model.autoencoder.decode(part)) for part in torch.split(z, 250)])
 
     def _trained(
         self, config: DenoiserConfig, folder: Path, seed: int, num_images: int, objective: DenoiserObjective | None
@@ -130,6 +143,6 @@ class Trainer:
         alone = config.in_channels == 3 * LATENT_CHANNELS and not config.cond_channels
         return self.residuals if alone else self.latents
 
-    def _decode(self, z: Tensor) -> Tensor:
-        with torch.no_grad():
-            return torch.cat([to_uint8(self.model.autoencoder.decode(part)) for part in torch.split(z, 250)])
+    def _compose(self, made: list[Tensor]) -> Tensor:
+        base, residual = Normalizer(self.latents.base_statistics), Normalizer(self.latents.residual_statistics)
+        return compose(base.restore(made[0]), residual.restore(made[1]))
