@@ -82,3 +82,27 @@ def tiny_model(seed: int = 0) -> MsfModel:
 def tiny_repository(folder: Path, name: str = "tiny", version: str = "1") -> ModelVersion:
     save_version(folder, name, version, tiny_model(), LABELS)
     return read_version(folder, name, version)
+
+
+def tiny_recipe(head: str, num_iterations: int) -> str:
+    """A recipe of `msf train` in TOML: `head` says all but its networks and their training."""
+    fit = f"fit = {{ num_iterations = {num_iterations}, batch_size = 2, learning_rate = 1e-3 }}"
+    denoiser = "width = 32\ndepth = 1\nnum_heads = 2"
+    return f"""
+name = "shapes"
+description = "for tests"
+image_size = 16
+{head}
+[autoencoder]
+patch_size = 2
+widths = [8, 8]
+{fit}
+[base]
+{denoiser}
+num_steps = 2
+{fit}
+[residual]
+{denoiser}
+num_steps = 1
+{fit}
+"""

@@ -25,35 +25,18 @@ from msf_serve.training.folder_features import (
 )
 from msf_serve.training.loop import Loop, LoopConfig
 from msf_serve.training.recipe import Recipe, read_recipe
-from tests.models import LABELS, tiny_repository
+from tests.models import LABELS, tiny_recipe, tiny_repository
 
-FIT = "{ num_iterations = 1, batch_size = 2, learning_rate = 1e-3 }"
-RECIPE = f"""
-name = "shapes"
-description = "for tests"
-image_size = 16
+RECIPE = tiny_recipe(
+    """
 channels = 1
 held_out_percent = 25
 balance = 0.5
 flip = true
 never_flipped = ["star"]
-[autoencoder]
-patch_size = 2
-widths = [8, 8]
-fit = {FIT}
-[base]
-width = 32
-depth = 1
-num_heads = 2
-num_steps = 2
-fit = {FIT}
-[residual]
-width = 32
-depth = 1
-num_heads = 2
-num_steps = 1
-fit = {FIT}
-"""
+""",
+    num_iterations=1,
+)
 IMAGES = 16  # of a class
 
 

@@ -19,35 +19,19 @@ from msf_serve.engine.repository import read_version
 from msf_serve.training.folder import load_folder
 from msf_serve.training.loop import LoopConfig
 from msf_serve.training.recipe import read_recipe, shipped_recipes
+from tests.models import tiny_recipe
 
-FIT = "{ num_iterations = 3, batch_size = 2, learning_rate = 1e-3 }"
-RECIPE = f"""
-name = "shapes"
-description = "for tests"
-image_size = 16
+RECIPE = tiny_recipe(
+    """
 held_out_percent = 20
 balance = 0.5
 flip = true
 never_flipped = ["left"]
 shift_pixels = 1
 num_variants = 3
-[autoencoder]
-patch_size = 2
-widths = [8, 8]
-fit = {FIT}
-[base]
-width = 32
-depth = 1
-num_heads = 2
-num_steps = 2
-fit = {FIT}
-[residual]
-width = 32
-depth = 1
-num_heads = 2
-num_steps = 1
-fit = {FIT}
-"""
+""",
+    num_iterations=3,
+)
 
 
 @pytest.fixture
