@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 NUM_STEPS = 20  # in all: MSF shares them 16 + 4
 STEPS = {1: (20,), 2: (16, 4)}
 STEPS_EACH = (20, 20)  # the other way to count: so many in each stage
+CURVE_GUIDANCE = 1.5  # of every learning curve
 BUDGETS = ("images", "flops", "longer")
 BASELINE = "DiT/1, equal parameters"
 
@@ -50,7 +51,7 @@ class Scale:
     seeds: tuple[int, ...]
     num_tuning: int  # held-out images that a trial of a setting, and a point of a learning curve, is judged by
     num_evaluated: int  # test images that a budget's end is judged by
-    guidance: tuple[float, ...] = (1.0, 1.25, 1.5)  # the trials: the same for all
+    guidance: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0)  # the trials at the end of each budget: the same for all
 
     @property
     def denoisers(self) -> str:
@@ -149,11 +150,11 @@ class Reproduction:
         logger.info("%s: %s, consistency %.3f, FID %s", phase, name, found.consistency, dict(found.fid))
         return found
 
-    def tuned(self, contender: Contender) -> float:
+    def tuned(self, contender: Contender, mark: str) -> float:
         """The guidance scale with the least FID on held-out images, of the first seed."""
         seed = self.scale.seeds[0]
         tried = {
-            guidance: self.figures(contender, seed, "images", sampling_of(contender, guidance), held_out=True)
+            guidance: self.figures(contender, seed, mark, sampling_of(contender, guidance), held_out=True)
             for guidance in self.scale.guidance
         }
         return min(tried, key=lambda guidance: sum(tried[guidance].fid.values()))
@@ -165,23 +166,24 @@ class Reproduction:
         for seed in self.scale.seeds:
             for mark in order:
                 self.trainer.denoisers(contender, seed, seen[mark])
-        guidance = self.tuned(contender)
-        sampling = sampling_of(contender, guidance)
+        guidance = {mark: self.tuned(contender, mark) for mark in BUDGETS if mark in seen}
+        samplings = {mark: sampling_of(contender, scale) for mark, scale in guidance.items()}
+        along = sampling_of(contender, CURVE_GUIDANCE)
 
         def by_seed(mark: str, sampling: Sampling, *, held_out: bool) -> list[Figures]:
             return [self.figures(contender, seed, mark, sampling, held_out=held_out) for seed in self.scale.seeds]
 
         each: list[Figures] = []
         if len(contender.stages) == 2:
-            each = by_seed("images", replace(sampling, steps=STEPS_EACH), held_out=False)
+            each = by_seed("longer", replace(samplings["longer"], steps=STEPS_EACH), held_out=False)
         return Outcome(
             name=contender.name,
             num_parameters=contender.num_parameters,
             flops=contender.flops,
             seen=seen,
             guidance=guidance,
-            curve={mark: by_seed(mark, sampling, held_out=True) for mark in order},
-            figures={mark: by_seed(mark, sampling, held_out=False) for mark in BUDGETS if mark in seen},
+            curve={mark: by_seed(mark, along, held_out=True) for mark in order},
+            figures={mark: by_seed(mark, sampling, held_out=False) for mark, sampling in samplings.items()},
             steps_each=each,
         )
 
@@ -205,7 +207,7 @@ def main() -> None:
     outcomes = [reproduction.outcome(contender) for contender in entrants]
     speeds = measure_speeds(
         {
-            each.name: (each.stages, sampling_of(each, outcome.guidance))
+            each.name: (each.stages, sampling_of(each, outcome.guidance["flops"]))
             for each, outcome in zip(entrants, outcomes, strict=True)
         },
         reproduction.trainer.model,

@@ -24,15 +24,15 @@ _T_95 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8
 
 @dataclass(frozen=True)
 class Outcome:
-    """One contender's figures, always a list by seed: on test images by budget, and of `steps_each` (all the steps in
-    each stage); on held-out images along its learning curve, by mark.
+    """One contender's figures, always a list by seed: on test images by budget, with the guidance scale that was best
+    there, and of `steps_each` (all the steps in each stage); on held-out images along its learning curve, by mark.
     """
 
     name: str
     num_parameters: int
     flops: float
     seen: Mapping[str, int]
-    guidance: float
+    guidance: Mapping[str, float]
     curve: Mapping[str, Sequence[Figures]]
     figures: Mapping[str, Sequence[Figures]]
     steps_each: Sequence[Figures]
@@ -83,7 +83,7 @@ def _budget_table(outcomes: Sequence[Outcome], mark: str, networks: Sequence[str
                 f"{outcome.num_parameters / 1e6:.2f}",
                 f"{outcome.flops / 1e6:.0f}",
                 f"{outcome.seen[mark]:,}",
-                f"{outcome.guidance:g}",
+                f"{outcome.guidance[mark]:g}",
                 fids,
                 f"{fmean(each.consistency for each in found):.3f}",
                 " / ".join(verdicts),
@@ -118,7 +118,7 @@ def _runs_table(outcomes: Sequence[Outcome], networks: Sequence[str]) -> str:
     for outcome in outcomes:
         sets = [("held out", mark, found) for mark, found in outcome.curve.items()]
         sets += [("test", mark, found) for mark, found in outcome.figures.items()]
-        sets += [("test", "images", outcome.steps_each)]
+        sets += [("test", "longer", outcome.steps_each)]
         for split, mark, found in sets:
             for number, each in enumerate(found):
                 fids = " / ".join(f"{each.fid[network]:.3f}" for network in networks)

@@ -81,7 +81,7 @@ def test_a_contender_is_trained_tuned_and_judged_once(
     )
     assert {each.num_images for outcome in outcomes for each in outcome.figures["flops"]} == {TINY.num_evaluated}
     assert {each.num_images for outcome in outcomes for each in outcome.curve["half"]} == {TINY.num_tuning}
-    assert [each.name for each in outcomes[0].steps_each] == [f"20+20@{outcomes[0].guidance:g}"]
+    assert [each.name for each in outcomes[0].steps_each] == [f"20+20@{outcomes[0].guidance['longer']:g}"]
     assert not outcomes[1].steps_each
 
     def fail(*arguments: object) -> None:
