@@ -43,7 +43,7 @@ train-fashion: $(VENV)/.dev $(DATA)/.fashion-mnist ## train the shipped model ag
 
 data-emoji: $(DATA)/.emoji ## fetch colour emoji by npm, sorted into class folders
 
-train-emoji: $(VENV)/.dev $(DATA)/.emoji ## train the shipped emoji model again (two hours on one core; goes on where it was)
+train-emoji: $(VENV)/.dev $(DATA)/.emoji ## train the shipped emoji model again (four hours on one core; goes on where it was)
 	$(BIN)/msf train --data $(DATA)/emoji --recipe emoji --out runs/emoji --model-repo runs/model_repo
 
 evaluate: $(VENV)/.dev $(DATA)/.fashion-mnist ## measure the shipped model's quality
