@@ -68,7 +68,7 @@ bench-batching: $(VENV)/.dev ## compare step-level with request-level batching
 bench-simulation: $(VENV)/.dev ## hold the simulator against a real service, then simulate 1,000 workers
 	$(BIN)/python -m msf_serve.bench.simulation
 
-reproduce: $(VENV)/.dev $(DATA)/.fashion-mnist ## MSF against single-stage DiTs, trained alike (SCALE=short: minutes; seeds: two hours; full: a day)
+reproduce: $(VENV)/.dev $(DATA)/.fashion-mnist ## MSF against single-stage DiTs, trained alike (SCALE=short: minutes; seeds: four hours; full: days)
 	$(BIN)/python -m msf_serve.bench.reproduction --scale $(SCALE) --data $(DATA) --out runs/reproduction
 
 ablate: $(VENV)/.dev $(DATA)/.fashion-mnist ## what MSF's choices are worth, each changed alone (goes on from SCALE=seeds)
