@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -18,8 +18,9 @@ import torch
 
 from msf_serve.bench.reproduction import SCALES, Scale, contenders, denoiser_config, marks
 from msf_serve.bench.reproduction_report import mean_of
-from msf_serve.bench.reproduction_sampler import Sampling
+from msf_serve.bench.reproduction_sampler import Sampling, Speed, measure_speeds
 from msf_serve.bench.reproduction_training import LATENT_CHANNELS, Contender, Trainer
+from msf_serve.engine.config import DenoiserConfig
 from msf_serve.engine.denoiser import Denoiser
 from msf_serve.engine.model import MsfModel
 from msf_serve.engine.repository import read_version
@@ -49,6 +50,15 @@ class Variant:
     sampling: Sampling = SAMPLING
     max_conditioning_noise: float = 0.5
     regularised: bool = True
+
+    @property
+    def stages(self) -> tuple[DenoiserConfig, ...]:
+        return self.base.stages + self.residual.stages
+
+    @property
+    def cost(self) -> str:
+        """The same of variants that are equally fast."""
+        return f"{self.stages} {self.sampling.steps} {[scale != 1 for scale in self.sampling.guidance]}"
 
 
 def variants(scale: Scale) -> list[Variant]:
@@ -161,8 +171,13 @@ class Ablation:
         return found
 
 
-def report(ablation: Ablation, tried: Sequence[Variant], seeds: Sequence[int]) -> str:
-    """Markdown: a row for each variant; and for each autoencoder, what every further part of the making costs."""
+def report(
+    ablation: Ablation, tried: Sequence[Variant], seeds: Sequence[int], speeds: Mapping[str, Speed] | None = None
+) -> str:
+    """Markdown: a row for each variant; and for each autoencoder, what every further part of the making costs.
+
+    `speeds` go by the variants' costs.
+    """
     networks = ablation.reference.networks
 
     def fids(found: Sequence[Figures]) -> str:
@@ -174,9 +189,10 @@ def report(ablation: Ablation, tried: Sequence[Variant], seeds: Sequence[int]) -
         found = [ablation.figures(variant, seed) for seed in seeds]
         mflop = f"{(variant.base.flops + variant.residual.flops) / 1e6:.1f}"
         consistency = f"{fmean(each.consistency for each in found):.3f}"
-        rows.append((variant.choice, variant.name, mflop, fids(found), consistency))
+        speed = f"{speeds[variant.cost].best:.0f}" if speeds else ""
+        rows.append((variant.choice, variant.name, mflop, fids(found), consistency, speed))
         autoencoders.setdefault(variant.regularised, (variant, found))
-    header = ("choice", "changed to", "MFLOP", f"FID ({' / '.join(networks)})", "consistency")
+    header = ("choice", "changed to", "MFLOP", f"FID ({' / '.join(networks)})", "consistency", "images/s")
     parts = []
     for variant, made in autoencoders.values():
         share, reconstructed = ablation.reconstruction(variant)
@@ -206,7 +222,10 @@ def main() -> None:
     autoencoder = train_autoencoder(data, arguments.out / "not-pressed", objective)
     not_pressed.autoencoder.load_state_dict(autoencoder.state_dict())
     ablation = Ablation(scale, data, {True: model, False: not_pressed.eval()}, networks, out)
-    text = report(ablation, variants(scale), range(arguments.seeds))
+    tried = variants(scale)
+    costs = {each.cost: (each.stages, each.sampling) for each in tried}
+    speeds = measure_speeds(costs, model, arguments.threads)
+    text = report(ablation, tried, range(arguments.seeds), speeds)
     (out / "ablation.md").write_text(text + "\n")
     print(text)
 
