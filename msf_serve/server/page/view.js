@@ -95,8 +95,9 @@ export function showTimings(timings, roundTripMs) {
     entry.append(element("span", "name", part), value, element("span", "share", ` ${percent(spent[i])}`));
     return entry;
   }));
-  byId("timing-total").textContent =
-    `${milliseconds(timings.total_ms)} in the service, ${milliseconds(roundTripMs)} seen from here`;
+  const took = milliseconds(timings.total_ms);
+  const service = timings.total_ms > roundTripMs ? `made before in ${took}` : `${took} in the service`;
+  byId("timing-total").textContent = `${service}, ${milliseconds(roundTripMs)} seen from here`;
   byId("timing").hidden = false;
 }
 
