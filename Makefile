@@ -6,6 +6,7 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DATA ?= data
 SCALE ?= full
+SEEDS ?= 1
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -72,7 +73,7 @@ reproduce: $(VENV)/.dev $(DATA)/.fashion-mnist ## MSF against single-stage DiTs,
 	$(BIN)/python -m msf_serve.bench.reproduction --scale $(SCALE) --data $(DATA) --out runs/reproduction
 
 ablate: $(VENV)/.dev $(DATA)/.fashion-mnist ## what MSF's choices are worth, each changed alone (goes on from SCALE=seeds)
-	$(BIN)/python -m msf_serve.bench.ablation --data $(DATA) --out runs/reproduction
+	$(BIN)/python -m msf_serve.bench.ablation --data $(DATA) --out runs/reproduction --seeds $(SEEDS)
 
 bench-gpu: ## measure denoising on an NVIDIA GPU; needs torch and numpy only (BENCH_GPU=--minutes 20)
 	$(PYTHON) -m msf_serve.bench.gpu $(BENCH_GPU)
