@@ -4,8 +4,8 @@
 
 All share one autoencoder, the data, the optimiser, and the number of tuning trials. The learning rate is constant and
 weights are averaged, so that every run can be judged anywhere along it: after equally many images, after equally
-many floating-point operations, and after as many images again for everyone as those operations buy the cheapest of
-equal parameters. What is finished is not repeated when it is run again.
+many floating-point operations, and after the images that these operations allow the cheapest of equal parameters.
+What is finished is not repeated when it is run again.
 """
 
 from __future__ import annotations
