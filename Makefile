@@ -40,7 +40,7 @@ test: $(VENV)/.dev
 data: $(DATA)/.fashion-mnist ## fetch Fashion-MNIST from Debian's archive
 
 train-fashion: $(VENV)/.dev $(DATA)/.fashion-mnist ## train the shipped model again (about an hour on 2 cores)
-	$(BIN)/python -m msf_serve.training.fashion all --data $(DATA) --out runs/fashion --model-repo runs/model_repo
+	$(BIN)/python -m msf_training.fashion all --data $(DATA) --out runs/fashion --model-repo runs/model_repo
 
 data-emoji: $(DATA)/.emoji ## fetch colour emoji by npm, sorted into class folders
 
@@ -48,60 +48,60 @@ train-emoji: $(VENV)/.dev $(DATA)/.emoji ## train the shipped emoji model again 
 	$(BIN)/msf train --data $(DATA)/emoji --recipe emoji --out runs/emoji --model-repo runs/model_repo
 
 evaluate: $(VENV)/.dev $(DATA)/.fashion-mnist ## measure the shipped model's quality
-	$(BIN)/python -m msf_serve.training.evaluate --model-repo model_repo --model fashion-mnist --data $(DATA) --out runs/evaluation
+	$(BIN)/python -m bench.evaluation.evaluate --model-repo model_repo --model fashion-mnist --data $(DATA) --out runs/evaluation
 
 evaluate-emoji: $(VENV)/.dev $(DATA)/.emoji ## measure the quality of the emoji model that train-emoji made
-	$(BIN)/python -m msf_serve.training.evaluate_folder --model-repo runs/model_repo --model emoji --data $(DATA)/emoji --recipe emoji \
+	$(BIN)/python -m bench.evaluation.evaluate_folder --model-repo runs/model_repo --model emoji --data $(DATA)/emoji --recipe emoji \
 	  --out runs/evaluation-emoji
 
 bench-serve: $(VENV)/.dev ## measure the served speed
-	$(BIN)/python -m msf_serve.bench.serve
+	$(BIN)/python -m bench.service.serve
 
 bench-engine: $(VENV)/.dev ## measure a step by each backend against eager torch and the matrix peak
-	$(BIN)/python -m msf_serve.bench.engine
+	$(BIN)/python -m bench.engine.compare
 
 bench-stack: $(VENV)/.dev ## measure what the service costs beside the device
-	$(BIN)/python -m msf_serve.bench.stack
+	$(BIN)/python -m bench.service.stack
 
 bench-batching: $(VENV)/.dev ## compare step-level with request-level batching
-	$(BIN)/python -m msf_serve.bench.batching
+	$(BIN)/python -m bench.batching.compare
 
 bench-simulation: $(VENV)/.dev ## hold the simulator against a real service, then simulate 1,000 workers
-	$(BIN)/python -m msf_serve.bench.simulation
+	$(BIN)/python -m bench.service.simulation
 
 reproduce: $(VENV)/.dev $(DATA)/.fashion-mnist ## MSF against single-stage DiTs, trained alike (SCALE=short: minutes; seeds: four hours; full: days)
-	$(BIN)/python -m msf_serve.bench.reproduction --scale $(SCALE) --data $(DATA) --out runs/reproduction
+	$(BIN)/python -m bench.reproduction.compare --scale $(SCALE) --data $(DATA) --out runs/reproduction
 
 ablate: $(VENV)/.dev $(DATA)/.fashion-mnist ## what MSF's choices are worth, each changed alone (goes on from SCALE=seeds)
-	$(BIN)/python -m msf_serve.bench.ablation --data $(DATA) --out runs/reproduction --seeds $(SEEDS)
+	$(BIN)/python -m bench.reproduction.ablation --data $(DATA) --out runs/reproduction --seeds $(SEEDS)
 
 bench-gpu: ## measure denoising on an NVIDIA GPU; needs torch and numpy only (BENCH_GPU=--minutes 20)
-	$(PYTHON) -m msf_serve.bench.gpu $(BENCH_GPU)
+	PYTHONPATH=engine:server $(PYTHON) -m bench.gpu.compare $(BENCH_GPU)
 
 dashboard-test: $(VENV)/.dev ## does the board show the truth? Needs prometheus (Debian: apt install prometheus)
-	$(BIN)/python -m msf_serve.bench.dashboard
+	$(BIN)/python -m bench.dashboard.check
 
 chaos: $(VENV)/.dev ## kill, hang, fill and cut off everything under load; count what became of the jobs
-	$(BIN)/python -m msf_serve.bench.chaos
+	$(BIN)/python -m bench.faults.chaos
 
 soak: $(VENV)/.dev ## an hour of mixed load; nothing may grow
-	$(BIN)/python -m msf_serve.bench.soak
+	$(BIN)/python -m bench.faults.soak
 
 audit: $(VENV)/.dev $(VENV)/audit/.done ## ask for known vulnerabilities of all that is shipped
-	$(BIN)/python -m msf_serve.bench.shipped requirements > $(VENV)/audit/requirements.txt
+	$(BIN)/python -m bench.licences requirements > $(VENV)/audit/requirements.txt
 	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/audit/requirements.txt
 
 licences: $(VENV)/.dev ## list the licences of all that is shipped
-	$(BIN)/python -m msf_serve.bench.shipped licences > docs/licences.md
+	$(BIN)/python -m bench.licences licences > docs/licences.md
 
 tensorrt-build: $(VENV)/.dev ## build TensorRT's plans of the shipped model and of MSF-XL/2, GPU or not
-	$(BIN)/python -m msf_serve.bench.tensorrt_build
+	$(BIN)/python -m bench.engine.tensorrt_build
 
 compose-test: $(VENV)/.dev ## kill and replace the parts of the stack in containers, under load
-	$(BIN)/python -m msf_serve.bench.compose
+	$(BIN)/python -m bench.faults.compose
 
 sweep: $(VENV)/.dev ## try at length whether a sample's bytes depend on its batch
-	$(BIN)/python -m msf_serve.bench.sweep
+	$(BIN)/python -m bench.engine.sweep
 
 clean: ## remove what these targets made, but for data and runs
 	rm -rf $(VENV) .msf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache
@@ -125,10 +125,10 @@ $(VENV)/audit/.done: $(VENV)/.torch
 	@$(VENV)/audit/bin/python -m pip --disable-pip-version-check --quiet install 'pip-audit>=2.7,<3'
 	@touch $@
 
-$(DATA)/.emoji: $(VENV)/.dev msf_serve/training/emoji.py
+$(DATA)/.emoji: $(VENV)/.dev engine/msf_training/emoji.py
 	@mkdir -p $(DATA)/npm
 	cd $(DATA)/npm && npm pack --silent @lobehub/fluent-emoji-3d@1.1.0 unicode-emoji-json@0.9.0
-	$(BIN)/python -m msf_serve.training.emoji --packages $(DATA)/npm --out $(DATA)/emoji
+	$(BIN)/python -m msf_training.emoji --packages $(DATA)/npm --out $(DATA)/emoji
 	@touch $@
 
 $(DATA)/.fashion-mnist:

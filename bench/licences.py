@@ -1,7 +1,7 @@
 """What is shipped beside our own code: the installed distributions that msf-serve needs, and under which licences.
 
-python -m msf_serve.bench.shipped requirements    # name==version, a line each, for pip-audit
-python -m msf_serve.bench.shipped licences        # docs/licences.md
+python -m bench.licences requirements    # name==version, a line each, for pip-audit
+python -m bench.licences licences        # docs/licences.md
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Valkey (BSD-3-Clause), `hiredis` has the C library of that name (BSD-3-Clause), 
 `pillow` list theirs in the licence files of their wheels. The shipped models were trained on Fashion-MNIST
 (MIT) and on Microsoft's Fluent emoji (MIT, see their cards).
 """
-PROJECT = Path(__file__).parents[2] / "pyproject.toml"  # an installed copy's metadata may be older
+PROJECT = Path(__file__).parents[1] / "pyproject.toml"  # an installed copy's metadata may be older
 
 
 @click.group()

@@ -58,9 +58,7 @@ def running_service(folder: Path, core: int | None = None, /, **settings: str) -
     }
     pinned = [] if core is None else ["taskset", "--cpu-list", str(core)]
     started_at = time.monotonic()
-    process = subprocess.Popen(
-        [*pinned, sys.executable, "-m", "msf_serve.cli.main", "serve"], env=environment, stdout=-1
-    )
+    process = subprocess.Popen([*pinned, sys.executable, "-m", "msf_cli.main", "serve"], env=environment, stdout=-1)
     try:
         assert process.stdout is not None
         for line in process.stdout:

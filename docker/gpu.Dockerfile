@@ -10,7 +10,8 @@ WORKDIR /src
 RUN python3 -m venv --system-site-packages /opt/venv \
  && { /opt/venv/bin/pip install --quiet --index-url ${TORCH_INDEX} ${TORCH} || /opt/venv/bin/pip install --quiet ${TORCH}; }
 COPY pyproject.toml README.md LICENSE ./
-COPY msf_serve msf_serve
+COPY server server
+COPY engine engine
 RUN /opt/venv/bin/pip install --quiet '.[worker,tracing]' 'onnx>=1.17,<2' 'onnxscript>=0.5,<1' && rm -rf /src
 COPY model_repo /srv/model_repo
 RUN useradd --system --uid 10001 --home-dir /var/lib/msf --create-home msf \

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.connection import connect
-from msf_serve.scheduler.embedded import EmbeddedValkey
+from msf_scheduler.connection import connect
+from msf_scheduler.embedded_valkey import EmbeddedValkey
 from tests.promtool import Promtool
 
 

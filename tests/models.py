@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from msf_serve.engine.config import (
+from msf_engine.config import (
     AutoencoderConfig,
     DenoiserConfig,
     ImageConfig,
@@ -15,8 +15,8 @@ from msf_serve.engine.config import (
     StageConfig,
     Statistics,
 )
-from msf_serve.engine.model import MsfModel
-from msf_serve.engine.repository import ModelVersion, read_version, save_version
+from msf_engine.model import MsfModel
+from msf_engine.repository import ModelVersion, read_version, save_version
 
 LABELS = ("circle", "square", "star")
 _LATENT = 2

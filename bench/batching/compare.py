@@ -1,6 +1,6 @@
 """Step-level against request-level batching: the same code, plans, machine and requests, in one run.
 
-    python -m msf_serve.bench.batching [--quick]
+    python -m bench.batching.compare [--quick]
 
 Finds request-level batching's best size and delay first, then its capacity, and loads services of both policies in
 turns at fractions of that, each pair with the same requests at the same times. Every process of a service is on one
@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from msf_serve.bench.batching_report import (
+from bench.batching.report import (
     HEADLINE_FRACTION,
     POLICIES,
     REQUEST,
@@ -36,12 +36,12 @@ from msf_serve.bench.batching_report import (
     markdown,
     plot,
 )
-from msf_serve.bench.service import Service, running_service, until_idle
-from msf_serve.load.arrivals import Arrivals, bursty, poisson
-from msf_serve.load.generator import LoadClient, closed_loop, measure_alone, open_loop
-from msf_serve.load.mix import Mix, parse_weighted, plan_load, plan_typical
-from msf_serve.load.report import percentile, standalone_latencies, summarize
-from msf_serve.load.results import Result, Tally
+from bench.local_stack import Service, running_service, until_idle
+from msf_cli.load.arrivals import Arrivals, bursty, poisson
+from msf_cli.load.generator import LoadClient, closed_loop, measure_alone, open_loop
+from msf_cli.load.mix import Mix, parse_weighted, plan_load, plan_typical
+from msf_cli.load.report import percentile, standalone_latencies, summarize
+from msf_cli.load.results import Result, Tally
 
 MIX = Mix(num_steps=parse_weighted("4:4,20:4,100:1", int), num_samples=parse_weighted("1:9,4:1", int))
 NUM_IN_FLIGHT = 32  # at saturation: some 40 samples, more than the worker has slots

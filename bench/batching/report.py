@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from statistics import mean, median
 from typing import Any
 
-from msf_serve.load.chart import Panel, chart
-from msf_serve.load.mix import Kind
-from msf_serve.load.report import LATE_S, Report, summarize
-from msf_serve.load.results import Result
+from msf_cli.load.chart import Panel, chart
+from msf_cli.load.mix import Kind
+from msf_cli.load.report import LATE_S, Report, summarize
+from msf_cli.load.results import Result
 
 STEP, REQUEST = "step-level", "request-level"
 POLICIES = (STEP, REQUEST)

@@ -19,15 +19,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from msf_serve.bench.board import Query, read_board
-from msf_serve.bench.board_truth import Check, Loaded, checks
-from msf_serve.bench.prometheus import SCRAPE_S, Prometheus, running_prometheus
-from msf_serve.bench.service import running_service, until_idle
-from msf_serve.load.arrivals import bursty
-from msf_serve.load.chart import Panel, chart
-from msf_serve.load.generator import LoadClient, open_loop
-from msf_serve.load.mix import Kind, Mix, PlannedRequest, Weighted, plan_load
-from msf_serve.load.results import Result, Tally
+from bench.dashboard.expected import Check, Loaded, checks
+from bench.dashboard.prometheus import SCRAPE_S, Prometheus, running_prometheus
+from bench.dashboard.queries import Query, read_board
+from bench.local_stack import running_service, until_idle
+from msf_cli.load.arrivals import bursty
+from msf_cli.load.chart import Panel, chart
+from msf_cli.load.generator import LoadClient, open_loop
+from msf_cli.load.mix import Kind, Mix, PlannedRequest, Weighted, plan_load
+from msf_cli.load.results import Result, Tally
 
 MIX = Mix(num_steps=Weighted(((4, 3.0), (20, 5.0))), num_samples=Weighted(((1, 4.0), (4, 1.0))))
 HOPELESS = Kind(num_steps=100, num_samples=8)  # within DEADLINE_S, beside the rest

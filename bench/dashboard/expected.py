@@ -6,10 +6,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from msf_serve.bench.board import Query
-from msf_serve.bench.prometheus import Prometheus
-from msf_serve.load.results import Outcome, Result
-from msf_serve.server.metrics import BUCKETS_S
+from bench.dashboard.prometheus import Prometheus
+from bench.dashboard.queries import Query
+from msf_cli.load.results import Outcome, Result
+from msf_server.metrics import BUCKETS_S
 
 TOLERANCE = 0.02
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}

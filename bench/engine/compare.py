@@ -14,20 +14,20 @@ from statistics import median
 
 import torch
 
-from msf_serve.bench.contenders import PEAK, WAYS, Case, Contender, compete, peak_flops
-from msf_serve.bench.operators import print_operators
-from msf_serve.bench.service import MODEL
-from msf_serve.bench.sizes import SIZES, msf_size
-from msf_serve.bench.variants import print_variants
-from msf_serve.cli.loading import load_model
-from msf_serve.cli.settings import read_settings
-from msf_serve.engine.device import cpu_name
-from msf_serve.engine.executor import Executor, SampleRequest
-from msf_serve.engine.noise import NoiseStream, gaussian_noise
-from msf_serve.engine.offline import generate
-from msf_serve.engine.repository import ModelVersion, read_version
-from msf_serve.engine.schedule import timesteps
-from msf_serve.engine.stage import Stage
+from bench.engine.methods import PEAK, WAYS, Case, Contender, compete, peak_flops
+from bench.engine.operators import print_operators
+from bench.engine.sizes import SIZES, msf_size
+from bench.engine.variants import print_variants
+from bench.local_stack import MODEL
+from msf_cli.loading import load_model
+from msf_cli.settings import read_settings
+from msf_engine.device import cpu_name
+from msf_engine.executor import Executor, SampleRequest
+from msf_engine.generate import generate
+from msf_engine.noise import NoiseStream, gaussian_noise
+from msf_engine.repository import ModelVersion, read_version
+from msf_engine.schedule import timesteps
+from msf_engine.stage import Stage
 
 BATCH = 16
 ISA = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
@@ -102,7 +102,7 @@ def _print_end_to_end(version: ModelVersion, num_threads: int, rounds: int) -> N
     requests = [SampleRequest(index % config.num_classes, 7, index, *steps, scale) for index in range(BATCH)]
 
     def plain(low: bool) -> Callable[[], object]:
-        from msf_serve.engine.model import DecodeModule
+        from msf_engine.model import DecodeModule
 
         decode = DecodeModule(model).eval()
         labels = torch.tensor([request.label for request in requests])

@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from msf_serve.engine.denoiser import DenoiserShape
+from msf_engine.denoiser import DenoiserShape
 
 _PEAK_REPEATS = 20
 

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msf_serve.bench.flops import step_flops
-from msf_serve.bench.sizes import DenoiserSize, random_denoiser
-from msf_serve.bench.whole_cast import whole_cast
-from msf_serve.engine.backends import get_backend
-from msf_serve.engine.plans import PlanSpec, step_inputs
-from msf_serve.engine.stage import Stage
-from msf_serve.engine.step import StepModule
+from bench.engine.flops import step_flops
+from bench.engine.sizes import DenoiserSize, random_denoiser
+from bench.engine.whole_cast import whole_cast
+from msf_engine.backends import get_backend
+from msf_engine.guided_step import StepModule
+from msf_engine.plan import PlanSpec, step_inputs
+from msf_engine.stage import Stage
 
 Step = Callable[[], object]
 PEAK = "matmul peak, bf16"

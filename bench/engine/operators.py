@@ -6,7 +6,7 @@ from collections import defaultdict
 from statistics import median
 from typing import Any
 
-from msf_serve.bench.contenders import Case, compete, peak_flops
+from bench.engine.methods import Case, compete, peak_flops
 
 NUM_RUNS = 20
 KINDS = (
@@ -30,7 +30,7 @@ def print_operators(case: Case, title: str) -> None:
     import openvino as ov
     from openvino import properties
 
-    from msf_serve.engine.backends.openvino import OpenVinoBackend
+    from msf_engine.backends.openvino import OpenVinoBackend
 
     backend, spec = OpenVinoBackend(None, case.num_threads), case.spec()
     blob_config = backend.config(spec)

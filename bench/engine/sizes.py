@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from msf_serve.engine.denoiser import SIZES as WIDTH_DEPTH_HEADS
-from msf_serve.engine.denoiser import Denoiser
-from msf_serve.engine.stage import Stage
+from msf_engine.denoiser import SIZES as WIDTH_DEPTH_HEADS
+from msf_engine.denoiser import Denoiser
+from msf_engine.stage import Stage
 
 LATENT_CHANNELS = 4
 DOWNSAMPLING = 8

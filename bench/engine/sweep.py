@@ -11,12 +11,12 @@ import argparse
 import sys
 import time
 
-from msf_serve.cli.loading import load_model
-from msf_serve.cli.settings import read_settings
-from msf_serve.engine.loading import plan_kinds, probes_of
-from msf_serve.engine.repository import find_models
-from msf_serve.engine.stage import Stage
-from msf_serve.engine.trials import FULL, FULL_REPEATS, strict_sets, sweep
+from msf_cli.loading import load_model
+from msf_cli.settings import read_settings
+from msf_engine.plan_loader import plan_kinds, probes_of
+from msf_engine.plan_validation import FULL, FULL_REPEATS, strict_sets, sweep
+from msf_engine.repository import find_models
+from msf_engine.stage import Stage
 
 
 def main() -> None:

@@ -15,11 +15,11 @@ from typing import get_args
 
 from torch import nn
 
-from msf_serve.bench.service import MODEL
-from msf_serve.bench.sizes import DOWNSAMPLING, LATENT_CHANNELS, msf_size, random_denoiser
-from msf_serve.engine.backends import Precision
-from msf_serve.engine.backends.tensorrt import TensorRtBackend
-from msf_serve.engine.config import (
+from bench.engine.sizes import DOWNSAMPLING, LATENT_CHANNELS, msf_size, random_denoiser
+from bench.local_stack import MODEL
+from msf_engine.backends import Precision
+from msf_engine.backends.tensorrt import TensorRtBackend
+from msf_engine.config import (
     AutoencoderConfig,
     DenoiserConfig,
     ImageConfig,
@@ -28,11 +28,11 @@ from msf_serve.engine.config import (
     StageConfig,
     Statistics,
 )
-from msf_serve.engine.model import DecodeModule, MsfModel
-from msf_serve.engine.plans import Input, PlanSpec, decode_inputs, step_inputs
-from msf_serve.engine.repository import read_version
-from msf_serve.engine.stage import Stage
-from msf_serve.engine.step import StepModule
+from msf_engine.guided_step import StepModule
+from msf_engine.model import DecodeModule, MsfModel
+from msf_engine.plan import Input, PlanSpec, decode_inputs, step_inputs
+from msf_engine.repository import read_version
+from msf_engine.stage import Stage
 
 MODELS = ("shipped", "XL")
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16")

@@ -9,8 +9,8 @@ from statistics import median
 
 import openvino as ov
 
-from msf_serve.bench.contenders import Case
-from msf_serve.engine.backends.openvino import OpenVinoBackend
+from bench.engine.methods import Case
+from msf_engine.backends.openvino import OpenVinoBackend
 
 ROUNDS = 5
 REPEATS = 6

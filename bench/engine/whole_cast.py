@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from msf_serve.engine.denoiser import Denoiser
-from msf_serve.engine.step import StepModule
+from msf_engine.denoiser import Denoiser
+from msf_engine.guided_step import StepModule
 
 
 def whole_cast(step: StepModule, dtype: torch.dtype) -> StepModule:

@@ -9,9 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from msf_serve.training.data import Split
-from msf_serve.training.features import Described
-from msf_serve.training.metrics import class_consistency, fid, intra_class_fid, precision_recall
+from bench.evaluation.feature_networks import Described
+from bench.evaluation.metrics import class_consistency, fid, intra_class_fid, precision_recall
+from msf_training.data import Split
 
 Describe = Callable[[Tensor], Described]
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from msf_serve.engine.backends import BackendName, get_backend
-from msf_serve.engine.executor import NOISE, make_trajectory
-from msf_serve.engine.loading import ModelPlans, load_plans
-from msf_serve.engine.model import DecodeModule
-from msf_serve.engine.noise import NoiseStream, gaussian_noise
-from msf_serve.engine.plan_cache import PlanCache
-from msf_serve.engine.repository import ModelVersion
-from msf_serve.engine.stage import Stage
-from msf_serve.training.data import to_unit_range
+from msf_engine.backends import BackendName, get_backend
+from msf_engine.executor import NOISE, make_trajectory
+from msf_engine.model import DecodeModule
+from msf_engine.noise import NoiseStream, gaussian_noise
+from msf_engine.plan_cache import PlanCache
+from msf_engine.plan_loader import ModelPlans, load_plans
+from msf_engine.repository import ModelVersion
+from msf_engine.stage import Stage
+from msf_training.data import to_unit_range
 
 BUCKET = 16
 

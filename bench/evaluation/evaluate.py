@@ -1,6 +1,6 @@
 """How good a model's images are, and which setting to serve it with.
 
-    python -m msf_serve.training.evaluate --model-repo model_repo --model fashion-mnist \
+    python -m bench.evaluation.evaluate --model-repo model_repo --model fashion-mnist \
         --data data --out runs/evaluation
 
 trains the feature networks (once), compares settings on held-out training images, and reports the best of
@@ -21,17 +21,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from msf_serve.engine.backends import BACKENDS
-from msf_serve.engine.errors import EngineError
-from msf_serve.engine.repository import read_version
-from msf_serve.training.aims import choose, judge
-from msf_serve.training.comparison import Describe, Figures, Reference, balanced
-from msf_serve.training.data import LABELS, FashionMnist, Split, load_fashion_mnist
-from msf_serve.training.engine_sampler import BUCKET, load_sampler
-from msf_serve.training.features import train_networks
-from msf_serve.training.journal import Journal
-from msf_serve.training.report import Result, markdown, save_grid
-from msf_serve.training.sampler import (
+from bench.evaluation.comparison import Describe, Figures, Reference, balanced
+from bench.evaluation.engine_sampler import BUCKET, load_sampler
+from bench.evaluation.feature_networks import train_networks
+from bench.evaluation.quality_targets import choose, judge
+from bench.evaluation.report import Result, markdown, save_grid
+from bench.evaluation.results_cache import Journal
+from msf_engine.backends import BACKENDS
+from msf_engine.errors import EngineError
+from msf_engine.repository import read_version
+from msf_training.data import LABELS, FashionMnist, Split, load_fashion_mnist
+from msf_training.sampler import (
     ImageSampler,
     Samples,
     Setting,

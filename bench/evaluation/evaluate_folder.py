@@ -1,6 +1,6 @@
 """How good a model is that `msf train` made of a folder of class folders, for its model card.
 
-    python -m msf_serve.training.evaluate_folder --model-repo runs/model_repo --model emoji \
+    python -m bench.evaluation.evaluate_folder --model-repo runs/model_repo --model emoji \
         --data data/emoji --recipe emoji --out runs/evaluation-emoji
 
 trains two networks to judge by (once; they are kept in `out`), makes images by the plans that serve, and writes
@@ -19,21 +19,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from msf_serve.engine.backends import BACKENDS
-from msf_serve.engine.config import ModelConfig
-from msf_serve.engine.errors import EngineError
-from msf_serve.engine.repository import ModelVersion, read_version
-from msf_serve.training.autoencoder import residual_share
-from msf_serve.training.data import to_unit_range
-from msf_serve.training.engine_sampler import BUCKET, EngineSampler, load_sampler
-from msf_serve.training.folder import FolderData, load_folder
-from msf_serve.training.folder_comparison import PART_SIZE, ImageSet, TrainingSet
-from msf_serve.training.folder_features import parts, train_folder_networks
-from msf_serve.training.folder_report import FolderResult, folder_markdown, save_neighbours
-from msf_serve.training.metrics import psnr
-from msf_serve.training.recipe import Recipe, read_recipe
-from msf_serve.training.report import save_grid
-from msf_serve.training.sampler import Setting, generate, reconstruct
+from bench.evaluation.engine_sampler import BUCKET, EngineSampler, load_sampler
+from bench.evaluation.folder_comparison import PART_SIZE, ImageSet, TrainingSet
+from bench.evaluation.folder_features import parts, train_folder_networks
+from bench.evaluation.folder_report import FolderResult, folder_markdown, save_neighbours
+from bench.evaluation.metrics import psnr
+from bench.evaluation.report import save_grid
+from msf_engine.backends import BACKENDS
+from msf_engine.config import ModelConfig
+from msf_engine.errors import EngineError
+from msf_engine.repository import ModelVersion, read_version
+from msf_training.autoencoder import residual_share
+from msf_training.data import to_unit_range
+from msf_training.folder import FolderData, load_folder
+from msf_training.recipe import Recipe, read_recipe
+from msf_training.sampler import Setting, generate, reconstruct
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msf_serve.training.augmentation import brighten, erase, shift, zoom
-from msf_serve.training.data import LABELS, Split, to_unit_range
-from msf_serve.training.loop import Loop, LoopConfig
+from msf_training.augmentation import brighten, erase, shift, zoom
+from msf_training.data import LABELS, Split, to_unit_range
+from msf_training.trainer import Loop, LoopConfig
 
 CLASSIFIER_LOOP = LoopConfig(num_iterations=2400, learning_rate=4e-3, weight_decay=0.02, ema_decays=())
 SELF_SUPERVISED_LOOP = LoopConfig(num_iterations=1200, learning_rate=3e-3, weight_decay=0.02, ema_decays=())

@@ -9,11 +9,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from msf_serve.training.folder import FolderData
-from msf_serve.training.folder_features import FolderNetworks, Seen, coarse_views, flippable, parts
-from msf_serve.training.metrics import fid, top_k
-from msf_serve.training.neighbours import Neighbours, TrainingPoints, find_neighbours
-from msf_serve.training.recipe import Recipe
+from bench.evaluation.folder_features import FolderNetworks, Seen, coarse_views, flippable, parts
+from bench.evaluation.metrics import fid, top_k
+from bench.evaluation.neighbours import Neighbours, TrainingPoints, find_neighbours
+from msf_training.folder import FolderData
+from msf_training.recipe import Recipe
 
 PART_SIZE = 128  # images that the networks see at a time
 SPACES = ("self-supervised", "pixels")  # in which neighbours are looked for

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msf_serve.training.augmentation import brighten, erase, flip, shift, tint, zoom
-from msf_serve.training.data import Split, to_unit_range
-from msf_serve.training.features import Classifier, SelfSupervised, vicreg_loss
-from msf_serve.training.folder import FolderData
-from msf_serve.training.loop import Loop, LoopConfig
-from msf_serve.training.recipe import Recipe
+from bench.evaluation.feature_networks import Classifier, SelfSupervised, vicreg_loss
+from msf_training.augmentation import brighten, erase, flip, shift, tint, zoom
+from msf_training.data import Split, to_unit_range
+from msf_training.folder import FolderData
+from msf_training.recipe import Recipe
+from msf_training.trainer import Loop, LoopConfig
 
 SIDE = 64  # of the images that the networks see
 COARSE_SIDE = 16  # of those that are compared pixel by pixel

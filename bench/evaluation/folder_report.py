@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msf_serve.training.data import Split
-from msf_serve.training.folder_comparison import ClassFigures, Nearness, Quality
-from msf_serve.training.folder_features import COARSE_SIDE
-from msf_serve.training.neighbours import MEMORISED_BELOW, NUM_NEIGHBOURS, Neighbours
-from msf_serve.training.report import save_grid, table
+from bench.evaluation.folder_comparison import ClassFigures, Nearness, Quality
+from bench.evaluation.folder_features import COARSE_SIDE
+from bench.evaluation.neighbours import MEMORISED_BELOW, NUM_NEIGHBOURS, Neighbours
+from bench.evaluation.report import save_grid, table
+from msf_training.data import Split
 
 NUM_EXTREMES = 8  # classes shown at each end
 NUM_SHOWN = 24  # images in the picture of neighbours

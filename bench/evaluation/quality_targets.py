@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from msf_serve.training.comparison import Figures
-from msf_serve.training.report import Aim
+from bench.evaluation.comparison import Figures
+from bench.evaluation.report import Aim
 
 MAX_CONSISTENCY_LOSS = 0.02  # below that of real images
 MIN_RECALL_RATIO = 0.8  # of that of real images

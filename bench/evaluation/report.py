@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from msf_serve.training.comparison import Figures
+from bench.evaluation.comparison import Figures
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from msf_serve.training.comparison import Figures
+from bench.evaluation.comparison import Figures
 
 
 class Journal:

@@ -1,6 +1,6 @@
 """What becomes of accepted jobs when things die: real processes under load, one fault after the other.
 
-    python -m msf_serve.bench.chaos [--only NAME ...]
+    python -m bench.faults.chaos [--only NAME ...]
 
 Each scenario starts a Valkey, two servers and two workers (or one `msf serve` with its embedded Valkey), sends jobs to
 `/v1/jobs`, does its fault in their midst, and waits until every accepted job has ended. It passes when none was lost
@@ -30,11 +30,11 @@ from typing import Any
 import httpx
 from redis.asyncio import Redis
 
-from msf_serve.bench.service import repository_of_one
-from msf_serve.scheduler.connection import connect
-from msf_serve.scheduler.embedded import find_server
-from msf_serve.scheduler.errors import QueueUnavailable
-from msf_serve.scheduler.registry import Registry
+from bench.local_stack import repository_of_one
+from msf_scheduler.connection import connect
+from msf_scheduler.embedded_valkey import find_server
+from msf_scheduler.errors import QueueUnavailable
+from msf_scheduler.registry import Registry
 
 START_TIMEOUT_S = 300.0
 END_TIMEOUT_S = 400.0
@@ -93,7 +93,7 @@ class Cluster:
         log = (self.folder / f"server-{place}.log").open("ab")
         environment = {**os.environ, **self.environment, "MSF_PORT": self.urls[place].rpartition(":")[2], **settings}
         process = subprocess.Popen(
-            [sys.executable, "-m", "msf_serve.cli.main", "serve"], env=environment, stdout=log, stderr=log
+            [sys.executable, "-m", "msf_cli.main", "serve"], env=environment, stdout=log, stderr=log
         )
         self.servers[place : place + 1] = [process]
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 
-from msf_serve.bench.service import MODEL
+from bench.local_stack import MODEL
 
 URL = "http://127.0.0.1:8000"
 PROMETHEUS = "http://127.0.0.1:9090"

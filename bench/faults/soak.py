@@ -1,6 +1,6 @@
 """Whether a service grows: memory, keys, open files and tasks under an hour of mixed load with callers that leave.
 
-    python -m msf_serve.bench.soak [--minutes 60]
+    python -m bench.faults.soak [--minutes 60]
 
 starts `msf serve` with results that live for a minute, keeps some dozen callers busy (one image and many, few steps and
 many, deadlines, cancelled jobs, connections closed early, refused bodies), and samples every process. A measure has
@@ -25,8 +25,8 @@ from statistics import median
 
 import httpx
 
-from msf_serve.bench.service import running_service
-from msf_serve.scheduler.connection import connect
+from bench.local_stack import running_service
+from msf_scheduler.connection import connect
 
 CALLERS = 12
 TOLERANCE = {"MB": (0.05, 8.0), "files": (0.0, 6.0), "tasks": (0.0, 8.0), "keys": (0.25, 100.0)}  # share, absolute

@@ -7,13 +7,13 @@ import sys
 import torch
 from torch import nn
 
-from msf_serve.bench.gpu_cells import Contender
-from msf_serve.bench.whole_cast import whole_cast
-from msf_serve.engine.backends import Backend, Precision, get_backend
-from msf_serve.engine.backends.eager import EagerBackend
-from msf_serve.engine.backends.inductor import InductorBackend
-from msf_serve.engine.precision import DTYPES
-from msf_serve.engine.step import StepModule
+from bench.engine.whole_cast import whole_cast
+from bench.gpu.cells import Contender
+from msf_engine.backends import Backend, Precision, get_backend
+from msf_engine.backends.eager import EagerBackend
+from msf_engine.backends.inductor import InductorBackend
+from msf_engine.guided_step import StepModule
+from msf_engine.precision import DTYPES
 
 
 class CastEager(EagerBackend):

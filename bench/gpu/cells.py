@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, Self
 
-from msf_serve.bench.sizes import DenoiserSize, dit_size, msf_size
-from msf_serve.engine.backends import BackendName, Precision
-from msf_serve.engine.stage import Stage
+from bench.engine.sizes import DenoiserSize, dit_size, msf_size
+from msf_engine.backends import BackendName, Precision
+from msf_engine.stage import Stage
 
 Kind = Literal["MSF", "DiT"]
 KINDS: tuple[Kind, ...] = ("MSF", "DiT")

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 
-from msf_serve.bench.flops import matmul_peak
-from msf_serve.bench.gpu_backends import Backends
-from msf_serve.bench.gpu_cells import Cell, Row, Table, cpu_cells, gpu_cells
-from msf_serve.bench.gpu_measure import Bench, Effort
-from msf_serve.bench.gpu_report import summary
-from msf_serve.engine.device import cpu_name
+from bench.engine.flops import matmul_peak
+from bench.gpu.backends import Backends
+from bench.gpu.cells import Cell, Row, Table, cpu_cells, gpu_cells
+from bench.gpu.measure import Bench, Effort
+from bench.gpu.report import summary
+from msf_engine.device import cpu_name
 
 # What the first cell of a backend is thought to take, seconds; afterwards its slowest so far.
 FIRST_GUESS_S: dict[str, float] = {
@@ -30,7 +30,7 @@ FIRST_GUESS_S: dict[str, float] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m msf_serve.bench.gpu", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.compare", description=__doc__)
     parser.add_argument("--minutes", type=float, default=8, help="start no cell that would not end in this time (8)")
     parser.add_argument("--out", type=Path, default=Path("bench_gpu.csv"), help="the table (bench_gpu.csv)")
     parser.add_argument("--summary", type=Path, help="also write the summary there")

@@ -14,14 +14,14 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
-from msf_serve.bench.flops import step_flops
-from msf_serve.bench.gpu_cells import NUM_STEPS, VARIES, Cell, Network, Row
-from msf_serve.bench.sizes import NUM_CLASSES, random_denoiser
-from msf_serve.engine import trials
-from msf_serve.engine.backends import Backend
-from msf_serve.engine.plans import Plan, PlanSpec, step_inputs
-from msf_serve.engine.stage import Stage
-from msf_serve.engine.step import StepModule
+from bench.engine.flops import step_flops
+from bench.engine.sizes import NUM_CLASSES, random_denoiser
+from bench.gpu.cells import NUM_STEPS, VARIES, Cell, Network, Row
+from msf_engine import plan_validation as trials
+from msf_engine.backends import Backend
+from msf_engine.guided_step import StepModule
+from msf_engine.plan import Plan, PlanSpec, step_inputs
+from msf_engine.stage import Stage
 
 WARM_UPS = 3
 NUM_SWEEP_CALLS = 4 * trials.NUM_PROBES

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from msf_serve.bench.gpu_cells import VARIES, Row
-from msf_serve.engine.stage import Stage
-from msf_serve.engine.trials import strict_sets
+from bench.gpu.cells import VARIES, Row
+from msf_engine.plan_validation import strict_sets
+from msf_engine.stage import Stage
 
 _STAGES = (Stage.BASE, Stage.RESIDUAL)
 

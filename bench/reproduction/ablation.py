@@ -1,6 +1,6 @@
 """What MSF's choices are worth: each changed alone, trained and judged as in the comparison with DiTs.
 
-    python -m msf_serve.bench.ablation --data data --out runs/reproduction
+    python -m bench.reproduction.ablation --data data --out runs/reproduction
 
 The choices of training are retrained, those of sampling only sampled again. Figures are on held-out images.
 """
@@ -16,23 +16,23 @@ from statistics import fmean
 
 import torch
 
-from msf_serve.bench.reproduction import SCALES, Scale, contenders, denoiser_config, marks
-from msf_serve.bench.reproduction_report import mean_of
-from msf_serve.bench.reproduction_sampler import Sampling, Speed, measure_speeds
-from msf_serve.bench.reproduction_training import LATENT_CHANNELS, Contender, Trainer
-from msf_serve.engine.config import DenoiserConfig
-from msf_serve.engine.denoiser import Denoiser
-from msf_serve.engine.model import MsfModel
-from msf_serve.engine.repository import read_version
-from msf_serve.training.autoencoder import residual_share
-from msf_serve.training.comparison import Figures, Reference, balanced
-from msf_serve.training.data import FashionMnist, Split, load_fashion_mnist
-from msf_serve.training.denoiser import DenoiserObjective
-from msf_serve.training.fashion import AUTOENCODER_OBJECTIVE, train_autoencoder
-from msf_serve.training.features import FeatureNetworks, train_networks
-from msf_serve.training.journal import Journal
-from msf_serve.training.loop import weights_digest
-from msf_serve.training.report import table
+from bench.evaluation.comparison import Figures, Reference, balanced
+from bench.evaluation.feature_networks import FeatureNetworks, train_networks
+from bench.evaluation.report import table
+from bench.evaluation.results_cache import Journal
+from bench.reproduction.compare import SCALES, Scale, contenders, denoiser_config, marks
+from bench.reproduction.report import mean_of
+from bench.reproduction.sampler import Sampling, Speed, measure_speeds
+from bench.reproduction.training import LATENT_CHANNELS, Contender, Trainer
+from msf_engine.config import DenoiserConfig
+from msf_engine.denoiser import Denoiser
+from msf_engine.model import MsfModel
+from msf_engine.repository import read_version
+from msf_training.autoencoder import residual_share
+from msf_training.data import FashionMnist, Split, load_fashion_mnist
+from msf_training.denoiser import DenoiserObjective
+from msf_training.fashion import AUTOENCODER_OBJECTIVE, train_autoencoder
+from msf_training.trainer import weights_digest
 
 logger = logging.getLogger(__name__)
 

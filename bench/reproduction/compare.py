@@ -1,6 +1,6 @@
 """MSF against single-stage DiTs of the same code: quality at equal training, and images per second.
 
-    python -m msf_serve.bench.reproduction --scale short --data data --out runs/reproduction
+    python -m bench.reproduction.compare --scale short --data data --out runs/reproduction
 
 All share one autoencoder, the data, the optimiser, and the number of tuning trials. The learning rate is constant and
 weights are averaged, so that every run can be judged anywhere along it: after equally many images, after equally
@@ -18,16 +18,16 @@ from pathlib import Path
 
 import torch
 
-from msf_serve.bench.reproduction_report import Outcome, write_report
-from msf_serve.bench.reproduction_sampler import Sampling, measure_speeds
-from msf_serve.bench.reproduction_training import LATENT_CHANNELS, LATENT_SIZE, Contender, Trainer
-from msf_serve.engine.config import DenoiserConfig
-from msf_serve.engine.repository import ModelVersion, read_version
-from msf_serve.training.comparison import Figures, Reference, balanced
-from msf_serve.training.data import LABELS, FashionMnist, load_fashion_mnist
-from msf_serve.training.features import FeatureNetworks, train_networks
-from msf_serve.training.journal import Journal
-from msf_serve.training.loop import weights_digest
+from bench.evaluation.comparison import Figures, Reference, balanced
+from bench.evaluation.feature_networks import FeatureNetworks, train_networks
+from bench.evaluation.results_cache import Journal
+from bench.reproduction.report import Outcome, write_report
+from bench.reproduction.sampler import Sampling, measure_speeds
+from bench.reproduction.training import LATENT_CHANNELS, LATENT_SIZE, Contender, Trainer
+from msf_engine.config import DenoiserConfig
+from msf_engine.repository import ModelVersion, read_version
+from msf_training.data import LABELS, FashionMnist, load_fashion_mnist
+from msf_training.trainer import weights_digest
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
-from msf_serve.bench.reproduction_sampler import Speed
-from msf_serve.load.chart import Panel, chart
-from msf_serve.training.comparison import Figures
-from msf_serve.training.report import table
+from bench.evaluation.comparison import Figures
+from bench.evaluation.report import table
+from bench.reproduction.sampler import Speed
+from msf_cli.load.chart import Panel, chart
 
 _BUDGETS = {
     "images": "Equal images seen",

@@ -11,14 +11,14 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from msf_serve.engine.backends import get_backend
-from msf_serve.engine.config import DenoiserConfig
-from msf_serve.engine.denoiser import Denoiser
-from msf_serve.engine.model import DecodeModule, MsfModel
-from msf_serve.engine.plans import Plan, PlanSpec, decode_inputs, step_inputs
-from msf_serve.engine.schedule import Solver, timesteps, updates
-from msf_serve.engine.stage import Stage
-from msf_serve.engine.step import StepModule
+from msf_engine.backends import get_backend
+from msf_engine.config import DenoiserConfig
+from msf_engine.denoiser import Denoiser
+from msf_engine.guided_step import StepModule
+from msf_engine.model import DecodeModule, MsfModel
+from msf_engine.plan import Plan, PlanSpec, decode_inputs, step_inputs
+from msf_engine.schedule import Solver, timesteps, updates
+from msf_engine.stage import Stage
 
 BATCH = 50
 BUCKETS = (1, 2, 4, 8, 16, 32)

@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from msf_serve.bench.flops import step_flops
-from msf_serve.bench.reproduction_sampler import Sampling, sample
-from msf_serve.engine.config import DenoiserConfig, Statistics
-from msf_serve.engine.denoiser import Denoiser
-from msf_serve.engine.factorization import compose, down
-from msf_serve.engine.model import MsfModel, Normalizer
-from msf_serve.training.data import LABELS, Split, to_uint8
-from msf_serve.training.denoiser import DenoiserObjective, Latents, base_loss, encode_latents, normalize, residual_loss
-from msf_serve.training.loop import Loop, LoopConfig
+from bench.engine.flops import step_flops
+from bench.reproduction.sampler import Sampling, sample
+from msf_engine.config import DenoiserConfig, Statistics
+from msf_engine.denoiser import Denoiser
+from msf_engine.factorization import compose, down
+from msf_engine.model import MsfModel, Normalizer
+from msf_training.data import LABELS, Split, to_uint8
+from msf_training.denoiser import DenoiserObjective, Latents, base_loss, encode_latents, normalize, residual_loss
+from msf_training.trainer import Loop, LoopConfig
 
 LATENT_CHANNELS, LATENT_SIZE = 4, 8
 LEARNING_RATE = 6e-4

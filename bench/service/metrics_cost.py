@@ -1,6 +1,6 @@
 """What counting costs: nanoseconds for each request and each step batch, and how long a scrape takes.
 
-python -m msf_serve.bench.metrics_cost
+python -m bench.service.metrics_cost
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from statistics import median
 
 from prometheus_client import generate_latest
 
-from msf_serve.scheduler.costs import Stage
-from msf_serve.scheduler.jobs import JobSpec, ModelInfo, Timings
-from msf_serve.scheduler.policy import StepBatch
-from msf_serve.server.metrics import ROUTES, Metrics
-from msf_serve.worker.metrics import WorkerMetrics
+from msf_scheduler.jobs import JobSpec, ModelInfo, Timings
+from msf_scheduler.step_batching import StepBatch
+from msf_scheduler.step_costs import Stage
+from msf_server.metrics import ROUTES, Metrics
+from msf_worker.metrics import WorkerMetrics
 
 ROUNDS, CALLS = 7, 20_000
 MODEL = ModelInfo(

@@ -1,6 +1,6 @@
 """The served speed: start, latency of one image, throughput beside the engine's own loop, memory.
 
-    python -m msf_serve.bench.serve
+    python -m bench.service.serve
 
 starts `msf serve` with the settings of the environment on a free port, measures, and prints a table. The engine's loop
 runs the same plans in this process, in turns with the served load, so that both meet the machine in the same state.
@@ -21,12 +21,12 @@ from statistics import median
 
 import httpx
 
-from msf_serve.bench.service import MODEL, Service, running_service
-from msf_serve.cli.loading import load_model
-from msf_serve.cli.settings import Settings, read_settings
-from msf_serve.engine.executor import Executor, SampleRequest
-from msf_serve.engine.offline import generate
-from msf_serve.engine.repository import ModelVersion, read_version
+from bench.local_stack import MODEL, Service, running_service
+from msf_cli.loading import load_model
+from msf_cli.settings import Settings, read_settings
+from msf_engine.executor import Executor, SampleRequest
+from msf_engine.generate import generate
+from msf_engine.repository import ModelVersion, read_version
 
 PARTS = ("queue", "base", "residual", "decode", "encode", "total")
 

@@ -1,6 +1,6 @@
 """The simulator beside the service that it imitates, and what it says of sizes that this machine cannot have.
 
-    python -m msf_serve.bench.simulation
+    python -m bench.service.simulation
 
 1. A service with one worker is sent requests one at a time and then a Poisson load; the time line that its worker
    writes tells what step batches cost and what lies between them. Then the same load five times, for real and
@@ -21,15 +21,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from msf_serve.bench.service import Service, running_service, until_idle
-from msf_serve.cli.plan import TRANSITION_S
-from msf_serve.load.arrivals import poisson
-from msf_serve.load.generator import LoadClient, measure_alone, open_loop
-from msf_serve.load.mix import Kind, Mix, PlannedRequest, Weighted, parse_weighted, plan_load
-from msf_serve.load.report import percentile
-from msf_serve.load.results import Result, Tally
-from msf_serve.scheduler.costs import Stage, StepCosts, Work
-from msf_serve.simulation.cluster import Cluster, Hardware, Request
+from bench.local_stack import Service, running_service, until_idle
+from msf_cli.commands.plan import TRANSITION_S
+from msf_cli.load.arrivals import poisson
+from msf_cli.load.generator import LoadClient, measure_alone, open_loop
+from msf_cli.load.mix import Kind, Mix, PlannedRequest, Weighted, parse_weighted, plan_load
+from msf_cli.load.report import percentile
+from msf_cli.load.results import Result, Tally
+from msf_cli.simulation.cluster import Cluster, Hardware, Request
+from msf_scheduler.step_costs import Stage, StepCosts, Work
 
 MIX = Mix(num_steps=parse_weighted("5:2,20:6,50:1", int), num_samples=Weighted(((1, 0.9), (4, 0.1))))
 BUCKETS = (1, 2, 4, 8, 16)

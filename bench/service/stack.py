@@ -1,6 +1,6 @@
 """What the service costs beside the device: HTTP, queue, batching, encoding.
 
-    python -m msf_serve.bench.stack
+    python -m bench.service.stack
 
 1. With an engine that computes nothing (MSF_BACKEND=noop): requests per second with many callers, and the latency of
    one at a time, which is all added.
@@ -21,9 +21,9 @@ from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
-from msf_serve.bench.serve import alone, percentile, saturated
-from msf_serve.bench.service import MODEL, Service, running_service
-from msf_serve.bench.soak import family
+from bench.faults.soak import family
+from bench.local_stack import MODEL, Service, running_service
+from bench.service.serve import alone, percentile, saturated
 
 DEVICE_CORE = 0
 
@@ -39,9 +39,9 @@ def engine_rate(num_images: int) -> float:
     """Images per second of the engine's own loop, in a process pinned as the worker is."""
     code = (
         f"import os; os.sched_setaffinity(0, {{{DEVICE_CORE}}})\n"
-        "from msf_serve.bench.serve import _executor, engine_loop\n"
-        "from msf_serve.cli.settings import read_settings\n"
-        "from msf_serve.engine.repository import read_version\n"
+        "from bench.service.serve import _executor, engine_loop\n"
+        "from msf_cli.settings import read_settings\n"
+        "from msf_engine.repository import read_version\n"
         f"settings = read_settings(); version = read_version(settings.model_repo, {MODEL!r})\n"
         f"print(engine_loop(_executor(settings, version), version, {num_images}))\n"
     )

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
-from msf_serve.engine.config import AutoencoderConfig
+from msf_engine.config import AutoencoderConfig
 
 
 class Autoencoder(nn.Module):

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msf_serve.engine.cuda import CudaPlan
-from msf_serve.engine.plans import Plan
+from msf_engine.cuda_plan import CudaPlan
+from msf_engine.plan import Plan
 
 
 class Device:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from msf_serve.engine.plans import PlanSpec
-from msf_serve.engine.precision import low_denoiser
-from msf_serve.engine.stage import Stage
-from msf_serve.engine.step import StepModule
+from msf_engine.guided_step import StepModule
+from msf_engine.plan import PlanSpec
+from msf_engine.precision import low_denoiser
+from msf_engine.stage import Stage
 
 if TYPE_CHECKING:
-    from msf_serve.engine.model import DecodeModule
+    from msf_engine.model import DecodeModule
 
 STEP_INPUTS = ("x", "d_prev", "cond", "time_embedding", "labels", "w", "a", "b", "c")
 STEP_OUTPUTS = ("d", "x_next")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from msf_serve.engine.errors import PlanError
-from msf_serve.engine.executor import Executor, SampleRequest
+from msf_engine.errors import PlanError
+from msf_engine.executor import Executor, SampleRequest
 
 
 def generate(executor: Executor, requests: Sequence[SampleRequest], *, strict: bool = False) -> list[NDArray[np.uint8]]:

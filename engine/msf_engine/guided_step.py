@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from msf_serve.engine.denoiser import Denoiser
+from msf_engine.denoiser import Denoiser
 
 
 class StepModule(nn.Module):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from msf_serve.engine.autoencoder import Autoencoder
-from msf_serve.engine.config import ModelConfig, Statistics
-from msf_serve.engine.denoiser import Denoiser
-from msf_serve.engine.factorization import compose, decompose, up
-from msf_serve.engine.stage import Stage
+from msf_engine.autoencoder import Autoencoder
+from msf_engine.config import ModelConfig, Statistics
+from msf_engine.denoiser import Denoiser
+from msf_engine.factorization import compose, decompose, up
+from msf_engine.stage import Stage
 
 
 class MsfModel(nn.Module):

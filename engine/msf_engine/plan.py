@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import Tensor
 
-from msf_serve.engine.stage import Stage
+from msf_engine.stage import Stage
 
 if TYPE_CHECKING:
-    from msf_serve.engine.config import ModelConfig
-    from msf_serve.engine.denoiser import DenoiserShape
+    from msf_engine.config import ModelConfig
+    from msf_engine.denoiser import DenoiserShape
 
 Input = tuple[tuple[int, ...], Literal["float32", "int64"]]
 

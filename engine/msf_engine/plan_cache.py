@@ -18,9 +18,9 @@ from typing import NamedTuple, Self
 
 from filelock import FileLock
 
-from msf_serve.engine.errors import PlanError
-from msf_serve.engine.plans import PlanSpec
-from msf_serve.engine.trials import Trial
+from msf_engine.errors import PlanError
+from msf_engine.plan import PlanSpec
+from msf_engine.plan_validation import Trial
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _COMPILED_FROM = (
     "factorization.py",
     "model.py",
     "precision.py",
-    "step.py",
+    "guided_step.py",
 )
 
 
@@ -170,5 +170,5 @@ class PlanCache:
 @cache
 def source_digest(names: tuple[str, ...]) -> str:
     """SHA-256 of files of the engine: what the code makes after a change is something else."""
-    package = resources.files("msf_serve.engine")
+    package = resources.files("msf_engine")
     return hashlib.sha256(b"".join((package / name).read_bytes() for name in names)).hexdigest()

@@ -15,23 +15,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from msf_serve.engine.backends import Backend, BackendName, Precision, default_backends, get_backend
-from msf_serve.engine.config import ModelConfig
-from msf_serve.engine.denoiser import TimeEmbedding
-from msf_serve.engine.errors import BackendUnavailable, PlanError, PlanRejected
-from msf_serve.engine.plan_cache import PlanCache, PlanRecord, StoredPlan, source_digest
-from msf_serve.engine.plans import Input, Plan, PlanSpec, decode_inputs, step_inputs
-from msf_serve.engine.repository import ModelVersion
-from msf_serve.engine.stage import Stage
-from msf_serve.engine.trials import Probes, Reference, Trial, answer, make_probes, strict_sets, trial
+from msf_engine.backends import Backend, BackendName, Precision, default_backends, get_backend
+from msf_engine.config import ModelConfig
+from msf_engine.denoiser import TimeEmbedding
+from msf_engine.errors import BackendUnavailable, PlanError, PlanRejected
+from msf_engine.plan import Input, Plan, PlanSpec, decode_inputs, step_inputs
+from msf_engine.plan_cache import PlanCache, PlanRecord, StoredPlan, source_digest
+from msf_engine.plan_validation import Probes, Reference, Trial, answer, make_probes, strict_sets, trial
+from msf_engine.repository import ModelVersion
+from msf_engine.stage import Stage
 
 if TYPE_CHECKING:
-    from msf_serve.engine.model import MsfModel
+    from msf_engine.model import MsfModel
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_BUCKETS = (1, 2, 4, 8, 16)
-_RUN_BY = ("executor.py", "noise.py", "schedule.py", "loading.py")
+_RUN_BY = ("executor.py", "noise.py", "schedule.py", "plan_loader.py")
 
 
 @dataclass(frozen=True)
@@ -286,11 +286,11 @@ class _Workshop:
         return self._decode if spec.stage is Stage.DECODE else partial(self._step, spec.stage, spec.guided)
 
     def _step(self, stage: Stage, guided: bool) -> nn.Module:
-        from msf_serve.engine.step import StepModule
+        from msf_engine.guided_step import StepModule
 
         return StepModule(self.model.denoiser(stage), guided=guided).eval()
 
     def _decode(self) -> nn.Module:
-        from msf_serve.engine.model import DecodeModule
+        from msf_engine.model import DecodeModule
 
         return DecodeModule(self.model).eval()

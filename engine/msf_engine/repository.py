@@ -21,13 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from msf_serve.engine.config import ModelConfig
-from msf_serve.engine.denoiser import TimeEmbedding
-from msf_serve.engine.errors import ModelRepositoryError
-from msf_serve.engine.stage import Stage
+from msf_engine.config import ModelConfig
+from msf_engine.denoiser import TimeEmbedding
+from msf_engine.errors import ModelRepositoryError
+from msf_engine.stage import Stage
 
 if TYPE_CHECKING:
-    from msf_serve.engine.model import MsfModel
+    from msf_engine.model import MsfModel
 
 PARTS = ("autoencoder", "base", "residual")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -56,7 +56,7 @@ class ModelVersion:
 
     def load(self) -> MsfModel:
         """Build the networks with their weights in float32. Raises ModelRepositoryError naming the file at fault."""
-        from msf_serve.engine.model import (
+        from msf_engine.model import (
             MsfModel,  # diffusers takes seconds to import; cached plans do without
         )
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msf_serve.engine.autoencoder import Autoencoder
-from msf_serve.engine.factorization import decompose, down, up
-from msf_serve.training.data import Split
+from msf_engine.autoencoder import Autoencoder
+from msf_engine.factorization import decompose, down, up
+from msf_training.data import Split
 
 Augment = Callable[[Tensor, Tensor, torch.Generator], Tensor]  # images in [-1, 1] and their labels to images
 

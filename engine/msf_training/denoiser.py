@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from msf_serve.engine.autoencoder import Autoencoder
-from msf_serve.engine.config import Statistics
-from msf_serve.engine.denoiser import Denoiser
-from msf_serve.engine.factorization import decompose
-from msf_serve.training.data import Split
+from msf_engine.autoencoder import Autoencoder
+from msf_engine.config import Statistics
+from msf_engine.denoiser import Denoiser
+from msf_engine.factorization import decompose
+from msf_training.data import Split
 
 
 @dataclass(frozen=True)

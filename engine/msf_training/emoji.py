@@ -1,6 +1,6 @@
 """Colour emoji as class folders: Microsoft's Fluent set as LobeHub packs it for npm, sorted by kind.
 
-    python -m msf_serve.training.emoji --packages data/npm --out data/emoji
+    python -m msf_training.emoji --packages data/npm --out data/emoji
 
 reads the two packages as `npm pack` fetches them and writes `<out>/<class>/<picture>--<variant>.webp`. Skin tones are
 variants of one picture, so that a held-out picture is held out in every tone.
@@ -15,7 +15,7 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from msf_serve.training.folder import NAMES_FILE
+from msf_training.folder import NAMES_FILE
 
 IMAGES = "lobehub-fluent-emoji-3d-*.tgz"
 NAMES = "unicode-emoji-json-*.tgz"

@@ -1,6 +1,6 @@
 """The recipe of the shipped model: an autoencoder and two denoisers on Fashion-MNIST.
 
-    python -m msf_serve.training.fashion all --data data --out runs/fashion
+    python -m msf_training.fashion all --data data --out runs/fashion
 
 trains what is not trained yet (each part goes on from its checkpoint) and writes a model repository's version.
 The parts can also run side by side, a process each: `autoencoder` first, then `base` and `residual`, then `export`.
@@ -17,8 +17,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from msf_serve.engine.autoencoder import Autoencoder
-from msf_serve.engine.config import (
+from msf_engine.autoencoder import Autoencoder
+from msf_engine.config import (
     AutoencoderConfig,
     DenoiserConfig,
     GuidanceConfig,
@@ -27,13 +27,13 @@ from msf_serve.engine.config import (
     SamplingConfig,
     StageConfig,
 )
-from msf_serve.engine.denoiser import Denoiser
-from msf_serve.engine.model import MsfModel
-from msf_serve.engine.repository import save_version
-from msf_serve.training.autoencoder import AutoencoderObjective, autoencoder_loss
-from msf_serve.training.data import LABELS, FashionMnist, load_fashion_mnist
-from msf_serve.training.denoiser import DenoiserObjective, Latents, base_loss, encode_latents, residual_loss
-from msf_serve.training.loop import Loop, LoopConfig, LossFunction
+from msf_engine.denoiser import Denoiser
+from msf_engine.model import MsfModel
+from msf_engine.repository import save_version
+from msf_training.autoencoder import AutoencoderObjective, autoencoder_loss
+from msf_training.data import LABELS, FashionMnist, load_fashion_mnist
+from msf_training.denoiser import DenoiserObjective, Latents, base_loss, encode_latents, residual_loss
+from msf_training.trainer import Loop, LoopConfig, LossFunction
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from msf_serve.training.data import Split
+from msf_training.data import Split
 
 logger = logging.getLogger(__name__)
 

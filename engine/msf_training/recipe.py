@@ -9,13 +9,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from msf_serve.engine.config import AutoencoderConfig, DenoiserConfig, GuidanceConfig
-from msf_serve.engine.denoiser import SIZES
-from msf_serve.engine.schedule import Solver
-from msf_serve.training.loop import LoopConfig
+from msf_engine.config import AutoencoderConfig, DenoiserConfig, GuidanceConfig
+from msf_engine.denoiser import SIZES
+from msf_engine.schedule import Solver
+from msf_training.trainer import LoopConfig
 
 PositiveInt = Annotated[int, Field(gt=0)]
-_SHIPPED = files("msf_serve.training") / "recipes"
+_SHIPPED = files("msf_training") / "recipes"
 
 
 class _Part(BaseModel):

@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from msf_serve.engine.autoencoder import Autoencoder
-from msf_serve.engine.config import ModelConfig
-from msf_serve.engine.denoiser import Denoiser
-from msf_serve.engine.factorization import compose, up
-from msf_serve.engine.model import Normalizer
-from msf_serve.engine.schedule import integrate, timesteps
-from msf_serve.training.data import to_uint8
-from msf_serve.training.denoiser import Latents
+from msf_engine.autoencoder import Autoencoder
+from msf_engine.config import ModelConfig
+from msf_engine.denoiser import Denoiser
+from msf_engine.factorization import compose, up
+from msf_engine.model import Normalizer
+from msf_engine.schedule import integrate, timesteps
+from msf_training.data import to_uint8
+from msf_training.denoiser import Latents
 
 COLUMNS = 8
 NUM_SHOWN = 24

@@ -22,8 +22,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, distributed, nn
 
-from msf_serve.engine.autoencoder import Autoencoder
-from msf_serve.engine.config import (
+from msf_engine.autoencoder import Autoencoder
+from msf_engine.config import (
     AutoencoderConfig,
     DenoiserConfig,
     ImageConfig,
@@ -32,17 +32,17 @@ from msf_serve.engine.config import (
     StageConfig,
     Statistics,
 )
-from msf_serve.engine.denoiser import Denoiser
-from msf_serve.engine.errors import ModelRepositoryError
-from msf_serve.engine.model import MsfModel
-from msf_serve.engine.repository import ModelVersion, list_versions, read_version, save_version
-from msf_serve.training.augmentation import shift
-from msf_serve.training.autoencoder import AutoencoderObjective, autoencoder_loss
-from msf_serve.training.denoiser import DenoiserObjective, Latents, base_loss, encode_latents, residual_loss
-from msf_serve.training.folder import FolderData, load_folder
-from msf_serve.training.loop import Loop, LossFunction, weights_digest
-from msf_serve.training.recipe import Fit, Recipe, StageRecipe
-from msf_serve.training.samples import NUM_SHOWN, save_images, save_samples
+from msf_engine.denoiser import Denoiser
+from msf_engine.errors import ModelRepositoryError
+from msf_engine.model import MsfModel
+from msf_engine.repository import ModelVersion, list_versions, read_version, save_version
+from msf_training.augmentation import shift
+from msf_training.autoencoder import AutoencoderObjective, autoencoder_loss
+from msf_training.denoiser import DenoiserObjective, Latents, base_loss, encode_latents, residual_loss
+from msf_training.folder import FolderData, load_folder
+from msf_training.recipe import Fit, Recipe, StageRecipe
+from msf_training.sample_grids import NUM_SHOWN, save_images, save_samples
+from msf_training.trainer import Loop, LossFunction, weights_digest
 
 logger = logging.getLogger(__name__)
 

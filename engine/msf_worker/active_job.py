@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from msf_serve.engine.config import ModelConfig
-from msf_serve.engine.executor import SampleRequest
-from msf_serve.engine.stage import Stage
-from msf_serve.scheduler.costs import StepCosts, Work
-from msf_serve.scheduler.jobs import Provenance, Timings
-from msf_serve.scheduler.leases import Claim
+from msf_engine.config import ModelConfig
+from msf_engine.executor import SampleRequest
+from msf_engine.stage import Stage
+from msf_scheduler.jobs import Provenance, Timings
+from msf_scheduler.leases import Claim
+from msf_scheduler.step_costs import StepCosts, Work
 
 
 def work_of(config: ModelConfig, num_steps: int, guidance_scale: float) -> Work:

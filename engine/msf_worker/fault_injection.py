@@ -6,8 +6,8 @@ import os
 import signal
 import threading
 
-from msf_serve.scheduler.policy import StepBatch
-from msf_serve.worker.runner import Executed, ModelRunner
+from msf_scheduler.step_batching import StepBatch
+from msf_worker.model_runner import Executed, ModelRunner
 
 
 class FaultyRunner(ModelRunner):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, features
 from PIL.PngImagePlugin import PngInfo
 
-from msf_serve.scheduler.jobs import JobSpec, OutputFormat, Provenance
+from msf_scheduler.jobs import JobSpec, OutputFormat, Provenance
 
 PARAMETERS = "msf:parameters"  # the text chunk's keyword
 MAX_QUALITY = 100

@@ -9,14 +9,14 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from msf_serve.scheduler.errors import QueueUnavailable
-from msf_serve.scheduler.jobs import JobError
-from msf_serve.scheduler.leases import Leases
-from msf_serve.tracing import Tracing
-from msf_serve.worker.active import ActiveJob
-from msf_serve.worker.encode import encode_image
-from msf_serve.worker.metrics import WorkerMetrics
-from msf_serve.worker.showing import Showing
+from msf_scheduler.errors import QueueUnavailable
+from msf_scheduler.jobs import JobError
+from msf_scheduler.leases import Leases
+from msf_scheduler.tracing import Tracing
+from msf_worker.active_job import ActiveJob
+from msf_worker.image_encoder import encode_image
+from msf_worker.metrics import WorkerMetrics
+from msf_worker.progress_publisher import Showing
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Finisher:
             started_at = time.monotonic()
             images, encode_s = await asyncio.get_running_loop().run_in_executor(self._encoder, self._encode, job)
             if self._tracing is not None:
-                from msf_serve.worker.spans import record_job
+                from msf_worker.otel_spans import record_job
 
                 record_job(self._tracing, job, (started_at, time.monotonic()))
             await self._showing.shown(job)

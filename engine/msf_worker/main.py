@@ -9,21 +9,21 @@ import socket
 
 import torch
 
-from msf_serve.scheduler.connection import check, connect
-from msf_serve.scheduler.desired import DesiredModels
-from msf_serve.scheduler.jobs import WorkerInfo
-from msf_serve.scheduler.policy import BatchingPolicy, StepLevel
-from msf_serve.scheduler.queue import JobQueue
-from msf_serve.scheduler.request_level import RequestLevel
-from msf_serve.tracing import Tracing, TracingUnavailable
-from msf_serve.worker.endpoint import Endpoint
-from msf_serve.worker.errors import WorkerError
-from msf_serve.worker.keeper import Keeper
-from msf_serve.worker.loader import load_first
-from msf_serve.worker.metrics import WorkerMetrics
-from msf_serve.worker.service import Worker
-from msf_serve.worker.settings import WorkerSettings
-from msf_serve.worker.trace import Trace
+from msf_scheduler.connection import check, connect
+from msf_scheduler.dynamic_batching import RequestLevel
+from msf_scheduler.jobs import WorkerInfo
+from msf_scheduler.model_control import DesiredModels
+from msf_scheduler.queue import JobQueue
+from msf_scheduler.step_batching import BatchingPolicy, StepLevel
+from msf_scheduler.tracing import Tracing, TracingUnavailable
+from msf_worker.errors import WorkerError
+from msf_worker.metrics import WorkerMetrics
+from msf_worker.metrics_server import Endpoint
+from msf_worker.model_loader import load_first
+from msf_worker.model_manager import Keeper
+from msf_worker.perfetto import Trace
+from msf_worker.settings import WorkerSettings
+from msf_worker.worker import Worker
 
 
 async def run_worker(settings: WorkerSettings, stop: asyncio.Event) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
-from msf_serve.scheduler.costs import Stage
-from msf_serve.scheduler.jobs import Timings
-from msf_serve.scheduler.leases import Swept
-from msf_serve.scheduler.policy import REASONS, StepBatch
-from msf_serve.worker.recent import Recent
+from msf_scheduler.jobs import Timings
+from msf_scheduler.leases import Swept
+from msf_scheduler.step_batching import REASONS, StepBatch
+from msf_scheduler.step_costs import Stage
+from msf_worker.latency_window import Recent
 
 _JOB_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0)
 _STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)

@@ -6,16 +6,16 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from msf_serve.engine.backends import Backend, get_backend
-from msf_serve.engine.errors import ModelRepositoryError
-from msf_serve.engine.executor import Executor
-from msf_serve.engine.loading import ModelPlans, load_models, load_plans
-from msf_serve.engine.plan_cache import PlanCache
-from msf_serve.engine.repository import ModelVersion, list_versions, read_version
-from msf_serve.scheduler.desired import Desired
-from msf_serve.worker.faults import FaultyRunner
-from msf_serve.worker.runner import ModelRunner
-from msf_serve.worker.settings import WorkerSettings
+from msf_engine.backends import Backend, get_backend
+from msf_engine.errors import ModelRepositoryError
+from msf_engine.executor import Executor
+from msf_engine.plan_cache import PlanCache
+from msf_engine.plan_loader import ModelPlans, load_models, load_plans
+from msf_engine.repository import ModelVersion, list_versions, read_version
+from msf_scheduler.model_control import Desired
+from msf_worker.fault_injection import FaultyRunner
+from msf_worker.model_runner import ModelRunner
+from msf_worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
 

@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from msf_serve.engine.errors import EngineError
-from msf_serve.scheduler.desired import Desired, DesiredModels, VersionReport, VersionState, WorkerReport
-from msf_serve.scheduler.errors import QueueUnavailable
-from msf_serve.scheduler.queue import JobQueue
-from msf_serve.worker.loader import ModelLoader
-from msf_serve.worker.metrics import WorkerMetrics
-from msf_serve.worker.runner import ModelRunner
-from msf_serve.worker.service import ModelKey, Worker
+from msf_engine.errors import EngineError
+from msf_scheduler.errors import QueueUnavailable
+from msf_scheduler.model_control import Desired, DesiredModels, VersionReport, VersionState, WorkerReport
+from msf_scheduler.queue import JobQueue
+from msf_worker.metrics import WorkerMetrics
+from msf_worker.model_loader import ModelLoader
+from msf_worker.model_runner import ModelRunner
+from msf_worker.worker import ModelKey, Worker
 
 logger = logging.getLogger(__name__)
 

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from msf_serve.engine.executor import Executor, SampleRequest, StepResult
-from msf_serve.engine.repository import ModelVersion
-from msf_serve.engine.stage import Stage
-from msf_serve.scheduler import costs
-from msf_serve.scheduler.costs import StepCosts
-from msf_serve.scheduler.jobs import JobSpec, LeastSeconds, ModelInfo, Preview, Progress, Provenance
-from msf_serve.scheduler.leases import Claim
-from msf_serve.scheduler.policy import ActiveWork, Candidate, StepBatch
-from msf_serve.worker.active import ActiveJob, work_of
-from msf_serve.worker.encode import runtime_fingerprint
+from msf_engine.executor import Executor, SampleRequest, StepResult
+from msf_engine.repository import ModelVersion
+from msf_engine.stage import Stage
+from msf_scheduler import step_costs as costs
+from msf_scheduler.jobs import JobSpec, LeastSeconds, ModelInfo, Preview, Progress, Provenance
+from msf_scheduler.leases import Claim
+from msf_scheduler.step_batching import ActiveWork, Candidate, StepBatch
+from msf_scheduler.step_costs import StepCosts
+from msf_worker.active_job import ActiveJob, work_of
+from msf_worker.image_encoder import runtime_fingerprint
 
 WARM_UP_ROUNDS = 3
 CHEAP = 0.05  # strict is the default where it takes no larger share more

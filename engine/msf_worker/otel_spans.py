@@ -6,8 +6,8 @@ import time
 
 from opentelemetry.trace import set_span_in_context
 
-from msf_serve.tracing import Tracing
-from msf_serve.worker.active import ActiveJob
+from msf_scheduler.tracing import Tracing
+from msf_worker.active_job import ActiveJob
 
 
 def record_job(tracing: Tracing, job: ActiveJob, encoded_s: tuple[float, float]) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from msf_serve.scheduler.policy import StepBatch
+from msf_scheduler.step_batching import StepBatch
 
 
 class Trace:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msf_serve.scheduler.errors import QueueUnavailable
-from msf_serve.scheduler.jobs import Preview, Progress
-from msf_serve.scheduler.leases import Leases
-from msf_serve.worker.active import ActiveJob
-from msf_serve.worker.encode import encode_preview
+from msf_scheduler.errors import QueueUnavailable
+from msf_scheduler.jobs import Preview, Progress
+from msf_scheduler.leases import Leases
+from msf_worker.active_job import ActiveJob
+from msf_worker.image_encoder import encode_preview
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from msf_serve.engine.backends import BackendName, Precision
-from msf_serve.engine.loading import DEFAULT_BUCKETS
-from msf_serve.engine.plan_cache import DEFAULT_LIMIT_BYTES
+from msf_engine.backends import BackendName, Precision
+from msf_engine.plan_cache import DEFAULT_LIMIT_BYTES
+from msf_engine.plan_loader import DEFAULT_BUCKETS
 
 
 class WorkerSettings(BaseModel):

@@ -12,21 +12,21 @@ from typing import Any, Protocol
 
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.errors import QueueUnavailable
-from msf_serve.scheduler.jobs import ModelInfo, WorkerInfo, WorkerLoad
-from msf_serve.scheduler.leases import Claim, Leases
-from msf_serve.scheduler.notices import notices
-from msf_serve.scheduler.policy import BatchingPolicy, Hold, StepBatch, StepLevel, active_shares
-from msf_serve.scheduler.queue import RESULT_TTL_S
-from msf_serve.scheduler.registry import Registry
-from msf_serve.tracing import Tracing
-from msf_serve.worker.active import ActiveJob
-from msf_serve.worker.errors import StepTimeout
-from msf_serve.worker.finishing import RETRY_S, Finisher, until_redis_answers
-from msf_serve.worker.metrics import WorkerMetrics
-from msf_serve.worker.runner import Executed, ModelRunner
-from msf_serve.worker.showing import Showing
-from msf_serve.worker.trace import Trace
+from msf_scheduler.errors import QueueUnavailable
+from msf_scheduler.jobs import ModelInfo, WorkerInfo, WorkerLoad
+from msf_scheduler.leases import Claim, Leases
+from msf_scheduler.notices import notices
+from msf_scheduler.queue import RESULT_TTL_S
+from msf_scheduler.registry import Registry
+from msf_scheduler.step_batching import BatchingPolicy, Hold, StepBatch, StepLevel, active_shares
+from msf_scheduler.tracing import Tracing
+from msf_worker.active_job import ActiveJob
+from msf_worker.errors import StepTimeout
+from msf_worker.job_finisher import RETRY_S, Finisher, until_redis_answers
+from msf_worker.metrics import WorkerMetrics
+from msf_worker.model_runner import Executed, ModelRunner
+from msf_worker.perfetto import Trace
+from msf_worker.progress_publisher import Showing
 
 logger = logging.getLogger(__name__)
 

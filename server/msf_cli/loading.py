@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from msf_serve.cli.settings import Settings
-from msf_serve.engine.backends import Backend
-from msf_serve.engine.loading import ModelPlans, load_models
-from msf_serve.engine.plan_cache import PlanCache
-from msf_serve.engine.repository import ModelVersion
+from msf_cli.settings import Settings
+from msf_engine.backends import Backend
+from msf_engine.plan_cache import PlanCache
+from msf_engine.plan_loader import ModelPlans, load_models
+from msf_engine.repository import ModelVersion
 
 
 def plan_cache(settings: Settings) -> PlanCache:

@@ -30,7 +30,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"msf_serve.cli.{cmd_name}")
+        module = importlib.import_module(f"msf_cli.commands.{cmd_name}")
         command: click.Command = module.command
         return command
 

@@ -89,7 +89,7 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _well_formed(cls, url: str | None) -> str | None:
-        from msf_serve.scheduler.connection import connect
+        from msf_scheduler.connection import connect
 
         if url is not None:
             connect(url)  # raises ValueError; it opens no connection yet

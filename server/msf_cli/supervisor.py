@@ -83,7 +83,7 @@ class Supervisor:
     async def _start(self, number: int) -> asyncio.subprocess.Process:
         metrics_port = self._metrics_port + number if self._metrics_port else 0
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "msf_serve.cli.main", "worker", "--owner-fd", str(self._owner_fd)),
+            *(sys.executable, "-m", "msf_cli.main", "worker", "--owner-fd", str(self._owner_fd)),
             env={**self._environment, "MSF_WORKER_METRICS_PORT": str(metrics_port)},
             pass_fds=(self._owner_fd,),
             start_new_session=True,  # a Ctrl-C in the terminal is for us, who then stop it

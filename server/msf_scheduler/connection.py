@@ -11,7 +11,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from msf_serve.scheduler.errors import QueueUnavailable
+from msf_scheduler.errors import QueueUnavailable
 
 T = TypeVar("T")
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
-from msf_serve.scheduler import warden
-from msf_serve.scheduler.errors import QueueUnavailable
+from msf_scheduler import valkey_supervisor as warden
+from msf_scheduler.errors import QueueUnavailable
 
 START_TIMEOUT_S = 30.0  # it answers only when it has read its data
 MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 108 on Linux and 104 on macOS

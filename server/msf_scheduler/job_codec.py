@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from msf_serve.scheduler.errors import SchedulerError
-from msf_serve.scheduler.jobs import (
+from msf_scheduler.errors import SchedulerError
+from msf_scheduler.jobs import (
     Delivery,
     JobError,
     JobRecord,

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-from msf_serve.scheduler import keys
-from msf_serve.scheduler.connection import call, guarded
-from msf_serve.scheduler.jobs import JobRecord, Preview
-from msf_serve.scheduler.keys import QueueKeys
-from msf_serve.scheduler.records import decode_job
-from msf_serve.scheduler.replies import ReplyReader
-from msf_serve.scheduler.scripts import Script
+from msf_scheduler import keys
+from msf_scheduler.connection import call, guarded
+from msf_scheduler.job_codec import decode_job
+from msf_scheduler.jobs import JobRecord, Preview
+from msf_scheduler.keys import QueueKeys
+from msf_scheduler.reply_reader import ReplyReader
+from msf_scheduler.scripts import Script
 
 LOOK_EVERY_S = 1.0  # places in the queue change without news; an end that an older release stored comes without any
 EventId = tuple[int, int]  # attempt, sequence: grows over a job's life

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-from msf_serve.scheduler import keys
-from msf_serve.scheduler.connection import MAX_BLOCK_S, call
-from msf_serve.scheduler.jobs import JobError, JobRecord, JobState, Preview, Progress, Provenance, Timings
-from msf_serve.scheduler.keys import QueueKeys
-from msf_serve.scheduler.queue import EXPIRED, RESULT_TTL_S
-from msf_serve.scheduler.records import decode_job
-from msf_serve.scheduler.scripts import Script
+from msf_scheduler import keys
+from msf_scheduler.connection import MAX_BLOCK_S, call
+from msf_scheduler.job_codec import decode_job
+from msf_scheduler.jobs import JobError, JobRecord, JobState, Preview, Progress, Provenance, Timings
+from msf_scheduler.keys import QueueKeys
+from msf_scheduler.queue import EXPIRED, RESULT_TTL_S
+from msf_scheduler.scripts import Script
 
 DEAD_TTL_S = 7 * 86400.0
 GONE = JobError(

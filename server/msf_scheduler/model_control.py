@@ -11,10 +11,10 @@ from enum import StrEnum
 
 from redis.asyncio import Redis
 
-from msf_serve.scheduler import keys
-from msf_serve.scheduler.connection import call
-from msf_serve.scheduler.jobs import Record
-from msf_serve.scheduler.scripts import Script
+from msf_scheduler import keys
+from msf_scheduler.connection import call
+from msf_scheduler.jobs import Record
+from msf_scheduler.scripts import Script
 
 REPORT_TTL_S = 60
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-from msf_serve.scheduler import keys
-from msf_serve.scheduler.connection import MAX_BLOCK_S, call
+from msf_scheduler import keys
+from msf_scheduler.connection import MAX_BLOCK_S, call
 
 
 @dataclass(frozen=True)

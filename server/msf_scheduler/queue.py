@@ -15,13 +15,13 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-from msf_serve.scheduler import keys
-from msf_serve.scheduler.connection import call, guarded
-from msf_serve.scheduler.errors import DeadlineTooShort, IdempotencyConflict, MemoryFull, QueueFull
-from msf_serve.scheduler.jobs import JobError, JobRecord, JobSpec, JobState, Priority, Terms
-from msf_serve.scheduler.keys import QueueKeys
-from msf_serve.scheduler.records import SCHEMA_VERSION, decode_job
-from msf_serve.scheduler.scripts import Script
+from msf_scheduler import keys
+from msf_scheduler.connection import call, guarded
+from msf_scheduler.errors import DeadlineTooShort, IdempotencyConflict, MemoryFull, QueueFull
+from msf_scheduler.job_codec import SCHEMA_VERSION, decode_job
+from msf_scheduler.jobs import JobError, JobRecord, JobSpec, JobState, Priority, Terms
+from msf_scheduler.keys import QueueKeys
+from msf_scheduler.scripts import Script
 
 MIN_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 60.0

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-from msf_serve.scheduler import keys
-from msf_serve.scheduler.connection import call
-from msf_serve.scheduler.errors import LimitExceeded
-from msf_serve.scheduler.scripts import Script
+from msf_scheduler import keys
+from msf_scheduler.connection import call
+from msf_scheduler.errors import LimitExceeded
+from msf_scheduler.scripts import Script
 
 _COUNTED = ("requests", "refused", "samples", "sample_steps")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.connection import call
+from msf_scheduler.connection import call
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import asyncio
 
 from redis.asyncio import Redis
 
-from msf_serve.scheduler import keys
-from msf_serve.scheduler.connection import call, guarded
-from msf_serve.scheduler.jobs import ModelInfo, WorkerInfo, WorkerLoad
-from msf_serve.scheduler.keys import QueueKeys
-from msf_serve.scheduler.scripts import Script
+from msf_scheduler import keys
+from msf_scheduler.connection import call, guarded
+from msf_scheduler.jobs import ModelInfo, WorkerInfo, WorkerLoad
+from msf_scheduler.keys import QueueKeys
+from msf_scheduler.scripts import Script
 
 
 class Registry:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
 
-from msf_serve.scheduler import keys
-from msf_serve.scheduler.connection import MAX_BLOCK_S, call, guarded
-from msf_serve.scheduler.errors import QueueUnavailable
-from msf_serve.scheduler.jobs import JobState
+from msf_scheduler import keys
+from msf_scheduler.connection import MAX_BLOCK_S, call, guarded
+from msf_scheduler.errors import QueueUnavailable
+from msf_scheduler.jobs import JobState
 
 RECONNECT_FIRST_S = 0.05
 RECONNECT_MAX_S = 2.0

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-from msf_serve.scheduler.connection import call
-from msf_serve.scheduler.keys import LUA_NAMES
+from msf_scheduler.connection import call
+from msf_scheduler.keys import LUA_NAMES
 
 ScriptName = Literal[
     "admit",
@@ -34,7 +34,7 @@ ScriptName = Literal[
     "desire",
 ]
 
-_FOLDER = files("msf_serve.scheduler") / "lua"
+_FOLDER = files("msf_scheduler") / "lua"
 
 
 class Script:

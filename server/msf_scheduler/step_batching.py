@@ -20,8 +20,8 @@ from math import sqrt
 from operator import itemgetter
 from typing import Protocol
 
-from msf_serve.scheduler.costs import Stage, StepCosts
-from msf_serve.scheduler.jobs import Priority
+from msf_scheduler.jobs import Priority
+from msf_scheduler.step_costs import Stage, StepCosts
 
 PATIENCE_S = 1.0
 MAX_WASTE = 0.1  # of the best rate at hand, when all slots are taken

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from redis.asyncio import Redis
 
-from msf_serve.scheduler import keys
-from msf_serve.scheduler.connection import call
-from msf_serve.scheduler.jobs import Delivery
-from msf_serve.scheduler.scripts import Script
+from msf_scheduler import keys
+from msf_scheduler.connection import call
+from msf_scheduler.jobs import Delivery
+from msf_scheduler.scripts import Script
 
 LEASE_S = 60.0  # a delivery whose server died is taken up by another after this
 KEPT_S = 4 * 86400  # longer than any delivery is tried

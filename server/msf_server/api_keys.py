@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from msf_serve.scheduler.limits import Limits
+from msf_scheduler.rate_limits import Limits
 
 logger = logging.getLogger(__name__)
 

@@ -14,17 +14,21 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from msf_serve.scheduler.errors import SchedulerError
-from msf_serve.server import files, health, images, jobs, models, oip, oip_repository, stats, usage, web
-from msf_serve.server.context import open_context
-from msf_serve.server.errors import respond, translate
-from msf_serve.server.gate import Gate
-from msf_serve.server.keys import KeyRing
-from msf_serve.server.middleware import BodyLimit, Edge
-from msf_serve.server.oip_tensors import HEADER_LENGTH
-from msf_serve.server.settings import ServerSettings
-from msf_serve.server.webhooks import Deliverer
-from msf_serve.tracing import Tracing
+from msf_scheduler.errors import SchedulerError
+from msf_scheduler.tracing import Tracing
+from msf_server.api_keys import KeyRing
+from msf_server.dependencies import open_context
+from msf_server.errors import respond, translate
+from msf_server.middleware.auth import Gate
+from msf_server.middleware.request_id import BodyLimit, Edge
+from msf_server.oip import model_control as oip_repository
+from msf_server.oip import routes as oip
+from msf_server.oip import stats
+from msf_server.oip.tensors import HEADER_LENGTH
+from msf_server.routes import files, health, images, jobs, models, usage
+from msf_server.routes import pages as web
+from msf_server.settings import ServerSettings
+from msf_server.webhook_delivery import Deliverer
 
 DESCRIPTION = "Images by class from two-stage latent diffusion models, in the shapes of OpenAI's image API."
 
@@ -74,7 +78,7 @@ def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> Fast
             expose_headers=(HEADER_LENGTH, "Location", "Retry-After", "Server-Timing", "X-Request-Id"),
         )
     if tracing is not None:
-        from msf_serve.server.traced import Traced
+        from msf_server.middleware.tracing import Traced
 
         app.add_middleware(Traced, tracing=tracing)
     app.add_middleware(Edge)  # added last, so outermost

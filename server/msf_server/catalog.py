@@ -8,11 +8,11 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 
-from msf_serve.scheduler.desired import Desired, DesiredModels
-from msf_serve.scheduler.errors import QueueUnavailable
-from msf_serve.scheduler.jobs import ModelInfo
-from msf_serve.scheduler.registry import Registry
-from msf_serve.server.errors import ModelNotFound, Unavailable, shown
+from msf_scheduler.errors import QueueUnavailable
+from msf_scheduler.jobs import ModelInfo
+from msf_scheduler.model_control import Desired, DesiredModels
+from msf_scheduler.registry import Registry
+from msf_server.errors import ModelNotFound, Unavailable, shown
 
 ModelKey = tuple[str, str]  # name, version
 

@@ -15,22 +15,22 @@ from typing import Annotated
 from fastapi import Depends, Request
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.connection import connect
-from msf_serve.scheduler.desired import DesiredModels
-from msf_serve.scheduler.errors import QueueUnavailable
-from msf_serve.scheduler.leases import Leases
-from msf_serve.scheduler.limits import Meter
-from msf_serve.scheduler.queue import JobQueue
-from msf_serve.scheduler.registry import Registry
-from msf_serve.scheduler.replies import ReplyReader
-from msf_serve.scheduler.watching import Watcher
-from msf_serve.scheduler.webhooks import Webhooks
-from msf_serve.server.catalog import Catalog
-from msf_serve.server.keys import KeyRing
-from msf_serve.server.metrics import Metrics
-from msf_serve.server.settings import ServerSettings
-from msf_serve.server.signing import UrlSigner
-from msf_serve.tracing import Tracing
+from msf_scheduler.connection import connect
+from msf_scheduler.errors import QueueUnavailable
+from msf_scheduler.job_events import Watcher
+from msf_scheduler.leases import Leases
+from msf_scheduler.model_control import DesiredModels
+from msf_scheduler.queue import JobQueue
+from msf_scheduler.rate_limits import Meter
+from msf_scheduler.registry import Registry
+from msf_scheduler.reply_reader import ReplyReader
+from msf_scheduler.tracing import Tracing
+from msf_scheduler.webhook_queue import Webhooks
+from msf_server.api_keys import KeyRing
+from msf_server.catalog import Catalog
+from msf_server.metrics import Metrics
+from msf_server.settings import ServerSettings
+from msf_server.signed_urls import UrlSigner
 
 logger = logging.getLogger(__name__)
 

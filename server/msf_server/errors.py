@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from msf_serve.scheduler.errors import (
+from msf_scheduler.errors import (
     DeadlineTooShort,
     IdempotencyConflict,
     LimitExceeded,
@@ -21,7 +21,7 @@ from msf_serve.scheduler.errors import (
     QueueFull,
     SchedulerError,
 )
-from msf_serve.scheduler.jobs import JobError
+from msf_scheduler.jobs import JobError
 
 MEMORY_RETRY_AFTER_S = 30  # results are dropped after some minutes, a few at a time
 

@@ -10,15 +10,15 @@ from contextlib import aclosing
 import anyio
 from fastapi import Request
 
-from msf_serve.scheduler.errors import SchedulerError
-from msf_serve.scheduler.jobs import JobRecord
-from msf_serve.scheduler.watching import StoredPreview
-from msf_serve.server.admission import Order
-from msf_serve.server.completion import LATE_S, Completed, cancel, completed
-from msf_serve.server.context import ServerContext
-from msf_serve.server.errors import ApiError, translate
-from msf_serve.server.events import Pulse, error_frame, frame
-from msf_serve.server.schemas import CompletedEvent, ImageRequest, PartialImageEvent, Usage
+from msf_scheduler.errors import SchedulerError
+from msf_scheduler.job_events import StoredPreview
+from msf_scheduler.jobs import JobRecord
+from msf_server.dependencies import ServerContext
+from msf_server.errors import ApiError, translate
+from msf_server.orders import Order
+from msf_server.schemas import CompletedEvent, ImageRequest, PartialImageEvent, Usage
+from msf_server.sse import Pulse, error_frame, frame
+from msf_server.submission import LATE_S, Completed, cancel, completed
 
 
 async def image_events(

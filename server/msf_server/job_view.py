@@ -5,10 +5,10 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Sequence
 
-from msf_serve.scheduler.jobs import JobRecord, JobSpec, JobState
-from msf_serve.server.context import ServerContext
-from msf_serve.server.files import urls
-from msf_serve.server.schemas import Image, JobObject
+from msf_scheduler.jobs import JobRecord, JobSpec, JobState
+from msf_server.dependencies import ServerContext
+from msf_server.routes.files import urls
+from msf_server.schemas import Image, JobObject
 
 
 def encoded(images: Sequence[bytes], spec: JobSpec) -> list[Image]:

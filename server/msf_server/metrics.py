@@ -15,11 +15,11 @@ from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
-from msf_serve.scheduler.jobs import JobSpec, ModelInfo, Timings
-from msf_serve.scheduler.leases import Swept
-from msf_serve.scheduler.queue import QueueDepth
-from msf_serve.scheduler.storage import Storage
-from msf_serve.server.errors import Forbidden, Unauthenticated, translate
+from msf_scheduler.jobs import JobSpec, ModelInfo, Timings
+from msf_scheduler.leases import Swept
+from msf_scheduler.queue import QueueDepth
+from msf_scheduler.redis_info import Storage
+from msf_server.errors import Forbidden, Unauthenticated, translate
 
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0)
 MODEL = ("model", "version")

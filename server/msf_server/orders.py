@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
-from msf_serve.scheduler.errors import QueueUnavailable
-from msf_serve.scheduler.jobs import MAX_INDEX, JobRecord, JobSpec, ModelInfo, Terms
-from msf_serve.scheduler.queue import Idempotency
-from msf_serve.server.addresses import AddressRefused, check_url
-from msf_serve.server.context import ServerContext
-from msf_serve.server.errors import InvalidRequest, Unavailable, shown
-from msf_serve.server.keys import ApiKey
-from msf_serve.server.resolve import resolve
-from msf_serve.server.schemas import ImageRequest
+from msf_scheduler.errors import QueueUnavailable
+from msf_scheduler.jobs import MAX_INDEX, JobRecord, JobSpec, ModelInfo, Terms
+from msf_scheduler.queue import Idempotency
+from msf_server.api_keys import ApiKey
+from msf_server.dependencies import ServerContext
+from msf_server.errors import InvalidRequest, Unavailable, shown
+from msf_server.resolve import resolve
+from msf_server.schemas import ImageRequest
+from msf_server.ssrf import AddressRefused, check_url
 
 MAX_IDEMPOTENCY_KEY = 255
 FILE_OVERHEAD_BYTES = 8192  # headers and text chunks

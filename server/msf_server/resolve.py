@@ -10,9 +10,9 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import TypeVar
 
-from msf_serve.scheduler.jobs import MAX_INDEX, MAX_SEED, JobSpec, ModelInfo
-from msf_serve.server.errors import InvalidRequest, shown
-from msf_serve.server.schemas import ImageRequest
+from msf_scheduler.jobs import MAX_INDEX, MAX_SEED, JobSpec, ModelInfo
+from msf_server.errors import InvalidRequest, shown
+from msf_server.schemas import ImageRequest
 
 Number = TypeVar("Number", int, float)
 

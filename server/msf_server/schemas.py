@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from msf_serve.scheduler.jobs import (
+from msf_scheduler.jobs import (
     MAX_INDEX,
     MAX_SEED,
     Delivery,
@@ -30,7 +30,7 @@ from msf_serve.scheduler.jobs import (
     Reproducibility,
     Timings,
 )
-from msf_serve.server.errors import ErrorResponse, InvalidRequest, shown
+from msf_server.errors import ErrorResponse, InvalidRequest, shown
 
 
 class RequestBody(BaseModel):

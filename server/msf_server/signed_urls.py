@@ -8,8 +8,8 @@ import secrets
 
 from redis.asyncio import Redis
 
-from msf_serve.scheduler import keys
-from msf_serve.scheduler.connection import call
+from msf_scheduler import keys
+from msf_scheduler.connection import call
 
 SECRET_BYTES = 32
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from msf_serve.server.errors import error_response, translate
+from msf_server.errors import error_response, translate
 
 HEARTBEAT_S = 15.0  # proxies close what is silent for a minute or so
 _HEARTBEAT = b": still here\n\n"

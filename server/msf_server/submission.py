@@ -10,12 +10,12 @@ from typing import Any
 
 from fastapi import Request
 
-from msf_serve.scheduler.errors import QueueUnavailable, SchedulerError
-from msf_serve.scheduler.jobs import JobRecord, JobState, Timings
-from msf_serve.scheduler.queue import new_job_id
-from msf_serve.server.admission import Order, admit
-from msf_serve.server.context import ServerContext
-from msf_serve.server.errors import ApiError, Cancelled, ClientGone, JobFailed, TimedOut
+from msf_scheduler.errors import QueueUnavailable, SchedulerError
+from msf_scheduler.jobs import JobRecord, JobState, Timings
+from msf_scheduler.queue import new_job_id
+from msf_server.dependencies import ServerContext
+from msf_server.errors import ApiError, Cancelled, ClientGone, JobFailed, TimedOut
+from msf_server.orders import Order, admit
 
 LATE_S = 5.0  # how much later than its deadline a job's end may reach us
 

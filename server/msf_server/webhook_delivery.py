@@ -18,12 +18,12 @@ from datetime import UTC, datetime
 import httpx
 from pydantic import BaseModel
 
-from msf_serve.scheduler.errors import QueueUnavailable
-from msf_serve.scheduler.jobs import Delivery, JobRecord
-from msf_serve.server.addresses import AddressRefused, resolve
-from msf_serve.server.answers import without_images
-from msf_serve.server.context import ServerContext
-from msf_serve.server.schemas import JobObject
+from msf_scheduler.errors import QueueUnavailable
+from msf_scheduler.jobs import Delivery, JobRecord
+from msf_server.dependencies import ServerContext
+from msf_server.job_view import without_images
+from msf_server.schemas import JobObject
+from msf_server.ssrf import AddressRefused, resolve
 
 logger = logging.getLogger(__name__)
 

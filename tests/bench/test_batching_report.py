@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from msf_serve.bench.batching_report import (
+from bench.batching.report import (
     POLICIES,
     REQUEST,
     STEP,
@@ -22,8 +22,8 @@ from msf_serve.bench.batching_report import (
     rate_meeting,
     ratio,
 )
-from msf_serve.load.mix import Kind
-from msf_serve.load.results import Outcome, Result
+from msf_cli.load.mix import Kind
+from msf_cli.load.results import Outcome, Result
 
 KIND = Kind(20, 1)
 ALONE_S = 0.1

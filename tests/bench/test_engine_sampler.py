@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from msf_serve.engine.backends import get_backend
-from msf_serve.engine.config import Statistics
-from msf_serve.engine.executor import Executor, SampleRequest
-from msf_serve.engine.loading import load_plans
-from msf_serve.engine.model import DecodeModule
-from msf_serve.engine.plan_cache import PlanCache
-from msf_serve.engine.repository import read_version, save_version
-from msf_serve.training.engine_sampler import EngineSampler
+from bench.evaluation.engine_sampler import EngineSampler
+from msf_engine.backends import get_backend
+from msf_engine.config import Statistics
+from msf_engine.executor import Executor, SampleRequest
+from msf_engine.model import DecodeModule
+from msf_engine.plan_cache import PlanCache
+from msf_engine.plan_loader import load_plans
+from msf_engine.repository import read_version, save_version
 from tests.models import LABELS, tiny_model
 
 

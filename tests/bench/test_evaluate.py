@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from msf_serve.training.aims import choose, judge
-from msf_serve.training.comparison import Figures, Reference, balanced
-from msf_serve.training.data import FashionMnist, Split
-from msf_serve.training.evaluate import Evaluation, evaluate
-from msf_serve.training.features import Described
-from msf_serve.training.journal import Journal
-from msf_serve.training.report import Result, markdown, save_grid, table
-from msf_serve.training.sampler import CHUNK_SIZE, Setting, generate
+from bench.evaluation.comparison import Figures, Reference, balanced
+from bench.evaluation.evaluate import Evaluation, evaluate
+from bench.evaluation.feature_networks import Described
+from bench.evaluation.quality_targets import choose, judge
+from bench.evaluation.report import Result, markdown, save_grid, table
+from bench.evaluation.results_cache import Journal
+from msf_training.data import FashionMnist, Split
+from msf_training.sampler import CHUNK_SIZE, Setting, generate
 
 NETWORKS = ("classifier", "self-supervised")
 

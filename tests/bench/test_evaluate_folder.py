@@ -10,9 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from msf_serve.training import evaluate_folder
-from msf_serve.training.folder import FolderData, load_folder
-from msf_serve.training.folder_features import (
+from bench.evaluation import evaluate_folder
+from bench.evaluation.folder_features import (
     Batches,
     Fits,
     FolderNetworks,
@@ -23,8 +22,9 @@ from msf_serve.training.folder_features import (
     reduced,
     train_folder_networks,
 )
-from msf_serve.training.loop import Loop, LoopConfig
-from msf_serve.training.recipe import Recipe, read_recipe
+from msf_training.folder import FolderData, load_folder
+from msf_training.recipe import Recipe, read_recipe
+from msf_training.trainer import Loop, LoopConfig
 from tests.models import LABELS, tiny_recipe, tiny_repository
 
 RECIPE = tiny_recipe(

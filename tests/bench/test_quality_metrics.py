@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from msf_serve.training.metrics import class_consistency, fid, intra_class_fid, precision_recall, psnr, top_k
+from bench.evaluation.metrics import class_consistency, fid, intra_class_fid, precision_recall, psnr, top_k
 
 
 def gaussian(count: int, std: torch.Tensor, mean: float, seed: int) -> torch.Tensor:

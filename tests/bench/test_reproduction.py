@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from msf_serve.bench.ablation import Ablation, report, variants
-from msf_serve.bench.reproduction import BASELINE, SCALES, Reproduction, Scale, contenders, marks
-from msf_serve.bench.reproduction_report import upper_bound, write_report
-from msf_serve.bench.reproduction_sampler import Speed
-from msf_serve.bench.reproduction_training import Contender, Trainer
-from msf_serve.engine.backends.eager import EagerBackend
-from msf_serve.engine.repository import read_version
-from msf_serve.training.data import FashionMnist, Split
-from msf_serve.training.features import Classifier, FeatureNetworks, SelfSupervised
+from bench.evaluation.feature_networks import Classifier, FeatureNetworks, SelfSupervised
+from bench.reproduction.ablation import Ablation, report, variants
+from bench.reproduction.compare import BASELINE, SCALES, Reproduction, Scale, contenders, marks
+from bench.reproduction.report import upper_bound, write_report
+from bench.reproduction.sampler import Speed
+from bench.reproduction.training import Contender, Trainer
+from msf_engine.backends.eager import EagerBackend
+from msf_engine.repository import read_version
+from msf_training.data import FashionMnist, Split
 
 ROOT = Path(__file__).parents[2]
 TINY = Scale(32, 2, 2, 128, 512, (0,), 50, 100, guidance=(1.5,))
@@ -26,7 +26,7 @@ TINY = Scale(32, 2, 2, 128, 512, (0,), 50, 100, guidance=(1.5,))
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Starts at once."""
     backend = EagerBackend(None, 1)
-    monkeypatch.setattr("msf_serve.bench.reproduction_sampler.get_backend", lambda *_: backend)
+    monkeypatch.setattr("bench.reproduction.sampler.get_backend", lambda *_: backend)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_contender_is_trained_tuned_and_judged_once(
         raise AssertionError("trained or sampled again")
 
     monkeypatch.setattr(Trainer, "images", fail)
-    monkeypatch.setattr("msf_serve.bench.reproduction_training.Loop", fail)
+    monkeypatch.setattr("bench.reproduction.training.Loop", fail)
     assert reproduction.outcome(msf) == outcomes[0]
     speeds = {"MSF": Speed(8.0, 40.0, 16), BASELINE: Speed(2.0, 8.0, 4)}
     text = write_report(tmp_path / "report", "tiny", TINY, outcomes, speeds, BASELINE)

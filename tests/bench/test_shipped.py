@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from packaging.requirements import Requirement
 
-from msf_serve.bench.shipped import command
+from bench.licences import command
 
 ROOT = Path(__file__).parents[2]
 

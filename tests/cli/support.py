@@ -66,7 +66,7 @@ def msf(*arguments: str, settings: Mapping[str, str], log: Path) -> Iterator[Msf
     with (
         log.open("wb") as output,
         subprocess.Popen(
-            [sys.executable, "-m", "msf_serve.cli.main", *arguments],
+            [sys.executable, "-m", "msf_cli.main", *arguments],
             env={**environment, "OMP_NUM_THREADS": "1", **settings},
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -11,9 +11,9 @@ import setproctitle
 from click import ClickException
 from click.testing import CliRunner, Result
 
-from msf_serve.cli.main import main
-from msf_serve.cli.serve import _bind
-from msf_serve.scheduler.embedded import EmbeddedValkey
+from msf_cli.commands.serve import _bind
+from msf_cli.main import main
+from msf_scheduler.embedded_valkey import EmbeddedValkey
 
 
 def start(command: str, settings: Mapping[str, str]) -> Result:

@@ -10,11 +10,11 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from torch import nn
 
-from msf_serve.cli.main import main
-from msf_serve.engine.backends import eager
-from msf_serve.engine.backends.eager import EagerBackend
-from msf_serve.engine.device import cpu_name
-from msf_serve.engine.plans import PlanSpec
+from msf_cli.main import main
+from msf_engine.backends import eager
+from msf_engine.backends.eager import EagerBackend
+from msf_engine.device import cpu_name
+from msf_engine.plan import PlanSpec
 from tests.models import LABELS
 
 

@@ -8,12 +8,12 @@ import json
 import pytest
 from click.testing import CliRunner, Result
 
-from msf_serve.cli.jobs import command
-from msf_serve.scheduler.connection import connect
-from msf_serve.scheduler.jobs import JobError, JobSpec, WorkerInfo
-from msf_serve.scheduler.leases import Leases
-from msf_serve.scheduler.queue import JobQueue, new_job_id
-from msf_serve.scheduler.registry import Registry
+from msf_cli.commands.jobs import command
+from msf_scheduler.connection import connect
+from msf_scheduler.jobs import JobError, JobSpec, WorkerInfo
+from msf_scheduler.leases import Leases
+from msf_scheduler.queue import JobQueue, new_job_id
+from msf_scheduler.registry import Registry
 from tests.server.fake_worker import FASHION
 
 SPEC = JobSpec(model="fashion", version="1", label=0, num_samples=1, seed=1, num_steps=4, guidance_scale=1.0)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from msf_serve.cli.main import main
-from msf_serve.server.keys import KeyRing, Scope
+from msf_cli.main import main
+from msf_server.api_keys import KeyRing, Scope
 
 
 def run(*arguments: str, **settings: str) -> Result:

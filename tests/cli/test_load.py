@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from msf_serve.cli.load import command
-from tests.load.support import Answer, Fake, refusal, serving, succeed
+from msf_cli.commands.load import command
+from tests.cli.load.support import Answer, Fake, refusal, serving, succeed
 
 MIX = ("--steps", "4:3,20:1", "--n", "1:1,4:1")
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from msf_serve.cli.logs import Format, make_handler
+from msf_cli.logs import Format, make_handler
 
 
 def written(process: str, form: Format, log: Callable[[logging.Logger], Any]) -> list[str]:

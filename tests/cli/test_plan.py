@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from msf_serve.cli.plan import command
+from msf_cli.commands.plan import command
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from msf_serve.engine.repository import save_version
+from msf_engine.repository import save_version
 from tests.cli.support import TIMEOUT_S, msf
 from tests.models import LABELS, tiny_model
 from tests.server.conftest import until

@@ -11,15 +11,15 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from msf_serve.cli.main import main
-from msf_serve.engine.backends import get_backend
-from msf_serve.engine.executor import Executor, SampleRequest
-from msf_serve.engine.loading import load_plans
-from msf_serve.engine.offline import generate
-from msf_serve.engine.plan_cache import PlanCache
-from msf_serve.engine.repository import read_version
-from msf_serve.scheduler.jobs import JobSpec, Provenance, Reproducibility
-from msf_serve.worker.encode import encode_image, runtime_fingerprint
+from msf_cli.main import main
+from msf_engine.backends import get_backend
+from msf_engine.executor import Executor, SampleRequest
+from msf_engine.generate import generate
+from msf_engine.plan_cache import PlanCache
+from msf_engine.plan_loader import load_plans
+from msf_engine.repository import read_version
+from msf_scheduler.jobs import JobSpec, Provenance, Reproducibility
+from msf_worker.image_encoder import encode_image, runtime_fingerprint
 
 SPEC = JobSpec(
     model="tiny", version="1", label=1, num_samples=1, first_index=3, seed=7, num_steps=6, guidance_scale=2.0

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from msf_serve.server.keys import digest, new_key
+from msf_server.api_keys import digest, new_key
 from tests.cli.support import TIMEOUT_S, Msf, are_gone, msf, num_jobs, until
 
 pytestmark = pytest.mark.slow

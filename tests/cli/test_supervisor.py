@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from msf_serve.cli import supervisor
-from msf_serve.cli.supervisor import Supervisor
+from msf_cli import supervisor
+from msf_cli.supervisor import Supervisor
 
 StandIn = Callable[[str], None]
 

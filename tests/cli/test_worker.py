@@ -11,9 +11,9 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.jobs import JobSpec, JobState
-from msf_serve.scheduler.queue import JobQueue, new_job_id
-from msf_serve.scheduler.registry import Registry
+from msf_scheduler.jobs import JobSpec, JobState
+from msf_scheduler.queue import JobQueue, new_job_id
+from msf_scheduler.registry import Registry
 from tests.cli.support import TIMEOUT_S, Msf, msf
 
 

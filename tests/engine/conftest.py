@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from msf_serve.engine.backends import get_backend
-from msf_serve.engine.loading import ModelPlans, load_plans
-from msf_serve.engine.plan_cache import PlanCache
-from msf_serve.engine.repository import ModelVersion
+from msf_engine.backends import get_backend
+from msf_engine.plan_cache import PlanCache
+from msf_engine.plan_loader import ModelPlans, load_plans
+from msf_engine.repository import ModelVersion
 from tests.models import tiny_repository
 
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from msf_serve.engine.denoiser import Denoiser
-from msf_serve.engine.step import StepModule
+from msf_engine.denoiser import Denoiser
+from msf_engine.guided_step import StepModule
 from tests.models import tiny_config, tiny_model
 
 

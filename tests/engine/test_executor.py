@@ -8,16 +8,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msf_serve.engine.config import GuidanceConfig
-from msf_serve.engine.executor import Executor, SampleRequest
-from msf_serve.engine.factorization import up
-from msf_serve.engine.loading import ModelPlans, plan_kinds
-from msf_serve.engine.noise import NoiseStream, gaussian_noise
-from msf_serve.engine.offline import generate
-from msf_serve.engine.repository import ModelVersion
-from msf_serve.engine.schedule import integrate, timesteps
-from msf_serve.engine.stage import Stage
-from msf_serve.training.data import to_uint8
+from msf_engine.config import GuidanceConfig
+from msf_engine.executor import Executor, SampleRequest
+from msf_engine.factorization import up
+from msf_engine.generate import generate
+from msf_engine.noise import NoiseStream, gaussian_noise
+from msf_engine.plan_loader import ModelPlans, plan_kinds
+from msf_engine.repository import ModelVersion
+from msf_engine.schedule import integrate, timesteps
+from msf_engine.stage import Stage
+from msf_training.data import to_uint8
 
 REQUESTS = [
     SampleRequest(label=0, seed=1, index=0, num_base_steps=4, num_residual_steps=2, guidance_scale=1.5),

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from msf_serve.engine.factorization import compose, decompose, down, up
+from msf_engine.factorization import compose, decompose, down, up
 
 
 @pytest.fixture

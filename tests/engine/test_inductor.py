@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from msf_serve.engine.backends import get_backend
-from msf_serve.engine.errors import BackendUnavailable
-from msf_serve.engine.loading import probes_of
-from msf_serve.engine.plans import PlanSpec, step_inputs
-from msf_serve.engine.repository import ModelVersion
-from msf_serve.engine.stage import Stage
-from msf_serve.engine.step import StepModule
-from msf_serve.engine.trials import STEP_TOLERANCE, Reference
+from msf_engine.backends import get_backend
+from msf_engine.errors import BackendUnavailable
+from msf_engine.guided_step import StepModule
+from msf_engine.plan import PlanSpec, step_inputs
+from msf_engine.plan_loader import probes_of
+from msf_engine.plan_validation import STEP_TOLERANCE, Reference
+from msf_engine.repository import ModelVersion
+from msf_engine.stage import Stage
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch

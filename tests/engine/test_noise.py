@@ -6,7 +6,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from msf_serve.engine.noise import NoiseStream, _inverse_normal_cdf, gaussian_noise
+from msf_engine.noise import NoiseStream, _inverse_normal_cdf, gaussian_noise
 
 
 @pytest.mark.parametrize(

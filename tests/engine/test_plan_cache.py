@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from msf_serve.engine.errors import PlanError
-from msf_serve.engine.plan_cache import PlanCache, PlanRecord, StoredPlan
-from msf_serve.engine.plans import PlanSpec
-from msf_serve.engine.stage import Stage
+from msf_engine.errors import PlanError
+from msf_engine.plan import PlanSpec
+from msf_engine.plan_cache import PlanCache, PlanRecord, StoredPlan
+from msf_engine.stage import Stage
 
 SPEC = PlanSpec("tiny:1", "weights", Stage.BASE, True, (2,), (((2, 2, 2), "float32"),))
 HERE = "eager on this CPU"

@@ -13,18 +13,18 @@ import pytest
 import torch
 from torch import nn
 
-from msf_serve.engine import loading
-from msf_serve.engine.backends import Backend, Precision, eager, get_backend, inductor
-from msf_serve.engine.backends.eager import EagerBackend
-from msf_serve.engine.errors import BackendUnavailable, PlanError, PlanRejected
-from msf_serve.engine.executor import Executor, SampleRequest
-from msf_serve.engine.loading import ModelPlans, compile_plans, load_models, load_plans
-from msf_serve.engine.offline import generate
-from msf_serve.engine.plan_cache import PlanCache
-from msf_serve.engine.plans import Plan, PlanSpec, step_inputs
-from msf_serve.engine.repository import ModelVersion
-from msf_serve.engine.stage import Stage
-from msf_serve.engine.step import StepModule
+from msf_engine import plan_loader as loading
+from msf_engine.backends import Backend, Precision, eager, get_backend, inductor
+from msf_engine.backends.eager import EagerBackend
+from msf_engine.errors import BackendUnavailable, PlanError, PlanRejected
+from msf_engine.executor import Executor, SampleRequest
+from msf_engine.generate import generate
+from msf_engine.guided_step import StepModule
+from msf_engine.plan import Plan, PlanSpec, step_inputs
+from msf_engine.plan_cache import PlanCache
+from msf_engine.plan_loader import ModelPlans, compile_plans, load_models, load_plans
+from msf_engine.repository import ModelVersion
+from msf_engine.stage import Stage
 
 REQUESTS = [
     SampleRequest(label, seed, 0, 4, 2, scale) for label, seed, scale in ((0, 1, 1.5), (1, 2, 1.0), (2, 3, 3.0))
@@ -166,9 +166,7 @@ def test_the_fingerprint_names_every_plan(version: ModelVersion, tmp_path: Path)
 
 def test_nobody_is_told_of_conversions() -> None:
     """OpenVINO's converter has telemetry, on unless opted out of."""
-    script = (
-        "import sys, msf_serve.engine.backends.openvino, openvino.tools.ovc; print(sys.modules['openvino_telemetry'])"
-    )
+    script = "import sys, msf_engine.backends.openvino, openvino.tools.ovc; print(sys.modules['openvino_telemetry'])"
     done = subprocess.run((sys.executable, "-c", script), capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "None"
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from msf_serve.engine.plans import Plan
-from msf_serve.engine.stage import Stage
-from msf_serve.engine.trials import FULL, SHORT, Probes, Reference, make_probes, strict_sets, sweep, trial
+from msf_engine.plan import Plan
+from msf_engine.plan_validation import FULL, SHORT, Probes, Reference, make_probes, strict_sets, sweep, trial
+from msf_engine.stage import Stage
 
 INPUTS = (((2, 2, 2), "float32"), ((6, 2, 2), "float32"))
 

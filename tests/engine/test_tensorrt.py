@@ -17,18 +17,18 @@ import pytest
 import torch
 from torch import nn
 
-from msf_serve.engine.backends import Precision, get_backend, tensorrt
-from msf_serve.engine.backends.tensorrt import TensorRtBackend, load_package
-from msf_serve.engine.errors import BackendUnavailable, PlanError
-from msf_serve.engine.export import export_onnx, input_names, lowered, output_names
-from msf_serve.engine.loading import compile_plans, load_plans, probes_of
-from msf_serve.engine.model import DecodeModule, MsfModel
-from msf_serve.engine.plan_cache import PlanCache
-from msf_serve.engine.plans import PlanSpec, decode_inputs, step_inputs
-from msf_serve.engine.repository import ModelVersion
-from msf_serve.engine.stage import Stage
-from msf_serve.engine.step import StepModule
-from msf_serve.engine.trials import Probes, Reference
+from msf_engine.backends import Precision, get_backend, tensorrt
+from msf_engine.backends.tensorrt import TensorRtBackend, load_package
+from msf_engine.errors import BackendUnavailable, PlanError
+from msf_engine.export import export_onnx, input_names, lowered, output_names
+from msf_engine.guided_step import StepModule
+from msf_engine.model import DecodeModule, MsfModel
+from msf_engine.plan import PlanSpec, decode_inputs, step_inputs
+from msf_engine.plan_cache import PlanCache
+from msf_engine.plan_loader import compile_plans, load_plans, probes_of
+from msf_engine.plan_validation import Probes, Reference
+from msf_engine.repository import ModelVersion
+from msf_engine.stage import Stage
 
 STAGES = (Stage.BASE, Stage.RESIDUAL, Stage.DECODE)
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a GPU")

@@ -53,11 +53,11 @@ def pretend() -> None:
 def convert_all() -> dict[str, int]:
     import torch_tensorrt.dynamo.conversion._TRTInterpreter as interpreter
 
-    from msf_serve.engine.backends.tensorrt import TensorRtBackend
-    from msf_serve.engine.model import DecodeModule
-    from msf_serve.engine.plans import PlanSpec, decode_inputs, step_inputs
-    from msf_serve.engine.stage import Stage
-    from msf_serve.engine.step import StepModule
+    from msf_engine.backends.tensorrt import TensorRtBackend
+    from msf_engine.guided_step import StepModule
+    from msf_engine.model import DecodeModule
+    from msf_engine.plan import PlanSpec, decode_inputs, step_inputs
+    from msf_engine.stage import Stage
     from tests.models import tiny_model
 
     interpreter.trt.Runtime = _Runtime

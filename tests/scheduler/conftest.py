@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.leases import Leases
-from msf_serve.scheduler.queue import JobQueue
+from msf_scheduler.leases import Leases
+from msf_scheduler.queue import JobQueue
 
 
 @pytest.fixture

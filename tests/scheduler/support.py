@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.connection import call
-from msf_serve.scheduler.jobs import JobRecord, JobSpec, Priority, Terms, Timings
-from msf_serve.scheduler.keys import QueueKeys
-from msf_serve.scheduler.leases import Claim, Leases
-from msf_serve.scheduler.queue import JobQueue, new_job_id
+from msf_scheduler.connection import call
+from msf_scheduler.jobs import JobRecord, JobSpec, Priority, Terms, Timings
+from msf_scheduler.keys import QueueKeys
+from msf_scheduler.leases import Claim, Leases
+from msf_scheduler.queue import JobQueue, new_job_id
 
 MODEL, VERSION = "shapes", "1"
 TIMINGS = Timings(queue_ms=1.5, base_ms=2, residual_ms=3, decode_ms=4, encode_ms=5, total_ms=16)

@@ -5,12 +5,12 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.connection import check, connect
-from msf_serve.scheduler.errors import MemoryFull, QueueFull, QueueUnavailable
-from msf_serve.scheduler.jobs import MAX_SEED, JobError, JobRecord, JobState
-from msf_serve.scheduler.keys import RESERVED, QueueKeys
-from msf_serve.scheduler.leases import Leases
-from msf_serve.scheduler.queue import JobQueue, QueueDepth, new_job_id
+from msf_scheduler.connection import check, connect
+from msf_scheduler.errors import MemoryFull, QueueFull, QueueUnavailable
+from msf_scheduler.jobs import MAX_SEED, JobError, JobRecord, JobState
+from msf_scheduler.keys import RESERVED, QueueKeys
+from msf_scheduler.leases import Leases
+from msf_scheduler.queue import JobQueue, QueueDepth, new_job_id
 from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, spec
 
 

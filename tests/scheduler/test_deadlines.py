@@ -5,11 +5,11 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.errors import DeadlineTooShort
-from msf_serve.scheduler.jobs import JobState
-from msf_serve.scheduler.leases import Leases, Swept
-from msf_serve.scheduler.notices import notices
-from msf_serve.scheduler.queue import JobQueue, QueueDepth
+from msf_scheduler.errors import DeadlineTooShort
+from msf_scheduler.jobs import JobState
+from msf_scheduler.leases import Leases, Swept
+from msf_scheduler.notices import notices
+from msf_scheduler.queue import JobQueue, QueueDepth
 from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, ids, replies, stored, until
 
 

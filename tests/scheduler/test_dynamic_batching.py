@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from msf_serve.scheduler.costs import Stage, StepCosts
-from msf_serve.scheduler.policy import ActiveWork, Candidate, Hold, StepBatch
-from msf_serve.scheduler.request_level import RequestLevel
+from msf_scheduler.dynamic_batching import RequestLevel
+from msf_scheduler.step_batching import ActiveWork, Candidate, Hold, StepBatch
+from msf_scheduler.step_costs import Stage, StepCosts
 
 MODEL, OTHER = ("shapes", "1"), ("letters", "1")
 COSTS = {MODEL: StepCosts((1, 2, 4)), OTHER: StepCosts((1, 2, 4))}

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from msf_serve.scheduler import embedded
-from msf_serve.scheduler.connection import call, check, connect
-from msf_serve.scheduler.embedded import EmbeddedValkey, find_server
-from msf_serve.scheduler.errors import QueueUnavailable
+from msf_scheduler import embedded_valkey as embedded
+from msf_scheduler.connection import call, check, connect
+from msf_scheduler.embedded_valkey import EmbeddedValkey, find_server
+from msf_scheduler.errors import QueueUnavailable
 from tests.scheduler.support import until
 
 OWNER = """
 import socket, sys, time
 from pathlib import Path
-from msf_serve.scheduler.embedded import EmbeddedValkey
+from msf_scheduler.embedded_valkey import EmbeddedValkey
 
 with EmbeddedValkey(Path(sys.argv[1])) as valkey:
     try:

@@ -7,10 +7,10 @@ from collections import Counter
 import pytest
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.jobs import Priority
-from msf_serve.scheduler.keys import QueueKeys
-from msf_serve.scheduler.leases import Claim, Leases
-from msf_serve.scheduler.queue import JobQueue
+from msf_scheduler.jobs import Priority
+from msf_scheduler.keys import QueueKeys
+from msf_scheduler.leases import Claim, Leases
+from msf_scheduler.queue import JobQueue
 from tests.scheduler.support import MODEL, VERSION, admit, claim, ids, queue_keys
 
 COUNTERS = f"{QueueKeys.of(MODEL, VERSION).prefix}counters"

@@ -6,10 +6,10 @@ import asyncio
 
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.jobs import JobError, JobState
-from msf_serve.scheduler.keys import CLOCK, RESERVED
-from msf_serve.scheduler.leases import Claimed, Leases, Swept
-from msf_serve.scheduler.queue import JobQueue, QueueDepth
+from msf_scheduler.jobs import JobError, JobState
+from msf_scheduler.keys import CLOCK, RESERVED
+from msf_scheduler.leases import Claimed, Leases, Swept
+from msf_scheduler.queue import JobQueue, QueueDepth
 from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, ids, replies, stored
 
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import pytest
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.connection import call
-from msf_serve.scheduler.errors import DeadlineTooShort, IdempotencyConflict, QueueFull
-from msf_serve.scheduler.jobs import JobError, JobState, Priority, Provenance, Terms
-from msf_serve.scheduler.keys import RESERVED, QueueKeys, job
-from msf_serve.scheduler.leases import Claim, Leases
-from msf_serve.scheduler.queue import Idempotency, JobQueue, QueueDepth
+from msf_scheduler.connection import call
+from msf_scheduler.errors import DeadlineTooShort, IdempotencyConflict, QueueFull
+from msf_scheduler.jobs import JobError, JobState, Priority, Provenance, Terms
+from msf_scheduler.keys import RESERVED, QueueKeys, job
+from msf_scheduler.leases import Claim, Leases
+from msf_scheduler.queue import Idempotency, JobQueue, QueueDepth
 from tests.scheduler.support import MODEL, TIMINGS, VERSION, queue_keys, replies, spec
 
 LIMIT = 16

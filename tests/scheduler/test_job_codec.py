@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.jobs import JobSpec, ModelInfo, Terms, WorkerInfo
-from msf_serve.scheduler.queue import JobQueue
+from msf_scheduler.jobs import JobSpec, ModelInfo, Terms, WorkerInfo
+from msf_scheduler.queue import JobQueue
 from tests.scheduler.support import admit, spec
 
 

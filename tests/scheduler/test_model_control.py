@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.desired import Desired, DesiredModels, VersionReport, VersionState, WorkerReport
+from msf_scheduler.model_control import Desired, DesiredModels, VersionReport, VersionState, WorkerReport
 
 
 @pytest.fixture

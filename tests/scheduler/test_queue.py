@@ -4,10 +4,10 @@ import asyncio
 
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.connection import call
-from msf_serve.scheduler.jobs import JobError, JobState
-from msf_serve.scheduler.leases import Leases, Swept
-from msf_serve.scheduler.queue import JobQueue, QueueDepth
+from msf_scheduler.connection import call
+from msf_scheduler.jobs import JobError, JobState
+from msf_scheduler.leases import Leases, Swept
+from msf_scheduler.queue import JobQueue, QueueDepth
 from tests.scheduler.support import (
     MODEL,
     TIMINGS,

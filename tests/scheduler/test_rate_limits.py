@@ -7,10 +7,10 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from msf_serve.scheduler import keys
-from msf_serve.scheduler.connection import call
-from msf_serve.scheduler.errors import LimitExceeded
-from msf_serve.scheduler.limits import Limits, Meter, Usage
+from msf_scheduler import keys
+from msf_scheduler.connection import call
+from msf_scheduler.errors import LimitExceeded
+from msf_scheduler.rate_limits import Limits, Meter, Usage
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import asyncio
 
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.jobs import ModelInfo, WorkerInfo
-from msf_serve.scheduler.registry import Registry
+from msf_scheduler.jobs import ModelInfo, WorkerInfo
+from msf_scheduler.registry import Registry
 from tests.scheduler.support import until
 
 

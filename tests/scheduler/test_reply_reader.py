@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from msf_serve.scheduler import replies
-from msf_serve.scheduler.connection import call, connect
-from msf_serve.scheduler.embedded import EmbeddedValkey
-from msf_serve.scheduler.errors import QueueUnavailable
-from msf_serve.scheduler.jobs import JobError, JobState
-from msf_serve.scheduler.leases import Leases
-from msf_serve.scheduler.queue import JobQueue, new_job_id
-from msf_serve.scheduler.replies import ReplyReader
+from msf_scheduler import reply_reader as replies
+from msf_scheduler.connection import call, connect
+from msf_scheduler.embedded_valkey import EmbeddedValkey
+from msf_scheduler.errors import QueueUnavailable
+from msf_scheduler.jobs import JobError, JobState
+from msf_scheduler.leases import Leases
+from msf_scheduler.queue import JobQueue, new_job_id
+from msf_scheduler.reply_reader import ReplyReader
 from tests.scheduler.support import TIMINGS, claim, spec, until, until_blocked
 
 

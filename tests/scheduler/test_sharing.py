@@ -7,11 +7,11 @@ from collections import Counter
 import pytest
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.errors import DeadlineTooShort, IdempotencyConflict
-from msf_serve.scheduler.jobs import JobError, JobRecord, JobState, Priority, Provenance, Terms
-from msf_serve.scheduler.keys import RESERVED
-from msf_serve.scheduler.leases import Leases, Swept
-from msf_serve.scheduler.queue import Idempotency, JobQueue, QueueDepth, new_job_id
+from msf_scheduler.errors import DeadlineTooShort, IdempotencyConflict
+from msf_scheduler.jobs import JobError, JobRecord, JobState, Priority, Provenance, Terms
+from msf_scheduler.keys import RESERVED
+from msf_scheduler.leases import Leases, Swept
+from msf_scheduler.queue import Idempotency, JobQueue, QueueDepth, new_job_id
 from tests.scheduler.support import MODEL, TIMINGS, VERSION, claim, ids, images_of, replies, spec, stored
 
 PLAN = "openvino bf16"

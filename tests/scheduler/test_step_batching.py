@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msf_serve.scheduler.costs import Stage, StepCosts, Work
-from msf_serve.scheduler.jobs import Priority
-from msf_serve.scheduler.policy import (
+from msf_scheduler.jobs import Priority
+from msf_scheduler.step_batching import (
     MAX_WASTE,
     PATIENCE_S,
     ActiveWork,
@@ -19,6 +18,7 @@ from msf_serve.scheduler.policy import (
     StepLevel,
     active_shares,
 )
+from msf_scheduler.step_costs import Stage, StepCosts, Work
 
 BUCKETS = (1, 2, 4)
 MODELS = (("shapes", "1"), ("letters", "1"))

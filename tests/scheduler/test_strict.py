@@ -7,10 +7,10 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.jobs import JobRecord, JobState, Priority, Provenance, Terms
-from msf_serve.scheduler.keys import QueueKeys
-from msf_serve.scheduler.leases import Leases
-from msf_serve.scheduler.queue import JobQueue, new_job_id
+from msf_scheduler.jobs import JobRecord, JobState, Priority, Provenance, Terms
+from msf_scheduler.keys import QueueKeys
+from msf_scheduler.leases import Leases
+from msf_scheduler.queue import JobQueue, new_job_id
 from tests.scheduler.support import MODEL, TIMINGS, VERSION, ids, replies, spec, stored, until_blocked
 
 KEY = (MODEL, VERSION)

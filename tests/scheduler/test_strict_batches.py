@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msf_serve.scheduler.costs import KINDS, Kind, Stage, StepCosts
-from msf_serve.scheduler.policy import Candidate, StepBatch, StepLevel
-from msf_serve.scheduler.request_level import RequestLevel
-from tests.scheduler.test_policy import BUCKETS, MODELS, candidate_lists, times
+from msf_scheduler.dynamic_batching import RequestLevel
+from msf_scheduler.step_batching import Candidate, StepBatch, StepLevel
+from msf_scheduler.step_costs import KINDS, Kind, Stage, StepCosts
+from tests.scheduler.test_step_batching import BUCKETS, MODELS, candidate_lists, times
 
 strict_sets = st.lists(st.sampled_from(BUCKETS), min_size=1, unique=True).map(tuple)
 

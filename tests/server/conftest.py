@@ -13,10 +13,10 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from msf_serve.scheduler.embedded import EmbeddedValkey
-from msf_serve.server.app import create_app
-from msf_serve.server.settings import ServerSettings
-from msf_serve.server.transport import server_config
+from msf_scheduler.embedded_valkey import EmbeddedValkey
+from msf_server.app import create_app
+from msf_server.middleware.http_protocol import server_config
+from msf_server.settings import ServerSettings
 from tests.server.fake_worker import FakeWorker
 
 

@@ -13,11 +13,11 @@ from contextlib import suppress
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from msf_serve.scheduler.connection import connect
-from msf_serve.scheduler.jobs import JobError, JobSpec, ModelInfo, Provenance, Timings, WorkerInfo
-from msf_serve.scheduler.leases import Claim, Leases
-from msf_serve.scheduler.queue import JobQueue
-from msf_serve.scheduler.registry import Registry
+from msf_scheduler.connection import connect
+from msf_scheduler.jobs import JobError, JobSpec, ModelInfo, Provenance, Timings, WorkerInfo
+from msf_scheduler.leases import Claim, Leases
+from msf_scheduler.queue import JobQueue
+from msf_scheduler.registry import Registry
 
 LABELS = (
     "T-shirt",

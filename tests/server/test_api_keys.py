@@ -10,8 +10,8 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from msf_serve.server.keys import digest, new_key, read_keys
-from msf_serve.server.settings import ServerSettings
+from msf_server.api_keys import digest, new_key, read_keys
+from msf_server.settings import ServerSettings
 from tests.server.conftest import client_of, serving
 from tests.server.fake_worker import FakeWorker
 

@@ -8,13 +8,13 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from msf_serve.scheduler.connection import connect
-from msf_serve.scheduler.embedded import EmbeddedValkey
-from msf_serve.scheduler.jobs import JobError, JobState
-from msf_serve.scheduler.queue import JobQueue
-from msf_serve.scheduler.replies import ReplyReader
-from msf_serve.server.context import ServerContext
-from msf_serve.server.settings import ServerSettings
+from msf_scheduler.connection import connect
+from msf_scheduler.embedded_valkey import EmbeddedValkey
+from msf_scheduler.jobs import JobError, JobState
+from msf_scheduler.queue import JobQueue
+from msf_scheduler.reply_reader import ReplyReader
+from msf_server.dependencies import ServerContext
+from msf_server.settings import ServerSettings
 from tests.server.conftest import client_of, listening, serving, until
 from tests.server.fake_worker import FASHION, FakeWorker
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
 
-from msf_serve.scheduler.jobs import JobError
-from msf_serve.server.errors import ApiError, JobFailed
+from msf_scheduler.jobs import JobError
+from msf_server.errors import ApiError, JobFailed
 
 ROOT = Path(__file__).parents[2]
 ROW = re.compile(r"^\| (\d{3}) \| `(\w+)` \|", re.MULTILINE)
-SOURCES = ("server", "scheduler", "worker")
+SOURCES = ("server/msf_server", "server/msf_scheduler", "engine/msf_worker")
 ROUTING = {"not_found", "method_not_allowed"}  # made of the status's phrase
 
 
@@ -21,7 +21,7 @@ def codes_in_source() -> set[str]:
     return {
         code
         for package in SOURCES
-        for file in (ROOT / "msf_serve" / package).rglob("*.py")
+        for file in (ROOT / package).rglob("*.py")
         for code in _codes(ast.parse(file.read_text()))
     }
 

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from msf_serve.scheduler.jobs import JobError, Preview, Progress
-from msf_serve.scheduler.leases import Claim
-from msf_serve.server import events as server_events
-from msf_serve.server.settings import ServerSettings
+from msf_scheduler.jobs import JobError, Preview, Progress
+from msf_scheduler.leases import Claim
+from msf_server import sse as server_events
+from msf_server.settings import ServerSettings
 from tests.server.conftest import listening, until
 from tests.server.fake_worker import FakeWorker
 

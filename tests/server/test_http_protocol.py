@@ -9,8 +9,8 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from msf_serve.server import transport
-from msf_serve.server.settings import ServerSettings
+from msf_server.middleware import http_protocol as transport
+from msf_server.settings import ServerSettings
 from tests.server.conftest import client_of, listening, listening_to, serving
 from tests.server.fake_worker import FakeWorker
 

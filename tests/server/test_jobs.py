@@ -11,10 +11,10 @@ import pytest
 from fastapi import FastAPI
 from redis.asyncio import Redis
 
-from msf_serve.scheduler.jobs import JobError, LeastSeconds, Priority
-from msf_serve.scheduler.leases import Leases
-from msf_serve.scheduler.queue import JobQueue
-from msf_serve.server.settings import ServerSettings
+from msf_scheduler.jobs import JobError, LeastSeconds, Priority
+from msf_scheduler.leases import Leases
+from msf_scheduler.queue import JobQueue
+from msf_server.settings import ServerSettings
 from tests.server.conftest import client_of, serving, until
 from tests.server.fake_worker import FASHION, FakeWorker, draw
 

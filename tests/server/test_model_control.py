@@ -11,13 +11,13 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from msf_serve.scheduler.desired import DesiredModels, VersionReport, VersionState, WorkerReport
-from msf_serve.scheduler.jobs import ModelInfo
-from msf_serve.scheduler.registry import Registry
-from msf_serve.server import oip_repository
-from msf_serve.server.app import create_app
-from msf_serve.server.keys import digest, new_key
-from msf_serve.server.settings import ServerSettings
+from msf_scheduler.jobs import ModelInfo
+from msf_scheduler.model_control import DesiredModels, VersionReport, VersionState, WorkerReport
+from msf_scheduler.registry import Registry
+from msf_server.api_keys import digest, new_key
+from msf_server.app import create_app
+from msf_server.oip import model_control as oip_repository
+from msf_server.settings import ServerSettings
 from tests.server.conftest import client_of, listening_to, serving, until
 from tests.server.fake_worker import FASHION, FakeWorker
 

@@ -4,7 +4,7 @@ import httpx
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
-from msf_serve.scheduler.jobs import JobError
+from msf_scheduler.jobs import JobError
 from tests.server.conftest import client_of
 from tests.server.fake_worker import LABELS, FakeWorker
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from msf_serve.scheduler.jobs import JobError, JobSpec, Priority
-from msf_serve.server.settings import ServerSettings
+from msf_scheduler.jobs import JobError, JobSpec, Priority
+from msf_server.settings import ServerSettings
 from tests.server.conftest import listening, until
 from tests.server.fake_worker import FASHION, LABELS, FakeWorker, draw
 

@@ -14,9 +14,9 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from msf_serve.scheduler.jobs import JobError, Preview
-from msf_serve.server.keys import digest
-from msf_serve.server.settings import ServerSettings
+from msf_scheduler.jobs import JobError, Preview
+from msf_server.api_keys import digest
+from msf_server.settings import ServerSettings
 from tests.server.conftest import listening, until
 from tests.server.fake_worker import FakeWorker
 
@@ -63,7 +63,7 @@ async def test_an_expired_url(settings: ServerSettings, worker: FakeWorker, monk
         assert made.data is not None
         address = str(made.data[0].url)
         expires = int(urlsplit(address).query.partition("&")[0].partition("=")[2])
-        monkeypatch.setattr("msf_serve.server.files.time.time", lambda: expires + 1)
+        monkeypatch.setattr("msf_server.routes.files.time.time", lambda: expires + 1)
         async with httpx.AsyncClient() as anybody:
             answer = await anybody.get(address)
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "url_expired")

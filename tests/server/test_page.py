@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from playwright.async_api import Page, async_playwright, expect
 
-from msf_serve.scheduler.jobs import Preview, Progress
-from msf_serve.server.keys import digest, new_key
-from msf_serve.server.settings import ServerSettings
+from msf_scheduler.jobs import Preview, Progress
+from msf_server.api_keys import digest, new_key
+from msf_server.settings import ServerSettings
 from tests.server.conftest import listening, until
 from tests.server.fake_worker import FASHION, LABELS, FakeWorker, draw
 

@@ -19,9 +19,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from msf_serve.scheduler.embedded import EmbeddedValkey
-from msf_serve.server.app import create_app
-from msf_serve.server.settings import ServerSettings
+from msf_scheduler.embedded_valkey import EmbeddedValkey
+from msf_server.app import create_app
+from msf_server.settings import ServerSettings
 from tests.server.conftest import listening
 from tests.server.fake_worker import FakeWorker
 

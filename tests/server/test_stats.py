@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import httpx
 
-from msf_serve.scheduler.jobs import WorkerLoad
-from msf_serve.server.settings import ServerSettings
+from msf_scheduler.jobs import WorkerLoad
+from msf_server.settings import ServerSettings
 from tests.server.conftest import client_of, serving
 from tests.server.fake_worker import FakeWorker
 

@@ -7,9 +7,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import format_span_id, format_trace_id
 
-from msf_serve.server.app import create_app
-from msf_serve.server.settings import ServerSettings
-from msf_serve.tracing import Tracing
+from msf_scheduler.tracing import Tracing
+from msf_server.app import create_app
+from msf_server.settings import ServerSettings
 from tests.server.conftest import client_of
 from tests.server.fake_worker import FakeWorker
 

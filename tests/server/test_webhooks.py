@@ -15,10 +15,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from msf_serve.server import webhooks
-from msf_serve.server.addresses import AddressRefused, check_url, is_allowed, resolve
-from msf_serve.server.settings import ServerSettings
-from msf_serve.server.webhooks import shown_secret
+from msf_server import webhook_delivery as webhooks
+from msf_server.settings import ServerSettings
+from msf_server.ssrf import AddressRefused, check_url, is_allowed, resolve
+from msf_server.webhook_delivery import shown_secret
 from tests.server.conftest import client_of, listening_to, serving, until
 from tests.server.fake_worker import FakeWorker
 

@@ -8,8 +8,8 @@ from functools import cache
 
 from prometheus_client import CollectorRegistry
 
-from msf_serve.server.metrics import Metrics
-from msf_serve.worker.metrics import WorkerMetrics
+from msf_server.metrics import Metrics
+from msf_worker.metrics import WorkerMetrics
 
 
 @cache

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from msf_serve.cli.main import main as cli
-from msf_serve.cli.settings import Settings
-from msf_serve.server.app import create_app
-from msf_serve.server.settings import ServerSettings
+from msf_cli.main import main as cli
+from msf_cli.settings import Settings
+from msf_server.app import create_app
+from msf_server.settings import ServerSettings
 from tests.cli.support import TIMEOUT_S, msf
 
 RECORDS = Path(__file__).parent / "records"

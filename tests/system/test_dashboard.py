@@ -7,8 +7,8 @@ import runpy
 import promql_parser
 import pytest
 
-from msf_serve.bench.board import BOARD, Query, read_board
-from tests.docker.names import metric_names, names_in
+from bench.dashboard.queries import BOARD, Query, read_board
+from tests.system.dashboard_names import metric_names, names_in
 
 QUERIES = read_board()
 

@@ -11,10 +11,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from msf_serve.cli.settings import Settings
-from msf_serve.server.metrics import Metrics
+from msf_cli.settings import Settings
+from msf_server.metrics import Metrics
 
-FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
+FOLDER = Path(__file__).parents[2] / "docker" / "kubernetes"
 PUBLISHED = ("v1", "apps/v1", "policy/v1")
 DOCUMENTS: list[dict[str, Any]] = [
     document for file in sorted(FOLDER.glob("base/*.yaml")) for document in yaml.safe_load_all(file.read_text())

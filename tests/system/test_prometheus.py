@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from msf_serve.bench.board import DOCKER
-from tests.docker.names import metric_names, names_in
+from bench.dashboard.queries import DOCKER
 from tests.promtool import Promtool
+from tests.system.dashboard_names import metric_names, names_in
 
 FOLDER = DOCKER / "prometheus"
 RULES = (FOLDER / "rules.yml").read_text()

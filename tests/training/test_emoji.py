@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from msf_serve.training.emoji import STARTS, write_class_folders
+from msf_training.emoji import STARTS, write_class_folders
 
 
 def pack(file: Path, members: dict[str, bytes]) -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from msf_serve.engine.config import Statistics
-from msf_serve.engine.denoiser import Denoiser
-from msf_serve.engine.factorization import compose
-from msf_serve.training.autoencoder import AutoencoderObjective, autoencoder_loss, low_pass, residual_share
-from msf_serve.training.data import Split, load_fashion_mnist, to_uint8, to_unit_range
-from msf_serve.training.denoiser import (
+from msf_engine.config import Statistics
+from msf_engine.denoiser import Denoiser
+from msf_engine.factorization import compose
+from msf_training.autoencoder import AutoencoderObjective, autoencoder_loss, low_pass, residual_share
+from msf_training.data import Split, load_fashion_mnist, to_uint8, to_unit_range
+from msf_training.denoiser import (
     DenoiserObjective,
     Latents,
     base_loss,

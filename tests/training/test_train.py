@@ -14,11 +14,11 @@ from click.testing import CliRunner
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from msf_serve.cli.main import main
-from msf_serve.engine.repository import read_version
-from msf_serve.training.folder import load_folder
-from msf_serve.training.loop import LoopConfig
-from msf_serve.training.recipe import read_recipe, shipped_recipes
+from msf_cli.main import main
+from msf_engine.repository import read_version
+from msf_training.folder import load_folder
+from msf_training.recipe import read_recipe, shipped_recipes
+from msf_training.trainer import LoopConfig
 from tests.models import tiny_recipe
 
 RECIPE = tiny_recipe(
@@ -127,7 +127,7 @@ def test_a_run_that_goes_on_repeats_nothing(data: Path, recipe: Path, tmp_path: 
 def test_two_processes_share_the_work(data: Path, recipe: Path, tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*torchrun, "-m", "msf_serve.cli.main", *train_arguments(tmp_path)],
+        [*torchrun, "-m", "msf_cli.main", *train_arguments(tmp_path)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

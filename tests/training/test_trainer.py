@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from msf_serve.training.loop import Loop, LoopConfig
+from msf_training.trainer import Loop, LoopConfig
 
 CONFIG = LoopConfig(num_iterations=20, learning_rate=0.05, warmup_iterations=4, ema_decays=(0.5, 0.9))
 

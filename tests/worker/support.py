@@ -15,20 +15,20 @@ from PIL import Image
 from redis.asyncio import Redis
 from torch import Tensor
 
-from msf_serve.engine.executor import Executor, SampleRequest
-from msf_serve.engine.loading import ModelPlans
-from msf_serve.engine.offline import generate
-from msf_serve.engine.plans import Plan
-from msf_serve.engine.repository import ModelVersion
-from msf_serve.engine.stage import Stage
-from msf_serve.scheduler.jobs import JobRecord, JobSpec, JobState, Terms, WorkerInfo
-from msf_serve.scheduler.policy import BatchingPolicy
-from msf_serve.scheduler.queue import JobQueue, new_job_id
-from msf_serve.tracing import Tracing
-from msf_serve.worker.metrics import WorkerMetrics
-from msf_serve.worker.runner import ModelRunner
-from msf_serve.worker.service import Keeper, Worker
-from msf_serve.worker.trace import Trace
+from msf_engine.executor import Executor, SampleRequest
+from msf_engine.generate import generate
+from msf_engine.plan import Plan
+from msf_engine.plan_loader import ModelPlans
+from msf_engine.repository import ModelVersion
+from msf_engine.stage import Stage
+from msf_scheduler.jobs import JobRecord, JobSpec, JobState, Terms, WorkerInfo
+from msf_scheduler.queue import JobQueue, new_job_id
+from msf_scheduler.step_batching import BatchingPolicy
+from msf_scheduler.tracing import Tracing
+from msf_worker.metrics import WorkerMetrics
+from msf_worker.model_runner import ModelRunner
+from msf_worker.perfetto import Trace
+from msf_worker.worker import Keeper, Worker
 
 TIMEOUT_S = 120.0  # a machine may be slow and busy; no test comes near it unless it fails
 SPEC = JobSpec(model="tiny", version="1", label=0, num_samples=1, seed=7, num_steps=6, guidance_scale=2.0)

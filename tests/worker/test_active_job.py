@@ -2,9 +2,9 @@
 
 import pytest
 
-from msf_serve.engine.config import GuidanceConfig, ModelConfig
-from msf_serve.scheduler.costs import Work
-from msf_serve.worker.active import work_of
+from msf_engine.config import GuidanceConfig, ModelConfig
+from msf_scheduler.step_costs import Work
+from msf_worker.active_job import work_of
 from tests.models import tiny_config
 
 

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from redis.asyncio import Redis
 from torch import Tensor
 
-from msf_serve.engine.loading import ModelPlans
-from msf_serve.engine.plans import Plan
-from msf_serve.engine.repository import ModelVersion
-from msf_serve.engine.stage import Stage
-from msf_serve.scheduler.jobs import JobSpec, JobState, Provenance
-from msf_serve.scheduler.queue import JobQueue
-from msf_serve.worker import finishing
-from msf_serve.worker.encode import encode_image
+from msf_engine.plan import Plan
+from msf_engine.plan_loader import ModelPlans
+from msf_engine.repository import ModelVersion
+from msf_engine.stage import Stage
+from msf_scheduler.jobs import JobSpec, JobState, Provenance
+from msf_scheduler.queue import JobQueue
+from msf_worker import job_finisher as finishing
+from msf_worker.image_encoder import encode_image
 from tests.worker.support import (
     SPEC,
     Gate,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msf_serve.scheduler.jobs import OutputFormat, Provenance
-from msf_serve.worker.encode import encode_image
+from msf_scheduler.jobs import OutputFormat, Provenance
+from msf_worker.image_encoder import encode_image
 from tests.worker.support import SPEC
 
 

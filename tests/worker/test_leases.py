@@ -13,19 +13,19 @@ import pytest
 from numpy.typing import NDArray
 from redis.asyncio import Redis
 
-from msf_serve.engine.loading import ModelPlans
-from msf_serve.engine.repository import ModelVersion
-from msf_serve.engine.stage import Stage
-from msf_serve.scheduler import keys
-from msf_serve.scheduler.connection import call, connect
-from msf_serve.scheduler.embedded import EmbeddedValkey
-from msf_serve.scheduler.errors import QueueUnavailable
-from msf_serve.scheduler.jobs import JobSpec, JobState, Provenance
-from msf_serve.scheduler.keys import QueueKeys
-from msf_serve.scheduler.leases import Claim, Claimed, Leases, Swept
-from msf_serve.scheduler.queue import JobQueue
-from msf_serve.worker import finishing
-from msf_serve.worker.encode import encode_image
+from msf_engine.plan_loader import ModelPlans
+from msf_engine.repository import ModelVersion
+from msf_engine.stage import Stage
+from msf_scheduler import keys
+from msf_scheduler.connection import call, connect
+from msf_scheduler.embedded_valkey import EmbeddedValkey
+from msf_scheduler.errors import QueueUnavailable
+from msf_scheduler.jobs import JobSpec, JobState, Provenance
+from msf_scheduler.keys import QueueKeys
+from msf_scheduler.leases import Claim, Claimed, Leases, Swept
+from msf_scheduler.queue import JobQueue
+from msf_worker import job_finisher as finishing
+from msf_worker.image_encoder import encode_image
 from tests.worker.support import SPEC, TIMEOUT_S, Gate, admit, running, until, with_plans
 
 QUEUE = QueueKeys.of("tiny", "1")

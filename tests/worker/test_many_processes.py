@@ -14,9 +14,9 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
-from msf_serve.engine.loading import ModelPlans
-from msf_serve.engine.repository import ModelVersion
-from msf_serve.server.settings import ServerSettings
+from msf_engine.plan_loader import ModelPlans
+from msf_engine.repository import ModelVersion
+from msf_server.settings import ServerSettings
 from tests.promtool import Promtool
 from tests.server.conftest import client_of, serving
 from tests.worker.support import RunningWorker, running, until

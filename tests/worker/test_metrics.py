@@ -8,13 +8,13 @@ from collections.abc import Callable
 from redis.asyncio import Redis
 from torch import Tensor
 
-from msf_serve.engine.loading import ModelPlans
-from msf_serve.engine.plans import Plan
-from msf_serve.engine.repository import ModelVersion
-from msf_serve.engine.stage import Stage
-from msf_serve.scheduler.policy import REASONS
-from msf_serve.scheduler.registry import Registry
-from msf_serve.worker.recent import Recent
+from msf_engine.plan import Plan
+from msf_engine.plan_loader import ModelPlans
+from msf_engine.repository import ModelVersion
+from msf_engine.stage import Stage
+from msf_scheduler.registry import Registry
+from msf_scheduler.step_batching import REASONS
+from msf_worker.latency_window import Recent
 from tests.worker.support import SPEC, RunningWorker, running, until, with_plans
 from tests.worker.test_results import CROWD
 

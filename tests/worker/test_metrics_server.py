@@ -6,7 +6,7 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from msf_serve.worker.endpoint import Endpoint
+from msf_worker.metrics_server import Endpoint
 
 
 @pytest.fixture

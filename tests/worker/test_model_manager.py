@@ -8,19 +8,19 @@ from dataclasses import dataclass, field, replace
 import pytest
 from redis.asyncio import Redis
 
-from msf_serve.engine.errors import PlanError
-from msf_serve.engine.executor import Executor
-from msf_serve.engine.loading import ModelPlans
-from msf_serve.engine.repository import ModelVersion
-from msf_serve.engine.stage import Stage
-from msf_serve.scheduler.desired import DesiredModels, VersionState
-from msf_serve.scheduler.jobs import JobState, WorkerInfo
-from msf_serve.scheduler.queue import JobQueue
-from msf_serve.scheduler.registry import Registry
-from msf_serve.worker import keeper as keeping
-from msf_serve.worker.keeper import Keeper
-from msf_serve.worker.metrics import WorkerMetrics
-from msf_serve.worker.runner import ModelRunner
+from msf_engine.errors import PlanError
+from msf_engine.executor import Executor
+from msf_engine.plan_loader import ModelPlans
+from msf_engine.repository import ModelVersion
+from msf_engine.stage import Stage
+from msf_scheduler.jobs import JobState, WorkerInfo
+from msf_scheduler.model_control import DesiredModels, VersionState
+from msf_scheduler.queue import JobQueue
+from msf_scheduler.registry import Registry
+from msf_worker import model_manager as keeping
+from msf_worker.metrics import WorkerMetrics
+from msf_worker.model_manager import Keeper
+from msf_worker.model_runner import ModelRunner
 from tests.worker.support import SPEC, Gate, running, until, with_plans
 
 SECOND = SPEC.model_copy(update={"version": "2"})

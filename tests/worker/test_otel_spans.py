@@ -5,10 +5,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import format_trace_id
 from redis.asyncio import Redis
 
-from msf_serve.engine.loading import ModelPlans
-from msf_serve.engine.repository import ModelVersion
-from msf_serve.scheduler.jobs import Terms
-from msf_serve.tracing import Tracing
+from msf_engine.plan_loader import ModelPlans
+from msf_engine.repository import ModelVersion
+from msf_scheduler.jobs import Terms
+from msf_scheduler.tracing import Tracing
 from tests.worker.support import SPEC, running
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from redis.asyncio import Redis
 
-from msf_serve.engine.executor import Executor, SampleRequest
-from msf_serve.engine.loading import ModelPlans
-from msf_serve.engine.repository import ModelVersion
-from msf_serve.engine.stage import Stage
-from msf_serve.scheduler.jobs import JobState, Terms
-from msf_serve.scheduler.replies import ReplyReader
-from msf_serve.scheduler.watching import News, StoredPreview, Watcher
+from msf_engine.executor import Executor, SampleRequest
+from msf_engine.plan_loader import ModelPlans
+from msf_engine.repository import ModelVersion
+from msf_engine.stage import Stage
+from msf_scheduler.job_events import News, StoredPreview, Watcher
+from msf_scheduler.jobs import JobState, Terms
+from msf_scheduler.reply_reader import ReplyReader
 from tests.worker.support import SPEC, Gate, RunningWorker, pixels, running, with_plans
 
 

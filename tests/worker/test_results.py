@@ -10,10 +10,10 @@ from dataclasses import replace
 from PIL import Image
 from redis.asyncio import Redis
 
-from msf_serve.engine.loading import ModelPlans
-from msf_serve.engine.repository import ModelVersion
-from msf_serve.scheduler.jobs import JobState
-from msf_serve.scheduler.queue import JobQueue
+from msf_engine.plan_loader import ModelPlans
+from msf_engine.repository import ModelVersion
+from msf_scheduler.jobs import JobState
+from msf_scheduler.queue import JobQueue
 from tests.worker.support import SPEC, RunningWorker, admit, assert_same, made_alone, pixels, running
 
 CROWD = [

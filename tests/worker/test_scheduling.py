@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from msf_serve.engine.executor import Executor
-from msf_serve.engine.loading import ModelPlans
-from msf_serve.engine.repository import ModelVersion
-from msf_serve.engine.stage import Stage
-from msf_serve.scheduler import costs
-from msf_serve.scheduler.jobs import JobState, Terms
-from msf_serve.scheduler.leases import Leases
-from msf_serve.scheduler.queue import JobQueue
-from msf_serve.scheduler.request_level import RequestLevel
-from msf_serve.worker.errors import StepTimeout
-from msf_serve.worker.runner import ModelRunner
-from msf_serve.worker.trace import Trace
+from msf_engine.executor import Executor
+from msf_engine.plan_loader import ModelPlans
+from msf_engine.repository import ModelVersion
+from msf_engine.stage import Stage
+from msf_scheduler import step_costs as costs
+from msf_scheduler.dynamic_batching import RequestLevel
+from msf_scheduler.jobs import JobState, Terms
+from msf_scheduler.leases import Leases
+from msf_scheduler.queue import JobQueue
+from msf_worker.errors import StepTimeout
+from msf_worker.model_runner import ModelRunner
+from msf_worker.perfetto import Trace
 from tests.worker.support import SPEC, Gate, admit, assert_same, made_alone, pixels, running, until, with_plans
 
 LONG = SPEC.model_copy(update={"num_steps": 50, "num_samples": 4})

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from msf_serve.engine.loading import ModelPlans
-from msf_serve.engine.repository import ModelVersion
-from msf_serve.scheduler.jobs import Provenance
-from msf_serve.worker.trace import Trace
+from msf_engine.plan_loader import ModelPlans
+from msf_engine.repository import ModelVersion
+from msf_scheduler.jobs import Provenance
+from msf_worker.perfetto import Trace
 from tests.worker.support import SPEC, running
 
 

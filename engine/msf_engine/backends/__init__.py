@@ -9,9 +9,9 @@ from typing import Literal, Protocol, cast, get_args
 import torch
 from torch import nn
 
-from msf_serve.engine.errors import BackendUnavailable
-from msf_serve.engine.plans import Plan, PlanSpec
-from msf_serve.engine.stage import Stage
+from msf_engine.errors import BackendUnavailable
+from msf_engine.plan import Plan, PlanSpec
+from msf_engine.stage import Stage
 
 Precision = Literal["fp32", "bf16", "fp16"]
 BackendName = Literal["eager", "inductor", "openvino", "tensorrt", "noop"]

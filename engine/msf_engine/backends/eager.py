@@ -9,14 +9,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from msf_serve.engine import trials
-from msf_serve.engine.backends import BackendName, Precision
-from msf_serve.engine.denoiser import Denoiser
-from msf_serve.engine.device import Device
-from msf_serve.engine.plans import Plan, PlanSpec
-from msf_serve.engine.precision import DTYPES, low_denoiser
-from msf_serve.engine.stage import Stage
-from msf_serve.engine.step import StepModule
+from msf_engine import plan_validation as trials
+from msf_engine.backends import BackendName, Precision
+from msf_engine.denoiser import Denoiser
+from msf_engine.device import Device
+from msf_engine.guided_step import StepModule
+from msf_engine.plan import Plan, PlanSpec
+from msf_engine.precision import DTYPES, low_denoiser
+from msf_engine.stage import Stage
 
 
 class EagerBackend:

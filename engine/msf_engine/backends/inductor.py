@@ -9,9 +9,9 @@ import torch
 import torch._dynamo.config
 from torch import Tensor, nn
 
-from msf_serve.engine.backends import BackendName, Precision
-from msf_serve.engine.backends.eager import EagerBackend
-from msf_serve.engine.errors import BackendUnavailable
+from msf_engine.backends import BackendName, Precision
+from msf_engine.backends.eager import EagerBackend
+from msf_engine.errors import BackendUnavailable
 
 COMPILERS = ("g++", "clang++")
 MAX_PLANS = 10_000

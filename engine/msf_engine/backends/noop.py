@@ -8,9 +8,9 @@ from math import inf
 import torch
 from torch import Tensor, nn
 
-from msf_serve.engine.backends import BackendName, Precision
-from msf_serve.engine.plans import Plan, PlanSpec
-from msf_serve.engine.stage import Stage
+from msf_engine.backends import BackendName, Precision
+from msf_engine.plan import Plan, PlanSpec
+from msf_engine.stage import Stage
 
 
 class NoopBackend:

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from msf_serve.engine import trials
-from msf_serve.engine.backends import BackendName, Precision, check_precision
-from msf_serve.engine.errors import BackendUnavailable, PlanError
-from msf_serve.engine.export import export_program
-from msf_serve.engine.plans import Plan, PlanSpec
-from msf_serve.engine.stage import Stage
+from msf_engine import plan_validation as trials
+from msf_engine.backends import BackendName, Precision, check_precision
+from msf_engine.errors import BackendUnavailable, PlanError
+from msf_engine.export import export_program
+from msf_engine.plan import Plan, PlanSpec
+from msf_engine.stage import Stage
 
 # Its converter would report each use to Google Analytics.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it was not installed

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from msf_serve.engine import trials
-from msf_serve.engine.backends import BackendName, Precision, check_precision
-from msf_serve.engine.device import gpu_fingerprint
-from msf_serve.engine.errors import BackendUnavailable, PlanError
-from msf_serve.engine.export import Levels, export_onnx, export_program, lowered
-from msf_serve.engine.plans import Plan, PlanSpec
-from msf_serve.engine.stage import Stage
+from msf_engine import plan_validation as trials
+from msf_engine.backends import BackendName, Precision, check_precision
+from msf_engine.device import gpu_fingerprint
+from msf_engine.errors import BackendUnavailable, PlanError
+from msf_engine.export import Levels, export_onnx, export_program, lowered
+from msf_engine.plan import Plan, PlanSpec
+from msf_engine.stage import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class TensorRtBackend:
     def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
         if not self.runs_here:
             raise PlanError(f"plan {spec} of backend tensorrt runs on NVIDIA GPUs, and torch sees none here")
-        from msf_serve.engine.backends.tensorrt_runtime import EnginePlan
+        from msf_engine.backends.tensorrt_runtime import EnginePlan
 
         return EnginePlan(self._trt, self._logger, spec, artefact)
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msf_serve.engine.cuda import elapsed_ms
-from msf_serve.engine.errors import PlanError
-from msf_serve.engine.export import input_names
-from msf_serve.engine.plans import PlanSpec
-from msf_serve.engine.stage import Stage
+from msf_engine.cuda_plan import elapsed_ms
+from msf_engine.errors import PlanError
+from msf_engine.export import input_names
+from msf_engine.plan import PlanSpec
+from msf_engine.stage import Stage
 
 logger = logging.getLogger(__name__)
 

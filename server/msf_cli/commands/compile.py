@@ -6,8 +6,8 @@ from typing import get_args
 
 import click
 
-from msf_serve.cli.logs import configure_logging
-from msf_serve.cli.settings import Backend, Precision, read_settings
+from msf_cli.logs import configure_logging
+from msf_cli.settings import Backend, Precision, read_settings
 
 
 @click.command()
@@ -20,11 +20,11 @@ def command(backend: Backend | None, precision: Precision | None, buckets: str |
 
     Workers look for plans of their own MSF_BACKEND, MSF_PRECISION, MSF_BUCKETS and MSF_THREADS.
     """
-    from msf_serve.cli.loading import plan_cache
-    from msf_serve.engine.backends import default_backends, get_backend
-    from msf_serve.engine.errors import EngineError
-    from msf_serve.engine.loading import compile_plans
-    from msf_serve.engine.repository import find_models, read_version
+    from msf_cli.loading import plan_cache
+    from msf_engine.backends import default_backends, get_backend
+    from msf_engine.errors import EngineError
+    from msf_engine.plan_loader import compile_plans
+    from msf_engine.repository import find_models, read_version
 
     given = {"backend": backend, "precision": precision, "buckets": buckets}
     settings = read_settings(**{name: value for name, value in given.items() if value is not None})

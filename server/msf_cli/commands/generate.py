@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from msf_serve.cli.settings import read_settings
+from msf_cli.settings import read_settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from msf_serve.engine.repository import ModelVersion
+    from msf_engine.repository import ModelVersion
 
 GAP = 2  # pixels between the images of a grid
 
@@ -46,7 +46,7 @@ def command(
 
     Here, with the plans of this machine; with --url, by a running server.
     """
-    from msf_serve.engine.errors import EngineError
+    from msf_engine.errors import EngineError
 
     try:
         _check_out(out)
@@ -71,7 +71,7 @@ def _ask(
     num_steps: int | None,
     guidance_scale: float | None,
 ) -> list[Image]:
-    from msf_serve.cli.remote import generate_at
+    from msf_cli.remote import generate_at
 
     asked = {"model": model, "prompt": prompt, "n": num_images, "seed": seed}
     images, told = generate_at(url, api_key, {**asked, "num_steps": num_steps, "guidance_scale": guidance_scale})
@@ -92,7 +92,7 @@ def _check_out(out: Path) -> None:
 
 
 def _find_model(model: str | None) -> ModelVersion:
-    from msf_serve.engine.repository import find_models, read_version
+    from msf_engine.repository import find_models, read_version
 
     repository = read_settings().model_repo
     if model is None:
@@ -123,9 +123,9 @@ def _generate(
 ) -> list[Image]:
     from PIL import Image
 
-    from msf_serve.cli.loading import load_model
-    from msf_serve.engine.executor import Executor, SampleRequest
-    from msf_serve.engine.offline import generate
+    from msf_cli.loading import load_model
+    from msf_engine.executor import Executor, SampleRequest
+    from msf_engine.generate import generate
 
     config, settings = version.config, read_settings()
     sampling = config.sampling

@@ -9,12 +9,12 @@ from typing import TypeVar
 
 import click
 
-from msf_serve.cli.settings import read_settings
-from msf_serve.scheduler.connection import connect
-from msf_serve.scheduler.errors import SchedulerError
-from msf_serve.scheduler.jobs import JobRecord, JobState
-from msf_serve.scheduler.queue import JobQueue
-from msf_serve.scheduler.registry import Registry
+from msf_cli.settings import read_settings
+from msf_scheduler.connection import connect
+from msf_scheduler.errors import SchedulerError
+from msf_scheduler.jobs import JobRecord, JobState
+from msf_scheduler.queue import JobQueue
+from msf_scheduler.registry import Registry
 
 T = TypeVar("T")
 

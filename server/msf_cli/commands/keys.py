@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from msf_serve.cli.settings import read_settings
-from msf_serve.server.keys import NAME_PATTERN, Scope, digest, new_key, read_keys
-from msf_serve.server.webhooks import shown_secret
+from msf_cli.settings import read_settings
+from msf_server.api_keys import NAME_PATTERN, Scope, digest, new_key, read_keys
+from msf_server.webhook_delivery import shown_secret
 
 
 @click.group()

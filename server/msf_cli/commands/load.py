@@ -14,12 +14,12 @@ from typing import Any
 import click
 
 try:
-    from msf_serve.load.arrivals import Arrivals, bursty, poisson
-    from msf_serve.load.generator import LoadClient, LoadError
-    from msf_serve.load.mix import Mix, Weighted, parse_weighted
-    from msf_serve.load.page import page
-    from msf_serve.load.sweep import Sweep
-    from msf_serve.load.text import report_text, sweep_text
+    from msf_cli.load.arrivals import Arrivals, bursty, poisson
+    from msf_cli.load.generator import LoadClient, LoadError
+    from msf_cli.load.mix import Mix, Weighted, parse_weighted
+    from msf_cli.load.page import page
+    from msf_cli.load.sweep import Sweep
+    from msf_cli.load.text import report_text, sweep_text
 except ModuleNotFoundError as error:
     raise click.ClickException(f"msf load needs {error.name}: pip install 'msf-serve[load]'") from error
 

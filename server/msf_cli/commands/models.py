@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from msf_serve.cli.settings import read_settings
+from msf_cli.settings import read_settings
 
 
 @click.command()
 def command() -> None:
     """List the models and versions of MSF_MODEL_REPO, every file checked against its checksum."""
-    from msf_serve.engine.errors import EngineError
-    from msf_serve.engine.repository import find_models, verify
+    from msf_engine.errors import EngineError
+    from msf_engine.repository import find_models, verify
 
     try:
         for model in find_models(read_settings().model_repo):

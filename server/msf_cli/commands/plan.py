@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from msf_serve.scheduler.costs import Stage, StepCost, StepCosts, Work
-from msf_serve.simulation.cluster import Hardware
-from msf_serve.simulation.planning import Load, Plan, plan
+from msf_cli.simulation.cluster import Hardware
+from msf_cli.simulation.planning import Load, Plan, plan
+from msf_scheduler.step_costs import Stage, StepCost, StepCosts, Work
 
 TRANSITION_S = 0.0004  # measured: some 2,500 scripts/s of a Valkey on one core
 
@@ -64,12 +64,12 @@ def _table(found: Plan) -> str:
 
 
 def _measure_costs() -> StepCosts:
-    from msf_serve.cli.loading import load_model
-    from msf_serve.cli.settings import read_settings
-    from msf_serve.engine.errors import EngineError
-    from msf_serve.engine.executor import Executor
-    from msf_serve.engine.repository import find_models
-    from msf_serve.worker.runner import ModelRunner
+    from msf_cli.loading import load_model
+    from msf_cli.settings import read_settings
+    from msf_engine.errors import EngineError
+    from msf_engine.executor import Executor
+    from msf_engine.repository import find_models
+    from msf_worker.model_runner import ModelRunner
 
     settings = read_settings()
     try:

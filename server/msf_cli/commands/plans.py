@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from msf_serve.cli.settings import read_settings
+from msf_cli.settings import read_settings
 
 if TYPE_CHECKING:
-    from msf_serve.engine.plan_cache import PlanRecord
+    from msf_engine.plan_cache import PlanRecord
 
 
 @click.command()
@@ -20,7 +20,7 @@ def command() -> None:
     The error is against eager float32, at the worst bucket: relative RMS of a step's velocity, or grey levels of the
     decoder's pixels. Plans of a stage whose rows are marked alike give a sample the same bytes in any batch.
     """
-    from msf_serve.cli.loading import plan_cache
+    from msf_cli.loading import plan_cache
 
     settings = read_settings()
     records = plan_cache(settings).records()

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from msf_serve.cli.settings import read_settings
+from msf_cli.settings import read_settings
 
 if TYPE_CHECKING:
-    from msf_serve.scheduler.jobs import JobSpec, Provenance
+    from msf_scheduler.jobs import JobSpec, Provenance
 
 EXIT_DIFFERENT = 1
 MAX_ROUNDING = 2  # grey levels that another fingerprint, or fast mode, may differ by
@@ -26,7 +26,7 @@ def command(image: Path, out: Path | None) -> None:
     The exit status is 0 if every byte is the same, 1 if not: then it says how far the pixels are apart and whether the
     fingerprint, of this machine's plans and libraries, is the one that made it.
     """
-    from msf_serve.engine.errors import EngineError
+    from msf_engine.errors import EngineError
 
     spec, index, made = _read(image)
     try:
@@ -50,8 +50,8 @@ def _read(image: Path) -> tuple[JobSpec, int, Provenance]:
     from PIL import Image, UnidentifiedImageError
     from pydantic import ValidationError
 
-    from msf_serve.scheduler.jobs import JobSpec, Provenance
-    from msf_serve.worker.encode import PARAMETERS
+    from msf_scheduler.jobs import JobSpec, Provenance
+    from msf_worker.image_encoder import PARAMETERS
 
     try:
         with Image.open(image) as opened:
@@ -65,11 +65,11 @@ def _read(image: Path) -> tuple[JobSpec, int, Provenance]:
 
 def _make(spec: JobSpec, index: int, made: Provenance) -> tuple[bytes, str]:
     """The encoded image, made as it was (strictly, or not), and this machine's fingerprint."""
-    from msf_serve.cli.loading import load_model
-    from msf_serve.engine.executor import Executor, SampleRequest
-    from msf_serve.engine.offline import generate
-    from msf_serve.engine.repository import read_version
-    from msf_serve.worker.encode import encode_image, runtime_fingerprint
+    from msf_cli.loading import load_model
+    from msf_engine.executor import Executor, SampleRequest
+    from msf_engine.generate import generate
+    from msf_engine.repository import read_version
+    from msf_worker.image_encoder import encode_image, runtime_fingerprint
 
     settings = read_settings()
     version = read_version(settings.model_repo, spec.model, spec.version)

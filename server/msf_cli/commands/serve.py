@@ -17,19 +17,19 @@ import uvicorn
 from fastapi import FastAPI
 from redis.asyncio import Redis
 
-from msf_serve.cli.logs import configure_logging
-from msf_serve.cli.settings import Settings, describe_settings, read_settings
-from msf_serve.cli.supervisor import Supervisor
-from msf_serve.scheduler.connection import check, connect
-from msf_serve.scheduler.embedded import EmbeddedValkey
-from msf_serve.scheduler.errors import QueueUnavailable
-from msf_serve.scheduler.jobs import WorkerInfo
-from msf_serve.scheduler.leases import Leases
-from msf_serve.scheduler.registry import Registry
-from msf_serve.server.app import create_app
-from msf_serve.server.settings import ServerSettings
-from msf_serve.server.transport import server_config
-from msf_serve.tracing import TracingUnavailable
+from msf_cli.logs import configure_logging
+from msf_cli.settings import Settings, describe_settings, read_settings
+from msf_cli.supervisor import Supervisor
+from msf_scheduler.connection import check, connect
+from msf_scheduler.embedded_valkey import EmbeddedValkey
+from msf_scheduler.errors import QueueUnavailable
+from msf_scheduler.jobs import WorkerInfo
+from msf_scheduler.leases import Leases
+from msf_scheduler.registry import Registry
+from msf_scheduler.tracing import TracingUnavailable
+from msf_server.app import create_app
+from msf_server.middleware.http_protocol import server_config
+from msf_server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from msf_serve.cli.settings import read_settings
+from msf_cli.settings import read_settings
 
 
 @click.command()
@@ -48,14 +48,14 @@ def command(
     """Train a model and put it into the model repository, for `msf serve` to pick up.
 
     It may be stopped at any moment and goes on where it was. With several GPUs:
-    torchrun --nproc-per-node 8 -m msf_serve.cli.main train ...
+    torchrun --nproc-per-node 8 -m msf_cli.main train ...
     """
     import torch
 
-    from msf_serve.engine.errors import EngineError
-    from msf_serve.engine.repository import NAME, read_version
-    from msf_serve.training.recipe import read_recipe
-    from msf_serve.training.train import train
+    from msf_engine.errors import EngineError
+    from msf_engine.repository import NAME, read_version
+    from msf_training.recipe import read_recipe
+    from msf_training.train import train
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if threads is not None:

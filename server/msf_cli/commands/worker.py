@@ -12,9 +12,9 @@ import threading
 import click
 import setproctitle
 
-from msf_serve.cli.logs import configure_logging
-from msf_serve.cli.settings import Settings, read_settings
-from msf_serve.scheduler.errors import QueueUnavailable
+from msf_cli.logs import configure_logging
+from msf_cli.settings import Settings, read_settings
+from msf_scheduler.errors import QueueUnavailable
 
 EXIT_UNAVAILABLE = 1  # starting again may help
 EXIT_MISCONFIGURED = 2  # starting again would not help
@@ -39,10 +39,10 @@ def command(owner_fd: int | None) -> None:
 async def _work(settings: Settings) -> None:
     if settings.redis_url is None:
         raise click.UsageError("MSF_REDIS_URL is not set; a worker needs the Redis that its servers use")
-    from msf_serve.engine.errors import EngineError
-    from msf_serve.worker.errors import StepTimeout, WorkerError
-    from msf_serve.worker.process import run_worker
-    from msf_serve.worker.settings import WorkerSettings
+    from msf_engine.errors import EngineError
+    from msf_worker.errors import StepTimeout, WorkerError
+    from msf_worker.main import run_worker
+    from msf_worker.settings import WorkerSettings
 
     stop = asyncio.Event()
     for order in (signal.SIGTERM, signal.SIGINT):

@@ -10,9 +10,9 @@ from typing import Any, Self
 
 import httpx
 
-from msf_serve.load.connections import Connections
-from msf_serve.load.mix import Kind, PlannedRequest
-from msf_serve.load.results import Outcome, Result, Tally
+from msf_cli.load.connections import Connections
+from msf_cli.load.mix import Kind, PlannedRequest
+from msf_cli.load.results import Outcome, Result, Tally
 
 PATH = "/v1/images/generations"
 CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 10.0, 600.0

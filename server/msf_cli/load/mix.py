@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from msf_serve.load.arrivals import Arrivals, Times
+from msf_cli.load.arrivals import Arrivals, Times
 
 T = TypeVar("T")
 

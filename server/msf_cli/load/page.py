@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from msf_serve.load.chart import Panel, Points, chart
-from msf_serve.load.results import Outcome, Result
-from msf_serve.load.sweep import Sweep
-from msf_serve.load.text import report_text
+from msf_cli.load.chart import Panel, Points, chart
+from msf_cli.load.results import Outcome, Result
+from msf_cli.load.sweep import Sweep
+from msf_cli.load.text import report_text
 
 NUM_POINTS = 60  # of a curve
 _PAGE = """<!doctype html>

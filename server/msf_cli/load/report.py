@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from msf_serve.load.mix import Kind
-from msf_serve.load.results import Outcome, Result
+from msf_cli.load.mix import Kind
+from msf_cli.load.results import Outcome, Result
 
 LATE_S = 0.005
 Standalone = Mapping[Kind, float]  # seconds that a request of each kind takes with nothing beside it

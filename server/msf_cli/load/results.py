@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from msf_serve.load.mix import Kind
+from msf_cli.load.mix import Kind
 
 
 class Outcome(StrEnum):

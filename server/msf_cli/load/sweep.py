@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from msf_serve.load.arrivals import Arrivals
-from msf_serve.load.generator import LoadClient, measure_alone, open_loop
-from msf_serve.load.mix import Kind, Mix, plan_load
-from msf_serve.load.report import Report, standalone_latencies, summarize
-from msf_serve.load.results import Tally
-from msf_serve.load.text import show_progress
+from msf_cli.load.arrivals import Arrivals
+from msf_cli.load.generator import LoadClient, measure_alone, open_loop
+from msf_cli.load.mix import Kind, Mix, plan_load
+from msf_cli.load.report import Report, standalone_latencies, summarize
+from msf_cli.load.results import Tally
+from msf_cli.load.text import show_progress
 
 
 @dataclass

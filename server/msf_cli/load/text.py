@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import TextIO
 
-from msf_serve.load.report import LATE_S, Group, Report, Standalone, percentile
-from msf_serve.load.results import Outcome, Tally
+from msf_cli.load.report import LATE_S, Group, Report, Standalone, percentile
+from msf_cli.load.results import Outcome, Tally
 
 REDRAW_S, LINE_EVERY_S = 0.5, 5.0
 

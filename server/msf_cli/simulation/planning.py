@@ -7,8 +7,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from msf_serve.scheduler.costs import Work
-from msf_serve.simulation.cluster import Cluster, Hardware, Outcome, Request
+from msf_cli.simulation.cluster import Cluster, Hardware, Outcome, Request
+from msf_scheduler.step_costs import Work
 
 MAX_WORKERS = 4096
 NUM_JOBS = 3000  # enough for a p99 that 30 jobs lie above

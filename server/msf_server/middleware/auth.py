@@ -9,11 +9,11 @@ from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from msf_serve.scheduler.jobs import JobRecord
-from msf_serve.server import keys
-from msf_serve.server.errors import ApiError, Forbidden, NotHere, Unauthenticated, respond
-from msf_serve.server.keys import ApiKey, KeyRing
-from msf_serve.server.web import DOCS_ASSETS
+from msf_scheduler.jobs import JobRecord
+from msf_server import api_keys as keys
+from msf_server.api_keys import ApiKey, KeyRing
+from msf_server.errors import ApiError, Forbidden, NotHere, Unauthenticated, respond
+from msf_server.routes.pages import DOCS_ASSETS
 
 _OPEN = frozenset({"/", "/docs", "/openapi.json", "/metrics", "/v1/stats", "/v1/models", "/v2"})
 _OPEN_BELOW = ("/page/", "/v1/files/", f"{DOCS_ASSETS}/", "/v1/models/", "/v2/health/")

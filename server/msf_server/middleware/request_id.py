@@ -12,8 +12,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from msf_serve.server.errors import BodyTooLarge, BodyTooSlow, HeadersTooLarge, respond, translate
-from msf_serve.server.transport import MAX_HEAD_BYTES
+from msf_server.errors import BodyTooLarge, BodyTooSlow, HeadersTooLarge, respond, translate
+from msf_server.middleware.http_protocol import MAX_HEAD_BYTES
 
 logger = logging.getLogger(__name__)
 

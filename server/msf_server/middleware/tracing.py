@@ -6,7 +6,7 @@ from opentelemetry.trace import SpanKind
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from msf_serve.tracing import Tracing
+from msf_scheduler.tracing import Tracing
 
 TRACED = "/v1/"
 

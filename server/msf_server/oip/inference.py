@@ -9,15 +9,15 @@ from typing import Any
 
 from fastapi import Request
 
-from msf_serve.scheduler.jobs import MAX_SEED, ModelInfo, Priority
-from msf_serve.scheduler.queue import Idempotency
-from msf_serve.server.admission import Order, read_order
-from msf_serve.server.context import ServerContext
-from msf_serve.server.errors import InvalidRequest, shown
-from msf_serve.server.oip_schemas import InferRequest, Parameters
-from msf_serve.server.oip_tensors import BYTES, FLOATS, INTEGERS
-from msf_serve.server.resolve import label_of
-from msf_serve.server.schemas import ImageRequest
+from msf_scheduler.jobs import MAX_SEED, ModelInfo, Priority
+from msf_scheduler.queue import Idempotency
+from msf_server.dependencies import ServerContext
+from msf_server.errors import InvalidRequest, shown
+from msf_server.oip.schemas import InferRequest, Parameters
+from msf_server.oip.tensors import BYTES, FLOATS, INTEGERS
+from msf_server.orders import Order, read_order
+from msf_server.resolve import label_of
+from msf_server.schemas import ImageRequest
 
 LABEL = "label"
 _INTEGER = tuple(INTEGERS)

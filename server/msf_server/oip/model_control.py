@@ -12,11 +12,11 @@ from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 
-from msf_serve.scheduler.desired import VersionReport, VersionState, WorkerReport
-from msf_serve.server.context import Context, ServerContext
-from msf_serve.server.errors import InvalidRequest, ModelNotFound, Overruled, TimedOut, Unavailable, shown
-from msf_serve.server.gate import documented
-from msf_serve.server.oip_schemas import (
+from msf_scheduler.model_control import VersionReport, VersionState, WorkerReport
+from msf_server.dependencies import Context, ServerContext
+from msf_server.errors import InvalidRequest, ModelNotFound, Overruled, TimedOut, Unavailable, shown
+from msf_server.middleware.auth import documented
+from msf_server.oip.schemas import (
     OIP_ERRORS,
     IndexEntry,
     IndexRequest,
@@ -27,7 +27,7 @@ from msf_serve.server.oip_schemas import (
     VersionPolicy,
     body_of,
 )
-from msf_serve.server.schemas import RequestBody
+from msf_server.schemas import RequestBody
 
 POLL_S = 0.1
 REPORTS_WITHIN_S = 10.0  # a worker tells of its repository every second, unless it is very busy

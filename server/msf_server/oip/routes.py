@@ -10,15 +10,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 
-from msf_serve.scheduler.jobs import ModelInfo
-from msf_serve.server.admission import Order
-from msf_serve.server.completion import Completed, complete
-from msf_serve.server.context import Context, ServerContext
-from msf_serve.server.errors import InvalidRequest, Unavailable, shown
-from msf_serve.server.gate import documented
-from msf_serve.server.metrics import MeasuredRoute
-from msf_serve.server.oip_rows import INPUTS, LABEL, OUTPUT, read_orders, wants_binary
-from msf_serve.server.oip_schemas import (
+from msf_scheduler.jobs import ModelInfo
+from msf_server.dependencies import Context, ServerContext
+from msf_server.errors import InvalidRequest, Unavailable, shown
+from msf_server.metrics import MeasuredRoute
+from msf_server.middleware.auth import documented
+from msf_server.oip.inference import INPUTS, LABEL, OUTPUT, read_orders, wants_binary
+from msf_server.oip.schemas import (
     OIP_ERRORS,
     ConfigTensor,
     Duration,
@@ -36,7 +34,9 @@ from msf_serve.server.oip_schemas import (
     TensorMetadata,
     body_of,
 )
-from msf_serve.server.oip_tensors import BYTES, read_request, write_response
+from msf_server.oip.tensors import BYTES, read_request, write_response
+from msf_server.orders import Order
+from msf_server.submission import Completed, complete
 
 PLATFORM = "msf_serve"
 EXTENSIONS = [

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from msf_serve.scheduler.desired import VersionState
-from msf_serve.server.schemas import RequestBody
+from msf_scheduler.model_control import VersionState
+from msf_server.schemas import RequestBody
 
 Parameters = dict[str, str | bool | int | float]
 

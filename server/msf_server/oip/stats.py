@@ -7,8 +7,8 @@ import asyncio
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from msf_serve.server.context import Context
-from msf_serve.server.schemas import REFUSALS
+from msf_server.dependencies import Context
+from msf_server.schemas import REFUSALS
 
 router = APIRouter(tags=["health"])
 

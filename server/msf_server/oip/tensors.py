@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image
 from starlette.datastructures import Headers
 
-from msf_serve.server.errors import BodyTooLarge, InvalidRequest, shown
-from msf_serve.server.oip_schemas import InferRequest, InferResponse, InputTensor, OutputTensor
+from msf_server.errors import BodyTooLarge, InvalidRequest, shown
+from msf_server.oip.schemas import InferRequest, InferResponse, InputTensor, OutputTensor
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 INTEGERS = {

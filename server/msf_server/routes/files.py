@@ -7,9 +7,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from msf_serve.scheduler.jobs import JobRecord
-from msf_serve.server.context import Context, ServerContext
-from msf_serve.server.errors import ErrorResponse, Forbidden, JobNotFound
+from msf_scheduler.jobs import JobRecord
+from msf_server.dependencies import Context, ServerContext
+from msf_server.errors import ErrorResponse, Forbidden, JobNotFound
 
 router = APIRouter(prefix="/v1/files", tags=["images"])
 

@@ -9,10 +9,10 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from msf_serve.scheduler.errors import SchedulerError
-from msf_serve.scheduler.storage import read_storage
-from msf_serve.server.context import Context, ServerContext
-from msf_serve.server.metrics import Shared
+from msf_scheduler.errors import SchedulerError
+from msf_scheduler.redis_info import read_storage
+from msf_server.dependencies import Context, ServerContext
+from msf_server.metrics import Shared
 
 router = APIRouter(tags=["health"])
 

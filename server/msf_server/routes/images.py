@@ -9,18 +9,18 @@ from http import HTTPStatus
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from msf_serve.scheduler.jobs import JobRecord, Timings
-from msf_serve.server.admission import read_order
-from msf_serve.server.answers import encoded, without_images
-from msf_serve.server.completion import Completed, begin, complete_within
-from msf_serve.server.context import Context, ServerContext
-from msf_serve.server.errors import InvalidRequest
-from msf_serve.server.events import EventStream
-from msf_serve.server.files import base_url, urls
-from msf_serve.server.gate import documented
-from msf_serve.server.metrics import MeasuredRoute
-from msf_serve.server.schemas import REFUSALS, Image, ImageRequest, ImagesResponse, JobObject
-from msf_serve.server.streaming import image_events
+from msf_scheduler.jobs import JobRecord, Timings
+from msf_server.dependencies import Context, ServerContext
+from msf_server.errors import InvalidRequest
+from msf_server.image_stream import image_events
+from msf_server.job_view import encoded, without_images
+from msf_server.metrics import MeasuredRoute
+from msf_server.middleware.auth import documented
+from msf_server.orders import read_order
+from msf_server.routes.files import base_url, urls
+from msf_server.schemas import REFUSALS, Image, ImageRequest, ImagesResponse, JobObject
+from msf_server.sse import EventStream
+from msf_server.submission import Completed, begin, complete_within
 
 router = APIRouter(route_class=MeasuredRoute, tags=["images"], dependencies=[documented])
 

@@ -11,20 +11,19 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
-from msf_serve.scheduler.errors import SchedulerError
-from msf_serve.scheduler.jobs import JobRecord, Progress
-from msf_serve.scheduler.queue import new_job_id
-from msf_serve.scheduler.watching import EventId, StoredPreview
-from msf_serve.server.admission import admit, read_order, tenant_of
-from msf_serve.server.answers import job_object, without_images
-from msf_serve.server.context import Context, ServerContext
-from msf_serve.server.errors import InvalidRequest, JobNotFound, shown
-from msf_serve.server.events import EventStream, Pulse, error_frame, frame
-from msf_serve.server.files import base_url
-from msf_serve.server.gate import Caller, documented, may_see
-from msf_serve.server.keys import ApiKey
-from msf_serve.server.metrics import MeasuredRoute
-from msf_serve.server.schemas import (
+from msf_scheduler.errors import SchedulerError
+from msf_scheduler.job_events import EventId, StoredPreview
+from msf_scheduler.jobs import JobRecord, Progress
+from msf_scheduler.queue import new_job_id
+from msf_server.api_keys import ApiKey
+from msf_server.dependencies import Context, ServerContext
+from msf_server.errors import InvalidRequest, JobNotFound, shown
+from msf_server.job_view import job_object, without_images
+from msf_server.metrics import MeasuredRoute
+from msf_server.middleware.auth import Caller, documented, may_see
+from msf_server.orders import admit, read_order, tenant_of
+from msf_server.routes.files import base_url
+from msf_server.schemas import (
     REFUSALS,
     ImageRequest,
     JobList,
@@ -33,6 +32,7 @@ from msf_serve.server.schemas import (
     ProgressEvent,
     QueuedEvent,
 )
+from msf_server.sse import EventStream, Pulse, error_frame, frame
 
 router = APIRouter(
     prefix="/v1/jobs", route_class=MeasuredRoute, tags=["jobs"], responses=REFUSALS, dependencies=[documented]

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
-from msf_serve.scheduler.jobs import ModelInfo
-from msf_serve.server.context import Context, ServerContext
-from msf_serve.server.errors import ErrorResponse
-from msf_serve.server.schemas import ModelList, ModelObject
+from msf_scheduler.jobs import ModelInfo
+from msf_server.dependencies import Context, ServerContext
+from msf_server.errors import ErrorResponse
+from msf_server.schemas import ModelList, ModelObject
 
 router = APIRouter(tags=["models"])
 

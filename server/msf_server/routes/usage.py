@@ -6,10 +6,10 @@ from dataclasses import asdict
 
 from fastapi import APIRouter
 
-from msf_serve.server.context import Context
-from msf_serve.server.gate import Caller, documented
-from msf_serve.server.keys import Scope
-from msf_serve.server.schemas import REFUSALS, KeyUsage, UsageList
+from msf_server.api_keys import Scope
+from msf_server.dependencies import Context
+from msf_server.middleware.auth import Caller, documented
+from msf_server.schemas import REFUSALS, KeyUsage, UsageList
 
 router = APIRouter(tags=["usage"], dependencies=[documented], responses={"default": REFUSALS["default"]})
 

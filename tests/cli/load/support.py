@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from msf_serve.load.mix import Kind, PlannedRequest
+from msf_cli.load.mix import Kind, PlannedRequest
 
 MODELS = {"data": [{"id": "tiny:1", "name": "tiny", "labels": ["circle", "square", "star"]}]}
 Answer = tuple[int, dict[str, Any]]

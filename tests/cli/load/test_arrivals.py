@@ -8,7 +8,7 @@ from math import exp
 import numpy as np
 import pytest
 
-from msf_serve.load.arrivals import Arrivals, bursty, poisson
+from msf_cli.load.arrivals import Arrivals, bursty, poisson
 
 RATE_PER_S, WINDOW_S, NUM_WINDOWS = 20.0, 5.0, 4000
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from msf_serve.load.generator import LoadClient, LoadError, closed_loop, measure_alone, open_loop
-from msf_serve.load.mix import Kind, PlannedRequest
-from msf_serve.load.results import Outcome, Tally
-from tests.load.support import Answer, Fake, planned, refusal, serving, succeed
+from msf_cli.load.generator import LoadClient, LoadError, closed_loop, measure_alone, open_loop
+from msf_cli.load.mix import Kind, PlannedRequest
+from msf_cli.load.results import Outcome, Tally
+from tests.cli.load.support import Answer, Fake, planned, refusal, serving, succeed
 
 PATIENCE_S = 60.0
 

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from msf_serve.load.arrivals import poisson
-from msf_serve.load.mix import Kind, Mix, parse_weighted, plan_load
+from msf_cli.load.arrivals import poisson
+from msf_cli.load.mix import Kind, Mix, parse_weighted, plan_load
 
 MIX = Mix(num_steps=parse_weighted("4:4,20:4,100:1", int), num_samples=parse_weighted("1:9,4:1", int))
 

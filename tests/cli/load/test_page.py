@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from msf_serve.load.arrivals import poisson
-from msf_serve.load.mix import Kind, Mix
-from msf_serve.load.page import NUM_POINTS, cumulative, page
-from msf_serve.load.results import Outcome, Result, Tally
-from msf_serve.load.sweep import Sweep
+from msf_cli.load.arrivals import poisson
+from msf_cli.load.mix import Kind, Mix
+from msf_cli.load.page import NUM_POINTS, cumulative, page
+from msf_cli.load.results import Outcome, Result, Tally
+from msf_cli.load.sweep import Sweep
 
 KIND = next(iter(Mix().kinds))
 

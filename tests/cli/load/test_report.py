@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from msf_serve.load.mix import Kind
-from msf_serve.load.report import percentile, standalone_latencies, summarize
-from msf_serve.load.results import Outcome, Result
-from msf_serve.load.text import report_text, sweep_text
+from msf_cli.load.mix import Kind
+from msf_cli.load.report import percentile, standalone_latencies, summarize
+from msf_cli.load.results import Outcome, Result
+from msf_cli.load.text import report_text, sweep_text
 
 SHORT, LONG = Kind(4, 1), Kind(100, 4)
 

@@ -9,10 +9,10 @@ from statistics import mean
 
 import pytest
 
-from msf_serve.scheduler.costs import Stage, StepCosts, Work
-from msf_serve.scheduler.request_level import RequestLevel
-from msf_serve.simulation.cluster import Cluster, Hardware, Outcome, Request
-from msf_serve.simulation.planning import Load, attempt, plan
+from msf_cli.simulation.cluster import Cluster, Hardware, Outcome, Request
+from msf_cli.simulation.planning import Load, attempt, plan
+from msf_scheduler.dynamic_batching import RequestLevel
+from msf_scheduler.step_costs import Stage, StepCosts, Work
 
 STEP_S = 0.01
 WORK = Work(8, 1, True, True)
