@@ -10,10 +10,12 @@ SEEDS ?= 1
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# One process per core, and one thread per process: more threads would only wait for each other.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 # Ends the service when make is killed.
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
-.PHONY: help serve check lint types contracts test data train-fashion data-emoji train-emoji evaluate evaluate-emoji reproduce ablate bench-serve \
+.PHONY: help serve check check-all lint types contracts test test-slow data train-fashion data-emoji train-emoji evaluate evaluate-emoji reproduce ablate bench-serve \
   bench-engine bench-stack bench-batching bench-simulation bench-gpu dashboard-test chaos soak compose-test sweep audit licences tensorrt-build clean
 
 help: ## this list
@@ -22,7 +24,9 @@ help: ## this list
 serve: $(VENV)/.worker ## images at http://127.0.0.1:8000 from a fresh machine
 	@exec $(TIED) $(BIN)/msf serve
 
-check: lint types contracts test ## everything that must hold
+check: lint types contracts test ## lint, types, import contracts and tests: what every change must pass
+
+check-all: check test-slow ## also the tests that start whole services, train models or build TensorRT plans
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
@@ -35,7 +39,10 @@ contracts: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 test: $(VENV)/.dev
-	$(BIN)/pytest
+	$(PYTEST) -m 'not slow'
+
+test-slow: $(VENV)/.dev
+	$(PYTEST) -m slow
 
 data: $(DATA)/.fashion-mnist ## fetch Fashion-MNIST from Debian's archive
 
