@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import JobError
 from msf_scheduler.leases import Leases
@@ -84,7 +85,7 @@ class Finisher:
                 self._metrics.record_timings((spec.model, spec.version), job.timings(encode_s), len(images))
         except Exception:
             logger.exception("the images of job %s cannot be encoded or stored", job.id)
-            error = JobError(code="engine_error", message="the images could not be encoded or stored")
+            error = JobError(code=ErrorCode.ENGINE_ERROR, message="the images could not be encoded or stored")
             await self._fail(job, error)
 
     async def _fail(self, job: ActiveJob, error: JobError) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from redis.asyncio import Redis
 
+from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import ModelInfo, WorkerInfo, WorkerLoad
 from msf_scheduler.leases import Claim, Leases
@@ -255,7 +256,7 @@ class Worker:
             logger.exception("a step batch of %s %s failed", *runner.key)
             for job in runner.jobs_in(batch):
                 self._drop(runner, job.id)
-                self._finisher.fail(job, "engine_error", "the engine failed")
+                self._finisher.fail(job, ErrorCode.ENGINE_ERROR, "the engine failed")
             return
         finally:
             self._step_began_at = None
@@ -271,7 +272,7 @@ class Worker:
         for job in completed:
             self._finisher.succeed(job)
         for job in failed:
-            self._finisher.fail(job, "non_finite", "the model made a number that is not finite")
+            self._finisher.fail(job, ErrorCode.NON_FINITE, "the model made a number that is not finite")
 
     def _tell(self, runner: ModelRunner, riding: Sequence[ActiveJob], executed: Executed) -> None:
         for job, preview, pixels in executed.previews:

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from msf_scheduler import keys
 from msf_scheduler.connection import MAX_BLOCK_S, call
+from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.job_codec import decode_job
 from msf_scheduler.jobs import JobError, JobRecord, JobState, Preview, Progress, Provenance, Timings
 from msf_scheduler.keys import QueueKeys
@@ -21,10 +22,10 @@ from msf_scheduler.scripts import Script
 
 DEAD_TTL_S = 7 * 86400.0
 GONE = JobError(
-    code="fingerprint_gone",
+    code=ErrorCode.FINGERPRINT_GONE,
     message="no worker can make the bytes that were promised any more; ask again, for another fingerprint",
 )
-POISONED = JobError(code="poisoned", message="every worker that ran this job stopped; it is not tried again")
+POISONED = JobError(code=ErrorCode.POISONED, message="every worker that ran this job stopped; it is not tried again")
 
 
 @dataclass(frozen=True)

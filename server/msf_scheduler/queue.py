@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 
 from msf_scheduler import keys
 from msf_scheduler.connection import call, guarded
+from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import DeadlineTooShort, IdempotencyConflict, MemoryFull, QueueFull
 from msf_scheduler.job_codec import SCHEMA_VERSION, decode_job
 from msf_scheduler.jobs import JobError, JobRecord, JobSpec, JobState, Priority, Terms
@@ -27,7 +28,7 @@ MIN_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 60.0
 RESULT_TTL_S = 600.0
 BANDS = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
-EXPIRED = JobError(code="deadline", message="the job could not end within its timeout_s")
+EXPIRED = JobError(code=ErrorCode.DEADLINE, message="the job could not end within its timeout_s")
 
 
 @dataclass(frozen=True)

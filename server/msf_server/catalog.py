@@ -8,6 +8,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 
+from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import ModelInfo
 from msf_scheduler.model_control import Desired, DesiredModels
@@ -61,7 +62,7 @@ class Catalog:
         """
         models = await self.models()
         if not models:
-            raise Unavailable("No model is known yet: no worker has registered.", code="no_worker")
+            raise Unavailable("No model is known yet: no worker has registered.", code=ErrorCode.NO_WORKER)
         served = [model for model in models if self.is_served(model)]
         if wanted is None:
             wanted = (served or models)[0].name
@@ -73,7 +74,7 @@ class Catalog:
         if not loaded:
             allowed = ", ".join(":".join(_key(model)) for model in served) or "none, as nothing is loaded"
             raise ModelNotFound(
-                f"{shown(wanted)} is not loaded. Allowed: {allowed}.", param="model", code="model_not_loaded"
+                f"{shown(wanted)} is not loaded. Allowed: {allowed}.", param="model", code=ErrorCode.MODEL_NOT_LOADED
             )
         return max(loaded, key=lambda model: (model in served, *_version_order(model)))
 

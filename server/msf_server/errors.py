@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import (
     DeadlineTooShort,
     IdempotencyConflict,
@@ -46,7 +47,7 @@ class ApiError(HTTPException):
 
     status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
     type: str = "server_error"
-    code: str = "internal_error"  # stable, for programs
+    code: str = ErrorCode.INTERNAL_ERROR  # stable, for programs
     outcome: str = "error"  # the metrics' label
 
     def __init__(
@@ -65,13 +66,13 @@ class ApiError(HTTPException):
 class InvalidRequest(ApiError):
     status = HTTPStatus.BAD_REQUEST
     type = "invalid_request_error"
-    code = "invalid_value"
+    code = ErrorCode.INVALID_VALUE
     outcome = "invalid"
 
 
 class Unauthenticated(InvalidRequest):
     status = HTTPStatus.UNAUTHORIZED
-    code = "invalid_api_key"
+    code = ErrorCode.INVALID_API_KEY
 
     def __init__(self, message: str) -> None:
         super().__init__(message, headers={"WWW-Authenticate": "Bearer"})
@@ -79,22 +80,22 @@ class Unauthenticated(InvalidRequest):
 
 class Forbidden(InvalidRequest):
     status = HTTPStatus.FORBIDDEN
-    code = "missing_scope"
+    code = ErrorCode.MISSING_SCOPE
 
 
 class NotHere(InvalidRequest):
     status = HTTPStatus.NOT_FOUND
-    code = "not_found"
+    code = ErrorCode.NOT_FOUND
 
 
 class ModelNotFound(InvalidRequest):
     status = HTTPStatus.NOT_FOUND
-    code = "model_not_found"
+    code = ErrorCode.MODEL_NOT_FOUND
 
 
 class JobNotFound(InvalidRequest):
     status = HTTPStatus.NOT_FOUND
-    code = "job_not_found"
+    code = ErrorCode.JOB_NOT_FOUND
 
 
 class Conflict(ApiError):
@@ -102,33 +103,33 @@ class Conflict(ApiError):
 
     status = HTTPStatus.CONFLICT
     type = "invalid_request_error"
-    code = "idempotency_conflict"
+    code = ErrorCode.IDEMPOTENCY_CONFLICT
     outcome = "invalid"
 
     def __init__(self, message: str) -> None:
         super().__init__(message, param="Idempotency-Key", headers={"x-should-retry": "false"})
 
 
-class Overruled(InvalidRequest):
+class Superseded(InvalidRequest):
     """Someone else said otherwise meanwhile."""
 
     status = HTTPStatus.CONFLICT
-    code = "overruled"
+    code = ErrorCode.SUPERSEDED
 
 
 class BodyTooLarge(InvalidRequest):
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-    code = "body_too_large"
+    code = ErrorCode.BODY_TOO_LARGE
 
 
 class HeadersTooLarge(InvalidRequest):
     status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-    code = "headers_too_large"
+    code = ErrorCode.HEADERS_TOO_LARGE
 
 
 class BodyTooSlow(InvalidRequest):
     status = HTTPStatus.REQUEST_TIMEOUT
-    code = "body_too_slow"
+    code = ErrorCode.BODY_TOO_SLOW
 
     def __init__(self, message: str) -> None:
         super().__init__(message, headers={"Connection": "close"})
@@ -139,7 +140,7 @@ class Refused(ApiError):
 
     status = HTTPStatus.TOO_MANY_REQUESTS
     type = "rate_limit_error"
-    code = "queue_full"
+    code = ErrorCode.QUEUE_FULL
     outcome = "refused"
 
 
@@ -163,7 +164,7 @@ class TimedOut(ApiError):
     """The job did not end in time and was cancelled; asking again would queue the same work once more."""
 
     status = HTTPStatus.GATEWAY_TIMEOUT
-    code = "timeout"
+    code = ErrorCode.TIMEOUT
     outcome = "timeout"
 
     def __init__(self, message: str) -> None:
@@ -181,7 +182,7 @@ class Cancelled(ApiError):
     """Someone cancelled the job. 499 is in no registry, but proxies know it and no client retries it."""
 
     type = "cancelled"
-    code = "cancelled"
+    code = ErrorCode.CANCELLED
     outcome = "cancelled"
 
     def __init__(self, message: str) -> None:
@@ -192,7 +193,7 @@ class Cancelled(ApiError):
 class ClientGone(Cancelled):
     """Nobody reads this answer; it exists for the metrics."""
 
-    code = "client_gone"
+    code = ErrorCode.CLIENT_GONE
     outcome = "client_gone"
 
 
@@ -214,13 +215,13 @@ def translate(error: Exception) -> ApiError:
         case LimitExceeded():
             return _over_limit(error)
         case MemoryFull():
-            return Refused(str(error), code="storage_full", headers={"Retry-After": str(MEMORY_RETRY_AFTER_S)})
+            return Refused(str(error), code=ErrorCode.STORAGE_FULL, headers={"Retry-After": str(MEMORY_RETRY_AFTER_S)})
         case DeadlineTooShort():
             return TimedOut(f"Refused: {error}.")
         case IdempotencyConflict():
             return Conflict(f"Refused: {error}.")
         case SchedulerError():
-            return Unavailable(str(error), code="queue_unavailable")
+            return Unavailable(str(error), code=ErrorCode.QUEUE_UNAVAILABLE)
         case RequestValidationError():
             return _unreadable_body(error)
         case HTTPException():
@@ -245,8 +246,8 @@ def _over_limit(error: LimitExceeded) -> OverLimit:
     headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     if error.name == "samples_per_day":
         headers["x-should-retry"] = "false"  # clients would ask again within seconds, for hours
-        return OverLimit(f"Refused: {error}.", code="quota_exceeded", headers=headers)
-    return OverLimit(f"Refused: {error}.", code="rate_limit_exceeded", headers=headers)
+        return OverLimit(f"Refused: {error}.", code=ErrorCode.QUOTA_EXCEEDED, headers=headers)
+    return OverLimit(f"Refused: {error}.", code=ErrorCode.RATE_LIMIT_EXCEEDED, headers=headers)
 
 
 def _unreadable_body(error: RequestValidationError) -> InvalidRequest:
@@ -258,21 +259,22 @@ def _unreadable_body(error: RequestValidationError) -> InvalidRequest:
         return InvalidRequest(f"{problem} Allowed: {first['msg']}.", param=name)
     if first["type"] == "json_invalid":
         reason = f"{first['ctx']['error']} at character {first['loc'][-1]}"
-        return InvalidRequest(f"The body is not valid JSON: {reason}.", code="invalid_json")
-    return InvalidRequest("The body is missing. Allowed: a JSON object.", code="invalid_json")
+        return InvalidRequest(f"The body is not valid JSON: {reason}.", code=ErrorCode.INVALID_JSON)
+    return InvalidRequest("The body is missing. Allowed: a JSON object.", code=ErrorCode.INVALID_JSON)
 
 
 def _routing_error(error: HTTPException) -> ApiError:
     if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI could not read the body, and has hidden why
         reason = str(error.__cause__ or error.detail).split(";")[0]  # after it, Python tells how to reconfigure it
-        return InvalidRequest(f"The body is not valid JSON: {reason}.", code="invalid_json")
+        return InvalidRequest(f"The body is not valid JSON: {reason}.", code=ErrorCode.INVALID_JSON)
     phrase = HTTPStatus(error.status_code).phrase
+    message, code = {
+        404: ("No resource at this path.", ErrorCode.NOT_FOUND),
+        405: ("Method not allowed at this path; see Allow.", ErrorCode.METHOD_NOT_ALLOWED),
+    }.get(error.status_code, (f"{phrase}.", ErrorCode.INVALID_VALUE))
     translated = InvalidRequest(
-        {
-            404: "There is nothing at this path.",
-            405: "This path does not answer to this method; see Allow.",
-        }.get(error.status_code, f"{phrase}."),
-        code=phrase.lower().replace(" ", "_"),
+        message,
+        code=code,
         headers=dict(error.headers) if error.headers else None,
     )
     translated.status_code = error.status_code

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import MAX_INDEX, JobRecord, JobSpec, ModelInfo, Terms
 from msf_scheduler.queue import Idempotency
@@ -56,9 +57,9 @@ async def read_order(
     quota = caller.samples_per_day if caller else None  # more than this could never be admitted
     spec = resolve(body, model, min(context.settings.max_images_per_request, quota or MAX_INDEX))
     if context.draining:
-        raise Unavailable("This server is shutting down.", code="draining")
+        raise Unavailable("This server is shutting down.", code=ErrorCode.DRAINING)
     if not context.catalog.is_served(model):
-        raise Unavailable(f"No worker serves {model.name}:{model.version} now.", code="no_worker")
+        raise Unavailable(f"No worker serves {model.name}:{model.version} now.", code=ErrorCode.NO_WORKER)
     idempotency = _idempotency(body, request)
     return Order(
         model=model,
@@ -146,7 +147,7 @@ def _webhook_url(body: ImageRequest, context: ServerContext) -> str | None:
         return None
     if context.settings.webhook_secret is None:
         message = "Invalid webhook_url. Allowed: none, as the operator has not set MSF_WEBHOOK_SECRET."
-        raise InvalidRequest(message, param="webhook_url", code="webhooks_off")
+        raise InvalidRequest(message, param="webhook_url", code=ErrorCode.WEBHOOKS_OFF)
     try:
         check_url(body.webhook_url, context.settings.webhook_networks)
     except AddressRefused as error:
@@ -164,10 +165,10 @@ def _bound_to(spec: JobSpec, model: ModelInfo, context: ServerContext) -> str | 
             f'Invalid reproducibility: "strict". Allowed: "fast", as {model.name}:{model.version} is served with no '
             "batch size in which an image does not depend on its neighbours.",
             param="reproducibility",
-            code="strict_unavailable",
+            code=ErrorCode.STRICT_UNAVAILABLE,
         )
     if fingerprint is None:
-        raise Unavailable(f"No worker serves {model.name}:{model.version} strictly now.", code="no_worker")
+        raise Unavailable(f"No worker serves {model.name}:{model.version} strictly now.", code=ErrorCode.NO_WORKER)
     return fingerprint
 
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import TypeVar
 
+from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.jobs import MAX_INDEX, MAX_SEED, JobSpec, ModelInfo
 from msf_server.errors import InvalidRequest, shown
 from msf_server.schemas import ImageRequest
@@ -74,7 +75,7 @@ def label_of(name: str, model: ModelInfo, param: str = "prompt") -> int:
         f"Invalid {param}: {shown(name)} is no class of {model.name}. Allowed: one of its {num_labels} "
         f"class names, or an id from 0 to {num_labels - 1}. {hint}",
         param=param,
-        code="unknown_class",
+        code=ErrorCode.UNKNOWN_CLASS,
     )
 
 

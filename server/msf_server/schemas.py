@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.jobs import (
     MAX_INDEX,
     MAX_SEED,
@@ -52,9 +53,11 @@ class RequestBody(BaseModel):
         path = problems[0]["loc"]
         if not path:
             hint = " sent as Content-Type: application/json" if isinstance(problems[0]["input"], bytes) else ""
-            return InvalidRequest(f"The body is not a JSON object. Allowed: a JSON object{hint}.", code="invalid_json")
+            return InvalidRequest(
+                f"The body is not a JSON object. Allowed: a JSON object{hint}.", code=ErrorCode.INVALID_JSON
+            )
         sentences = (cls._sentence(str(p["loc"][0]), p["type"], p["input"]) for p in problems)
-        code = {"missing": "missing_field", "extra_forbidden": "unknown_field"}.get(problems[0]["type"])
+        code = {"missing": ErrorCode.MISSING_FIELD, "extra_forbidden": ErrorCode.UNKNOWN_FIELD}.get(problems[0]["type"])
         return InvalidRequest(" ".join(sentences), param=str(path[0]), code=code)
 
     @classmethod

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import Request
 
+from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import QueueUnavailable, SchedulerError
 from msf_scheduler.jobs import JobRecord, JobState, Timings
 from msf_scheduler.queue import new_job_id
@@ -140,5 +141,5 @@ async def completed(job_id: str, state: JobState, context: ServerContext) -> Com
         raise JobFailed(job_id, job.error)
     images = await context.queue.images(job) if job else []
     if job is None or job.timings is None or job.finished_at is None or not images:
-        raise ApiError(f"Job {job_id} ended as {state}, but its result is gone.", code="result_gone")
+        raise ApiError(f"Job {job_id} ended as {state}, but its result is gone.", code=ErrorCode.RESULT_GONE)
     return Completed(job, images, job.timings, job.finished_at)

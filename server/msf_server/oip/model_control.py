@@ -12,9 +12,10 @@ from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 
+from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.model_control import VersionReport, VersionState, WorkerReport
 from msf_server.dependencies import Context, ServerContext
-from msf_server.errors import InvalidRequest, ModelNotFound, Overruled, TimedOut, Unavailable, shown
+from msf_server.errors import InvalidRequest, ModelNotFound, Superseded, TimedOut, Unavailable, shown
 from msf_server.middleware.auth import documented
 from msf_server.oip.schemas import (
     OIP_ERRORS,
@@ -110,7 +111,7 @@ async def load(name: ModelName, raw: Raw, context: Context) -> Response:
     _check(done, name)
     context.catalog.forget()
     if problems:
-        raise InvalidRequest(f"Failed to load {name}: {'; '.join(problems)}.", code="load_failed")
+        raise InvalidRequest(f"Failed to load {name}: {'; '.join(problems)}.", code=ErrorCode.LOAD_FAILED)
     return Response()
 
 
@@ -136,7 +137,7 @@ def _parsed(model: type[Body], raw: bytes) -> Body:
     try:
         return model.model_validate(json.loads(raw or b"{}"))
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from error
+        raise InvalidRequest(f"The body is not valid JSON: {error}.", code=ErrorCode.INVALID_JSON) from error
 
 
 def _chosen(policy: VersionPolicy, present: Sequence[str], name: str) -> list[str]:
@@ -177,7 +178,7 @@ async def _answers(revision: int, context: ServerContext) -> list[WorkerReport]:
         if answers and (is_late or len(answers) == len(reports)):
             return answers
         if is_late:
-            raise Unavailable("No worker tells what is in its model repository.", code="no_worker")
+            raise Unavailable("No worker tells what is in its model repository.", code=ErrorCode.NO_WORKER)
         await asyncio.sleep(POLL_S)
 
 
@@ -207,4 +208,4 @@ def _ordered(versions: Collection[str]) -> list[str]:
 
 def _check(revision: int | None, name: str) -> None:
     if revision is None:
-        raise Overruled(f"Someone else loads or unloads {name} at the same time, and that stands.")
+        raise Superseded(f"Someone else loads or unloads {name} at the same time, and that stands.")

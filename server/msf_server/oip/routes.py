@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 
+from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.jobs import ModelInfo
 from msf_server.dependencies import Context, ServerContext
 from msf_server.errors import InvalidRequest, Unavailable, shown
@@ -132,9 +133,9 @@ def _routes_of(find: Any, path: str) -> APIRouter:
     @routes.get("/ready", summary="Can a model be asked for images now")
     async def ready(context: Context, model: ModelInfo = Depends(find)) -> ModelReady:  # noqa: B008
         if context.draining:
-            raise Unavailable("This server is shutting down.", code="draining")
+            raise Unavailable("This server is shutting down.", code=ErrorCode.DRAINING)
         if not context.catalog.is_served(model):
-            raise Unavailable(f"No worker serves {model.name}:{model.version} now.", code="no_worker")
+            raise Unavailable(f"No worker serves {model.name}:{model.version} now.", code=ErrorCode.NO_WORKER)
         return ModelReady(name=model.name, ready=True)
 
     measured = APIRouter(prefix=path, route_class=MeasuredRoute)

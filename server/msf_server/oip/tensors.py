@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 from starlette.datastructures import Headers
 
+from msf_scheduler.error_codes import ErrorCode
 from msf_server.errors import BodyTooLarge, InvalidRequest, shown
 from msf_server.oip.schemas import InferRequest, InferResponse, InputTensor, OutputTensor
 
@@ -32,7 +33,7 @@ def read_request(body: bytes, headers: Headers, max_bytes: int) -> tuple[InferRe
     try:
         request = InferRequest.model_validate(json.loads(header))
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from error
+        raise InvalidRequest(f"The body is not valid JSON: {error}.", code=ErrorCode.INVALID_JSON) from error
     inputs: dict[str, list[Any]] = {}
     for tensor in request.inputs:
         if tensor.name in inputs:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
+from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.jobs import JobRecord
 from msf_server.dependencies import Context, ServerContext
 from msf_server.errors import ErrorResponse, Forbidden, JobNotFound
@@ -51,9 +52,9 @@ async def read(
     """What `response_format: url` points to; whoever has the address may read the image."""
     if not await context.url_signer.is_signed(request.url.path, expires, signature):
         message = "Nobody here signed this address. Allowed: one from an answer, as it is."
-        raise Forbidden(message, code="invalid_signature")
+        raise Forbidden(message, code=ErrorCode.INVALID_SIGNATURE)
     if time.time() > expires:
-        raise Forbidden("This address has expired. Allowed: asking for the image again.", code="url_expired")
+        raise Forbidden("This address has expired. Allowed: asking for the image again.", code=ErrorCode.URL_EXPIRED)
     job = await context.queue.get(job_id)
     images = await context.queue.images(job) if job else []
     if job is None or not images:
