@@ -40,8 +40,9 @@ from bench.local_stack import Service, running_service, until_idle
 from msf_cli.load.arrivals import Arrivals, bursty, poisson
 from msf_cli.load.generator import LoadClient, closed_loop, measure_alone, open_loop
 from msf_cli.load.mix import Mix, parse_weighted, plan_load, plan_typical
-from msf_cli.load.report import percentile, standalone_latencies, summarize
-from msf_cli.load.results import Result, Tally
+from msf_cli.load.report import standalone_latencies, summarize
+from msf_cli.load.results import LoadTally, RequestResult
+from msf_cli.percentiles import percentile
 
 MIX = Mix(num_steps=parse_weighted("4:4,20:4,100:1", int), num_samples=parse_weighted("1:9,4:1", int))
 NUM_IN_FLIGHT = 32  # at saturation: some 40 samples, more than the worker has slots
@@ -106,9 +107,11 @@ class Bench:
         results = await self._saturate(service, NUM_IN_FLIGHT, self.budget.num_saturating, CAPACITY_SEED)
         return summarize(results, {}, ()).requests_per_s
 
-    async def _saturate(self, service: Service, num_in_flight: int, num_requests: int, seed: int) -> list[Result]:
+    async def _saturate(
+        self, service: Service, num_in_flight: int, num_requests: int, seed: int
+    ) -> list[RequestResult]:
         await until_idle(service.url)
-        tally = Tally()
+        tally = LoadTally()
         async with LoadClient(service.url) as client:
             requests = plan_typical(num_requests, MIX, await client.num_labels(), seed)
             await closed_loop(client, requests, num_in_flight, tally)
@@ -116,16 +119,16 @@ class Bench:
 
     async def load(
         self, service: Service, arrivals: str, rate_per_s: float, duration_s: float, seed: int
-    ) -> list[Result]:
+    ) -> list[RequestResult]:
         await until_idle(service.url)
-        tally = Tally()
+        tally = LoadTally()
         async with LoadClient(service.url) as client:
             num_labels = await client.num_labels()
             requests = plan_load(ARRIVALS[arrivals], rate_per_s, duration_s, MIX, num_labels, seed)
             await open_loop(client, requests, tally)
         return tally.results
 
-    async def alone(self, service: Service) -> list[Result]:
+    async def alone(self, service: Service) -> list[RequestResult]:
         await until_idle(service.url)
         async with LoadClient(service.url) as client:
             return await measure_alone(client, MIX.kinds, self.budget.num_alone_runs)
@@ -207,7 +210,7 @@ def _cpu() -> str:
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 
 
-def _p99_text(results: list[Result]) -> str:
+def _p99_text(results: list[RequestResult]) -> str:
     overall = summarize(results, {}, ()).overall
     return f"{overall.num_requests} requests, p50 {overall.p50_s or 0:.2f} s, p99 {overall.p99_s or 0:.2f} s"
 

@@ -11,7 +11,7 @@ from typing import Any
 from msf_cli.load.chart import Panel, chart
 from msf_cli.load.mix import Kind
 from msf_cli.load.report import LATE_S, Report, summarize
-from msf_cli.load.results import Result
+from msf_cli.load.results import RequestResult
 
 STEP, REQUEST = "step-level", "request-level"
 POLICIES = (STEP, REQUEST)
@@ -47,7 +47,7 @@ class Cell:
     fraction: float
     rate_per_s: float
     round: int
-    results: Sequence[Result]
+    results: Sequence[RequestResult]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from msf_cli.load.arrivals import bursty
 from msf_cli.load.chart import Panel, chart
 from msf_cli.load.generator import LoadClient, open_loop
 from msf_cli.load.mix import Kind, Mix, PlannedRequest, Weighted, plan_load
-from msf_cli.load.results import Result, Tally
+from msf_cli.load.results import LoadTally, RequestResult
 
 MIX = Mix(num_steps=Weighted(((4, 3.0), (20, 5.0))), num_samples=Weighted(((1, 4.0), (4, 1.0))))
 HOPELESS = Kind(num_steps=100, num_samples=8)  # within DEADLINE_S, beside the rest
@@ -50,9 +50,9 @@ PLOTTED = {
 }
 
 
-async def load(urls: Sequence[str], duration_s: float, rate: float) -> list[Result]:
+async def load(urls: Sequence[str], duration_s: float, rate: float) -> list[RequestResult]:
     """Everything at once, to the servers in turns."""
-    tally = Tally()
+    tally = LoadTally()
     planned = plan_load(bursty, rate, duration_s, MIX, NUM_LABELS, seed=0)
     hopeless = [PlannedRequest(at, HOPELESS, 0, int(at)) for at in range(5, int(duration_s), 5)]
     invalid = [PlannedRequest(at + 0.5, Kind(num_steps=5), 0, 0) for at in range(0, int(duration_s), 4)]
@@ -69,7 +69,7 @@ async def load(urls: Sequence[str], duration_s: float, rate: float) -> list[Resu
     return tally.results
 
 
-async def _send(url: str, body: dict[str, object], requests: Sequence[PlannedRequest], tally: Tally) -> None:
+async def _send(url: str, body: dict[str, object], requests: Sequence[PlannedRequest], tally: LoadTally) -> None:
     async with LoadClient(url, body=body) as client:
         await open_loop(client, requests, tally)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bench.dashboard.prometheus import Prometheus
 from bench.dashboard.queries import Query
-from msf_cli.load.results import Outcome, Result
+from msf_cli.load.results import RequestOutcome, RequestResult
 from msf_server.metrics import BUCKETS_S
 
 TOLERANCE = 0.02
@@ -21,7 +21,7 @@ Key = tuple[str, str]  # title of a panel, name of a series
 class Loaded:
     """What was sent and what came back. Times are Unix seconds; `window_s` reaches back to before the load."""
 
-    results: Sequence[Result]
+    results: Sequence[RequestResult]
     began_at: float
     ended_at: float
     asked_at: float
@@ -69,8 +69,8 @@ def _missed(found: Sequence[Check], loaded: Loaded) -> Check:
     return Check("Deadlines missed", "both", seen, wanted.value, wanted.agrees(seen))
 
 
-def _missed_jobs(results: Sequence[Result]) -> list[Result]:
-    late = [result for result in results if result.outcome is Outcome.EXPIRED]
+def _missed_jobs(results: Sequence[RequestResult]) -> list[RequestResult]:
+    late = [result for result in results if result.outcome is RequestOutcome.EXPIRED]
     return [result for result in late if not (result.error or "").startswith(REFUSED_AT_ONCE)]
 
 
@@ -101,11 +101,11 @@ def _in_bucket(value: float) -> Expected:
     return Expected(value, lambda seen: least <= seen <= BUCKETS_S[min(place, len(BUCKETS_S) - 1)])
 
 
-def expectations(results: Sequence[Result], window_s: float) -> dict[Key, Expected]:
+def expectations(results: Sequence[RequestResult], window_s: float) -> dict[Key, Expected]:
     """By panel and series; rates are over `window_s`, in which all of the load was."""
-    by_outcome = {outcome: [r for r in results if r.outcome is outcome] for outcome in Outcome}
-    succeeded, refused = by_outcome[Outcome.SUCCEEDED], by_outcome[Outcome.REFUSED]
-    late, invalid = by_outcome[Outcome.EXPIRED], by_outcome[Outcome.FAILED]
+    by_outcome = {outcome: [r for r in results if r.outcome is outcome] for outcome in RequestOutcome}
+    succeeded, refused = by_outcome[RequestOutcome.SUCCEEDED], by_outcome[RequestOutcome.REFUSED]
+    late, invalid = by_outcome[RequestOutcome.EXPIRED], by_outcome[RequestOutcome.FAILED]
     admitted = [*succeeded, *_missed_jobs(results)]
     num_steps = sum(result.kind.num_samples * ((result.kind.num_steps or 0) + 1) for result in admitted)
 

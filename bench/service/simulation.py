@@ -26,9 +26,9 @@ from msf_cli.commands.plan import TRANSITION_S
 from msf_cli.load.arrivals import poisson
 from msf_cli.load.generator import LoadClient, measure_alone, open_loop
 from msf_cli.load.mix import Kind, Mix, PlannedRequest, Weighted, parse_weighted, plan_load
-from msf_cli.load.report import percentile
-from msf_cli.load.results import Result, Tally
-from msf_cli.simulation.cluster import Cluster, Hardware, Request
+from msf_cli.load.results import LoadTally, RequestResult
+from msf_cli.percentiles import percentile
+from msf_cli.simulation.cluster import Hardware, SimulatedCluster, SimulatedJob
 from msf_scheduler.step_costs import Stage, StepCosts, Work
 
 MIX = Mix(num_steps=parse_weighted("5:2,20:6,50:1", int), num_samples=Weighted(((1, 0.9), (4, 0.1))))
@@ -44,8 +44,8 @@ def work_of(kind: Kind) -> Work:
     return Work(kind.num_steps - num_residual, num_residual, True, True)
 
 
-def simulated(requests: Sequence[PlannedRequest]) -> list[Request]:
-    return [Request(each.due_s, each.kind.num_samples, work_of(each.kind)) for each in requests]
+def simulated(requests: Sequence[PlannedRequest]) -> list[SimulatedJob]:
+    return [SimulatedJob(each.due_s, each.kind.num_samples, work_of(each.kind)) for each in requests]
 
 
 def read_trace(folder: Path) -> tuple[StepCosts, float]:
@@ -60,8 +60,8 @@ def read_trace(folder: Path) -> tuple[StepCosts, float]:
     return costs, median(gap for gap in gaps if gap < SHORT_GAP_S)
 
 
-async def send(service: Service, requests: Sequence[PlannedRequest]) -> list[Result]:
-    tally = Tally()
+async def send(service: Service, requests: Sequence[PlannedRequest]) -> list[RequestResult]:
+    tally = LoadTally()
     async with LoadClient(service.url) as client:
         await open_loop(client, requests, tally)
     await until_idle(service.url)
@@ -79,7 +79,7 @@ def calibrate(service: Service, trace: Path, rate_per_s: float) -> Hardware:
     asyncio.run(send(service, plan_load(poisson, rate_per_s, 20, MIX, 10, seed=99)))
     costs, step_overhead_s = read_trace(trace)
     hardware = Hardware(costs, step_overhead_s=step_overhead_s, transition_s=TRANSITION_S)
-    steps_s = Cluster(hardware, 1).run([Request(0.0, 1, work_of(kind))]).latencies_s[0]
+    steps_s = SimulatedCluster(hardware, 1).run([SimulatedJob(0.0, 1, work_of(kind))]).latencies_s[0]
     return Hardware(costs, 32, step_overhead_s, max(real_alone_s - steps_s, 0.0), TRANSITION_S)
 
 
@@ -96,7 +96,7 @@ def validate(rate_per_s: float, duration_s: float, rounds: int) -> Hardware:
             for number in range(rounds):
                 requests = plan_load(poisson, rate_per_s, duration_s, MIX, 10, seed=number)
                 results = asyncio.run(send(service, requests))
-                outcome = Cluster(hardware, 1).run(simulated(requests))
+                outcome = SimulatedCluster(hardware, 1).run(simulated(requests))
                 real = [result.latency_s for result in results]
                 real_rate = sum(r.kind.num_samples for r in results) / max(r.ended_s for r in results)
                 rates.append(outcome.images_per_s / real_rate)
@@ -120,7 +120,7 @@ def scale(hardware: Hardware, rate_per_s: float, numbers: Sequence[int]) -> None
     print("\n| workers | images/s | devices busy | Redis busy | p50, p99 ms |\n|---|---|---|---|---|")
     for number in numbers:
         requests = plan_load(poisson, number * rate_per_s, max(2000 / (number * rate_per_s), 5), MIX, 10, seed=1)
-        outcome = Cluster(hardware, number).run(simulated(requests))
+        outcome = SimulatedCluster(hardware, number).run(simulated(requests))
         p50, p99 = (percentile(outcome.latencies_s, share) for share in (0.5, 0.99))
         print(
             f"| {number} | {outcome.images_per_s:.0f} | {100 * outcome.utilisation:.0f} % | "

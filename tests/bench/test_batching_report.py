@@ -23,14 +23,14 @@ from bench.batching.report import (
     ratio,
 )
 from msf_cli.load.mix import Kind
-from msf_cli.load.results import Outcome, Result
+from msf_cli.load.results import RequestOutcome, RequestResult
 
 KIND = Kind(20, 1)
 ALONE_S = 0.1
 
 
 def cell(policy: str, arrivals: str, fraction: float, number: int, latencies_s: list[float]) -> Cell:
-    results = [Result(KIND, 0.0, 0.0, latency_s, Outcome.SUCCEEDED, 200) for latency_s in latencies_s]
+    results = [RequestResult(KIND, 0.0, 0.0, latency_s, RequestOutcome.SUCCEEDED, 200) for latency_s in latencies_s]
     return Cell(policy, arrivals, fraction, 10 * fraction, number, results)
 
 

@@ -1,4 +1,4 @@
-"""`msf plan`: its answer, and what it says of options that will not do."""
+"""`msf plan`: its estimate, and its errors."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
 
-def test_it_says_how_many(costs_file: Path) -> None:
+def test_plan_prints_the_number_of_workers(costs_file: Path) -> None:
     result = run("--images-per-s", 100, "--p99-s", 1, "--costs", costs_file)
     assert result.exit_code == 0, result.output
     assert "workers make 100 images/s at a p99 of 1 s" in result.output
 
 
-def test_a_latency_that_no_number_can_meet(costs_file: Path) -> None:
+def test_an_unreachable_latency_is_an_error(costs_file: Path) -> None:
     result = run("--images-per-s", 1, "--p99-s", 0.01, "--costs", costs_file)
     assert result.exit_code == 1
     assert "--p99-s 0.01 cannot be met: one job alone takes" in result.output
 
 
-def test_a_file_without_costs(tmp_path: Path) -> None:
+def test_a_file_without_costs_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "none.json"
     file.write_text("[{}]")
     result = run("--images-per-s", 1, "--p99-s", 1, "--costs", file)
     assert result.exit_code == 2
     assert "--costs" in result.output
-    assert "allowed: a file that --save-costs wrote" in result.output
+    assert "Allowed: a file that --save-costs wrote" in result.output

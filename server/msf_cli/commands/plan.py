@@ -1,29 +1,31 @@
-"""`msf plan`: how many workers a load needs."""
+"""`msf plan`: estimate the workers a load needs."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
+from tabulate import tabulate
 
+from msf_cli.simulation.capacity import CapacityEstimate, Demand, estimate_workers
 from msf_cli.simulation.cluster import Hardware
-from msf_cli.simulation.planning import Load, Plan, plan
 from msf_scheduler.step_costs import Stage, StepCost, StepCosts, Work
 
-TRANSITION_S = 0.0004  # measured: some 2,500 scripts/s of a Valkey on one core
+TRANSITION_S = 0.0004  # measured: Valkey runs about 2,500 scripts/s on one core
 
 
 @click.command()
-@click.option("--images-per-s", type=click.FloatRange(0, min_open=True), required=True, help="What is asked for.")
-@click.option("--p99-s", type=click.FloatRange(0, min_open=True), required=True, help="What 99 % may not exceed.")
+@click.option("--images-per-s", type=click.FloatRange(0, min_open=True), required=True, help="Throughput to reach.")
+@click.option("--p99-s", type=click.FloatRange(0, min_open=True), required=True, help="Target 99th percentile latency.")
 @click.option("--base-steps", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--residual-steps", type=click.IntRange(1), default=4, show_default=True)
-@click.option("--n", "num_samples", type=click.IntRange(1), default=1, show_default=True, help="Images of a request.")
+@click.option("--n", "num_samples", type=click.IntRange(1), default=1, show_default=True, help="Images per request.")
 @click.option("--unguided", is_flag=True, help="Requests with guidance scale 1.")
-@click.option("--slots", type=click.IntRange(1, 1024), default=32, show_default=True, help="MSF_SLOTS.")
-@click.option("--costs", "costs_file", type=click.Path(path_type=Path, dir_okay=False), help="Measured costs.")
-@click.option("--save-costs", type=click.Path(path_type=Path, dir_okay=False), help="Keep what was measured here.")
+@click.option("--slots", type=click.IntRange(1, 1024), default=32, show_default=True, help="MSF_SLOTS of each worker.")
+@click.option("--costs", "costs_file", type=click.Path(path_type=Path, dir_okay=False), help="Step costs to use.")
+@click.option("--save-costs", type=click.Path(path_type=Path, dir_okay=False), help="File to write the step costs to.")
 def command(
     images_per_s: float,
     p99_s: float,
@@ -35,32 +37,38 @@ def command(
     costs_file: Path | None,
     save_costs: Path | None,
 ) -> None:
-    """How many workers make so many images per second at such a p99, by simulation.
+    """Estimate the workers a load needs, from step costs measured on this machine.
 
-    The costs of step batches are those of this machine and of the first model of MSF_MODEL_REPO, measured now, unless
-    --costs names a file that --save-costs wrote on the machine in question.
+    Measures the first model of MSF_MODEL_REPO, then simulates ever more workers. For other hardware, measure there with
+    --save-costs and pass the file with --costs.
     """
     costs = _read_costs(costs_file) if costs_file else _measure_costs()
     if save_costs:
-        save_costs.write_text(json.dumps([_as_json(cost) for cost in costs], indent=1))
-    guided = set() if unguided else {cost.stage for cost in costs if cost.guided}  # not every model guides each stage
+        save_costs.write_text(json.dumps([asdict(cost) for cost in costs], indent=1))
+    guided = set() if unguided else {cost.stage for cost in costs if cost.guided}  # a model may guide one stage only
     work = Work(base_steps, residual_steps, Stage.BASE in guided, Stage.RESIDUAL in guided)
-    load = Load(images_per_s, work, num_samples)
-    found = plan(load, p99_s, Hardware(costs, slots, transition_s=TRANSITION_S))
-    click.echo(_table(found))
-    if found.answer is None:
-        raise click.ClickException(f"--p99-s {p99_s:g} cannot be met: {found.reason}")
-    click.echo(f"\n{found.answer} workers make {images_per_s:g} images/s at a p99 of {p99_s:g} s")
+    hardware = Hardware(costs, slots, transition_s=TRANSITION_S)
+    estimate = estimate_workers(Demand(images_per_s, work, num_samples), p99_s, hardware)
+    if estimate.latencies:
+        click.echo(_table(estimate))
+    if estimate.num_workers is None:
+        raise click.ClickException(f"--p99-s {p99_s:g} cannot be met: {estimate.reason}")
+    click.echo(f"\n{estimate.num_workers} workers make {images_per_s:g} images/s at a p99 of {p99_s:g} s")
 
 
-def _table(found: Plan) -> str:
-    lines = ["workers  devices busy  Redis busy   p50 ms   p99 ms"]
-    lines += [
-        f"{trial.num_workers:7d}  {100 * trial.outcome.utilisation:10.0f} %  "
-        f"{100 * trial.outcome.redis_utilisation:8.0f} %  {1000 * trial.p50_s:7.0f}  {1000 * trial.p99_s:7.0f}"
-        for trial in found.trials
+def _table(estimate: CapacityEstimate) -> str:
+    rows = [
+        (
+            latency.num_workers,
+            f"{latency.result.utilisation:.0%}",
+            f"{latency.result.redis_utilisation:.0%}",
+            f"{1000 * latency.p50_s:.0f}",
+            f"{1000 * latency.p99_s:.0f}",
+        )
+        for latency in estimate.latencies
     ]
-    return "\n".join(lines)
+    head = ("workers", "devices busy", "Redis busy", "p50 ms", "p99 ms")
+    return tabulate(rows, head, disable_numparse=True, colalign=("right",) * len(head))
 
 
 def _measure_costs() -> StepCosts:
@@ -83,26 +91,12 @@ def _measure_costs() -> StepCosts:
     return runner.costs
 
 
-def _as_json(cost: StepCost) -> dict[str, object]:
-    return {
-        "stage": cost.stage,
-        "guided": cost.guided,
-        "bucket": cost.bucket,
-        "mean_s": cost.mean_s,
-        "least_s": cost.least_s,
-    }
-
-
 def _read_costs(file: Path) -> StepCosts:
     try:
-        found = [
-            StepCost(
-                Stage(each["stage"]), each["guided"], each["bucket"], float(each["mean_s"]), float(each["least_s"])
-            )
-            for each in json.loads(file.read_text())
-        ]
+        costs = [StepCost(**fields | {"stage": Stage(fields["stage"])}) for fields in json.loads(file.read_text())]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise click.BadParameter(
-            f"{str(file)!r} holds no costs ({error}); allowed: a file that --save-costs wrote", param_hint="--costs"
+            f"Cannot read step costs from {str(file)!r}: {error!r}. Allowed: a file that --save-costs wrote.",
+            param_hint="--costs",
         ) from error
-    return StepCosts(sorted({cost.bucket for cost in found}), found)
+    return StepCosts(sorted({cost.bucket for cost in costs}), costs)

@@ -12,11 +12,11 @@ import httpx
 
 from msf_cli.load.connections import Connections
 from msf_cli.load.mix import Kind, PlannedRequest
-from msf_cli.load.results import Outcome, Result, Tally
+from msf_cli.load.results import LoadTally, RequestOutcome, RequestResult
 
 PATH = "/v1/images/generations"
 CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 10.0, 600.0
-OUTCOMES = {200: Outcome.SUCCEEDED, 429: Outcome.REFUSED, 504: Outcome.EXPIRED}
+OUTCOMES = {200: RequestOutcome.SUCCEEDED, 429: RequestOutcome.REFUSED, 504: RequestOutcome.EXPIRED}
 
 
 class LoadError(Exception):
@@ -68,33 +68,33 @@ class LoadClient:
         known = ", ".join(model["id"] for model in models)
         raise LoadError(f"model {wanted!r} is not served; allowed: {known or 'none, there are no models'}")
 
-    async def send(self, request: PlannedRequest, started_at: float, tally: Tally) -> None:
+    async def send(self, request: PlannedRequest, started_at: float, tally: LoadTally) -> None:
         """One request to its end. `started_at`: the load's start on the event loop's clock."""
         clock = asyncio.get_running_loop().time
         sent_s = clock() - started_at
         tally.num_sent += 1
 
-        def ended(outcome: Outcome, **more: Any) -> None:
+        def ended(outcome: RequestOutcome, **more: Any) -> None:
             ended_s = clock() - started_at
-            tally.results.append(Result(request.kind, request.due_s, sent_s, ended_s, outcome, **more))
+            tally.results.append(RequestResult(request.kind, request.due_s, sent_s, ended_s, outcome, **more))
 
         try:
             answer = await self._http.post(PATH, json=_fields(request) | self._body)
         except asyncio.CancelledError:
-            ended(Outcome.UNFINISHED)
+            ended(RequestOutcome.UNFINISHED)
             raise
         except httpx.TransportError as error:
-            ended(Outcome.UNREACHED, error=type(error).__name__)
+            ended(RequestOutcome.UNREACHED, error=type(error).__name__)
             return
-        outcome = OUTCOMES.get(answer.status_code, Outcome.FAILED)
-        if outcome is Outcome.SUCCEEDED:
+        outcome = OUTCOMES.get(answer.status_code, RequestOutcome.FAILED)
+        if outcome is RequestOutcome.SUCCEEDED:
             # The same timings as in the body, without reading megabytes of base64.
             ended(outcome, status=200, timings_ms=_server_timing(answer.headers.get("Server-Timing", "")))
         else:
             ended(outcome, status=answer.status_code, error=_error_text(answer))
 
 
-async def open_loop(client: LoadClient, requests: Iterable[PlannedRequest], tally: Tally) -> None:
+async def open_loop(client: LoadClient, requests: Iterable[PlannedRequest], tally: LoadTally) -> None:
     """Send each request at its intended time, whatever became of the others, and wait for all answers.
 
     Latency counts from the intended time. A generator that waits for answers before it sends more, or that starts the
@@ -109,7 +109,9 @@ async def open_loop(client: LoadClient, requests: Iterable[PlannedRequest], tall
             sending.create_task(client.send(request, started_at, tally))
 
 
-async def closed_loop(client: LoadClient, requests: Iterable[PlannedRequest], num_in_flight: int, tally: Tally) -> None:
+async def closed_loop(
+    client: LoadClient, requests: Iterable[PlannedRequest], num_in_flight: int, tally: LoadTally
+) -> None:
     """Send all requests, whenever they are due, with `num_in_flight` of them under way, and wait for all answers.
 
     This finds capacity, the results' requests per second. It ends after so many requests, not after some time, or a
@@ -127,17 +129,17 @@ async def closed_loop(client: LoadClient, requests: Iterable[PlannedRequest], nu
             senders.create_task(keep_sending())
 
 
-async def measure_alone(client: LoadClient, kinds: Sequence[Kind], num_runs: int) -> list[Result]:
+async def measure_alone(client: LoadClient, kinds: Sequence[Kind], num_runs: int) -> list[RequestResult]:
     """Every kind `num_runs` times with nothing beside it, after one run that does not count.
 
     Raises LoadError when one does not succeed: a load of such requests would measure nothing.
     """
     results = []
     for kind, run in itertools.product(kinds, range(num_runs + 1)):
-        tally = Tally()
+        tally = LoadTally()
         await client.send(PlannedRequest(0.0, kind, label=0, seed=run), asyncio.get_running_loop().time(), tally)
         (result,) = tally.results
-        if result.outcome is not Outcome.SUCCEEDED:
+        if result.outcome is not RequestOutcome.SUCCEEDED:
             raise LoadError(f"a request of {kind.name} alone {result.outcome}: {result.error}")
         results += [result] if run else []
     return results

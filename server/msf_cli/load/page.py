@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from msf_cli.load.chart import Panel, Points, chart
-from msf_cli.load.results import Outcome, Result
+from msf_cli.load.results import RequestOutcome, RequestResult
 from msf_cli.load.sweep import Sweep
 from msf_cli.load.text import report_text
 
@@ -37,7 +37,7 @@ def page(sweep: Sweep, slo_scales: Sequence[float], *, url: str, arrivals: str) 
     return _PAGE.format(url=escape(url), arrivals=escape(arrivals), sections="\n".join(sections))
 
 
-def _curve(results: Sequence[Result]) -> str:
+def _curve(results: Sequence[RequestResult]) -> str:
     points = cumulative(results)
     if not points:
         return "<p>No request succeeded.</p>\n"
@@ -45,8 +45,8 @@ def _curve(results: Sequence[Result]) -> str:
     return chart([Panel(title, "seconds", {"succeeded": points}, lambda share: f"{100 * share:.0f} %")])
 
 
-def cumulative(results: Sequence[Result]) -> Points:
+def cumulative(results: Sequence[RequestResult]) -> Points:
     """(latency in seconds, share of all requests answered by then), thinned out; refused ones are never answered."""
-    latencies = sorted(result.latency_s for result in results if result.outcome is Outcome.SUCCEEDED)
+    latencies = sorted(result.latency_s for result in results if result.outcome is RequestOutcome.SUCCEEDED)
     places = sorted({round(step * (len(latencies) - 1) / NUM_POINTS) for step in range(NUM_POINTS + 1)})
     return [(latencies[place], (place + 1) / len(results)) for place in places] if latencies else []

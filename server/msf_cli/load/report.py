@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from msf_cli.load.mix import Kind
-from msf_cli.load.results import Outcome, Result
+from msf_cli.load.results import RequestOutcome, RequestResult
+from msf_cli.percentiles import percentile
 
 LATE_S = 0.005
 Standalone = Mapping[Kind, float]  # seconds that a request of each kind takes with nothing beside it
@@ -45,12 +45,12 @@ class Report:
     errors: dict[str, int]
 
 
-def summarize(results: Sequence[Result], standalone: Standalone, slo_scales: Sequence[float]) -> Report:
+def summarize(results: Sequence[RequestResult], standalone: Standalone, slo_scales: Sequence[float]) -> Report:
     """`standalone` may be empty; otherwise it has every kind of `results`."""
     elapsed_s = max((result.ended_s for result in results), default=0.0)
-    succeeded = [result for result in results if result.outcome is Outcome.SUCCEEDED]
+    succeeded = [result for result in results if result.outcome is RequestOutcome.SUCCEEDED]
     num_images = sum(result.kind.num_samples for result in succeeded)
-    by_kind: dict[Kind, list[Result]] = defaultdict(list)
+    by_kind: dict[Kind, list[RequestResult]] = defaultdict(list)
     for result in results:
         by_kind[result.kind].append(result)
     return Report(
@@ -64,7 +64,7 @@ def summarize(results: Sequence[Result], standalone: Standalone, slo_scales: Seq
     )
 
 
-def standalone_latencies(alone: Sequence[Result]) -> dict[Kind, float]:
+def standalone_latencies(alone: Sequence[RequestResult]) -> dict[Kind, float]:
     """Each kind's median over the results of `measure_alone`."""
     latencies: dict[Kind, list[float]] = defaultdict(list)
     for result in alone:
@@ -72,15 +72,8 @@ def standalone_latencies(alone: Sequence[Result]) -> dict[Kind, float]:
     return {kind: median(values) for kind, values in latencies.items()}
 
 
-def percentile(values: Sequence[float], share: float) -> float | None:
-    """The smallest value that `share` of all do not exceed: one that was seen, never one in between."""
-    if not values:
-        return None
-    return sorted(values)[max(math.ceil(share * len(values)) - 1, 0)]
-
-
-def _group(results: Sequence[Result], standalone: Standalone, slo_scales: Sequence[float]) -> Group:
-    succeeded = [result for result in results if result.outcome is Outcome.SUCCEEDED]
+def _group(results: Sequence[RequestResult], standalone: Standalone, slo_scales: Sequence[float]) -> Group:
+    succeeded = [result for result in results if result.outcome is RequestOutcome.SUCCEEDED]
     latencies = [result.latency_s for result in succeeded]
     queued = [result.timings_ms["queue"] / 1000 for result in succeeded if "queue" in result.timings_ms]
     attainment = {

@@ -10,7 +10,7 @@ from enum import StrEnum
 from msf_cli.load.mix import Kind
 
 
-class Outcome(StrEnum):
+class RequestOutcome(StrEnum):
     SUCCEEDED = "succeeded"
     REFUSED = "refused"  # 429: the queue was full
     EXPIRED = "expired"  # 504: its deadline passed
@@ -20,14 +20,14 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class RequestResult:
     """Times are seconds from the start of the load; `timings_ms` is the server's account of a success."""
 
     kind: Kind
     due_s: float
     sent_s: float
     ended_s: float
-    outcome: Outcome
+    outcome: RequestOutcome
     status: int | None = None
     error: str | None = None
     timings_ms: Mapping[str, float] = field(default_factory=dict)
@@ -44,10 +44,10 @@ class Result:
 
 
 @dataclass
-class Tally:
+class LoadTally:
     """Written by the generator while it runs, read by whoever shows progress, and whole even when it is stopped."""
 
-    results: list[Result] = field(default_factory=list)
+    results: list[RequestResult] = field(default_factory=list)
     num_sent: int = 0
 
     @property
@@ -55,5 +55,5 @@ class Tally:
         return self.num_sent - len(self.results)
 
     @property
-    def outcomes(self) -> Counter[Outcome]:
+    def outcomes(self) -> Counter[RequestOutcome]:
         return Counter(result.outcome for result in self.results)

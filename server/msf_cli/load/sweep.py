@@ -12,7 +12,7 @@ from msf_cli.load.arrivals import Arrivals
 from msf_cli.load.generator import LoadClient, measure_alone, open_loop
 from msf_cli.load.mix import Kind, Mix, plan_load
 from msf_cli.load.report import Report, standalone_latencies, summarize
-from msf_cli.load.results import Tally
+from msf_cli.load.results import LoadTally
 from msf_cli.load.text import show_progress
 
 
@@ -30,7 +30,7 @@ class Sweep:
     seed: int
     num_alone_runs: int
     standalone: dict[Kind, float] = field(default_factory=dict)
-    tallies: list[Tally] = field(default_factory=list)
+    tallies: list[LoadTally] = field(default_factory=list)
 
     async def run(self, client: LoadClient, progress: TextIO) -> None:
         """Raises LoadError before any load when the server cannot answer such requests."""
@@ -41,7 +41,7 @@ class Sweep:
         for rate_per_s in self.rates_per_s:
             requests = plan_load(self.arrivals, rate_per_s, self.duration_s, self.mix, num_labels, self.seed)
             print(f"{len(requests)} requests at {rate_per_s:g}/s for {self.duration_s:g} s", file=progress)
-            tally = Tally()
+            tally = LoadTally()
             self.tallies.append(tally)
             async with _shown(tally, progress):
                 await open_loop(client, requests, tally)
@@ -56,7 +56,7 @@ class Sweep:
 
 
 @asynccontextmanager
-async def _shown(tally: Tally, progress: TextIO) -> AsyncIterator[None]:
+async def _shown(tally: LoadTally, progress: TextIO) -> AsyncIterator[None]:
     showing = asyncio.create_task(show_progress(tally, progress))
     try:
         yield

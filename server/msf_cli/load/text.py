@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import TextIO
 
-from msf_cli.load.report import LATE_S, Group, Report, Standalone, percentile
-from msf_cli.load.results import Outcome, Tally
+from msf_cli.load.report import LATE_S, Group, Report, Standalone
+from msf_cli.load.results import LoadTally, RequestOutcome
+from msf_cli.percentiles import percentile
 
 REDRAW_S, LINE_EVERY_S = 0.5, 5.0
 
@@ -51,17 +52,17 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def progress_line(tally: Tally, elapsed_s: float) -> str:
+def progress_line(tally: LoadTally, elapsed_s: float) -> str:
     outcomes = tally.outcomes
-    succeeded = [result.latency_s for result in tally.results if result.outcome is Outcome.SUCCEEDED]
+    succeeded = [result.latency_s for result in tally.results if result.outcome is RequestOutcome.SUCCEEDED]
     return (
         f"{elapsed_s:6.1f} s  sent {tally.num_sent}  in flight {tally.num_in_flight}  "
-        f"done {outcomes[Outcome.SUCCEEDED]}  failed {len(tally.results) - outcomes[Outcome.SUCCEEDED]}  "
+        f"done {outcomes[RequestOutcome.SUCCEEDED]}  failed {len(tally.results) - outcomes[RequestOutcome.SUCCEEDED]}  "
         f"p50 {_ms(percentile(succeeded, 0.50))} ms  p99 {_ms(percentile(succeeded, 0.99))} ms"
     )
 
 
-async def show_progress(tally: Tally, stream: TextIO) -> None:
+async def show_progress(tally: LoadTally, stream: TextIO) -> None:
     """Until cancelled: one line that is written anew on a terminal, and a new line now and then elsewhere."""
     loop = asyncio.get_running_loop()
     started_at = loop.time()
@@ -101,7 +102,7 @@ def _slo_heads(scales: Sequence[float]) -> list[str]:
 
 
 def _counts(group: Group) -> list[str]:
-    return [str(group.num_requests), str(group.outcomes.get(Outcome.SUCCEEDED, 0))]
+    return [str(group.num_requests), str(group.outcomes.get(RequestOutcome.SUCCEEDED, 0))]
 
 
 def _latencies(group: Group) -> list[str]:

@@ -1,1 +1,1 @@
-"""A discrete-event simulation of many workers on one Redis, which drives the very policies that the workers do."""
+"""Discrete-event simulation of many workers on one Redis, driving the same batching policies as real workers."""

@@ -1,8 +1,8 @@
-"""The simulated service: jobs arrive, Redis queues them one transition after the other, workers step their samples.
+"""The simulated service: jobs arrive, Redis queues them one transition at a time, workers step their samples.
 
-What is real: the batching policy, the costs of step batches (measured on a device), slots, whole claims, one worker
-woken for each arrival. What is simplified: one model, one tenant and one priority (so claims go by age), a cost that is
-always the mean, no faults.
+Real: the batching policy, the costs of step batches (measured on a device), slots, whole claims, one worker woken per
+arrival. Simplified: one model, one tenant and one priority (so claims go by age), a step cost that is always the mean,
+no faults.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ MODEL = ("simulated", "1")
 
 
 @dataclass(frozen=True)
-class Request:
-    """One job to be. `arrived_at` in seconds from the start."""
+class SimulatedJob:
+    """One job to come. `arrived_at` in seconds from the start."""
 
     arrived_at: float
     num_samples: int
@@ -31,18 +31,18 @@ class Request:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What everything takes, in seconds. `transition_s`: one of Redis's scripts, admit, claim or finish."""
+    """Durations in seconds. `transition_s`: one Redis script (admit, claim or finish)."""
 
     costs: StepCosts
     num_slots: int = 32
     step_overhead_s: float = 0.0  # between two step batches
-    job_overhead_s: float = 0.0  # of a job beside its steps, out of the device's way: HTTP, encoding
+    job_overhead_s: float = 0.0  # off the device: HTTP, encoding
     transition_s: float = 0.0
 
 
 @dataclass
-class Outcome:
-    """`latencies_s` in the order of the requests; busy times are totals over all workers, and of Redis."""
+class SimulationResult:
+    """`latencies_s` in the order of the jobs; busy times are totals over all workers, and of Redis."""
 
     latencies_s: list[float]
     duration_s: float
@@ -57,7 +57,7 @@ class Outcome:
 
     @property
     def utilisation(self) -> float:
-        """Of the devices, 0 to 1."""
+        """Mean share of the time that a device is busy, 0 to 1."""
         return self.device_busy_s / (self.num_workers * self.duration_s)
 
     @property
@@ -68,8 +68,8 @@ class Outcome:
 @dataclass
 class _Job:
     number: int
-    request: Request
-    num_left: int
+    spec: SimulatedJob
+    num_unfinished: int
     num_unslotted: int
 
 
@@ -108,17 +108,17 @@ class _Worker:
     is_claiming: bool = False
 
     @property
-    def room(self) -> int:
+    def capacity(self) -> int:
         return len(self.free) - sum(job.num_unslotted for job in self.jobs)
 
 
-class Cluster:
-    """One run: give it requests in the order of their arrival, and call `run` once."""
+class SimulatedCluster:
+    """One simulation run; `run` may be called once."""
 
     def __init__(self, hardware: Hardware, num_workers: int, policy: Callable[[], BatchingPolicy] = StepLevel) -> None:
         self._hardware = hardware
         self._workers = [_Worker(policy(), free=list(range(hardware.num_slots))) for _ in range(num_workers)]
-        self._waiting: deque[_Worker] = deque(self._workers)  # for work, the longest first
+        self._idle: deque[_Worker] = deque(self._workers)  # longest idle first
         self._queue: deque[_Job] = deque()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
@@ -126,68 +126,67 @@ class Cluster:
         self._redis_free_at = 0.0
         self._redis_busy_s = 0.0
         self._device_busy_s = 0.0
-        self._ended: dict[int, float] = {}
+        self._finished_at: dict[int, float] = {}
 
-    def run(self, requests: Iterable[Request]) -> Outcome:
-        """Until the last job has ended."""
-        jobs = [_Job(number, each, each.num_samples, each.num_samples) for number, each in enumerate(requests)]
-        for job in jobs:
-            self._at(job.request.arrived_at, partial(self._transition, partial(self._admitted, job)))
+    def run(self, jobs: Iterable[SimulatedJob]) -> SimulationResult:
+        """Simulate `jobs`, in the order of their arrival, until the last has finished."""
+        queued = [_Job(number, job, job.num_samples, job.num_samples) for number, job in enumerate(jobs)]
+        for entry in queued:
+            self._at(entry.spec.arrived_at, partial(self._transition, partial(self._admit, entry)))
         while self._events:
-            self._now, _, happen = heapq.heappop(self._events)
-            happen()
-        return Outcome(
-            latencies_s=[self._ended[job.number] - job.request.arrived_at for job in jobs],
-            duration_s=max(self._ended.values(), default=0.0),
-            num_images=sum(job.request.num_samples for job in jobs),
+            self._now, _, callback = heapq.heappop(self._events)
+            callback()
+        return SimulationResult(
+            latencies_s=[self._finished_at[entry.number] - entry.spec.arrived_at for entry in queued],
+            duration_s=max(self._finished_at.values(), default=0.0),
+            num_images=sum(entry.spec.num_samples for entry in queued),
             device_busy_s=self._device_busy_s,
             redis_busy_s=self._redis_busy_s,
             num_workers=len(self._workers),
         )
 
-    def _at(self, when: float, happen: Callable[[], None]) -> None:
-        heapq.heappush(self._events, (when, next(self._order), happen))
+    def _at(self, when: float, callback: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (when, next(self._order), callback))
 
-    def _transition(self, then: Callable[[], None]) -> None:
-        """Redis does one thing after the other."""
+    def _transition(self, callback: Callable[[], None]) -> None:
+        """Call `callback` after one Redis script; Redis runs one at a time."""
         self._redis_free_at = max(self._redis_free_at, self._now) + self._hardware.transition_s
         self._redis_busy_s += self._hardware.transition_s
-        self._at(self._redis_free_at, then)
+        self._at(self._redis_free_at, callback)
 
-    def _admitted(self, job: _Job) -> None:
+    def _admit(self, job: _Job) -> None:
         self._queue.append(job)
         self._wake_one()
 
     def _wake_one(self) -> None:
-        if self._queue and self._waiting:
-            self._claim(self._waiting.popleft())
+        if self._queue and self._idle:
+            self._start_claim(self._idle.popleft())
+
+    def _start_claim(self, worker: _Worker) -> None:
+        worker.is_claiming = True
+        self._transition(lambda: self._claim(worker))
 
     def _claim(self, worker: _Worker) -> None:
-        worker.is_claiming = True
-        self._transition(lambda: self._claimed(worker))
-
-    def _claimed(self, worker: _Worker) -> None:
         worker.is_claiming = False
-        room, found = worker.room, False
-        while self._queue and room > 0:
-            job = self._queue.popleft()
-            worker.jobs.append(job)
-            room -= job.request.num_samples
-            found = True
-        self._fill(worker)
+        num_jobs = len(worker.jobs)
+        while self._queue and worker.capacity > 0:
+            worker.jobs.append(self._queue.popleft())
+        has_claimed = len(worker.jobs) > num_jobs
+        self._fill_slots(worker)
         self._step(worker)
-        if found and worker.room > 0:
-            self._claim(worker)
-        elif worker.room > 0:
-            self._waiting.append(worker)
+        if worker.capacity > 0:
+            if has_claimed:
+                self._start_claim(worker)
+            else:
+                self._idle.append(worker)
         self._wake_one()
 
-    def _fill(self, worker: _Worker) -> None:
+    def _fill_slots(self, worker: _Worker) -> None:
         for job in worker.jobs:
             while job.num_unslotted and worker.free:
-                index = job.request.num_samples - job.num_unslotted
+                index = job.spec.num_samples - job.num_unslotted
                 job.num_unslotted -= 1
-                worker.slots[worker.free.pop()] = _Sample(job, index, *job.request.work, ridden_at=self._now)
+                worker.slots[worker.free.pop()] = _Sample(job, index, *job.spec.work, ridden_at=self._now)
 
     def _step(self, worker: _Worker) -> None:
         if worker.is_stepping or not worker.slots:
@@ -201,40 +200,32 @@ class Cluster:
         if isinstance(choice, Hold):
             self._at(max(choice.until, self._now), lambda: self._step(worker))
         elif choice is not None:
-            seconds = self._hardware.costs.mean_s(choice.stage, choice.guided, choice.bucket)
-            self._device_busy_s += seconds
+            step_s = self._hardware.costs.mean_s(choice.stage, choice.guided, choice.bucket)
+            self._device_busy_s += step_s
             worker.is_stepping = True
-            self._at(self._now + seconds + self._hardware.step_overhead_s, lambda: self._stepped(worker, choice))
+            self._at(self._now + step_s + self._hardware.step_overhead_s, lambda: self._end_step(worker, choice))
 
     def _candidates(self, worker: _Worker) -> list[Candidate]:
         costs = self._hardware.costs
-        left_s = {job.number: job.num_unslotted * costs.work_s(job.request.work) for job in worker.jobs}
+        left_s = {job.number: job.num_unslotted * costs.work_s(job.spec.work) for job in worker.jobs}
         for sample in worker.slots.values():
             left_s[sample.job.number] += costs.work_s(sample.work)
         jobs = {
             job.number: ActiveWork(
                 str(job.number),
-                job.request.arrived_at,
-                whole_s=job.request.num_samples * costs.work_s(job.request.work),
+                job.spec.arrived_at,
+                whole_s=job.spec.num_samples * costs.work_s(job.spec.work),
                 left_s=left_s[job.number],
                 share=1 / len(worker.jobs),
             )
             for job in worker.jobs
         }
         return [
-            Candidate(
-                slot,
-                sample.index,
-                jobs[sample.job.number],
-                MODEL,
-                sample.stage,
-                sample.guided,
-                sample.ridden_at,
-            )
-            for slot, sample in worker.slots.items()
+            Candidate(slot, s.index, jobs[s.job.number], MODEL, s.stage, s.guided, s.ridden_at)
+            for slot, s in worker.slots.items()
         ]
 
-    def _stepped(self, worker: _Worker, batch: StepBatch) -> None:
+    def _end_step(self, worker: _Worker, batch: StepBatch) -> None:
         worker.is_stepping = False
         for slot in batch.slots:
             sample = worker.slots[slot]
@@ -244,20 +235,21 @@ class Cluster:
             elif batch.stage is Stage.RESIDUAL:
                 sample.num_residual_steps -= 1
             else:
-                self._decoded(worker, slot)
-        self._fill(worker)
-        if batch.stage is Stage.DECODE and worker.room > 0 and not worker.is_claiming and worker not in self._waiting:
-            self._claim(worker)
+                self._free_slot(worker, slot)
+        self._fill_slots(worker)
+        is_waiting = worker.is_claiming or worker in self._idle
+        if batch.stage is Stage.DECODE and worker.capacity > 0 and not is_waiting:
+            self._start_claim(worker)
         self._step(worker)
 
-    def _decoded(self, worker: _Worker, slot: int) -> None:
+    def _free_slot(self, worker: _Worker, slot: int) -> None:
         job = worker.slots.pop(slot).job
         worker.free.append(slot)
-        job.num_left -= 1
-        if not job.num_left:
+        job.num_unfinished -= 1
+        if not job.num_unfinished:
             worker.jobs.remove(job)
-            self._at(self._now + self._hardware.job_overhead_s, lambda: self._transition(lambda: self._finished(job)))
+            self._at(self._now + self._hardware.job_overhead_s, partial(self._transition, partial(self._finish, job)))
 
-    def _finished(self, job: _Job) -> None:
-        assert job.number not in self._ended
-        self._ended[job.number] = self._now
+    def _finish(self, job: _Job) -> None:
+        assert job.number not in self._finished_at
+        self._finished_at[job.number] = self._now

@@ -11,7 +11,7 @@ import pytest
 
 from msf_cli.load.generator import LoadClient, LoadError, closed_loop, measure_alone, open_loop
 from msf_cli.load.mix import Kind, PlannedRequest
-from msf_cli.load.results import Outcome, Tally
+from msf_cli.load.results import LoadTally, RequestOutcome
 from tests.cli.load.support import Answer, Fake, planned, refusal, serving, succeed
 
 PATIENCE_S = 60.0
@@ -28,7 +28,7 @@ async def test_each_planned_request_is_sent_once_with_all_that_fixes_it() -> Non
         PlannedRequest(0.0, Kind(4, 2, 1.5), label=2, seed=11),
         PlannedRequest(0.01, Kind(), label=0, seed=12),
     ]
-    tally = Tally()
+    tally = LoadTally()
     with serving(Fake()) as fake:
         async with LoadClient(fake.url, body={"user": "ann"}) as client:
             await open_loop(client, requests, tally)
@@ -48,7 +48,7 @@ async def test_every_end_has_its_name() -> None:
         3: refusal(500, "failed"),
         4: (502, {}),
     }
-    tally = Tally()
+    tally = LoadTally()
     with serving(Fake(lambda body: answers[body["seed"]])) as fake:
         async with LoadClient(fake.url) as client:
             await open_loop(client, planned([0.0] * 5), tally)
@@ -56,12 +56,12 @@ async def test_every_end_has_its_name() -> None:
         await open_loop(client, planned([0.0]), tally)
     ends = {(result.outcome, result.status, result.error) for result in tally.results}
     assert ends == {
-        (Outcome.SUCCEEDED, 200, None),
-        (Outcome.REFUSED, 429, "429 queue_full: told to answer queue_full"),
-        (Outcome.EXPIRED, 504, "504 deadline: told to answer deadline"),
-        (Outcome.FAILED, 500, "500 failed: told to answer failed"),
-        (Outcome.FAILED, 502, "status 502"),
-        (Outcome.UNREACHED, None, "ConnectError"),
+        (RequestOutcome.SUCCEEDED, 200, None),
+        (RequestOutcome.REFUSED, 429, "429 queue_full: told to answer queue_full"),
+        (RequestOutcome.EXPIRED, 504, "504 deadline: told to answer deadline"),
+        (RequestOutcome.FAILED, 500, "500 failed: told to answer failed"),
+        (RequestOutcome.FAILED, 502, "status 502"),
+        (RequestOutcome.UNREACHED, None, "ConnectError"),
     }
 
 
@@ -75,7 +75,7 @@ async def test_a_stall_shows_in_every_request_that_was_due_meanwhile(max_connect
         return succeed(body)
 
     due_s = [place / 100 for place in range(20)]
-    tally = Tally()
+    tally = LoadTally()
     with serving(Fake(stall)) as fake:
         async with LoadClient(fake.url, max_connections=max_connections) as client:
             load = asyncio.create_task(open_loop(client, planned(due_s), tally))
@@ -94,16 +94,16 @@ async def test_connections_are_used_again_and_broken_ones_are_not() -> None:
             raise ConnectionAbortedError
         return succeed(body)
 
-    tally = Tally()
+    tally = LoadTally()
     with serving(Fake(leave_at_the_third)) as fake:
         async with LoadClient(fake.url) as client:
             await closed_loop(client, planned([0.0] * 6), num_in_flight=1, tally=tally)
-    assert tally.outcomes == {Outcome.SUCCEEDED: 5, Outcome.UNREACHED: 1}
+    assert tally.outcomes == {RequestOutcome.SUCCEEDED: 5, RequestOutcome.UNREACHED: 1}
     assert fake.num_connections == 2
 
 
 async def test_a_late_generator_does_not_flatter_the_server() -> None:
-    tally = Tally()
+    tally = LoadTally()
     with serving(Fake()) as fake:
         async with LoadClient(fake.url) as client:
             await open_loop(client, planned([-2.0]), tally)  # due two seconds before the start
@@ -119,7 +119,7 @@ async def test_a_load_that_is_stopped_keeps_what_it_knows() -> None:
         assert body["seed"] == 0 or goes_on.wait(PATIENCE_S)
         return succeed(body)
 
-    tally = Tally()
+    tally = LoadTally()
     with serving(Fake(stall_after_the_first)) as fake:
         async with LoadClient(fake.url) as client:
             load = asyncio.create_task(open_loop(client, planned([0.0, 0.0, 0.0, 1000.0]), tally))
@@ -128,7 +128,7 @@ async def test_a_load_that_is_stopped_keeps_what_it_knows() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await load
         goes_on.set()
-    assert tally.outcomes == {Outcome.SUCCEEDED: 1, Outcome.UNFINISHED: 2}
+    assert tally.outcomes == {RequestOutcome.SUCCEEDED: 1, RequestOutcome.UNFINISHED: 2}
     assert tally.num_in_flight == 0
 
 
@@ -147,12 +147,12 @@ async def test_a_closed_loop_keeps_so_many_under_way() -> None:
             inside -= 1
         return succeed(body)
 
-    tally = Tally()
+    tally = LoadTally()
     with serving(Fake(meet)) as fake:
         async with LoadClient(fake.url) as client:
             await closed_loop(client, planned([0.0] * 30), num_in_flight=3, tally=tally)
     assert most == 3
-    assert tally.outcomes == {Outcome.SUCCEEDED: 30}
+    assert tally.outcomes == {RequestOutcome.SUCCEEDED: 30}
 
 
 async def test_each_kind_is_measured_alone_after_a_run_that_does_not_count() -> None:

@@ -3,18 +3,18 @@ from __future__ import annotations
 from msf_cli.load.arrivals import poisson
 from msf_cli.load.mix import Kind, Mix
 from msf_cli.load.page import NUM_POINTS, cumulative, page
-from msf_cli.load.results import Outcome, Result, Tally
+from msf_cli.load.results import LoadTally, RequestOutcome, RequestResult
 from msf_cli.load.sweep import Sweep
 
 KIND = next(iter(Mix().kinds))
 
 
-def result(latency_s: float, outcome: Outcome = Outcome.SUCCEEDED, kind: Kind = KIND) -> Result:
-    return Result(kind, 1.0, 1.0, 1.0 + latency_s, outcome)
+def result(latency_s: float, outcome: RequestOutcome = RequestOutcome.SUCCEEDED, kind: Kind = KIND) -> RequestResult:
+    return RequestResult(kind, 1.0, 1.0, 1.0 + latency_s, outcome)
 
 
 def test_the_curve_ends_at_the_share_that_was_answered() -> None:
-    points = cumulative([*(result(0.1 * n) for n in range(1, 4)), result(0.01, Outcome.REFUSED)])
+    points = cumulative([*(result(0.1 * n) for n in range(1, 4)), result(0.01, RequestOutcome.REFUSED)])
     assert [round(x, 6) for x, _ in points] == [0.1, 0.2, 0.3]
     assert [share for _, share in points] == [0.25, 0.5, 0.75]
 
@@ -27,7 +27,7 @@ def test_the_curve_of_many_requests_is_thinned_out() -> None:
 
 def test_the_page_shows_each_rate_and_escapes_what_it_is_given() -> None:
     sweep = Sweep(poisson, (5.0, 10.0), 1.0, Mix(), 0, 0)
-    sweep.tallies = [Tally([result(0.2)], 1), Tally([result(0.1, Outcome.REFUSED)], 1)]
+    sweep.tallies = [LoadTally([result(0.2)], 1), LoadTally([result(0.1, RequestOutcome.REFUSED)], 1)]
     shown = page(sweep, (2.0,), url="http://<here>", arrivals="poisson")
     assert "5 requests/s" in shown
     assert "10 requests/s" in shown

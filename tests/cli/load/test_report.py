@@ -5,19 +5,20 @@ from __future__ import annotations
 import pytest
 
 from msf_cli.load.mix import Kind
-from msf_cli.load.report import percentile, standalone_latencies, summarize
-from msf_cli.load.results import Outcome, Result
+from msf_cli.load.report import standalone_latencies, summarize
+from msf_cli.load.results import RequestOutcome, RequestResult
 from msf_cli.load.text import report_text, sweep_text
+from msf_cli.percentiles import percentile
 
 SHORT, LONG = Kind(4, 1), Kind(100, 4)
 
 
 def result(
-    kind: Kind, due_s: float, latency_s: float, outcome: Outcome = Outcome.SUCCEEDED, late_s: float = 0.0
-) -> Result:
-    timings = {"queue": 250 * latency_s} if outcome is Outcome.SUCCEEDED else {}
-    error = None if outcome is Outcome.SUCCEEDED else "429 queue_full: full"
-    return Result(kind, due_s, due_s + late_s, due_s + latency_s, outcome, error=error, timings_ms=timings)
+    kind: Kind, due_s: float, latency_s: float, outcome: RequestOutcome = RequestOutcome.SUCCEEDED, late_s: float = 0.0
+) -> RequestResult:
+    timings = {"queue": 250 * latency_s} if outcome is RequestOutcome.SUCCEEDED else {}
+    error = None if outcome is RequestOutcome.SUCCEEDED else "429 queue_full: full"
+    return RequestResult(kind, due_s, due_s + late_s, due_s + latency_s, outcome, error=error, timings_ms=timings)
 
 
 def test_a_percentile_is_a_value_that_was_seen() -> None:
@@ -33,7 +34,7 @@ def test_objectives_are_multiples_of_what_each_kind_takes_alone_and_failures_mis
         result(SHORT, 0.0, 0.2),
         result(SHORT, 1.0, 0.31),  # above 3 x alone
         result(LONG, 2.0, 5.9),
-        result(LONG, 3.0, 0.01, Outcome.REFUSED),
+        result(LONG, 3.0, 0.01, RequestOutcome.REFUSED),
     ]
     report = summarize(results, {SHORT: 0.1, LONG: 2.0}, (2.0, 3.0, 5.0))
     assert report.overall.attainment == {2.0: 0.25, 3.0: 0.5, 5.0: 0.75}
@@ -43,7 +44,11 @@ def test_objectives_are_multiples_of_what_each_kind_takes_alone_and_failures_mis
 
 
 def test_throughput_counts_what_succeeded_and_percentiles_leave_out_the_rest() -> None:
-    results = [result(SHORT, 0.0, 1.0), result(LONG, 1.0, 3.0), result(LONG, 2.0, 0.001, Outcome.REFUSED, late_s=0.5)]
+    results = [
+        result(SHORT, 0.0, 1.0),
+        result(LONG, 1.0, 3.0),
+        result(LONG, 2.0, 0.001, RequestOutcome.REFUSED, late_s=0.5),
+    ]
     report = summarize(results, {}, ())
     assert report.elapsed_s == 4.0
     assert (report.requests_per_s, report.images_per_s) == (0.5, 1.25)

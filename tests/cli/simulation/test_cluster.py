@@ -1,4 +1,4 @@
-"""The simulation against closed forms, and against what a service must do."""
+"""The simulation against closed forms and the invariants of a service."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from statistics import mean
 
 import pytest
 
-from msf_cli.simulation.cluster import Cluster, Hardware, Outcome, Request
-from msf_cli.simulation.planning import Load, attempt, plan
+from msf_cli.simulation.capacity import Demand, estimate_workers, simulate_workers
+from msf_cli.simulation.cluster import Hardware, SimulatedCluster, SimulatedJob, SimulationResult
 from msf_scheduler.dynamic_batching import RequestLevel
 from msf_scheduler.step_costs import Stage, StepCosts, Work
 
@@ -32,47 +32,47 @@ def costs(buckets: tuple[int, ...] = (1, 2, 4, 8), growth: float = 0.3) -> StepC
 HARDWARE = Hardware(costs(), num_slots=16)
 
 
-def poisson(rate_per_s: float, count: int, seed: int = 0, num_samples: int = 1) -> list[Request]:
-    return Load(rate_per_s * num_samples, WORK, num_samples).requests(count, seed)
+def poisson(rate_per_s: float, count: int, seed: int = 0, num_samples: int = 1) -> list[SimulatedJob]:
+    return Demand(rate_per_s * num_samples, WORK, num_samples).jobs(count, seed)
 
 
-def simulate(hardware: Hardware, requests: list[Request], num_workers: int = 1) -> Outcome:
-    return Cluster(hardware, num_workers).run(requests)
+def simulate(hardware: Hardware, jobs: list[SimulatedJob], num_workers: int = 1) -> SimulationResult:
+    return SimulatedCluster(hardware, num_workers).run(jobs)
 
 
-def test_one_job_alone_takes_its_steps_and_no_more() -> None:
-    outcome = simulate(HARDWARE, [Request(1.0, 1, WORK)])
-    assert outcome.latencies_s == [pytest.approx(ALONE_S)]
+def test_one_job_alone_takes_its_steps_and_decode() -> None:
+    result = simulate(HARDWARE, [SimulatedJob(1.0, 1, WORK)])
+    assert result.latencies_s == [pytest.approx(ALONE_S)]
 
 
 def test_overheads_and_transitions_add_up() -> None:
     slow = replace(HARDWARE, step_overhead_s=0.001, job_overhead_s=0.5, transition_s=0.01)
-    outcome = simulate(slow, [Request(0.0, 1, WORK)])
+    result = simulate(slow, [SimulatedJob(0.0, 1, WORK)])
     # admit, claim, finish; ten step batches
-    assert outcome.latencies_s == [pytest.approx(ALONE_S + 10 * 0.001 + 0.5 + 3 * 0.01)]
+    assert result.latencies_s == [pytest.approx(ALONE_S + 10 * 0.001 + 0.5 + 3 * 0.01)]
 
 
-def test_one_at_a_time_is_the_queue_that_pollaczek_and_khinchine_solved() -> None:
+def test_one_slot_matches_the_pollaczek_khinchine_mean_wait() -> None:
     """M/D/1: mean wait = load / (2 (1 - load)) of the service time."""
     one_by_one = Hardware(costs(buckets=(1,)), num_slots=1)
     load = 0.7
-    outcome = simulate(one_by_one, poisson(load / ALONE_S, 20_000))
+    result = simulate(one_by_one, poisson(load / ALONE_S, 20_000))
     expected = load / (2 * (1 - load)) * ALONE_S
-    assert mean(outcome.latencies_s) - ALONE_S == pytest.approx(expected, rel=0.1)
-    assert outcome.utilisation == pytest.approx(load, rel=0.05)
+    assert mean(result.latencies_s) - ALONE_S == pytest.approx(expected, rel=0.1)
+    assert result.utilisation == pytest.approx(load, rel=0.05)
 
 
-def test_the_same_requests_give_the_same_outcome() -> None:
-    requests = poisson(20, 300)
-    assert simulate(HARDWARE, requests, 2) == simulate(HARDWARE, requests, 2)
+def test_the_same_jobs_give_the_same_result() -> None:
+    jobs = poisson(20, 300)
+    assert simulate(HARDWARE, jobs, 2) == simulate(HARDWARE, jobs, 2)
 
 
-def test_every_job_ends_even_with_more_samples_than_slots() -> None:
-    dice = random.Random(3)
-    requests = [Request(0.01 * number, dice.choice((1, 4, 50)), WORK) for number in range(100)]
-    outcome = simulate(HARDWARE, requests, 3)
-    assert len(outcome.latencies_s) == 100
-    assert min(outcome.latencies_s) >= ALONE_S * 0.999
+def test_every_job_finishes_even_with_more_samples_than_slots() -> None:
+    rng = random.Random(3)
+    jobs = [SimulatedJob(0.01 * number, rng.choice((1, 4, 50)), WORK) for number in range(100)]
+    result = simulate(HARDWARE, jobs, 3)
+    assert len(result.latencies_s) == 100
+    assert min(result.latencies_s) >= ALONE_S * 0.999
 
 
 def test_twice_the_workers_are_half_as_busy() -> None:
@@ -81,32 +81,32 @@ def test_twice_the_workers_are_half_as_busy() -> None:
     assert one.utilisation == pytest.approx(2 * two.utilisation, rel=0.05)
 
 
-def test_redis_is_the_bound_when_workers_are_many() -> None:
-    requests = poisson(1000, 3000)
-    outcome = simulate(replace(HARDWARE, transition_s=0.001), requests, 200)
-    assert outcome.redis_utilisation > 0.95
-    assert outcome.images_per_s < 500
+def test_redis_limits_throughput_with_many_workers() -> None:
+    jobs = poisson(1000, 3000)
+    result = simulate(replace(HARDWARE, transition_s=0.001), jobs, 200)
+    assert result.redis_utilisation > 0.95
+    assert result.images_per_s < 500
 
 
 def test_step_level_is_faster_than_request_level_for_a_mix() -> None:
-    dice = random.Random(1)
-    requests = [replace(each, work=Work(dice.choice((3, 60)), 1, True, True)) for each in poisson(12, 1500)]
-    step = Cluster(HARDWARE, 1).run(requests)
-    request = Cluster(HARDWARE, 1, lambda: RequestLevel(size=8, delay_s=0.02)).run(requests)
+    rng = random.Random(1)
+    jobs = [replace(job, work=Work(rng.choice((3, 60)), 1, True, True)) for job in poisson(12, 1500)]
+    step = SimulatedCluster(HARDWARE, 1).run(jobs)
+    request = SimulatedCluster(HARDWARE, 1, lambda: RequestLevel(size=8, delay_s=0.02)).run(jobs)
     assert mean(step.latencies_s) < 0.7 * mean(request.latencies_s)
 
 
-def test_a_plan_is_the_fewest_workers_that_meet_the_target() -> None:
-    load = Load(images_per_s=200, work=WORK)
-    found = plan(load, 3 * ALONE_S, HARDWARE, num_jobs=1500)
-    assert found.answer is not None
-    requests = load.requests(1500, seed=0)
-    assert attempt(requests, found.answer, HARDWARE).p99_s <= 3 * ALONE_S
-    assert found.answer == 1 or attempt(requests, found.answer - 1, HARDWARE).p99_s > 3 * ALONE_S
-    assert all(one.num_workers < other.num_workers for one, other in pairwise(found.trials))
+def test_the_estimate_is_the_fewest_workers_that_meet_the_target() -> None:
+    demand = Demand(images_per_s=200, work=WORK)
+    estimate = estimate_workers(demand, 3 * ALONE_S, HARDWARE, num_jobs=1500)
+    assert estimate.num_workers is not None
+    jobs = demand.jobs(1500, seed=0)
+    assert simulate_workers(jobs, estimate.num_workers, HARDWARE).p99_s <= 3 * ALONE_S
+    assert estimate.num_workers == 1 or simulate_workers(jobs, estimate.num_workers - 1, HARDWARE).p99_s > 3 * ALONE_S
+    assert all(one.num_workers < other.num_workers for one, other in pairwise(estimate.latencies))
 
 
-def test_what_cannot_be_met_is_said() -> None:
-    assert "alone takes 0.1 s" in plan(Load(1, WORK), 0.05, HARDWARE).reason
+def test_an_unreachable_target_has_a_reason() -> None:
+    assert "alone takes 0.1 s" in estimate_workers(Demand(1, WORK), 0.05, HARDWARE).reason
     busy = replace(HARDWARE, transition_s=0.001)
-    assert "transitions/s" in plan(Load(10_000, WORK), 10.0, busy).reason
+    assert "transitions/s" in estimate_workers(Demand(10_000, WORK), 10.0, busy).reason
