@@ -19,12 +19,12 @@ from typing import NamedTuple, Self
 from filelock import FileLock
 
 from msf_engine.errors import PlanError
+from msf_engine.options import DEFAULT_PLAN_CACHE_BYTES
 from msf_engine.plan import PlanSpec
 from msf_engine.plan_validation import Trial
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_LIMIT_BYTES = 20 * 2**30
 _COMPILED_FROM = (
     "autoencoder.py",
     "denoiser.py",
@@ -71,7 +71,7 @@ class PlanCache:
     the plans that were read longest ago are removed.
     """
 
-    def __init__(self, folder: Path, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
+    def __init__(self, folder: Path, limit_bytes: int = DEFAULT_PLAN_CACHE_BYTES) -> None:
         self.folder = folder
         self.limit_bytes = limit_bytes
 

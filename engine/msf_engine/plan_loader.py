@@ -19,6 +19,7 @@ from msf_engine.backends import Backend, BackendName, Precision, default_backend
 from msf_engine.config import ModelConfig
 from msf_engine.denoiser import TimeEmbedding
 from msf_engine.errors import BackendUnavailable, PlanError, PlanRejected
+from msf_engine.options import DEFAULT_BUCKETS
 from msf_engine.plan import Input, Plan, PlanSpec, decode_inputs, step_inputs
 from msf_engine.plan_cache import PlanCache, PlanRecord, StoredPlan, source_digest
 from msf_engine.plan_validation import Probes, Reference, Trial, answer, make_probes, strict_sets, trial
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_BUCKETS = (1, 2, 4, 8, 16)
 _RUN_BY = ("executor.py", "noise.py", "schedule.py", "plan_loader.py")
 
 

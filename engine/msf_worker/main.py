@@ -26,7 +26,7 @@ from msf_worker.settings import WorkerSettings
 from msf_worker.worker import Worker
 
 
-async def run_worker(settings: WorkerSettings, stop: asyncio.Event) -> None:
+async def run_worker(settings: WorkerSettings, redis_url: str, stop: asyncio.Event) -> None:
     """Serve until `stop` is set.
 
     Raises QueueUnavailable when Redis cannot be used at the start, EngineError, WorkerError for a bad setting, and
@@ -36,14 +36,14 @@ async def run_worker(settings: WorkerSettings, stop: asyncio.Event) -> None:
         tracing = Tracing("msf-worker", settings.otlp_endpoint) if settings.otlp_endpoint else None
     except TracingUnavailable as error:
         raise WorkerError(f"MSF_OTLP_ENDPOINT: {error}") from error
-    redis = connect(settings.redis_url)
+    redis = connect(redis_url)
     try:
         await check(redis)
-        metrics = WorkerMetrics(settings.num_slots)
+        metrics = WorkerMetrics(settings.slots)
         metrics.watch(asyncio.get_running_loop())
         if torch.cuda.is_available():
             metrics.watch_gpu(torch.cuda.mem_get_info)
-        endpoint = _listen(metrics, settings.metrics_port) if settings.metrics_port else None
+        endpoint = _listen(metrics, settings.worker_metrics_port) if settings.worker_metrics_port else None
         desired = DesiredModels(redis)
         _, wishes = await desired.read()
         loading = asyncio.create_task(asyncio.to_thread(load_first, settings, wishes))
@@ -59,7 +59,7 @@ async def run_worker(settings: WorkerSettings, stop: asyncio.Event) -> None:
             host=host,
             pid=os.getpid(),
             backend=loader.backend.fingerprint,
-            num_slots=settings.num_slots,
+            num_slots=settings.slots,
             models=tuple(runner.info() for runner in runners),
         )
         for runner in runners:

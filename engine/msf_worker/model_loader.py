@@ -32,7 +32,7 @@ class ModelLoader:
 
         A new backend makes the plans: those of another may share memory, which they must not while one of them runs.
         """
-        backend = get_backend(self.backend.name, self.backend.precision, self.settings.num_threads)
+        backend = get_backend(self.backend.name, self.backend.precision, self.settings.threads)
         found = read_version(self.settings.model_repo, name, version)
         return _runner(self.settings, found, load_plans(found, backend, _cache(self.settings), self.settings.buckets))
 
@@ -57,7 +57,7 @@ def load_first(settings: WorkerSettings, desired: Mapping[str, Desired]) -> tupl
         else:
             logger.info("%s:%s is not served, as it was unloaded or never loaded by name", name, version)
     backend, plans = load_models(
-        versions, settings.backend, settings.precision, settings.num_threads, _cache(settings), settings.buckets
+        versions, settings.backend, settings.precision, settings.threads, _cache(settings), settings.buckets
     )
     runners = [_runner(settings, *its) for its in zip(versions, plans, strict=True)]
     for runner in runners:
@@ -70,7 +70,7 @@ def _cache(settings: WorkerSettings) -> PlanCache:
 
 
 def _runner(settings: WorkerSettings, version: ModelVersion, plans: ModelPlans) -> ModelRunner:
-    executor = Executor(plans, settings.num_slots)
+    executor = Executor(plans, settings.slots)
     if settings.fatal_seed is None and settings.hanging_seed is None:
         return ModelRunner(version, executor)
     runner = FaultyRunner(version, executor)

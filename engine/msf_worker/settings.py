@@ -1,40 +1,63 @@
-"""A worker's settings: typed, frozen, passed in."""
+"""Settings of one worker process. Imports no torch, so that `msf` can read and describe them quickly."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_settings import NoDecode
 
-from msf_engine.backends import BackendName, Precision
-from msf_engine.plan_cache import DEFAULT_LIMIT_BYTES
-from msf_engine.plan_loader import DEFAULT_BUCKETS
+from msf_engine.options import DEFAULT_BUCKETS, DEFAULT_PLAN_CACHE_BYTES, BackendName, Precision
+from msf_scheduler.queue import RESULT_TTL_S
+
+
+def _default_cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msf-serve"
 
 
 class WorkerSettings(BaseModel):
-    """`redis_url` in any form that redis-py reads; `num_threads` are the backend's."""
+    """All that a worker can be told, except which Redis it works for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    redis_url: str
-    model_repo: Path
-    cache_dir: Path
-    plan_cache_bytes: Annotated[int, Field(ge=0)] = DEFAULT_LIMIT_BYTES
-    backend: BackendName | None = None  # the machine's default
-    precision: Precision | None = None  # the fastest that is native
-    buckets: tuple[Annotated[int, Field(ge=1)], ...] = DEFAULT_BUCKETS
-    num_threads: Annotated[int, Field(ge=1)]
-    num_slots: Annotated[int, Field(ge=1, le=1024)] = 32
-    lease_s: Annotated[float, Field(ge=1)] = 15.0
-    result_ttl_s: Annotated[float, Field(ge=1)] = 600.0
-    drain_timeout_s: Annotated[float, Field(ge=0)] = 25.0
-    step_timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    batching: Literal["step", "request"] = "step"
-    batch_size: Annotated[int, Field(ge=1)] = 8  # of request-level batching, as is the delay
-    batch_delay_s: Annotated[float, Field(ge=0)] = 0.02
-    trace_dir: Path | None = None
-    otlp_endpoint: str | None = None  # where OpenTelemetry's spans go
-    fatal_seed: int | None = None  # faults on purpose, for tests
-    hanging_seed: int | None = None
-    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0  # 0: no metrics endpoint
+    model_repo: Path = Field(Path("model_repo"), description="folder of models")
+    cache_dir: Path = Field(default_factory=_default_cache_dir, description="folder of compiled plans")
+    plan_cache_bytes: int = Field(
+        DEFAULT_PLAN_CACHE_BYTES, ge=0, description="size of all compiled plans above which the oldest are deleted"
+    )
+    backend: BackendName | None = Field(
+        None,
+        description="runtime of the networks; default: tensorrt, else inductor, on a GPU and openvino on a CPU; "
+        "noop computes nothing, to measure everything else",
+    )
+    precision: Precision | None = Field(None, description="default: the fastest that the device supports natively")
+    buckets: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], NoDecode] = Field(
+        DEFAULT_BUCKETS, min_length=1, description="batch sizes to compile plans for, separated by commas"
+    )
+    threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="CPU threads of one worker")
+    slots: int = Field(32, ge=1, le=1024, description="samples per model that one worker advances concurrently")
+    lease_s: float = Field(15.0, ge=1, description="seconds after which a dead worker's jobs restart on another")
+    result_ttl_s: float = Field(RESULT_TTL_S, ge=1, description="seconds for which a job's images are kept")
+    drain_timeout_s: float = Field(25.0, ge=0, description="seconds that a stopping worker has to finish running jobs")
+    step_timeout_s: float = Field(
+        60.0, gt=0, description="seconds after which a step counts as hung and ends its worker"
+    )
+    batching: Literal["step", "request"] = Field(
+        "step", description="step: rebatch before every step; request: batch whole requests, for comparison"
+    )
+    batch_size: int = Field(8, ge=1, description="samples per batch of request-level batching")
+    batch_delay_s: float = Field(0.02, ge=0, description="seconds that a batch of request-level batching waits to fill")
+    trace_dir: Path | None = Field(None, description="folder for worker timelines, for ui.perfetto.dev; default: none")
+    otlp_endpoint: str | None = Field(None, description="OTLP/HTTP endpoint for OpenTelemetry spans; default: none")
+    fatal_seed: int | None = Field(None, description="fault injection: a job with this seed kills its worker")
+    hanging_seed: int | None = Field(None, description="fault injection: a job with this seed hangs its worker")
+    worker_metrics_port: int = Field(
+        0, ge=0, le=65535, description="Prometheus port of the first worker, the next for the second; 0: none"
+    )
+
+    @field_validator("buckets", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: object) -> object:
+        return value.split(",") if isinstance(value, str) else value

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Literal, Protocol, cast, get_args
+from typing import Protocol, cast
 
 import torch
 from torch import nn
 
 from msf_engine.errors import BackendUnavailable
+from msf_engine.options import BACKENDS, BackendName, Precision
 from msf_engine.plan import Plan, PlanSpec
 from msf_engine.stage import Stage
 
-Precision = Literal["fp32", "bf16", "fp16"]
-BackendName = Literal["eager", "inductor", "openvino", "tensorrt", "noop"]
-BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+__all__ = ["BACKENDS", "Backend", "BackendName", "Precision", "check_precision", "default_backends", "get_backend"]
 
 
 class Backend(Protocol):

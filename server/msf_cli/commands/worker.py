@@ -48,32 +48,8 @@ async def _work(settings: Settings) -> None:
     for order in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(order, stop.set)
     try:
-        await run_worker(
-            WorkerSettings(
-                redis_url=settings.redis_url,
-                model_repo=settings.model_repo,
-                cache_dir=settings.cache_dir,
-                plan_cache_bytes=settings.plan_cache_bytes,
-                backend=settings.backend,
-                precision=settings.precision,
-                buckets=settings.buckets,
-                num_threads=settings.threads,
-                num_slots=settings.slots,
-                lease_s=settings.lease_s,
-                result_ttl_s=settings.result_ttl_s,
-                drain_timeout_s=settings.drain_timeout_s,
-                step_timeout_s=settings.step_timeout_s,
-                batching=settings.batching,
-                batch_size=settings.batch_size,
-                batch_delay_s=settings.batch_delay_s,
-                trace_dir=settings.trace_dir,
-                otlp_endpoint=settings.otlp_endpoint,
-                fatal_seed=settings.fatal_seed,
-                hanging_seed=settings.hanging_seed,
-                metrics_port=settings.worker_metrics_port,
-            ),
-            stop,
-        )
+        worker_settings = WorkerSettings(**settings.model_dump(include=set(WorkerSettings.model_fields)))
+        await run_worker(worker_settings, settings.redis_url, stop)
     except (EngineError, WorkerError) as error:
         logging.error("%s", error)
         sys.exit(EXIT_MISCONFIGURED)

@@ -1,0 +1,12 @@
+"""Names and defaults of the engine's options. Imports no torch, so that settings can be read without it."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Precision = Literal["fp32", "bf16", "fp16"]
+BackendName = Literal["eager", "inductor", "openvino", "tensorrt", "noop"]
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+
+DEFAULT_BUCKETS = (1, 2, 4, 8, 16)
+DEFAULT_PLAN_CACHE_BYTES = 20 * 2**30
