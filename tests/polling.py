@@ -21,7 +21,7 @@ def until(condition: Callable[[], object], timeout_s: float = TIMEOUT_S) -> None
 
 
 async def eventually(condition: Callable[[], object], timeout_s: float = TIMEOUT_S) -> None:
-    """Wait until `condition`, a function or coroutine function, returns a true value; raise `TimeoutError` otherwise."""
+    """Wait until `condition`, a function or coroutine function, returns a true value, or raise `TimeoutError`."""
     async with asyncio.timeout(timeout_s):
         while True:
             outcome = condition()

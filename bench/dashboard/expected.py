@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bench.dashboard.prometheus import Prometheus
 from bench.dashboard.queries import Query
 from msf_cli.load.results import RequestOutcome, RequestResult
-from msf_server.metrics import BUCKETS_S
+from msf_scheduler.histogram_buckets import LATENCY_BUCKETS_S
 
 TOLERANCE = 0.02
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -96,9 +96,9 @@ def _in_bucket(value: float) -> Expected:
 
     That is its bucket or the one below.
     """
-    place = bisect_left(BUCKETS_S, value)
-    least = BUCKETS_S[place - 2] if place > 1 else 0.0
-    return Expected(value, lambda seen: least <= seen <= BUCKETS_S[min(place, len(BUCKETS_S) - 1)])
+    place = bisect_left(LATENCY_BUCKETS_S, value)
+    least = LATENCY_BUCKETS_S[place - 2] if place > 1 else 0.0
+    return Expected(value, lambda seen: least <= seen <= LATENCY_BUCKETS_S[min(place, len(LATENCY_BUCKETS_S) - 1)])
 
 
 def expectations(results: Sequence[RequestResult], window_s: float) -> dict[Key, Expected]:
@@ -147,11 +147,11 @@ def _exact(values: Sequence[float], share: float) -> float:
 
 
 def histogram_quantile(values: Sequence[float], share: float) -> float:
-    """What Prometheus makes of these values in buckets of `BUCKETS_S`: linear within a bucket."""
+    """What Prometheus makes of these values in buckets of `LATENCY_BUCKETS_S`: linear within a bucket."""
     rank, below = share * len(values), 0
-    for lower, upper in zip((0.0, *BUCKETS_S), BUCKETS_S, strict=False):
+    for lower, upper in zip((0.0, *LATENCY_BUCKETS_S), LATENCY_BUCKETS_S, strict=False):
         up_to = sum(value <= upper for value in values)
         if up_to >= rank:
             return lower + (upper - lower) * (rank - below) / (up_to - below)
         below = up_to
-    return BUCKETS_S[-1]
+    return LATENCY_BUCKETS_S[-1]

@@ -27,7 +27,7 @@ from msf_engine.generate import generate
 from msf_engine.noise import NoiseStream, gaussian_noise
 from msf_engine.repository import ModelVersion, read_version
 from msf_engine.schedule import timesteps
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 BATCH = 16
 ISA = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")

@@ -25,7 +25,7 @@ from bench.engine.whole_cast import whole_cast
 from msf_engine.backends import get_backend
 from msf_engine.guided_step import StepModule
 from msf_engine.plan import PlanSpec, step_inputs
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 Step = Callable[[], object]
 PEAK = "matmul peak, bf16"

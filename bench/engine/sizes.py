@@ -14,7 +14,7 @@ from torch import nn
 
 from msf_engine.denoiser import SIZES as WIDTH_DEPTH_HEADS
 from msf_engine.denoiser import Denoiser
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 LATENT_CHANNELS = 4
 DOWNSAMPLING = 8

@@ -16,7 +16,7 @@ from msf_cli.settings import read_settings
 from msf_engine.plan_loader import plan_kinds, probes_of
 from msf_engine.plan_validation import FULL, FULL_REPEATS, strict_sets, sweep
 from msf_engine.repository import find_models
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ from msf_engine.guided_step import StepModule
 from msf_engine.model import DecodeModule, MsfModel
 from msf_engine.plan import Input, PlanSpec, decode_inputs, step_inputs
 from msf_engine.repository import read_version
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 MODELS = ("shipped", "XL")
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16")

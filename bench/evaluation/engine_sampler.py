@@ -14,7 +14,7 @@ from msf_engine.noise import NoiseStream, gaussian_noise
 from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import ModelPlans, load_plans
 from msf_engine.repository import ModelVersion
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 from msf_training.data import to_unit_range
 
 BUCKET = 16

@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from bench.engine.sizes import DenoiserSize, dit_size, msf_size
 from msf_engine.backends import BackendName, Precision
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 Kind = Literal["MSF", "DiT"]
 KINDS: tuple[Kind, ...] = ("MSF", "DiT")

@@ -21,7 +21,7 @@ from msf_engine import plan_validation as trials
 from msf_engine.backends import Backend
 from msf_engine.guided_step import StepModule
 from msf_engine.plan import Plan, PlanSpec, step_inputs
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 WARM_UPS = 3
 NUM_SWEEP_CALLS = 4 * trials.NUM_PROBES

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from bench.gpu.cells import VARIES, Row
 from msf_engine.plan_validation import strict_sets
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 _STAGES = (Stage.BASE, Stage.RESIDUAL)
 

@@ -18,7 +18,7 @@ from msf_engine.guided_step import StepModule
 from msf_engine.model import DecodeModule, MsfModel
 from msf_engine.plan import Plan, PlanSpec, decode_inputs, step_inputs
 from msf_engine.schedule import Solver, timesteps, updates
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 BATCH = 50
 BUCKETS = (1, 2, 4, 8, 16, 32)

@@ -13,8 +13,8 @@ from statistics import median
 from prometheus_client import generate_latest
 
 from msf_scheduler.jobs import JobSpec, ModelInfo, Timings
+from msf_scheduler.stage import Stage
 from msf_scheduler.step_batching import StepBatch
-from msf_scheduler.step_costs import Stage
 from msf_server.metrics import ROUTES, Metrics
 from msf_worker.metrics import WorkerMetrics
 

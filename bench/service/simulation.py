@@ -29,7 +29,8 @@ from msf_cli.load.mix import Kind, Mix, PlannedRequest, Weighted, parse_weighted
 from msf_cli.load.results import LoadTally, RequestResult
 from msf_cli.percentiles import percentile
 from msf_cli.simulation.cluster import Hardware, SimulatedCluster, SimulatedJob
-from msf_scheduler.step_costs import Stage, StepCosts, Work
+from msf_scheduler.stage import Stage
+from msf_scheduler.step_costs import StepCosts, Work
 
 MIX = Mix(num_steps=parse_weighted("5:2,20:6,50:1", int), num_samples=Weighted(((1, 0.9), (4, 0.1))))
 BUCKETS = (1, 2, 4, 8, 16)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 PositiveInt = Annotated[int, Field(gt=0)]
 

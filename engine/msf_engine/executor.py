@@ -18,7 +18,7 @@ from torch import Tensor
 from msf_engine.noise import NoiseStream, gaussian_noise
 from msf_engine.plan_loader import ModelPlans
 from msf_engine.schedule import timesteps, updates
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 NEXT_STAGE = {Stage.BASE: Stage.RESIDUAL, Stage.RESIDUAL: Stage.DECODE}
 NOISE = {Stage.BASE: NoiseStream.BASE, Stage.RESIDUAL: NoiseStream.RESIDUAL}

@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 from msf_engine.guided_step import StepModule
 from msf_engine.plan import PlanSpec
 from msf_engine.precision import low_denoiser
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 if TYPE_CHECKING:
     from msf_engine.model import DecodeModule

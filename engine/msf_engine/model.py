@@ -9,7 +9,7 @@ from msf_engine.autoencoder import Autoencoder
 from msf_engine.config import ModelConfig, Statistics
 from msf_engine.denoiser import Denoiser
 from msf_engine.factorization import compose, decompose, up
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 
 class MsfModel(nn.Module):

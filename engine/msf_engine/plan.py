@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import Tensor
 
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 if TYPE_CHECKING:
     from msf_engine.config import ModelConfig

@@ -24,7 +24,7 @@ from msf_engine.plan import Input, Plan, PlanSpec, decode_inputs, step_inputs
 from msf_engine.plan_cache import PlanCache, PlanRecord, StoredPlan, source_digest
 from msf_engine.plan_validation import Probes, Reference, Trial, answer, make_probes, strict_sets, trial
 from msf_engine.repository import ModelVersion
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 if TYPE_CHECKING:
     from msf_engine.model import MsfModel

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from msf_engine.noise import NoiseStream, gaussian_noise
 from msf_engine.plan import Input, Plan
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 NUM_PROBES = 5  # odd: then a probe meets every parity of slot
 PROBE_SEED = 20250123

@@ -24,7 +24,7 @@ from torch import Tensor
 from msf_engine.config import ModelConfig
 from msf_engine.denoiser import TimeEmbedding
 from msf_engine.errors import ModelRepositoryError
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 if TYPE_CHECKING:
     from msf_engine.model import MsfModel

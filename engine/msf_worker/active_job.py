@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from msf_engine.config import ModelConfig
 from msf_engine.executor import SampleRequest
-from msf_engine.stage import Stage
 from msf_scheduler.jobs import Provenance, Timings
 from msf_scheduler.leases import Claim
+from msf_scheduler.stage import Stage
 from msf_scheduler.step_costs import StepCosts, Work
 
 

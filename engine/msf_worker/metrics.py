@@ -7,21 +7,19 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
-from msf_scheduler.jobs import Timings
+from msf_scheduler.histogram_buckets import LATENCY_BUCKETS_S
+from msf_scheduler.jobs import ModelKey, Timings
 from msf_scheduler.leases import Swept
+from msf_scheduler.stage import Stage
 from msf_scheduler.step_batching import REASONS, StepBatch
-from msf_scheduler.step_costs import Stage
 from msf_worker.latency_window import Recent
 
-_JOB_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0)
 _STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _FILLS = (0.25, 0.5, 0.625, 0.75, 0.875, 1.0)
 _OUTCOMES = ("succeeded", "failed", "expired", "dropped", "lost")
 _MODEL = ("model", "version")
 _STAGE = ("model", "version", "stage")
-
-ModelKey = tuple[str, str]  # name, version
 
 
 class WorkerMetrics:
@@ -42,13 +40,16 @@ class WorkerMetrics:
         self.padded_rows = self._counter("msf_padded_rows", "Rows computed for nobody.", _STAGE)
         self.batches = self._counter("msf_step_batches", "Step batches by why they were chosen.", (*_STAGE, "reason"))
         self.queue_seconds = self._histogram(
-            "msf_queue_seconds", "A finished job's time from admission to its first step batch.", _MODEL, _JOB_SECONDS
+            "msf_queue_seconds",
+            "A finished job's time from admission to its first step batch.",
+            _MODEL,
+            LATENCY_BUCKETS_S,
         )
         self.stage_seconds = self._histogram(
-            "msf_stage_seconds", "A finished job's time in one stage's step batches.", _STAGE, _JOB_SECONDS
+            "msf_stage_seconds", "A finished job's time in one stage's step batches.", _STAGE, LATENCY_BUCKETS_S
         )
         self.encode_seconds = self._histogram(
-            "msf_encode_seconds", "A finished job's time in encoding image files.", _MODEL, _JOB_SECONDS
+            "msf_encode_seconds", "A finished job's time in encoding image files.", _MODEL, LATENCY_BUCKETS_S
         )
         self.jobs = self._counter("msf_worker_jobs", "Jobs that ended here.", (*_MODEL, "outcome"))
         self.claims = self._counter("msf_claims", "Jobs claimed.", _MODEL)

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 
 from msf_engine.errors import EngineError
 from msf_scheduler.errors import QueueUnavailable
+from msf_scheduler.jobs import ModelKey
 from msf_scheduler.model_control import Desired, DesiredModels, VersionReport, VersionState, WorkerReport
 from msf_scheduler.queue import JobQueue
 from msf_worker.metrics import WorkerMetrics
 from msf_worker.model_loader import ModelLoader
 from msf_worker.model_runner import ModelRunner
-from msf_worker.worker import ModelKey, Worker
+from msf_worker.worker import Worker
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from msf_engine.executor import Executor, SampleRequest, StepResult
 from msf_engine.repository import ModelVersion
-from msf_engine.stage import Stage
-from msf_scheduler import step_costs as costs
-from msf_scheduler.jobs import JobSpec, LeastSeconds, ModelInfo, Preview, Progress, Provenance
+from msf_scheduler.jobs import JobSpec, LeastSeconds, ModelInfo, ModelKey, Preview, Progress, Provenance
 from msf_scheduler.leases import Claim
+from msf_scheduler.stage import Stage
 from msf_scheduler.step_batching import ActiveWork, Candidate, StepBatch
 from msf_scheduler.step_costs import StepCosts
 from msf_worker.active_job import ActiveJob, work_of
@@ -23,7 +22,6 @@ from msf_worker.image_encoder import runtime_fingerprint
 
 WARM_UP_ROUNDS = 3
 CHEAP = 0.05  # strict is the default where it takes no larger share more
-STAGES = {stage: costs.Stage(stage) for stage in Stage}
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,7 @@ class ModelRunner:
     def __init__(self, model: ModelVersion, executor: Executor) -> None:
         self.model = model
         self.executor = executor
-        strict = {(STAGES[stage], guided): its for (stage, guided), its in executor.plans.strict.items()}
-        self.costs = StepCosts(executor.plans.buckets, strict=strict)
+        self.costs = StepCosts(executor.plans.buckets, strict=executor.plans.strict)
         self.fingerprint = runtime_fingerprint(executor.plans.fingerprint)
         self.strict_cost: float | None = None
         self.jobs: dict[str, ActiveJob] = {}
@@ -50,7 +47,7 @@ class ModelRunner:
         self._ridden_at: dict[int, float] = {}  # slot -> when its sample last rode, or joined
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> ModelKey:
         return self.model.name, self.model.version
 
     def num_slots_in_use(self) -> int:
@@ -82,8 +79,8 @@ class ModelRunner:
         )
 
     def _least(self) -> LeastSeconds:
-        steps = [cost for cost in self.costs if cost.stage is not costs.Stage.DECODE]
-        decodes = [cost.least_s for cost in self.costs if cost.stage is costs.Stage.DECODE]
+        steps = [cost for cost in self.costs if cost.stage is not Stage.DECODE]
+        decodes = [cost.least_s for cost in self.costs if cost.stage is Stage.DECODE]
         return LeastSeconds(
             step_s=min((cost.least_s for cost in steps), default=0.0),
             sample_step_s=min((cost.least_s / cost.bucket for cost in steps), default=0.0),
@@ -143,7 +140,7 @@ class ModelRunner:
                 index=index,
                 job=jobs[job.id],
                 model=self.key,
-                stage=STAGES[slots[slot].stage],
+                stage=slots[slot].stage,
                 guided=slots[slot].guided,
                 ridden_at=self._ridden_at[slot],
                 strict=job.is_strict,
@@ -205,7 +202,7 @@ class ModelRunner:
         steps_left = per_sample * len(job.waiting) + sum(sum(slot.steps_left) + 1 for slot in slots)
         stages = {Stage.BASE} if job.waiting else {slot.stage for slot in slots}
         return Progress(
-            stage=next((stage.value for stage in Stage if stage in stages), Stage.DECODE.value),
+            stage=next((stage for stage in Stage if stage in stages), Stage.DECODE),
             steps_done=per_sample * num_samples - steps_left,
             num_steps=per_sample * num_samples,
             samples_done=len(job.images),
@@ -230,7 +227,7 @@ class ModelRunner:
         self.costs.observe(batch.stage, batch.guided, batch.bucket, executed.seconds)
         touched = self.jobs_in(batch)
         for job in touched:
-            job.rode(Stage(batch.stage), started_at, now)
+            job.rode(batch.stage, started_at, now)
         for slot in batch.slots:
             self._ridden_at[slot] = now
         for slot, image in result.images.items():
@@ -264,7 +261,7 @@ class ModelRunner:
             self.executor.join(SampleRequest(0, 0, index, 1, 1, guidance_scale))
         while self.executor.slots:
             first = next(iter(self.executor.slots.values()))
-            stage, guided = costs.Stage(first.stage), first.guided
+            stage, guided = first.stage, first.guided
             started_at = time.monotonic()
             self.executor.step(tuple(self.executor.slots), bucket)
             if observe:

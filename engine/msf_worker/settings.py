@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import NoDecode
 
 from msf_engine.options import DEFAULT_BUCKETS, DEFAULT_PLAN_CACHE_BYTES, BackendName, Precision
-from msf_scheduler.queue import RESULT_TTL_S
+from msf_scheduler.tunables import LEASE_S, RESULT_TTL_S
 
 
 def _default_cache_dir() -> Path:
@@ -38,7 +38,7 @@ class WorkerSettings(BaseModel):
     )
     threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="CPU threads of one worker")
     slots: int = Field(32, ge=1, le=1024, description="samples per model that one worker advances concurrently")
-    lease_s: float = Field(15.0, ge=1, description="seconds after which a dead worker's jobs restart on another")
+    lease_s: float = Field(LEASE_S, ge=1, description="seconds after which a dead worker's jobs restart on another")
     result_ttl_s: float = Field(RESULT_TTL_S, ge=1, description="seconds for which a job's images are kept")
     drain_timeout_s: float = Field(25.0, ge=0, description="seconds that a stopping worker has to finish running jobs")
     step_timeout_s: float = Field(

@@ -14,13 +14,13 @@ from redis.asyncio import Redis
 
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import QueueUnavailable
-from msf_scheduler.jobs import ModelInfo, WorkerInfo, WorkerLoad
+from msf_scheduler.jobs import ModelInfo, ModelKey, WorkerInfo, WorkerLoad
 from msf_scheduler.leases import Claim, Leases
 from msf_scheduler.notices import notices
-from msf_scheduler.queue import RESULT_TTL_S
 from msf_scheduler.registry import Registry
 from msf_scheduler.step_batching import BatchingPolicy, Hold, StepBatch, StepLevel, active_shares
 from msf_scheduler.tracing import Tracing
+from msf_scheduler.tunables import RESULT_TTL_S
 from msf_worker.active_job import ActiveJob
 from msf_worker.errors import StepTimeout
 from msf_worker.job_finisher import RETRY_S, Finisher, until_redis_answers
@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 
 WAIT_FOR_WORK_S = 5.0
 _DONE = object()
-
-ModelKey = tuple[str, str]  # name, version
 
 
 class Keeper(Protocol):

@@ -11,6 +11,8 @@ import click
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from msf_scheduler.tunables import LEASE_S, MAX_QUEUED_SAMPLES, RESULT_TTL_S
+
 Backend = Literal["eager", "inductor", "openvino", "tensorrt", "noop"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -43,9 +45,9 @@ class Settings(BaseSettings):
     )
     threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="threads of one worker")
     slots: int = Field(32, ge=1, le=1024, description="samples that one worker advances side by side")
-    max_queued_samples: int = Field(4096, ge=64, description="samples of one model that may wait and run at most")
-    lease_s: float = Field(15.0, ge=1, description="after how long a dead worker's jobs start again elsewhere")
-    result_ttl_s: float = Field(600.0, ge=1, description="how long a job's images are kept")
+    max_queued_samples: int = Field(MAX_QUEUED_SAMPLES, ge=64, description="most samples of one model that wait or run")
+    lease_s: float = Field(LEASE_S, ge=1, description="after how long a dead worker's jobs start again elsewhere")
+    result_ttl_s: float = Field(RESULT_TTL_S, ge=1, description="how long a job's images are kept")
     drain_timeout_s: float = Field(25.0, ge=0, description="how long a stopping worker may finish what it has begun")
     step_timeout_s: float = Field(60.0, gt=0, description="after how long a step counts as hung and its worker ends")
     tenant_weights: dict[str, float] = Field(

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from msf_scheduler.step_batching import ActiveWork, Candidate, Hold, ModelKey, StepBatch
-from msf_scheduler.step_costs import Stage, StepCosts
+from msf_scheduler.jobs import ModelKey
+from msf_scheduler.stage import Stage
+from msf_scheduler.step_batching import ActiveWork, Candidate, Hold, StepBatch
+from msf_scheduler.step_costs import StepCosts
 
 _ORDER = {stage: place for place, stage in enumerate(Stage)}
 Sample = tuple[str, int]  # job id, index

@@ -7,6 +7,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from msf_scheduler.stage import Stage
+
+ModelKey = tuple[str, str]  # name, version
+
 OutputFormat = Literal["png", "webp", "jpeg"]
 
 Reproducibility = Literal["strict", "fast"]
@@ -98,7 +102,7 @@ class Timings(Record):
 class Progress(Record):
     """How far a running job is. Steps are those of all its samples, each sample's decode counted as one."""
 
-    stage: Literal["base", "residual", "decode"]  # of the sample that is least far
+    stage: Literal[Stage.BASE, Stage.RESIDUAL, Stage.DECODE]  # of the sample that is least far
     steps_done: int
     num_steps: int
     samples_done: int

@@ -15,12 +15,12 @@ from msf_scheduler import keys
 from msf_scheduler.connection import MAX_BLOCK_S, call
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.job_codec import decode_job
-from msf_scheduler.jobs import JobError, JobRecord, JobState, Preview, Progress, Provenance, Timings
+from msf_scheduler.jobs import JobError, JobRecord, JobState, ModelKey, Preview, Progress, Provenance, Timings
 from msf_scheduler.keys import QueueKeys
-from msf_scheduler.queue import EXPIRED, RESULT_TTL_S
+from msf_scheduler.queue import EXPIRED
 from msf_scheduler.scripts import Script
+from msf_scheduler.tunables import DEAD_LETTER_TTL_S, LEASE_S, RESULT_TTL_S
 
-DEAD_TTL_S = 7 * 86400.0
 GONE = JobError(
     code=ErrorCode.FINGERPRINT_GONE,
     message="no worker can make the bytes that were promised any more; ask again, for another fingerprint",
@@ -71,15 +71,15 @@ class Leases:
         self,
         redis: Redis,
         *,
-        lease_s: float = 15.0,
+        lease_s: float = LEASE_S,
         result_ttl_s: float = RESULT_TTL_S,
-        fingerprints: Mapping[tuple[str, str], str] | None = None,
+        fingerprints: Mapping[ModelKey, str] | None = None,
     ) -> None:
         """`fingerprints`, by (model, version), are those of a worker that claims: jobs bound to them are for it."""
         self._redis = redis
         self._fingerprints = {QueueKeys.of(*model): its for model, its in (fingerprints or {}).items()}
         self._lease_s = lease_s
-        self._lives = {"ttl_s": result_ttl_s, "dead_ttl_s": DEAD_TTL_S}
+        self._lives = {"ttl_s": result_ttl_s, "dead_ttl_s": DEAD_LETTER_TTL_S}
         self._claim = Script(redis, "claim")
         self._renew = Script(redis, "renew")
         self._finish = Script(redis, "finish")
@@ -88,7 +88,7 @@ class Leases:
         self._bury = Script(redis, "bury")
         self._publish = Script(redis, "publish")
 
-    def run_with(self, model: tuple[str, str], fingerprint: str) -> None:
+    def run_with(self, model: ModelKey, fingerprint: str) -> None:
         """From now on, jobs of this (model, version) that are bound to the fingerprint are for this worker too."""
         self._fingerprints[QueueKeys.of(*model)] = fingerprint
 
@@ -111,7 +111,7 @@ class Leases:
         claims = tuple(Claim(decode_job(fields), worker_id) for fields in claimed)
         return Claimed(claims, bool(alone), num_expired)
 
-    async def wait_for_work(self, models: Sequence[tuple[str, str]], timeout_s: float) -> None:
+    async def wait_for_work(self, models: Sequence[ModelKey], timeout_s: float) -> None:
         """Return when a `claim` from one of these (model, version) may find work, or after `timeout_s`.
 
         At most `MAX_BLOCK_S`, whatever `timeout_s` says; claim again in any case. Of several workers that wait, the

@@ -23,10 +23,13 @@ from msf_scheduler.job_codec import SCHEMA_VERSION, decode_job
 from msf_scheduler.jobs import JobError, JobRecord, JobSpec, JobState, Priority, Terms
 from msf_scheduler.keys import QueueKeys
 from msf_scheduler.scripts import Script
+from msf_scheduler.tunables import (
+    MAX_QUEUED_SAMPLES,
+    MAX_RETRY_AFTER_S,
+    MIN_RETRY_AFTER_S,
+    RESULT_TTL_S,
+)
 
-MIN_RETRY_AFTER_S = 1.0
-MAX_RETRY_AFTER_S = 60.0
-RESULT_TTL_S = 600.0
 BANDS = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
 EXPIRED = JobError(code=ErrorCode.DEADLINE, message="the job could not end within its timeout_s")
 
@@ -57,7 +60,13 @@ def new_job_id() -> str:
 class JobQueue:
     """Every method raises `QueueUnavailable` when Redis cannot be used; it may then have taken effect or not."""
 
-    def __init__(self, redis: Redis, *, max_queued_samples: int = 4096, result_ttl_s: float = RESULT_TTL_S) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        max_queued_samples: int = MAX_QUEUED_SAMPLES,
+        result_ttl_s: float = RESULT_TTL_S,
+    ) -> None:
         self._redis = redis
         self._max_queued_samples = max_queued_samples
         self._result_ttl_s = result_ttl_s

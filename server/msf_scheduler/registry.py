@@ -11,12 +11,13 @@ from msf_scheduler.connection import call, guarded
 from msf_scheduler.jobs import ModelInfo, WorkerInfo, WorkerLoad
 from msf_scheduler.keys import QueueKeys
 from msf_scheduler.scripts import Script
+from msf_scheduler.tunables import LEASE_S
 
 
 class Registry:
     """A worker is alive for `worker_ttl_s` after a heartbeat. Every method may raise `QueueUnavailable`."""
 
-    def __init__(self, redis: Redis, *, worker_ttl_s: float = 15.0) -> None:
+    def __init__(self, redis: Redis, *, worker_ttl_s: float = LEASE_S) -> None:
         self._redis = redis
         self._worker_ttl_s = worker_ttl_s
         self._registered: dict[str, WorkerInfo] = {}

@@ -20,8 +20,9 @@ from math import sqrt
 from operator import itemgetter
 from typing import Protocol
 
-from msf_scheduler.jobs import Priority
-from msf_scheduler.step_costs import Stage, StepCosts
+from msf_scheduler.jobs import ModelKey, Priority
+from msf_scheduler.stage import Stage
+from msf_scheduler.step_costs import StepCosts
 
 PATIENCE_S = 1.0
 MAX_WASTE = 0.1  # of the best rate at hand, when all slots are taken
@@ -30,7 +31,6 @@ PRIORITY_WEIGHT = {Priority.HIGH: 8.0, Priority.NORMAL: 1.0, Priority.LOW: 0.125
 MOMENT_S = 1e-6  # keeps divisors above zero
 REASONS = ("overdue", "deadline", "full", "all", "best")  # of a step batch; see `StepBatch`
 
-ModelKey = tuple[str, str]  # name, version
 Group = tuple[ModelKey, Stage, bool]
 
 

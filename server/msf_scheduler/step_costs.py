@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import NamedTuple
 
+from msf_scheduler.stage import Stage
+
 FADE = 0.1  # weight of the newest measurement in the running mean
-
-
-class Stage(StrEnum):
-    BASE = "base"
-    RESIDUAL = "residual"
-    DECODE = "decode"
-
 
 Kind = tuple[Stage, bool]  # whose plans are alike: stage, guided
 KINDS: tuple[Kind, ...] = (

@@ -8,9 +8,7 @@ from msf_scheduler import keys
 from msf_scheduler.connection import call
 from msf_scheduler.jobs import Delivery
 from msf_scheduler.scripts import Script
-
-LEASE_S = 60.0  # a delivery whose server died is taken up by another after this
-KEPT_S = 4 * 86400  # longer than any delivery is tried
+from msf_scheduler.tunables import WEBHOOK_LEASE_S, WEBHOOK_TTL_S
 
 
 class Webhooks:
@@ -22,8 +20,8 @@ class Webhooks:
         self._settle = Script(redis, "settle_webhook")
 
     async def take(self, limit: int) -> list[str]:
-        """Ids of jobs whose webhooks are due, for this server alone for LEASE_S."""
-        return [job_id.decode() for job_id in await self._due("", limit=limit, lease_s=LEASE_S)]
+        """Ids of jobs whose webhooks are due, for this server alone for WEBHOOK_LEASE_S."""
+        return [job_id.decode() for job_id in await self._due("", limit=limit, lease_s=WEBHOOK_LEASE_S)]
 
     async def message(self, job_id: str) -> bytes | None:
         """What was kept for further attempts: the job's own life may be shorter."""
@@ -31,7 +29,7 @@ class Webhooks:
         return kept
 
     async def keep(self, job_id: str, message: bytes) -> None:
-        await call(self._redis, "SET", keys.webhook(job_id), message, "EX", KEPT_S)
+        await call(self._redis, "SET", keys.webhook(job_id), message, "EX", WEBHOOK_TTL_S)
 
     async def settle(self, job_id: str, delivery: Delivery | None, *, again_in_s: float | None) -> None:
         """`again_in_s` None: it was delivered, or is given up. Without a `delivery` the job has not ended yet."""

@@ -10,12 +10,10 @@ from collections.abc import Callable
 
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import QueueUnavailable
-from msf_scheduler.jobs import ModelInfo
+from msf_scheduler.jobs import ModelInfo, ModelKey
 from msf_scheduler.model_control import Desired, DesiredModels
 from msf_scheduler.registry import Registry
 from msf_server.errors import ModelNotFound, Unavailable, shown
-
-ModelKey = tuple[str, str]  # name, version
 
 
 class Catalog:

@@ -15,13 +15,13 @@ from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
-from msf_scheduler.jobs import JobSpec, ModelInfo, Timings
+from msf_scheduler.histogram_buckets import LATENCY_BUCKETS_S
+from msf_scheduler.jobs import JobSpec, ModelInfo, ModelKey, Timings
 from msf_scheduler.leases import Swept
 from msf_scheduler.queue import QueueDepth
 from msf_scheduler.redis_info import Storage
 from msf_server.errors import Forbidden, Unauthenticated, translate
 
-BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0)
 MODEL = ("model", "version")
 OUTCOMES = (
     *("succeeded", "invalid", "refused", "limited", "unavailable"),
@@ -37,7 +37,7 @@ SHARED = " Read from Redis, the same in every server: aggregate by max."
 class Shared:
     """What every server reads from the same Redis at a scrape. `depths` by (model, version)."""
 
-    depths: Mapping[tuple[str, str], QueueDepth]
+    depths: Mapping[ModelKey, QueueDepth]
     num_workers: int
     storage: Storage
     round_trip_s: float
@@ -62,7 +62,7 @@ class Metrics:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing reads
         self.registry = CollectorRegistry()
-        self.totals: defaultdict[tuple[str, str], JobTotals] = defaultdict(JobTotals)
+        self.totals: defaultdict[ModelKey, JobTotals] = defaultdict(JobTotals)
         tasks = self._gauge("msf_asyncio_tasks", "Tasks of the event loop")
         tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
         ProcessCollector(registry=self.registry)
@@ -148,7 +148,7 @@ class Metrics:
         self.poisoned.inc(swept.num_poisoned)
         self.expired.inc(swept.num_expired)
 
-    def show(self, models: Iterable[tuple[str, str]]) -> None:
+    def show(self, models: Iterable[ModelKey]) -> None:
         """Begin the counters of a model at 0: Prometheus does not see the first increment of one that appears."""
         for model in models:
             self._show_requests(*model)
@@ -192,7 +192,7 @@ class Metrics:
         return Gauge(name, text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, labels: tuple[str, ...]) -> Histogram:
-        return Histogram(name, text, labels, registry=self.registry, buckets=BUCKETS_S)
+        return Histogram(name, text, labels, registry=self.registry, buckets=LATENCY_BUCKETS_S)
 
 
 class MeasuredRoute(APIRoute):

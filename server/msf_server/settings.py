@@ -8,6 +8,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from msf_scheduler.tunables import MAX_QUEUED_SAMPLES, RESULT_TTL_S
+
 MIN_SECRET = 24  # characters
 
 
@@ -22,17 +24,17 @@ class ServerSettings(BaseModel):
     max_body_bytes: int = Field(default=64 * 1024, ge=1024)
     body_timeout_s: float = Field(default=10.0, gt=0)
     max_images_per_request: int = Field(default=64, ge=1)
-    max_queued_samples: int = Field(default=4096, ge=1)
+    max_queued_samples: int = Field(default=MAX_QUEUED_SAMPLES, ge=1)
     request_timeout_s: float = Field(default=300.0, gt=0)  # of requests that name none
     tenant_weights: dict[str, float] = Field(default_factory=dict)  # shares that are not 1
     api_keys_file: Path | None = None  # None: anybody may ask for images
     cors_origins: tuple[str, ...] = ()  # whose pages may call from a browser, beside our own
     operations_port: int | None = None  # /metrics and the scope admin only there; None: wherever it listens
-    result_ttl_s: float = Field(default=600.0, ge=1)
+    result_ttl_s: float = Field(default=RESULT_TTL_S, ge=1)
     otlp_endpoint: str | None = None  # where OpenTelemetry's spans go
     webhook_secret: str | None = Field(default=None, min_length=MIN_SECRET)  # None: no webhooks
     webhook_networks: tuple[IPv4Network | IPv6Network, ...] = ()  # private, and yet open to webhooks
-    load_timeout_s: float = Field(default=600.0, gt=0)  # how long the answer to a load waits for the workers
+    load_timeout_s: float = Field(default=RESULT_TTL_S, gt=0)  # how long the answer to a load waits for the workers
     worker_absence_s: float = Field(default=30.0, gt=0)
 
     @model_validator(mode="after")

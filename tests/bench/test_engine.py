@@ -8,7 +8,7 @@ from bench.engine.compare import table
 from bench.engine.methods import PEAK, Case, Contender, compete, peak_flops
 from bench.engine.operators import kind_of
 from bench.engine.sizes import DenoiserSize, dit_size, msf_size
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 TINY = DenoiserSize(in_channels=4, cond_channels=0, size=4, width=32, depth=2, num_heads=2, num_classes=3)
 

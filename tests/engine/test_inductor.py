@@ -14,7 +14,7 @@ from msf_engine.plan import PlanSpec, step_inputs
 from msf_engine.plan_loader import probes_of
 from msf_engine.plan_validation import STEP_TOLERANCE, Reference
 from msf_engine.repository import ModelVersion
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch

@@ -13,7 +13,7 @@ import pytest
 from msf_engine.errors import PlanError
 from msf_engine.plan import PlanSpec
 from msf_engine.plan_cache import PlanCache, PlanRecord, StoredPlan
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 SPEC = PlanSpec("tiny:1", "weights", Stage.BASE, True, (2,), (((2, 2, 2), "float32"),))
 HERE = "eager on this CPU"

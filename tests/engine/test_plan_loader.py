@@ -24,7 +24,7 @@ from msf_engine.plan import Plan, PlanSpec, step_inputs
 from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import ModelPlans, compile_plans, load_models, load_plans
 from msf_engine.repository import ModelVersion
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 REQUESTS = [
     SampleRequest(label, seed, 0, 4, 2, scale) for label, seed, scale in ((0, 1, 1.5), (1, 2, 1.0), (2, 3, 3.0))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from msf_engine.plan import Plan
 from msf_engine.plan_validation import FULL, SHORT, Probes, Reference, make_probes, strict_sets, sweep, trial
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 INPUTS = (((2, 2, 2), "float32"), ((6, 2, 2), "float32"))
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from msf_engine.errors import ModelRepositoryError
 from msf_engine.repository import find_models, read_version, save_version
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 from tests.models import LABELS, tiny_model
 
 

@@ -28,7 +28,7 @@ from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import compile_plans, load_plans, probes_of
 from msf_engine.plan_validation import Probes, Reference
 from msf_engine.repository import ModelVersion
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 STAGES = (Stage.BASE, Stage.RESIDUAL, Stage.DECODE)
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a GPU")

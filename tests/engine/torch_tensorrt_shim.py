@@ -57,7 +57,7 @@ def convert_all() -> dict[str, int]:
     from msf_engine.guided_step import StepModule
     from msf_engine.model import DecodeModule
     from msf_engine.plan import PlanSpec, decode_inputs, step_inputs
-    from msf_engine.stage import Stage
+    from msf_scheduler.stage import Stage
     from tests.models import tiny_model
 
     interpreter.trt.Runtime = _Runtime

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from msf_scheduler.dynamic_batching import RequestLevel
+from msf_scheduler.stage import Stage
 from msf_scheduler.step_batching import ActiveWork, Candidate, Hold, StepBatch
-from msf_scheduler.step_costs import Stage, StepCosts
+from msf_scheduler.step_costs import StepCosts
 
 MODEL, OTHER = ("shapes", "1"), ("letters", "1")
 COSTS = {MODEL: StepCosts((1, 2, 4)), OTHER: StepCosts((1, 2, 4))}

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msf_scheduler.jobs import Priority
+from msf_scheduler.stage import Stage
 from msf_scheduler.step_batching import (
     MAX_WASTE,
     PATIENCE_S,
@@ -18,7 +19,7 @@ from msf_scheduler.step_batching import (
     StepLevel,
     active_shares,
 )
-from msf_scheduler.step_costs import Stage, StepCosts, Work
+from msf_scheduler.step_costs import StepCosts, Work
 
 BUCKETS = (1, 2, 4)
 MODELS = (("shapes", "1"), ("letters", "1"))

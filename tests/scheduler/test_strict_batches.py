@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msf_scheduler.dynamic_batching import RequestLevel
+from msf_scheduler.stage import Stage
 from msf_scheduler.step_batching import Candidate, StepBatch, StepLevel
-from msf_scheduler.step_costs import KINDS, Kind, Stage, StepCosts
+from msf_scheduler.step_costs import KINDS, Kind, StepCosts
 from tests.scheduler.test_step_batching import BUCKETS, MODELS, candidate_lists, times
 
 strict_sets = st.lists(st.sampled_from(BUCKETS), min_size=1, unique=True).map(tuple)

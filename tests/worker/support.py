@@ -20,9 +20,9 @@ from msf_engine.generate import generate
 from msf_engine.plan import Plan
 from msf_engine.plan_loader import ModelPlans
 from msf_engine.repository import ModelVersion
-from msf_engine.stage import Stage
 from msf_scheduler.jobs import JobRecord, JobSpec, JobState, Terms, WorkerInfo
 from msf_scheduler.queue import JobQueue, new_job_id
+from msf_scheduler.stage import Stage
 from msf_scheduler.step_batching import BatchingPolicy
 from msf_scheduler.tracing import Tracing
 from msf_worker.metrics import WorkerMetrics

@@ -6,10 +6,10 @@ from redis.asyncio import Redis
 
 from msf_engine.plan_loader import ModelPlans
 from msf_engine.repository import ModelVersion
-from msf_engine.stage import Stage
 from msf_scheduler.jobs import JobState
 from msf_scheduler.queue import JobQueue
 from msf_scheduler.registry import Registry
+from msf_scheduler.stage import Stage
 from tests.worker.support import SPEC, Gate, RunningWorker, admit, running, until, with_plans
 
 UNGUIDED = SPEC.model_copy(update={"guidance_scale": 1.0})  # rides in a batch of its own, after the others

@@ -12,9 +12,9 @@ from torch import Tensor
 from msf_engine.plan import Plan
 from msf_engine.plan_loader import ModelPlans
 from msf_engine.repository import ModelVersion
-from msf_engine.stage import Stage
 from msf_scheduler.jobs import JobSpec, JobState, Provenance
 from msf_scheduler.queue import JobQueue
+from msf_scheduler.stage import Stage
 from msf_worker import job_finisher as finishing
 from msf_worker.image_encoder import encode_image
 from tests.worker.support import (

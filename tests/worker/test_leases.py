@@ -15,7 +15,6 @@ from redis.asyncio import Redis
 
 from msf_engine.plan_loader import ModelPlans
 from msf_engine.repository import ModelVersion
-from msf_engine.stage import Stage
 from msf_scheduler import keys
 from msf_scheduler.connection import call, connect
 from msf_scheduler.embedded_valkey import EmbeddedValkey
@@ -24,6 +23,7 @@ from msf_scheduler.jobs import JobSpec, JobState, Provenance
 from msf_scheduler.keys import QueueKeys
 from msf_scheduler.leases import Claim, Claimed, Leases, Swept
 from msf_scheduler.queue import JobQueue
+from msf_scheduler.stage import Stage
 from msf_worker import job_finisher as finishing
 from msf_worker.image_encoder import encode_image
 from tests.worker.support import SPEC, TIMEOUT_S, Gate, admit, running, until, with_plans

@@ -11,8 +11,8 @@ from torch import Tensor
 from msf_engine.plan import Plan
 from msf_engine.plan_loader import ModelPlans
 from msf_engine.repository import ModelVersion
-from msf_engine.stage import Stage
 from msf_scheduler.registry import Registry
+from msf_scheduler.stage import Stage
 from msf_scheduler.step_batching import REASONS
 from msf_worker.latency_window import Recent
 from tests.worker.support import SPEC, RunningWorker, running, until, with_plans

@@ -12,11 +12,11 @@ from msf_engine.errors import PlanError
 from msf_engine.executor import Executor
 from msf_engine.plan_loader import ModelPlans
 from msf_engine.repository import ModelVersion
-from msf_engine.stage import Stage
 from msf_scheduler.jobs import JobState, WorkerInfo
 from msf_scheduler.model_control import DesiredModels, VersionState
 from msf_scheduler.queue import JobQueue
 from msf_scheduler.registry import Registry
+from msf_scheduler.stage import Stage
 from msf_worker import model_manager as keeping
 from msf_worker.metrics import WorkerMetrics
 from msf_worker.model_manager import Keeper

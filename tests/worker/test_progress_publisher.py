@@ -13,10 +13,10 @@ from redis.asyncio import Redis
 from msf_engine.executor import Executor, SampleRequest
 from msf_engine.plan_loader import ModelPlans
 from msf_engine.repository import ModelVersion
-from msf_engine.stage import Stage
 from msf_scheduler.job_events import News, StoredPreview, Watcher
 from msf_scheduler.jobs import JobState, Terms
 from msf_scheduler.reply_reader import ReplyReader
+from msf_scheduler.stage import Stage
 from tests.worker.support import SPEC, Gate, RunningWorker, pixels, running, with_plans
 
 

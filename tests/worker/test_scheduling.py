@@ -12,12 +12,11 @@ from redis.asyncio import Redis
 from msf_engine.executor import Executor
 from msf_engine.plan_loader import ModelPlans
 from msf_engine.repository import ModelVersion
-from msf_engine.stage import Stage
-from msf_scheduler import step_costs as costs
 from msf_scheduler.dynamic_batching import RequestLevel
 from msf_scheduler.jobs import JobState, Terms
 from msf_scheduler.leases import Leases
 from msf_scheduler.queue import JobQueue
+from msf_scheduler.stage import Stage
 from msf_worker.errors import StepTimeout
 from msf_worker.model_runner import ModelRunner
 from msf_worker.perfetto import Trace
@@ -160,11 +159,11 @@ def test_warming_up_measures_what_every_plan_costs(version: ModelVersion, plans:
     measured = {(cost.stage, cost.guided, cost.bucket) for cost in runner.costs}
     denoising = {
         (stage, guided, bucket)
-        for stage in (costs.Stage.BASE, costs.Stage.RESIDUAL)
+        for stage in (Stage.BASE, Stage.RESIDUAL)
         for guided in (True, False)
         for bucket in plans.buckets
     }
-    assert measured == denoising | {(costs.Stage.DECODE, False, bucket) for bucket in plans.buckets}
+    assert measured == denoising | {(Stage.DECODE, False, bucket) for bucket in plans.buckets}
     least = runner.info().least
     assert 0 < least.sample_step_s <= least.step_s
     assert least.decode_s > 0

@@ -12,7 +12,7 @@ from torch import nn
 from msf_engine.errors import BackendUnavailable
 from msf_engine.options import BACKENDS, BackendName, Precision
 from msf_engine.plan import Plan, PlanSpec
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 __all__ = ["BACKENDS", "Backend", "BackendName", "Precision", "check_precision", "default_backends", "get_backend"]
 

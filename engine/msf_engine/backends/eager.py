@@ -16,7 +16,7 @@ from msf_engine.device import Device
 from msf_engine.guided_step import StepModule
 from msf_engine.plan import Plan, PlanSpec
 from msf_engine.precision import DTYPES, low_denoiser
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 
 class EagerBackend:

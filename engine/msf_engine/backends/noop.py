@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from msf_engine.backends import BackendName, Precision
 from msf_engine.plan import Plan, PlanSpec
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 
 class NoopBackend:

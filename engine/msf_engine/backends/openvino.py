@@ -18,7 +18,7 @@ from msf_engine.backends import BackendName, Precision, check_precision
 from msf_engine.errors import BackendUnavailable, PlanError
 from msf_engine.export import export_program
 from msf_engine.plan import Plan, PlanSpec
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 # Its converter would report each use to Google Analytics.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it was not installed

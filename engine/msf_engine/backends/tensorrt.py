@@ -27,7 +27,7 @@ from msf_engine.device import gpu_fingerprint
 from msf_engine.errors import BackendUnavailable, PlanError
 from msf_engine.export import Levels, export_onnx, export_program, lowered
 from msf_engine.plan import Plan, PlanSpec
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from msf_engine.cuda_plan import elapsed_ms
 from msf_engine.errors import PlanError
 from msf_engine.export import input_names
 from msf_engine.plan import PlanSpec
-from msf_engine.stage import Stage
+from msf_scheduler.stage import Stage
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from tabulate import tabulate
 
 from msf_cli.simulation.capacity import CapacityEstimate, Demand, estimate_workers
 from msf_cli.simulation.cluster import Hardware
-from msf_scheduler.step_costs import Stage, StepCost, StepCosts, Work
+from msf_scheduler.stage import Stage
+from msf_scheduler.step_costs import StepCost, StepCosts, Work
 
 TRANSITION_S = 0.0004  # measured: Valkey runs about 2,500 scripts/s on one core
 

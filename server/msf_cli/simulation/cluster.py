@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
+from msf_scheduler.stage import Stage
 from msf_scheduler.step_batching import ActiveWork, BatchingPolicy, Candidate, Hold, StepBatch, StepLevel
-from msf_scheduler.step_costs import Stage, StepCosts, Work
+from msf_scheduler.step_costs import StepCosts, Work
 
 MODEL = ("simulated", "1")
 

@@ -13,6 +13,7 @@ from typing import Annotated, TypeVar
 from fastapi import APIRouter, Depends, Path, Request, Response
 
 from msf_scheduler.error_codes import ErrorCode
+from msf_scheduler.jobs import ModelKey
 from msf_scheduler.model_control import VersionReport, VersionState, WorkerReport
 from msf_server.dependencies import Context, ServerContext
 from msf_server.errors import InvalidRequest, ModelNotFound, Superseded, TimedOut, Unavailable, shown
@@ -55,7 +56,7 @@ router = APIRouter(
 async def index(raw: Raw, context: Context) -> list[IndexEntry]:
     """As the workers' model repositories are now, and whether each version is served by any of them."""
     asked = _parsed(IndexRequest, raw)
-    best: dict[tuple[str, str], VersionReport] = {}
+    best: dict[ModelKey, VersionReport] = {}
     for report in await _reports(context):
         for told in report.versions:
             key = told.name, told.version

@@ -12,7 +12,8 @@ import pytest
 from msf_cli.simulation.capacity import Demand, estimate_workers, simulate_workers
 from msf_cli.simulation.cluster import Hardware, SimulatedCluster, SimulatedJob, SimulationResult
 from msf_scheduler.dynamic_batching import RequestLevel
-from msf_scheduler.step_costs import Stage, StepCosts, Work
+from msf_scheduler.stage import Stage
+from msf_scheduler.step_costs import StepCosts, Work
 
 STEP_S = 0.01
 WORK = Work(8, 1, True, True)

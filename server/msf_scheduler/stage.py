@@ -1,4 +1,4 @@
-"""Where a sample is on its way."""
+"""Stages that every sample passes, in order: the names that the scheduler and the engine share."""
 
 from __future__ import annotations
 

@@ -1,0 +1,26 @@
+"""Limits and times of the scheduler: the defaults of settings, and what is fixed. The Lua scripts get them too."""
+
+LEASE_S = 15.0  # a worker that is silent for this long is dead
+RESULT_TTL_S = 600.0
+MAX_QUEUED_SAMPLES = 4096  # of one model version
+
+DEAD_LETTER_TTL_S = 7 * 86400.0
+MAX_DEAD_LETTERS = 1000  # of one model version
+MIN_RETRY_AFTER_S = 1.0
+MAX_RETRY_AFTER_S = 60.0
+THROUGHPUT_WINDOW_S = 60.0  # busy time over which samples per second are averaged
+
+AGEING_S = 5.0  # a waiting priority class rises by one level each time this long passes without service
+SUSPECT_AFTER = 2  # lost workers before a job runs alone
+POISONED_AFTER = 3  # workers lost to a job that ran alone before it fails
+GONE_AFTER_S = 60.0  # a strict job fails when no worker has had its fingerprint for this long
+MAX_CLOCK_GAP_S = 60.0  # sweeps run every second: a longer gap means that Redis's clock was set
+
+WEBHOOK_LEASE_S = 60.0  # another server repeats a delivery whose server died after this
+WEBHOOK_CHECK_S = 60.0  # a job's webhook is looked at this often before the job ends
+WEBHOOK_TTL_S = 4 * 86400  # longer than any delivery is repeated
+
+STREAM_TTL_S = 86400.0
+MAX_REPLIES = 100_000  # entries kept for a server that does not read
+MAX_NOTICES = 10_000  # entries kept for a worker that does not read
+MAX_FORGOTTEN = 1000  # results that one sweep removes
