@@ -1,16 +1,18 @@
-"""What documents tell readers to type does what they say."""
+"""README and the guides: examples are executed, links resolve, files and make targets exist."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
 import io
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,64 +23,131 @@ from standardwebhooks import Webhook
 from tests.cli.support import msf
 
 ROOT = Path(__file__).parents[2]
-BLOCK = re.compile(
-    r"^```(?P<language>python|sh|js)\n(?P<code>.*?)^```$(?:\s*^```text\n(?P<output>.*?)^```$)?", re.M | re.S
+README = ROOT / "README.md"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("model_repo/*/README.md")])
+EXAMPLE = re.compile(
+    r"^```(?P<language>python|sh|js)\n(?P<code>.*?)^```$(?:\s*^```(?:text|json)\n(?P<output>.*?)^```$)?", re.M | re.S
 )
+LINK = re.compile(r"\]\((?!https?:)(?P<file>[^)#\s]*)(?:#(?P<anchor>[^)\s]+))?\)")
+SOURCE = re.compile(r"`((?:server|engine|bench|tests|docker|model_repo|docs)/[\w./-]*)`")
+TARGET = re.compile(r"(?:^|`)make ([a-z][a-z-]*)", re.M)
 ADDRESS = "localhost:8000"
+ELLIPSIS = "…"  # in an output: any text
+VARYING = re.compile(r"created|job_id|\w+_ms")  # fields of an answer
 
 
-def blocks(document: str) -> Iterator[tuple[str, str, str | None]]:
-    """Its examples in order: language, code, and the output where it is shown."""
-    for found in BLOCK.finditer((ROOT / "docs" / document).read_text()):
-        if not found["code"].startswith("pip install"):
-            yield found["language"], found["code"], found["output"]
+@dataclass(frozen=True)
+class Service:
+    """The shipped models served by an `msf serve` that runs in `folder`."""
+
+    folder: Path
+    address: str
+    environment: Mapping[str, str]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("documents")
+    shutil.copytree(ROOT / "model_repo", folder / "model_repo")
+    settings = {
+        "MSF_MODEL_REPO": str(folder / "model_repo"),
+        "MSF_CACHE_DIR": str(folder / "cache"),
+        "MSF_DATA_DIR": str(folder / "data"),
+        "MSF_BACKEND": "eager",
+        "MSF_BUCKETS": "1,4",
+        "MSF_THREADS": "1",
+        "MSF_PORT": "0",
+    }
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where `msf` is
+    with msf("serve", settings=settings, log=folder / "log") as server:
+        yield Service(folder, server.url().removeprefix("http://"), {**os.environ, **settings, "PATH": path})
 
 
 @pytest.mark.slow
-def test_examples_of_the_open_inference_protocol(settings: dict[str, str], tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "model_repo", tmp_path / "model_repo")
-    settings |= {"MSF_MODEL_REPO": str(tmp_path / "model_repo"), "MSF_BUCKETS": "1,4"}
-    names: dict[str, Any] = {}
-    with msf("serve", settings=settings, log=tmp_path / "log") as server:
-        address = server.url().removeprefix("http://")
-        for language, code, output in blocks("oip.md"):
-            shown = run(language, code.replace(ADDRESS, address), names, tmp_path)
-            assert output is None or shown == output, code
-        names["client"].close()
+def test_examples_of_the_readme(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_examples(README, service, monkeypatch)
+    assert (service.folder / "grid.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
-def test_examples_of_the_ways_in(settings: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    secret = f"whsec_{base64.b64encode(b'of a caller').decode()}"
+def test_examples_of_the_client_guide(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = f"whsec_{base64.b64encode(b'secret of a tenant').decode()}"
     monkeypatch.setenv("WEBHOOK_SECRET", secret)
-    names: dict[str, Any] = {}
-    settings |= {"MSF_MODEL_REPO": str(ROOT / "model_repo"), "MSF_BUCKETS": "1,4,8"}
-    with msf("serve", settings=settings, log=tmp_path / "log") as server:
-        address = server.url().removeprefix("http://")
-        for language, code, output in blocks("api.md"):
-            if language == "js" and shutil.which("node") is None:
-                continue
-            shown = run(language, code.replace(ADDRESS, address), names, tmp_path)
-            assert output is None or shown == output, code
-    assert (tmp_path / "clock.webp").read_bytes()[8:12] == b"WEBP"
-    assert {file.name for file in tmp_path.glob("*.png")} == {"cat-0.png", "cat-1.png", "grid.png"}
+    variables = check_examples(ROOT / "docs/api.md", service, monkeypatch)
+    assert (service.folder / "clock.webp").read_bytes()[8:12] == b"WEBP"
+    assert {"cat-0.png", "cat-1.png", "cats.png"} <= {file.name for file in service.folder.glob("*.png")}
     body, now = '{"type": "job.succeeded", "data": {"id": "1"}}', datetime.now(UTC)
     headers = {"webhook-id": "1", "webhook-timestamp": str(int(now.timestamp()))}
     headers["webhook-signature"] = Webhook(secret).sign("1", now, body)
-    assert names["received"](body, headers) == ("job.succeeded", "1")
-    names["client"].close()
+    assert variables["receive"](body, headers) == ("job.succeeded", "1")
 
 
-def run(language: str, code: str, names: dict[str, Any], folder: Path) -> str:
-    """What it prints."""
-    if language != "python":
-        command = {"sh": ["sh", "-ec", code], "js": ["node", "--input-type=module", "--eval", code]}[language]
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where `msf` is
-        environment = {**os.environ, "PATH": path}
-        return subprocess.run(
-            command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True
-        ).stdout
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(code, names)
-    return printed.getvalue()
+@pytest.mark.slow
+def test_examples_of_the_open_inference_protocol(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_examples(ROOT / "docs/oip.md", service, monkeypatch)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_files_and_make_targets_exist(document: Path) -> None:
+    text = document.read_text()
+    for link in LINK.finditer(text):
+        target = document.parent / link["file"] if link["file"] else document
+        assert target.exists(), link[0]
+        assert link["anchor"] is None or link["anchor"] in anchors(target), link[0]
+    for source in SOURCE.findall(text):
+        assert (ROOT / source).exists(), source
+    makefile = (ROOT / "Makefile").read_text()
+    for name in TARGET.findall(text):
+        assert re.search(rf"^{name}:", makefile, re.M), f"make {name}"
+
+
+def anchors(document: Path) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of `document`."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def check_examples(document: Path, service: Service, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Execute every example in order; return the variables of the Python examples."""
+    monkeypatch.chdir(service.folder)
+    variables: dict[str, Any] = {}
+    for example in EXAMPLE.finditer(document.read_text()):
+        language, code, output = example.group("language", "code", "output")
+        if code.startswith("pip install") or (language == "js" and shutil.which("node") is None):
+            continue
+        printed = execute(language, code.replace(ADDRESS, service.address), variables, service.environment)
+        assert output is None or matches(output, printed), f"{code}\n{printed}"
+    if "client" in variables:
+        variables["client"].close()
+    return variables
+
+
+def execute(language: str, code: str, variables: dict[str, Any], environment: Mapping[str, str]) -> str:
+    """Return what the example writes to its standard output."""
+    if language == "python":
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(code, variables)
+        return printed.getvalue()
+    command = {"sh": ["sh", "-ec", code], "js": ["node", "--input-type=module", "--eval", code]}[language]
+    return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def matches(output: str, printed: str) -> bool:
+    if output.startswith("{"):
+        return is_like(json.loads(output), json.loads(printed))
+    return re.fullmatch(re.escape(output).replace(ELLIPSIS, ".*"), printed) is not None
+
+
+def is_like(expected: Any, actual: Any) -> bool:
+    """Compare two JSON values, except for varying fields and text behind an ellipsis."""
+    match expected:
+        case dict():
+            return list(expected) == list(actual) and all(
+                VARYING.fullmatch(name) or is_like(value, actual[name]) for name, value in expected.items()
+            )
+        case list():
+            return len(expected) == len(actual) and all(map(is_like, expected, actual))
+        case str() if expected.endswith(ELLIPSIS):
+            return str(actual).startswith(expected.removesuffix(ELLIPSIS))
+    return bool(expected == actual)

@@ -1,70 +1,70 @@
-// The service's API as the page uses it.
+// Client of the service's API.
 
 export class ServiceError extends Error {
   constructor(message, param = null) {
     super(message);
-    this.param = param; // the request's field that is wrong, if one is
+    this.param = param; // the invalid field of the request, if any
   }
 }
 
 const IMAGES = "/v1/images/generations";
 const JOBS = "/v1/jobs";
-const KEY = "msf-api-key"; // of sessionStorage: gone with the tab
-const ENDS = new Set(["succeeded", "failed", "cancelled", "expired"]);
-const RETRIES = 5;
+const API_KEY = "msf-api-key"; // in sessionStorage, which ends with the tab
+const FINAL_EVENTS = new Set(["succeeded", "failed", "cancelled", "expired"]);
+const MAX_RETRIES = 5;
 
-export const apiKey = () => sessionStorage.getItem(KEY) ?? "";
+export const apiKey = () => sessionStorage.getItem(API_KEY) ?? "";
 
 export function setApiKey(key) {
-  sessionStorage.setItem(KEY, key.trim());
+  sessionStorage.setItem(API_KEY, key.trim());
 }
 
 export async function listModels() {
-  return (await answer(await reach("/v1/models"))).data;
+  return (await readBody(await request("/v1/models"))).data;
 }
 
 export async function isReady() {
   return fetch("/v2/health/ready").then(({ ok }) => ok, () => false);
 }
 
-// null where only operators may see them.
+// Return null if only operators may read the statistics.
 export async function readStats() {
   const response = await fetch("/v1/stats").catch(() => null);
   return response?.ok ? response.json() : null;
 }
 
-export async function createJob(request) {
-  return answer(await reach(JOBS, {
+export async function createJob(fields) {
+  return readBody(await request(JOBS, {
     method: "POST",
     headers: { "Content-Type": "application/json", ...authorization() },
-    body: JSON.stringify(request),
+    body: JSON.stringify(fields),
   }));
 }
 
-// Also while the page is being left.
+// `keepalive` lets the request outlive the page.
 export function cancelJob(id) {
   return fetch(`${JOBS}/${id}`, { method: "DELETE", headers: authorization(), keepalive: true }).catch(() => null);
 }
 
-// The job's events as they come, each with its `type`; after a lost connection from where they stopped.
+// Yield the job's events, each with its `type`; resume after a lost connection.
 export async function* jobEvents(id) {
-  let last = null;
-  for (let failures = 0; failures <= RETRIES; failures++) {
-    const resume = last ? { "Last-Event-ID": last } : {};
+  let lastId = null;
+  for (let failures = 0; failures <= MAX_RETRIES; failures++) {
+    const resume = lastId ? { "Last-Event-ID": lastId } : {};
     const response = await fetch(`${JOBS}/${id}/events`, { headers: { ...authorization(), ...resume } }).catch(() => null);
-    if (response && !response.ok) await answer(response);
+    if (response && !response.ok) await readBody(response);
     for await (const event of response ? serverSentEvents(response.body) : []) {
       failures = 0;
-      last = event.id ?? last;
+      lastId = event.id ?? lastId;
       yield event.data;
-      if (ENDS.has(event.type)) return;
+      if (FINAL_EVENTS.has(event.type)) return;
     }
     await new Promise((resolve) => setTimeout(resolve, 200 * 2 ** failures));
   }
   throw unreachable();
 }
 
-// Until the stream ends, well or not.
+// Yield events until the stream ends, with or without an error.
 async function* serverSentEvents(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
@@ -80,21 +80,21 @@ async function* serverSentEvents(body) {
   }
 }
 
-export function asCurl(request) {
-  const body = JSON.stringify(request).replaceAll("'", `'\\''`);
-  const key = apiKey() ? ` \\\n  -H "Authorization: Bearer $MSF_API_KEY"` : ""; // a screen may be shared
+export function asCurl(fields) {
+  const body = JSON.stringify(fields).replaceAll("'", `'\\''`);
+  const key = apiKey() ? ` \\\n  -H "Authorization: Bearer $MSF_API_KEY"` : ""; // the screen may be shared, so the key is not shown
   return `curl ${location.origin}${IMAGES}${key} \\\n  -H 'Content-Type: application/json' \\\n  -d '${body}'`;
 }
 
-export function asPython({ prompt, n, model, ...ours }) {
-  const own = Object.entries({ model, prompt, n }).filter(([, value]) => value !== undefined);
-  const named = own.map(([name, value]) => `    ${name}=${JSON.stringify(value)},\n`).join("");
+export function asPython({ prompt, n, model, ...extensions }) {
+  const standard = Object.entries({ model, prompt, n }).filter(([, value]) => value !== undefined);
+  const keywords = standard.map(([name, value]) => `    ${name}=${JSON.stringify(value)},\n`).join("");
   const key = apiKey() ? `os.environ["MSF_API_KEY"]` : `"none"`;
   return `${apiKey() ? "import os\n\n" : ""}from openai import OpenAI
 
 client = OpenAI(base_url="${location.origin}/v1", api_key=${key})
 images = client.images.generate(
-${named}    extra_body=${JSON.stringify(ours).replaceAll(/([:,])"?/g, (found) => found.replace(/^[:,]/, "$& "))},
+${keywords}    extra_body=${JSON.stringify(extensions).replaceAll(/([:,])"?/g, (match) => match.replace(/^[:,]/, "$& "))},
 )`;
 }
 
@@ -104,13 +104,13 @@ function authorization() {
 
 const unreachable = () => new ServiceError("The service cannot be reached. Is it still running?");
 
-async function reach(path, options) {
+async function request(path, options) {
   return fetch(path, options).catch(() => { throw unreachable(); });
 }
 
-async function answer(response) {
+async function readBody(response) {
   const body = await response.json().catch(() => null);
   if (response.ok && body) return body;
-  const { message, param } = body?.error ?? { message: `The service answered with status ${response.status}.` };
+  const { message, param } = body?.error ?? { message: `The service responded with status ${response.status}.` };
   throw new ServiceError(message, response.status === 401 ? "key" : param);
 }

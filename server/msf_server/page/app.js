@@ -1,4 +1,4 @@
-// The page's controls: what is asked for, and when.
+// The page's controls and the life of one request.
 
 import {
   apiKey, asCurl, asPython, cancelJob, createJob, isReady, jobEvents, listModels, readStats, ServiceError, setApiKey,
@@ -8,26 +8,26 @@ import {
   byId, showError, showImages, showNothing, showPreview, showProgress, showStats, showTimings, showWaiting,
 } from "./view.js";
 
-const CHIPS_UP_TO = 40; // more classes than this are searched, not shown
-const PREVIEWS = 2; // the base, and the residual half-way
+const MAX_CHIPS = 40; // beyond this number, classes are searched instead of listed
+const NUM_PREVIEWS = 2; // the base, and the residual half-way
 const STATS_EVERY_MS = 3000;
-const NUMBERS = ["n", "seed", "num_steps", "guidance_scale"];
+const NUMBER_FIELDS = ["n", "seed", "num_steps", "guidance_scale"];
 
 let models = [];
-let running = null; // the job under way: its id, once it has one
+let running = null; // the current job, with its id once it has one
 
 const sliderOf = (id) => document.querySelector(`[data-for="${id}"]`);
 const model = () => models.find(({ id }) => id === byId("model").value);
-const hasChips = () => model().labels.length <= CHIPS_UP_TO;
+const hasChips = () => model().labels.length <= MAX_CHIPS;
 
 function prompt() {
   return hasChips() ? document.querySelector("#chips input:checked").value : byId("search").value;
 }
 
-function request() {
-  const numbers = NUMBERS.filter((id) => byId(id).value !== "").map((id) => [id, Number(byId(id).value)]);
-  const named = models.length > 1 ? { model: model().id } : {};
-  return { ...named, prompt: prompt(), ...Object.fromEntries(numbers) };
+function requestFields() {
+  const numbers = NUMBER_FIELDS.filter((id) => byId(id).value !== "").map((id) => [id, Number(byId(id).value)]);
+  const choice = models.length > 1 ? { model: model().id } : {};
+  return { ...choice, prompt: prompt(), ...Object.fromEntries(numbers) };
 }
 
 function setNumber(id, value) {
@@ -38,7 +38,7 @@ function setNumber(id, value) {
   slider.style.setProperty("--fill", `${(100 * (slider.value - slider.min)) / (slider.max - slider.min)}%`);
 }
 
-function rollSeed() {
+function renewSeed() {
   setNumber("seed", crypto.getRandomValues(new Uint32Array(1))[0]);
 }
 
@@ -48,8 +48,8 @@ function limit(id, max, value) {
 }
 
 function showCode() {
-  const write = byId("as-python").checked ? asPython : asCurl;
-  if (models.length) byId("code").textContent = write(request());
+  const format = byId("as-python").checked ? asPython : asCurl;
+  if (models.length) byId("code").textContent = format(requestFields());
 }
 
 function chip(label, index) {
@@ -68,7 +68,7 @@ function showModel() {
   byId("search-field").hidden = hasChips();
   byId("chips").replaceChildren(...(hasChips() ? labels.map(chip) : []));
   byId("labels").replaceChildren(...(hasChips() ? [] : labels.map((label) => new Option(label, label))));
-  byId("search").value = labels[Math.floor(Math.random() * labels.length)]; // there is something to see at once
+  byId("search").value = labels[Math.floor(Math.random() * labels.length)]; // a working example from the start
   limit("n", max_n, Math.min(byId("n").value || 4, max_n));
   limit("num_steps", max_num_steps, default_num_steps);
   limit("guidance_scale", max_guidance_scale, default_guidance_scale);
@@ -108,20 +108,20 @@ function setRunning(job) {
 }
 
 async function run() {
-  if (byId("reroll").checked) rollSeed();
+  if (byId("renew-seed").checked) renewSeed();
   showCode();
-  const asked = request();
+  const fields = requestFields();
   setRunning({ id: null, isCancelled: false });
   showError(null);
-  showWaiting(Math.min(Math.max(asked.n ?? 1, 1), model().max_n), model().image_size);
-  byId("summary").textContent = "Working…";
+  showWaiting(Math.min(Math.max(fields.n ?? 1, 1), model().max_n), model().image_size);
+  byId("summary").textContent = "Generating…";
   byId("images").scrollIntoView({ block: "nearest", behavior: "smooth" });
-  const started = performance.now();
+  const startedAt = performance.now();
   try {
-    const { id } = await createJob({ ...asked, partial_images: PREVIEWS });
+    const { id } = await createJob({ ...fields, partial_images: NUM_PREVIEWS });
     running.id = id;
     if (running.isCancelled) cancelJob(id);
-    await follow(id, asked.prompt, started);
+    await follow(id, fields.prompt, startedAt);
   } catch (error) {
     showNothing();
     byId("summary").textContent = "";
@@ -133,11 +133,11 @@ async function run() {
   }
 }
 
-async function follow(id, label, started) {
+async function follow(id, label, startedAt) {
   for await (const event of jobEvents(id)) {
     switch (event.type) {
       case "queued":
-        showProgress(0, event.position ? `${event.position} ${event.position > 1 ? "jobs" : "job"} before this one` : "next in the queue");
+        showProgress(0, event.position ? `${event.position} ${event.position > 1 ? "jobs" : "job"} ahead in the queue` : "next in the queue");
         break;
       case "progress":
         showProgress(event.steps_done / event.num_steps, `${event.stage}, step ${event.steps_done} of ${event.num_steps}`);
@@ -147,7 +147,7 @@ async function follow(id, label, started) {
         break;
       case "succeeded":
         showImages(event, label);
-        showTimings(event.timings, performance.now() - started);
+        showTimings(event.timings, performance.now() - startedAt);
         byId("summary").textContent = `${event.data.length} × ${label}, seed ${event.spec.seed}, `
           + `${event.spec.num_steps} steps, guidance ${event.spec.guidance_scale}`;
         break;
@@ -175,7 +175,7 @@ function askForKey() {
 async function copyCode() {
   const selection = getSelection();
   selection.selectAllChildren(byId("code"));
-  // The clipboard API exists on secure origins only; the old command works everywhere else.
+  // The clipboard API exists on secure origins only; the deprecated command works elsewhere.
   const copied = navigator.clipboard
     ? await navigator.clipboard.writeText(byId("code").textContent).then(() => true, () => false)
     : document.execCommand("copy");
@@ -186,28 +186,28 @@ async function copyCode() {
 
 byId("form").addEventListener("input", ({ target }) => {
   const number = target.dataset.for ?? target.id;
-  if (NUMBERS.includes(number)) setNumber(number, target.value);
+  if (NUMBER_FIELDS.includes(number)) setNumber(number, target.value);
   if (target.id === "model") showModel();
   if (target.id === "key") setApiKey(target.value);
-  if (target.id === "seed") byId("reroll").checked = false;
+  if (target.id === "seed") byId("renew-seed").checked = false;
   showCode();
 });
 byId("form").addEventListener("submit", (event) => {
   event.preventDefault();
   if (!running && models.length) run();
 });
-byId("dice").addEventListener("click", () => {
-  rollSeed();
+byId("random-seed").addEventListener("click", () => {
+  renewSeed();
   showCode();
 });
 byId("cancel").addEventListener("click", cancel);
-addEventListener("pagehide", cancel); // nobody would see what it makes
+addEventListener("pagehide", cancel); // nobody would see the result
 for (const id of ["as-curl", "as-python"]) byId(id).addEventListener("change", showCode);
 listenForFiles(() => models);
 byId("copy").addEventListener("click", copyCode);
 
 byId("key").value = apiKey();
 byId("key-field").hidden = !apiKey();
-rollSeed();
+renewSeed();
 watchHealth();
 watchStats();

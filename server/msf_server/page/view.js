@@ -1,15 +1,15 @@
-// Drawing: the images as they become sharp, where their milliseconds went, and how the service is.
+// Rendering of images, previews, timings, progress, statistics and errors.
 
 const PARTS = ["queue", "base", "residual", "decode", "encode", "other"];
-const PIXELATED_UP_TO = 96; // smoothing would only blur images this small
+const MAX_PIXELATED_SIZE = 96; // smoothing blurs images up to this size
 
 export const byId = (id) => document.getElementById(id);
 
 export function element(name, className, text = "") {
-  const made = document.createElement(name);
-  made.className = className;
-  made.textContent = text;
-  return made;
+  const node = document.createElement(name);
+  node.className = className;
+  node.textContent = text;
+  return node;
 }
 
 function columns(count) {
@@ -21,7 +21,7 @@ function columns(count) {
 export function showWaiting(count, imageSize) {
   byId("empty").hidden = true;
   byId("timing").hidden = true;
-  byId("images").classList.toggle("pixelated", imageSize <= PIXELATED_UP_TO);
+  byId("images").classList.toggle("pixelated", imageSize <= MAX_PIXELATED_SIZE);
   byId("images").style.setProperty("--columns", columns(count));
   byId("images").style.setProperty("--columns-narrow", count <= 4 ? 2 : 4);
   byId("images").replaceChildren(...Array.from({ length: count }, () => {
@@ -36,72 +36,72 @@ export function showNothing() {
   byId("empty").hidden = false;
 }
 
-// Where an image will be; `sharpness` from 0, the base alone.
-export function showPreview(place, { b64_json, output_format, partial_image_index }) {
-  const item = byId("images").children[place];
+// Show a preview at the position of its image.
+export function showPreview(position, { b64_json, output_format, partial_image_index }) {
+  const item = byId("images").children[position];
   if (!item) return;
   const image = element("img", "preview");
   image.src = `data:image/${output_format};base64,${b64_json}`;
-  image.alt = `Preview ${partial_image_index + 1} of image ${place + 1}`;
+  image.alt = `Preview ${partial_image_index + 1} of image ${position + 1}`;
   item.replaceChildren(image);
 }
 
 export function showImages(job, label) {
   const { seed, output_format } = job.spec;
-  const spent = spentIn(job.timings);
-  [...byId("images").children].forEach((item, place) => {
-    const { b64_json, index } = job.data[place];
+  const durations = durationsOf(job.timings);
+  [...byId("images").children].forEach((item, position) => {
+    const { b64_json, index } = job.data[position];
     const link = element("a", "");
     link.href = `data:image/${output_format};base64,${b64_json}`;
     link.download = `${label.replaceAll(/[^\w-]+/g, "-")}-seed${seed}-${index}.${output_format}`;
     const image = document.createElement("img");
     image.src = link.href;
-    image.alt = `${label}, image ${place + 1} of ${job.data.length}; download`;
+    image.alt = `${label}, image ${position + 1} of ${job.data.length}; download`;
     link.append(image);
     const bar = element("div", "bar mini");
-    bar.setAttribute("aria-hidden", "true"); // the large one says it
-    fill(bar, spent);
+    bar.setAttribute("aria-hidden", "true"); // the large bar has the same label
+    fill(bar, durations);
     item.replaceChildren(link, bar);
   });
 }
 
 const milliseconds = (ms) => (ms >= 10000 ? `${(ms / 1000).toFixed(1)} s` : `${ms.toFixed(ms < 10 ? 1 : 0)} ms`);
 
-function spentIn(timings) {
-  const spent = PARTS.slice(0, -1).map((part) => timings[`${part}_ms`]);
-  return [...spent, Math.max(0, timings.total_ms - spent.reduce((sum, ms) => sum + ms, 0))];
+function durationsOf(timings) {
+  const durations = PARTS.slice(0, -1).map((part) => timings[`${part}_ms`]);
+  return [...durations, Math.max(0, timings.total_ms - durations.reduce((sum, ms) => sum + ms, 0))];
 }
 
-function fill(bar, spent) {
+function fill(bar, durations) {
   bar.replaceChildren(...PARTS.map((part, i) => {
     const segment = element("span", "");
-    segment.style.cssText = `flex: ${spent[i]} 0 0; background: var(--${part})`;
-    segment.title = `${part}: ${milliseconds(spent[i])}`;
-    segment.hidden = spent[i] === 0;
+    segment.style.cssText = `flex: ${durations[i]} 0 0; background: var(--${part})`;
+    segment.title = `${part}: ${milliseconds(durations[i])}`;
+    segment.hidden = durations[i] === 0;
     return segment;
   }));
 }
 
 export function showTimings(timings, roundTripMs) {
-  const spent = spentIn(timings);
-  const total = spent.reduce((sum, ms) => sum + ms, 0) || 1;
+  const durations = durationsOf(timings);
+  const total = durations.reduce((sum, ms) => sum + ms, 0) || 1;
   const percent = (ms) => `${((100 * ms) / total).toFixed(ms / total < 0.1 ? 1 : 0)} %`;
-  fill(byId("bar"), spent);
-  byId("bar").setAttribute("aria-label", PARTS.map((part, i) => `${part} ${milliseconds(spent[i])}`).join(", "));
+  fill(byId("bar"), durations);
+  byId("bar").setAttribute("aria-label", PARTS.map((part, i) => `${part} ${milliseconds(durations[i])}`).join(", "));
   byId("legend").replaceChildren(...PARTS.map((part, i) => {
     const entry = document.createElement("li");
     entry.style.setProperty("--color", `var(--${part})`);
-    const value = element("span", "value", milliseconds(spent[i]));
-    entry.append(element("span", "name", part), value, element("span", "share", ` ${percent(spent[i])}`));
+    const value = element("span", "value", milliseconds(durations[i]));
+    entry.append(element("span", "name", part), value, element("span", "share", ` ${percent(durations[i])}`));
     return entry;
   }));
-  const took = milliseconds(timings.total_ms);
-  const service = timings.total_ms > roundTripMs ? `made before in ${took}` : `${took} in the service`;
-  byId("timing-total").textContent = `${service}, ${milliseconds(roundTripMs)} seen from here`;
+  const serviceTime = milliseconds(timings.total_ms);
+  const isCached = timings.total_ms > roundTripMs; // generated for an earlier request
+  byId("timing-total").textContent = `${isCached ? `cached, generated in ${serviceTime}` : `${serviceTime} in the service`}, ${milliseconds(roundTripMs)} round trip`;
   byId("timing").hidden = false;
 }
 
-// `share` of the work that is done; null: there is none.
+// Show the share of the work that is done, 0 to 1; null hides the bar.
 export function showProgress(share, text = "") {
   byId("progress").hidden = share === null;
   if (share !== null) byId("progress").value = share;
@@ -131,7 +131,7 @@ export function showStats(stats) {
 export function showError(error) {
   const box = byId("error");
   box.hidden = error === null;
-  box.replaceChildren(element("strong", "", "That did not work"), error?.message ?? "");
+  box.replaceChildren(element("strong", "", "Request failed"), error?.message ?? "");
   for (const input of document.querySelectorAll("#form input")) {
     input.toggleAttribute("aria-invalid", false);
     if (error?.param && input.id === error.param) input.setAttribute("aria-invalid", "true");
