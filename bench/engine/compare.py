@@ -22,7 +22,7 @@ from bench.local_stack import MODEL
 from msf_cli.loading import load_model
 from msf_cli.settings import read_settings
 from msf_engine.device import cpu_name
-from msf_engine.executor import Executor, SampleRequest
+from msf_engine.executor import SampleRequest
 from msf_engine.generate import generate
 from msf_engine.noise import NoiseStream, gaussian_noise
 from msf_engine.repository import ModelVersion, read_version
@@ -92,10 +92,9 @@ def _machine() -> str:
 
 
 def _print_end_to_end(version: ModelVersion, num_threads: int, rounds: int) -> None:
-    """Images per second of the shipped model: the service's executor against a loop as anyone would write it."""
+    """Images per second of the shipped model: the plans that serve it against a loop as anyone would write it."""
     settings = read_settings(threads=num_threads)
     backend, plans = load_model(settings, version)
-    executor = Executor(plans, 2 * BATCH)
     config, model = version.config, version.load()
     steps = config.split_steps(config.default_num_steps)
     scale = config.sampling.default_guidance_scale
@@ -133,7 +132,7 @@ def _print_end_to_end(version: ModelVersion, num_threads: int, rounds: int) -> N
     ways: dict[str, Callable[[], object]] = {
         "eager loop, fp32": plain(low=False),
         "eager loop, bf16": plain(low=True),
-        f"executor, {backend.name} {backend.precision}": lambda: generate(executor, requests),
+        f"compiled plans, {backend.name} {backend.precision}": lambda: generate(plans, requests),
     }
     seconds = in_turns(list(ways.values()), rounds)
     print(f"### {version}, {steps[0]}+{steps[1]} steps, {BATCH} images at a time, end to end\n")

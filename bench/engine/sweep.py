@@ -13,10 +13,10 @@ import time
 
 from msf_cli.loading import load_model
 from msf_cli.settings import read_settings
-from msf_engine.plan_loader import plan_kinds, probes_of
+from msf_engine.model_plans import plan_kinds
+from msf_engine.plan_loader import probes_of
 from msf_engine.plan_validation import FULL, FULL_REPEATS, strict_sets, sweep
 from msf_engine.repository import find_models
-from msf_scheduler.stage import Stage
 
 
 def main() -> None:
@@ -34,8 +34,7 @@ def main() -> None:
             probes = probes_of(plans.config, plans.time_embeddings, stage)
             rows = {}
             for bucket in plans.buckets:
-                plan = plans.decode[bucket] if stage is Stage.DECODE else plans.steps[stage, guided, bucket]
-                rows[bucket] = sweep(plan, probes, bucket, FULL, arguments.repeats)
+                rows[bucket] = sweep(plans.by_kind[stage, guided][bucket], probes, bucket, FULL, arguments.repeats)
             found, claimed = strict_sets(rows), plans.strict[stage, guided]
             agrees &= any(set(claimed) <= set(alike) for alike in found) or not claimed
             shown = "; ".join(",".join(map(str, alike)) for alike in found) or "none"

@@ -24,8 +24,9 @@ import httpx
 from bench.local_stack import MODEL, Service, running_service
 from msf_cli.loading import load_model
 from msf_cli.settings import Settings, read_settings
-from msf_engine.executor import Executor, SampleRequest
+from msf_engine.executor import SampleRequest
 from msf_engine.generate import generate
+from msf_engine.model_plans import ModelPlans
 from msf_engine.repository import ModelVersion, read_version
 
 PARTS = ("queue", "base", "residual", "decode", "encode", "total")
@@ -66,13 +67,13 @@ async def _image(client: httpx.AsyncClient, seed: int) -> httpx.Response:
     return answer.raise_for_status()
 
 
-def engine_loop(executor: Executor, version: ModelVersion, num_images: int) -> float:
-    """Images per second of the executor alone, the same images."""
+def engine_loop(plans: ModelPlans, version: ModelVersion, num_images: int) -> float:
+    """Images per second of the plans alone, the same images."""
     config = version.config
     steps, scale = config.split_steps(config.default_num_steps), config.sampling.default_guidance_scale
     requests = [SampleRequest(seed % config.num_classes, seed, 0, *steps, scale) for seed in range(num_images)]
     started_at = time.perf_counter()
-    generate(executor, requests)
+    generate(plans, requests)
     return num_images / (time.perf_counter() - started_at)
 
 
@@ -107,20 +108,20 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = read_settings()
     version = read_version(settings.model_repo, MODEL)
-    executor = _executor(settings, version)  # also compiles what is not cached, so that the start below finds it
+    plans = _plans(settings, version)  # also compiles what is not cached, so that the start below finds it
     with tempfile.TemporaryDirectory(prefix="msf-") as folder, running_service(Path(folder)) as service:
         single = asyncio.run(alone(service, arguments.requests))
         served, engine = [], []
         for _ in range(arguments.rounds):
             served.append(asyncio.run(saturated(service, 4 * arguments.requests, arguments.clients)))
-            engine.append(engine_loop(executor, version, 4 * arguments.requests))
+            engine.append(engine_loop(plans, version, 4 * arguments.requests))
         _report(settings, version, service, single, served, engine, peak_memory(service.pid))
 
 
-def _executor(settings: Settings, version: ModelVersion) -> Executor:
-    executor = Executor(load_model(settings, version)[1], settings.slots)
-    engine_loop(executor, version, settings.slots)
-    return executor
+def _plans(settings: Settings, version: ModelVersion) -> ModelPlans:
+    _, plans = load_model(settings, version)
+    engine_loop(plans, version, settings.slots)
+    return plans
 
 
 def _report(

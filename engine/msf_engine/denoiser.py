@@ -25,7 +25,7 @@ SIZES = {
 def time_features(timesteps: Tensor) -> Tensor:
     """Sinusoidal features of `timesteps` (B,) in [0, 1]: (B, 256) float32, computed in float64."""
     half = TIME_FEATURES // 2
-    exponents = torch.arange(half, dtype=torch.float64) / half
+    exponents = torch.arange(half, dtype=torch.float64, device=timesteps.device) / half
     frequencies = torch.exp(-math.log(10_000) * exponents)
     angles = 1000 * timesteps.double()[:, None] * frequencies[None]
     return torch.cat((angles.cos(), angles.sin()), dim=1).float()

@@ -15,13 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msf_engine.noise import NoiseStream, gaussian_noise
-from msf_engine.plan_loader import ModelPlans
-from msf_engine.schedule import timesteps, updates
+from msf_engine.model_plans import ModelPlans, smallest_bucket
+from msf_engine.sampling import Trajectory, initial_noise, noisy_condition, stage_trajectory
 from msf_scheduler.stage import Stage
 
 NEXT_STAGE = {Stage.BASE: Stage.RESIDUAL, Stage.RESIDUAL: Stage.DECODE}
-NOISE = {Stage.BASE: NoiseStream.BASE, Stage.RESIDUAL: NoiseStream.RESIDUAL}
 
 
 @dataclass(frozen=True)
@@ -34,22 +32,6 @@ class SampleRequest:
     num_base_steps: int
     num_residual_steps: int
     guidance_scale: float
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """What the host feeds the plans at each step of a stage: `time_embedding` (N, D), `numbers` (N, 4) = w, a, b, c.
-
-    `times` (N + 1) begin at 1 (noise) and end at 0.
-    """
-
-    times: tuple[float, ...]
-    time_embedding: Tensor
-    numbers: Tensor
-    guided: tuple[bool, ...]
-
-    def __len__(self) -> int:
-        return len(self.guided)
 
 
 @dataclass
@@ -105,12 +87,10 @@ class Executor:
 
     def join(self, request: SampleRequest) -> int:
         """Give a sample a slot. The caller has seen to it that one is free."""
-        shape = self._shape(Stage.BASE)
         trajectory = self._trajectory(Stage.BASE, request.num_base_steps, request.guidance_scale)
-        noise = gaussian_noise(shape, seed=request.seed, index=request.index, stream=NoiseStream.BASE)
-        no_cond = torch.empty(0, *shape[1:])
+        noise = initial_noise(self.config, Stage.BASE, seed=request.seed, index=request.index)
         number = self._free.pop()
-        self.slots[number] = Slot(request, Stage.BASE, 0, trajectory, noise, torch.zeros(shape), no_cond)
+        self.slots[number] = Slot(request, Stage.BASE, 0, trajectory, noise, torch.zeros_like(noise), cond=noise[:0])
         return number
 
     def leave(self, slot: int) -> None:
@@ -127,7 +107,7 @@ class Executor:
         slots = [self.slots[number] for number in numbers]
         stage = slots[0].stage
         assert all(slot.stage is stage and slot.guided == slots[0].guided for slot in slots)
-        bucket = bucket or self.plans.bucket_for(len(slots))
+        bucket = bucket or smallest_bucket(self.plans.buckets, len(slots))
         if stage is Stage.DECODE:
             result = self._decode(numbers, slots, bucket)
         else:
@@ -163,10 +143,10 @@ class Executor:
 
     def _denoise(self, numbers: Sequence[int], slots: list[Slot], bucket: int) -> StepResult:
         stage = slots[0].stage
-        plan = self.plans.steps[stage, slots[0].guided, bucket]
+        plan = self.plans.by_kind[stage, slots[0].guided][bucket]
         at = [(slot.trajectory, slot.step) for slot in slots]
         labels = [slot.request.label for slot in slots]
-        scalars = _padded([t.numbers[step] for t, step in at if t is not None], bucket)
+        scalars = _padded([t.coefficients[step] for t, step in at if t is not None], bucket)
         d, x = plan(
             _padded([slot.x for slot in slots], bucket),
             _padded([slot.d_prev for slot in slots], bucket),
@@ -189,9 +169,9 @@ class Executor:
         return StepResult(Stage.DECODE, bucket, images={number: images[row] for row, number in enumerate(numbers)})
 
     def _decoded(self, slots: list[Slot], residuals: list[Tensor], bucket: int | None = None) -> NDArray[np.uint8]:
-        bucket = bucket or self.plans.bucket_for(len(slots))
+        bucket = bucket or smallest_bucket(self.plans.buckets, len(slots))
         bases = [slot.base for slot in slots if slot.base is not None]
-        (pixels,) = self.plans.decode[bucket](_padded(bases, bucket), _padded(residuals, bucket))
+        (pixels,) = self.plans.by_kind[Stage.DECODE, False][bucket](_padded(bases, bucket), _padded(residuals, bucket))
         images: NDArray[np.uint8] = pixels.numpy()
         return images
 
@@ -203,38 +183,13 @@ class Executor:
             slot.trajectory = None
             return
         slot.base = slot.x
-        shape = self._shape(Stage.RESIDUAL)
-        noise = gaussian_noise(
-            tuple(slot.base.shape), seed=request.seed, index=request.index, stream=NoiseStream.CONDITION
-        )
-        slot.cond = torch.lerp(slot.base, noise, self.config.conditioning_noise)
-        slot.x = gaussian_noise(shape, seed=request.seed, index=request.index, stream=NoiseStream.RESIDUAL)
-        slot.d_prev = torch.zeros(shape)
+        slot.cond = noisy_condition(self.config, slot.base, seed=request.seed, index=request.index)
+        slot.x = initial_noise(self.config, Stage.RESIDUAL, seed=request.seed, index=request.index)
+        slot.d_prev = torch.zeros_like(slot.x)
         slot.trajectory = self._trajectory(Stage.RESIDUAL, request.num_residual_steps, request.guidance_scale)
 
-    def _shape(self, stage: Stage) -> tuple[int, int, int]:
-        denoiser = self.config.stage(stage).denoiser
-        return denoiser.in_channels, denoiser.size, denoiser.size
-
     def _make_trajectory(self, stage: Stage, num_steps: int, guidance_scale: float) -> Trajectory:
-        return make_trajectory(self.plans, stage, num_steps, guidance_scale)
-
-
-def make_trajectory(plans: ModelPlans, stage: Stage, num_steps: int, guidance_scale: float) -> Trajectory:
-    """The inputs of a stage's steps that depend on the request alone, computed in float64 and kept in float32."""
-    config = plans.config
-    times = timesteps(num_steps, config.sampling.time_shift)
-    guidance = config.stage(stage).guidance
-    scales = [guidance.scale_at(t, guidance_scale) for t in times[:-1]]
-    levels = torch.full((num_steps,), config.conditioning_noise)
-    with torch.inference_mode():
-        time_embedding = plans.time_embeddings[stage](torch.tensor(times[:-1], dtype=torch.float64), levels)
-    rows = [
-        (w, update.a, update.b, update.c)
-        for w, update in zip(scales, updates(config.sampling.solver, times), strict=True)
-    ]
-    numbers = torch.tensor(rows, dtype=torch.float64).float()
-    return Trajectory(tuple(times), time_embedding, numbers, tuple(w != 1.0 for w in scales))
+        return stage_trajectory(self.config, stage, self.plans.time_embeddings[stage], num_steps, guidance_scale)
 
 
 def _padded(rows: list[Tensor], bucket: int) -> Tensor:

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from msf_engine.backends import Backend, BackendName, Precision, default_backend
 from msf_engine.config import ModelConfig
 from msf_engine.denoiser import TimeEmbedding
 from msf_engine.errors import BackendUnavailable, PlanError, PlanRejected
+from msf_engine.model_plans import ModelPlans, PlanKind, plan_kinds
 from msf_engine.options import DEFAULT_BUCKETS
 from msf_engine.plan import Input, Plan, PlanSpec, decode_inputs, step_inputs
 from msf_engine.plan_cache import PlanCache, PlanRecord, StoredPlan, source_digest
@@ -31,41 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_RUN_BY = ("executor.py", "noise.py", "schedule.py", "plan_loader.py")
-
-
-@dataclass(frozen=True)
-class ModelPlans:
-    """A model version ready to run: a plan for each (stage, guided, bucket), and what the host computes itself.
-
-    `strict` are the buckets of a (stage, guided) in which a sample's bytes do not depend on its batch. `fingerprint`
-    is the SHA-256 of all that they depend on. `num_loaded` plans came from the cache, `num_built` were not in it.
-    """
-
-    config: ModelConfig
-    buckets: tuple[int, ...]
-    steps: dict[tuple[Stage, bool, int], Plan]
-    decode: dict[int, Plan]
-    strict: dict[tuple[Stage, bool], tuple[int, ...]]
-    fingerprint: str
-    time_embeddings: dict[Stage, TimeEmbedding]
-    num_loaded: int = 0
-    num_built: int = 0
-
-    def bucket_for(self, count: int) -> int:
-        """The smallest bucket that holds `count` samples."""
-        return next(bucket for bucket in self.buckets if bucket >= count)
-
-
-def plan_kinds(config: ModelConfig) -> tuple[tuple[Stage, bool], ...]:
-    """(stage, guided) of the plans that a model needs: guided ones only of stages that its config lets be guided."""
-    denoising = [
-        (stage, guided)
-        for stage in (Stage.BASE, Stage.RESIDUAL)
-        for guided in (True, False)
-        if not guided or config.stage(stage).guidance.interval is not None
-    ]
-    return (*denoising, (Stage.DECODE, False))
+_RUN_BY = ("executor.py", "sampling.py", "noise.py", "schedule.py", "plan_loader.py")
 
 
 def load_plans(
@@ -79,16 +46,13 @@ def load_plans(
     started_at = time.monotonic()
     buckets = tuple(sorted(set(buckets)))
     workshop = _Workshop(version, backend, plan_cache)
-    steps: dict[tuple[Stage, bool, int], Plan] = {}
-    decode: dict[int, Plan] = {}
-    trials: dict[tuple[Stage, bool], list[Trial]] = {kind: [] for kind in plan_kinds(version.config)}
+    kinds = plan_kinds(version.config)
+    plans: dict[PlanKind, dict[int, Plan]] = {kind: {} for kind in kinds}
+    trials: dict[PlanKind, list[Trial]] = {kind: [] for kind in kinds}
     digests = []
     for spec in workshop.specs(buckets):
         plan, record = workshop.obtain(spec)
-        if spec.stage is Stage.DECODE:
-            decode.update(dict.fromkeys(spec.buckets, plan))
-        else:
-            steps.update({(spec.stage, spec.guided, bucket): plan for bucket in spec.buckets})
+        plans[spec.stage, spec.guided].update(dict.fromkeys(spec.buckets, plan))
         trials[spec.stage, spec.guided] += record.trials
         digests.append(record.sha256)
     logger.info(
@@ -104,8 +68,7 @@ def load_plans(
     return ModelPlans(
         version.config,
         buckets,
-        steps,
-        decode,
+        plans,
         {kind: _strict_buckets(each) for kind, each in trials.items()},
         hashlib.sha256("\n".join(whole).encode()).hexdigest(),
         workshop.time_embeddings,

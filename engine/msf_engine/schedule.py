@@ -6,11 +6,9 @@ written x' = a x + b d + c d_prev, so that one compiled plan serves all of them:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
-
-from torch import Tensor
 
 Solver = Literal["euler", "ab2"]
 
@@ -53,13 +51,3 @@ def updates(solver: Solver, times: Sequence[float]) -> tuple[Update, ...]:
     """The update of every step along `times`."""
     rule = {"euler": euler, "ab2": ab2}[solver]
     return tuple(rule(times, step) for step in range(len(times) - 1))
-
-
-def integrate(velocity: Callable[[Tensor, float], Tensor], x: Tensor, times: Sequence[float], solver: Solver) -> Tensor:
-    """Carry `x` from times[0] to times[-1] along `velocity(x, t)`, whatever the shape of `x`."""
-    previous = x.new_zeros(x.shape)
-    for t, update in zip(times, updates(solver, times), strict=False):
-        d = velocity(x, t)
-        x = update.a * x + update.b * d + update.c * previous
-        previous = d
-    return x

@@ -12,8 +12,10 @@ from msf_engine.autoencoder import Autoencoder
 from msf_engine.config import ModelConfig
 from msf_engine.denoiser import Denoiser
 from msf_engine.factorization import compose, up
+from msf_engine.guided_step import StepModule
 from msf_engine.model import Normalizer
-from msf_engine.schedule import integrate, timesteps
+from msf_engine.sampling import sample, stage_trajectory
+from msf_scheduler.stage import Stage
 from msf_training.data import to_uint8
 from msf_training.denoiser import Latents
 
@@ -46,36 +48,27 @@ def save_samples(
         first = [int((latents.labels == label).nonzero()[0]) for label in labels]
         base = latents.base[first].float()
         cond = torch.lerp(base, _noise(base.shape, seed=1), config.conditioning_noise)
-        residual = sample(denoiser, labels, cond, config, config.residual.default_num_steps, device)
+        residual = _generate(denoiser, labels, cond, config, config.residual.default_num_steps)
         z = compose(base_values.restore(base), residual_values.restore(residual))
     else:
         no_cond = latents.base[:NUM_SHOWN, :0].float()
-        base = sample(denoiser, labels, no_cond, config, config.base.default_num_steps, device)
+        base = _generate(denoiser, labels, no_cond, config, config.base.default_num_steps)
         z = up(base_values.restore(base))
     decoded = torch.cat([autoencoder.decode(part.to(device)).cpu() for part in torch.split(z, COLUMNS)])
     save_images(file, decoded)
 
 
-def sample(
-    denoiser: Denoiser, labels: Tensor, cond: Tensor, config: ModelConfig, num_steps: int, device: torch.device
-) -> Tensor:
+def _generate(denoiser: Denoiser, labels: Tensor, cond: Tensor, config: ModelConfig, num_steps: int) -> Tensor:
     """Guided samples (N, C, h, w), normalised, of `labels` (N,) and `cond` (N, K, h, w; K may be 0)."""
     size, count = denoiser.config.size, len(labels)
-    guidance = (config.residual if denoiser.config.cond_channels else config.base).guidance
-    both_labels = torch.cat((labels, torch.full_like(labels, denoiser.null_label))).to(device)
-    both_cond = torch.cat((cond.expand(count, -1, size, size),) * 2).to(device)
-    levels = torch.full((2 * count,), config.conditioning_noise, device=device)
-
-    def velocity(x: Tensor, t: float) -> Tensor:
-        embedding = denoiser.time(torch.full((2 * count,), t, device=device), levels)
-        given, null = denoiser(torch.cat((x, x)), embedding, both_labels, both_cond).float().chunk(2)
-        scale = guidance.scale_at(t, config.sampling.default_guidance_scale)
-        guided: Tensor = null + scale * (given - null)
-        return guided
-
+    stage = Stage.RESIDUAL if denoiser.config.cond_channels else Stage.BASE
+    scale = config.sampling.default_guidance_scale
+    trajectory = stage_trajectory(config, stage, denoiser.time, num_steps, scale)
+    steps = {guided: StepModule(denoiser, guided=guided) for guided in (True, False)}
+    device = next(denoiser.parameters()).device
     noise = _noise((count, denoiser.config.in_channels, size, size), seed=0).to(device)
-    times = timesteps(num_steps, config.sampling.time_shift)
-    return integrate(velocity, noise, times, config.sampling.solver).cpu()
+    cond = cond.expand(count, -1, size, size).to(device)
+    return sample(steps, trajectory, noise, cond, labels.to(device)).cpu()
 
 
 def _noise(shape: tuple[int, ...], seed: int) -> Tensor:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from msf_engine.backends import Backend, get_backend
 from msf_engine.errors import ModelRepositoryError
 from msf_engine.executor import Executor
+from msf_engine.model_plans import ModelPlans
 from msf_engine.plan_cache import PlanCache
-from msf_engine.plan_loader import ModelPlans, load_models, load_plans
+from msf_engine.plan_loader import load_models, load_plans
 from msf_engine.repository import ModelVersion, list_versions, read_version
 from msf_scheduler.model_control import Desired
 from msf_worker.fault_injection import FaultyRunner

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from msf_cli.settings import Settings
 from msf_engine.backends import Backend
+from msf_engine.model_plans import ModelPlans
 from msf_engine.plan_cache import PlanCache
-from msf_engine.plan_loader import ModelPlans, load_models
+from msf_engine.plan_loader import load_models
 from msf_engine.repository import ModelVersion
 
 

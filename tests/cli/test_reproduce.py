@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from msf_cli.main import main
 from msf_engine.backends import get_backend
-from msf_engine.executor import Executor, SampleRequest
+from msf_engine.executor import SampleRequest
 from msf_engine.generate import generate
 from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import load_plans
@@ -40,7 +40,7 @@ def made(settings: dict[str, str], file: Path, reproducibility: Reproducibility)
     version = read_version(Path(settings["MSF_MODEL_REPO"]), "tiny")
     plans = load_plans(version, get_backend("eager", None, 1), PlanCache(Path(settings["MSF_CACHE_DIR"]) / "plans"))
     requests = [SampleRequest(1, 7, index, 4, 2, 2.0) for index in range(5)]
-    pixels = generate(Executor(plans, 8), requests, strict=reproducibility == "strict")[3]
+    pixels = generate(plans, requests, strict=reproducibility == "strict")[3]
     provenance = Provenance(fingerprint=runtime_fingerprint(plans.fingerprint), reproducibility=reproducibility)
     file.write_bytes(encode_image(pixels, SPEC, index=3, provenance=provenance))
     return file

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from msf_engine.backends import get_backend
+from msf_engine.model_plans import ModelPlans
 from msf_engine.plan_cache import PlanCache
-from msf_engine.plan_loader import ModelPlans, load_plans
+from msf_engine.plan_loader import load_plans
 from msf_engine.repository import ModelVersion
 from tests.models import tiny_repository
 

@@ -12,12 +12,13 @@ from msf_engine.config import GuidanceConfig
 from msf_engine.executor import Executor, SampleRequest
 from msf_engine.factorization import up
 from msf_engine.generate import generate
+from msf_engine.model_plans import ModelPlans, plan_kinds
 from msf_engine.noise import NoiseStream, gaussian_noise
-from msf_engine.plan_loader import ModelPlans, plan_kinds
 from msf_engine.repository import ModelVersion
-from msf_engine.schedule import integrate, timesteps
+from msf_engine.schedule import timesteps
 from msf_scheduler.stage import Stage
 from msf_training.data import to_uint8
+from tests.engine.integration import integrate
 
 REQUESTS = [
     SampleRequest(label=0, seed=1, index=0, num_base_steps=4, num_residual_steps=2, guidance_scale=1.5),
@@ -52,14 +53,14 @@ def test_an_image_is_the_integral_of_both_stages_decoded(eager_plans: ModelPlans
     base = stage(Stage.BASE, NoiseStream.BASE, 4, torch.empty(1, 0, 2, 2), (2, 2, 2))
     blur = gaussian_noise((2, 2, 2), seed=request.seed, index=request.index, stream=NoiseStream.CONDITION)[None]
     residual = stage(Stage.RESIDUAL, NoiseStream.RESIDUAL, 2, torch.lerp(base, blur, 0.1), (6, 2, 2))
-    (pixels,) = eager_plans.decode[1](base, residual)
-    (image,) = generate(Executor(eager_plans, 1), [request])
+    (pixels,) = eager_plans.by_kind[Stage.DECODE, False][1](base, residual)
+    (image,) = generate(eager_plans, [request])
     assert np.abs(image.astype(int) - pixels[0].numpy().astype(int)).max() <= 1
 
 
 def test_samples_do_not_depend_on_their_batch(eager_plans: ModelPlans) -> None:
-    alone = [generate(Executor(eager_plans, 1), [request])[0] for request in REQUESTS]
-    together = generate(Executor(eager_plans, 4), REQUESTS)
+    alone = [generate(eager_plans, [request])[0] for request in REQUESTS]
+    together = generate(eager_plans, REQUESTS)
     for one, other in zip(alone, together, strict=True):
         assert one.shape == (16, 16, 1)
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
@@ -78,7 +79,7 @@ def test_samples_join_between_steps_and_ride_at_different_steps(eager_plans: Mod
     while executor.slots:
         stage = max(slot.stage for slot in executor.slots.values())
         images |= _advance(executor, [n for n, slot in executor.slots.items() if slot.stage is stage])
-    expected = [generate(Executor(eager_plans, 1), [REQUESTS[place]])[0] for place in (1, 0)]
+    expected = [generate(eager_plans, [REQUESTS[place]])[0] for place in (1, 0)]
     for slot, image in zip((early, late), expected, strict=True):
         assert np.abs(images[slot].astype(int) - image.astype(int)).max() <= 1
 
@@ -92,16 +93,8 @@ def test_leaving_frees_the_slot_and_disturbs_nobody(eager_plans: ModelPlans) -> 
     images: dict[int, NDArray[np.uint8]] = {}
     while executor.slots:
         images |= _advance(executor, [stays])
-    expected = generate(Executor(eager_plans, 1), [REQUESTS[0]])[0]
+    expected = generate(eager_plans, [REQUESTS[0]])[0]
     assert np.abs(images[stays].astype(int) - expected.astype(int)).max() <= 1
-
-
-def test_more_images_than_slots_come_in_order(eager_plans: ModelPlans) -> None:
-    requests = [replace(REQUESTS[0], index=index) for index in range(7)]
-    images = generate(Executor(eager_plans, 3), requests)
-    assert len(images) == 7
-    last = generate(Executor(eager_plans, 1), requests[-1:])[0]
-    assert np.abs(images[-1].astype(int) - last.astype(int)).max() <= 1
 
 
 def test_a_sample_that_is_not_finite_fails_alone(eager_plans: ModelPlans) -> None:
@@ -129,12 +122,12 @@ def test_a_stage_that_is_never_guided_needs_no_guided_plan(eager_plans: ModelPla
     config = eager_plans.config.model_copy(update={"residual": residual})
     kinds = plan_kinds(config)
     assert set(plan_kinds(eager_plans.config)) - set(kinds) == {(Stage.RESIDUAL, True)}
-    steps = {key: plan for key, plan in eager_plans.steps.items() if key[:2] in kinds}
+    by_kind = {kind: eager_plans.by_kind[kind] for kind in kinds}
     guided = replace(REQUESTS[0], guidance_scale=3.0)
-    base_guided_only = generate(Executor(replace(eager_plans, config=config, steps=steps), 1), [guided])
-    assert not np.array_equal(base_guided_only[0], generate(Executor(eager_plans, 1), [guided])[0])
+    base_guided_only = generate(replace(eager_plans, config=config, by_kind=by_kind), [guided])
+    assert not np.array_equal(base_guided_only[0], generate(eager_plans, [guided])[0])
     unguided = replace(guided, guidance_scale=1.0)
-    assert not np.array_equal(base_guided_only[0], generate(Executor(eager_plans, 1), [unguided])[0])
+    assert not np.array_equal(base_guided_only[0], generate(eager_plans, [unguided])[0])
 
 
 @pytest.mark.parametrize(("total", "split"), [(2, (1, 1)), (3, (2, 1)), (6, (4, 2)), (30, (20, 10))])
@@ -168,7 +161,7 @@ def test_previews_approach_the_image_and_move_nothing(eager_plans: ModelPlans) -
         if executor.slots[slot].stage is Stage.RESIDUAL:
             previews.append(executor.preview([slot])[slot].astype(int))
     image = executor.step([slot]).images[slot].astype(int)
-    assert np.array_equal(image, generate(Executor(eager_plans, 1), [request])[0].astype(int))
+    assert np.array_equal(image, generate(eager_plans, [request])[0].astype(int))
     distances = [np.abs(preview - image).mean() for preview in previews]
     assert distances[-1] < distances[0]
     assert executor.preview([]) == {}

@@ -17,12 +17,13 @@ from msf_engine import plan_loader as loading
 from msf_engine.backends import Backend, Precision, eager, get_backend, inductor
 from msf_engine.backends.eager import EagerBackend
 from msf_engine.errors import BackendUnavailable, PlanError, PlanRejected
-from msf_engine.executor import Executor, SampleRequest
+from msf_engine.executor import SampleRequest
 from msf_engine.generate import generate
 from msf_engine.guided_step import StepModule
+from msf_engine.model_plans import ModelPlans
 from msf_engine.plan import Plan, PlanSpec, step_inputs
 from msf_engine.plan_cache import PlanCache
-from msf_engine.plan_loader import ModelPlans, compile_plans, load_models, load_plans
+from msf_engine.plan_loader import compile_plans, load_models, load_plans
 from msf_engine.repository import ModelVersion
 from msf_scheduler.stage import Stage
 
@@ -55,9 +56,7 @@ def test_openvino_agrees_with_eager(
     version: ModelVersion, openvino: Backend, plan_folder: Path, eager_plans: ModelPlans
 ) -> None:
     compiled = load_plans(version, openvino, PlanCache(plan_folder), (2,))
-    for one, other in zip(
-        generate(Executor(compiled, 2), REQUESTS), generate(Executor(eager_plans, 2), REQUESTS), strict=True
-    ):
+    for one, other in zip(generate(compiled, REQUESTS), generate(eager_plans, REQUESTS), strict=True):
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
 
 
@@ -66,7 +65,7 @@ def test_cached_plans_need_neither_weights_nor_compiler(
 ) -> None:
     _no_source(monkeypatch)
     plans = load_plans(version, openvino, PlanCache(plan_folder), (2,))
-    assert len(generate(Executor(plans, 2), REQUESTS)) == 3
+    assert len(generate(plans, REQUESTS)) == 3
 
 
 def test_a_damaged_plan_is_built_again(
@@ -190,8 +189,8 @@ def test_eager_runs_in_bf16_too(version: ModelVersion, eager_plans: ModelPlans, 
     low = load_plans(version, get_backend("eager", "bf16", 1), PlanCache(tmp_path), (4,))
     spec = PlanSpec("tiny:1", "", Stage.BASE, True, (4,), step_inputs(version.config.base.denoiser))
     inputs = [torch.rand_like(t) if t.is_floating_point() else t for t in spec.example(4)]
-    exact, _ = eager_plans.steps[Stage.BASE, True, 4](*inputs)
-    rough, _ = low.steps[Stage.BASE, True, 4](*inputs)
+    exact, _ = eager_plans.by_kind[Stage.BASE, True][4](*inputs)
+    rough, _ = low.by_kind[Stage.BASE, True][4](*inputs)
     torch.testing.assert_close(rough.float(), exact, rtol=0.1, atol=0.1)
     assert not torch.equal(rough.float(), exact)
 

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msf_engine.schedule import Solver, integrate, timesteps, updates
+from msf_engine.schedule import Solver, timesteps, updates
+from tests.engine.integration import integrate
 
 
 @given(num_steps=st.integers(1, 300), shift=st.floats(0.1, 10))

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from msf_engine.executor import Executor, SampleRequest
 from msf_engine.generate import generate
+from msf_engine.model_plans import ModelPlans
 from msf_engine.plan import Plan
-from msf_engine.plan_loader import ModelPlans
 from msf_engine.repository import ModelVersion
 from msf_scheduler.jobs import JobRecord, JobSpec, JobState, Terms, WorkerInfo
 from msf_scheduler.queue import JobQueue, new_job_id
@@ -156,7 +156,7 @@ def made_alone(plans: ModelPlans, spec: JobSpec) -> list[NDArray[np.uint8]]:
     """The job's images as the engine makes each of them with no other beside it."""
     steps = plans.config.split_steps(spec.num_steps)
     return [
-        generate(Executor(plans, 1), [SampleRequest(spec.label, spec.seed, index, *steps, spec.guidance_scale)])[0]
+        generate(plans, [SampleRequest(spec.label, spec.seed, index, *steps, spec.guidance_scale)])[0]
         for index in range(spec.num_samples)
     ]
 
@@ -168,9 +168,11 @@ def assert_same(image: NDArray[np.uint8], other: NDArray[np.uint8]) -> None:
 
 def with_plans(plans: ModelPlans, stage: Stage, wrap: Callable[[Plan], Plan]) -> ModelPlans:
     """The same plans, those of one stage wrapped."""
-    if stage is Stage.DECODE:
-        return replace(plans, decode={bucket: wrap(plan) for bucket, plan in plans.decode.items()})
-    return replace(plans, steps={key: wrap(plan) if key[0] is stage else plan for key, plan in plans.steps.items()})
+    by_kind = {
+        kind: {bucket: wrap(plan) for bucket, plan in by_bucket.items()} if kind[0] is stage else by_bucket
+        for kind, by_bucket in plans.by_kind.items()
+    }
+    return replace(plans, by_kind=by_kind)
 
 
 class Gate:

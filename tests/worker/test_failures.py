@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from redis.asyncio import Redis
 from torch import Tensor
 
+from msf_engine.model_plans import ModelPlans
 from msf_engine.plan import Plan
-from msf_engine.plan_loader import ModelPlans
 from msf_engine.repository import ModelVersion
 from msf_scheduler.jobs import JobSpec, JobState, Provenance
 from msf_scheduler.queue import JobQueue

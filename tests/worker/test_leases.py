@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from redis.asyncio import Redis
 
-from msf_engine.plan_loader import ModelPlans
+from msf_engine.model_plans import ModelPlans
 from msf_engine.repository import ModelVersion
 from msf_scheduler import keys
 from msf_scheduler.connection import call, connect

@@ -14,7 +14,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
-from msf_engine.plan_loader import ModelPlans
+from msf_engine.model_plans import ModelPlans
 from msf_engine.repository import ModelVersion
 from msf_server.settings import ServerSettings
 from tests.promtool import Promtool

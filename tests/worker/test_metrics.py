@@ -8,8 +8,8 @@ from collections.abc import Callable
 from redis.asyncio import Redis
 from torch import Tensor
 
+from msf_engine.model_plans import ModelPlans
 from msf_engine.plan import Plan
-from msf_engine.plan_loader import ModelPlans
 from msf_engine.repository import ModelVersion
 from msf_scheduler.registry import Registry
 from msf_scheduler.stage import Stage

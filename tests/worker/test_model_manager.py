@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from msf_engine.errors import PlanError
 from msf_engine.executor import Executor
-from msf_engine.plan_loader import ModelPlans
+from msf_engine.model_plans import ModelPlans
 from msf_engine.repository import ModelVersion
 from msf_scheduler.jobs import JobState, WorkerInfo
 from msf_scheduler.model_control import DesiredModels, VersionState

@@ -5,7 +5,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import format_trace_id
 from redis.asyncio import Redis
 
-from msf_engine.plan_loader import ModelPlans
+from msf_engine.model_plans import ModelPlans
 from msf_engine.repository import ModelVersion
 from msf_scheduler.jobs import Terms
 from msf_scheduler.tracing import Tracing

@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from msf_engine.executor import Executor, SampleRequest
-from msf_engine.plan_loader import ModelPlans
+from msf_engine.model_plans import ModelPlans
 from msf_engine.repository import ModelVersion
 from msf_scheduler.job_events import News, StoredPreview, Watcher
 from msf_scheduler.jobs import JobState, Terms

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from msf_engine.plan_loader import ModelPlans
+from msf_engine.model_plans import ModelPlans
 from msf_engine.repository import ModelVersion
 from msf_scheduler.jobs import Provenance
 from msf_worker.perfetto import Trace

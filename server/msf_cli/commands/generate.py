@@ -124,7 +124,7 @@ def _generate(
     from PIL import Image
 
     from msf_cli.loading import load_model
-    from msf_engine.executor import Executor, SampleRequest
+    from msf_engine.executor import SampleRequest
     from msf_engine.generate import generate
 
     config, settings = version.config, read_settings()
@@ -136,9 +136,9 @@ def _generate(
         raise ValueError(f"--guidance-scale {scale} is out of range; allowed: 0 to {sampling.max_guidance_scale}")
     steps = config.split_steps(num_steps or config.default_num_steps)
     started_at = time.monotonic()
-    executor = Executor(load_model(settings, version)[1], settings.slots)
+    _, plans = load_model(settings, version)
     loaded_at = time.monotonic()
-    images = generate(executor, [SampleRequest(label, seed, index, *steps, scale) for index in range(num_images)])
+    images = generate(plans, [SampleRequest(label, seed, index, *steps, scale) for index in range(num_images)])
     finished_at = time.monotonic()
     click.echo(
         f"{num_images} images in {finished_at - loaded_at:.2f} s (plans ready after {loaded_at - started_at:.1f} s)",

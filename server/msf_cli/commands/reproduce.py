@@ -66,7 +66,7 @@ def _read(image: Path) -> tuple[JobSpec, int, Provenance]:
 def _make(spec: JobSpec, index: int, made: Provenance) -> tuple[bytes, str]:
     """The encoded image, made as it was (strictly, or not), and this machine's fingerprint."""
     from msf_cli.loading import load_model
-    from msf_engine.executor import Executor, SampleRequest
+    from msf_engine.executor import SampleRequest
     from msf_engine.generate import generate
     from msf_engine.repository import read_version
     from msf_worker.image_encoder import encode_image, runtime_fingerprint
@@ -76,7 +76,7 @@ def _make(spec: JobSpec, index: int, made: Provenance) -> tuple[bytes, str]:
     _, plans = load_model(settings, version)
     steps = version.config.split_steps(spec.num_steps)
     sample = SampleRequest(spec.label, spec.seed, index, *steps, spec.guidance_scale)
-    [pixels] = generate(Executor(plans, 1), [sample], strict=made.reproducibility == "strict")
+    [pixels] = generate(plans, [sample], strict=made.reproducibility == "strict")
     fingerprint = runtime_fingerprint(plans.fingerprint)
     return encode_image(pixels, spec, index=index, provenance=made), fingerprint
 

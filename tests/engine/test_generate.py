@@ -1,0 +1,76 @@
+"""Images without a queue are those of the executor, to the byte."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from msf_engine.errors import PlanError
+from msf_engine.executor import Executor, SampleRequest
+from msf_engine.generate import generate
+from msf_engine.guided_step import StepModule
+from msf_engine.model_plans import ModelPlans
+from msf_engine.repository import ModelVersion
+from msf_engine.sampling import initial_noise, sample, stage_trajectory
+from msf_scheduler.stage import Stage
+
+REQUESTS = [SampleRequest(index % 3, 5, index, 4, 2, 1.5) for index in range(4)]
+
+
+def _executed(plans: ModelPlans, requests: list[SampleRequest]) -> list[NDArray[np.uint8]]:
+    """Images of requests that the executor advances together, in one batch."""
+    executor = Executor(plans, len(requests))
+    slots = [executor.join(request) for request in requests]
+    while executor.slots:
+        images = executor.step(slots).images
+    return [images[slot] for slot in slots]
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_images_are_those_of_the_executor(eager_plans: ModelPlans, count: int, scale: float) -> None:
+    requests = [replace(request, guidance_scale=scale) for request in REQUESTS[:count]]
+    for image, expected in zip(generate(eager_plans, requests), _executed(eager_plans, requests), strict=True):
+        assert np.array_equal(image, expected)
+
+
+def test_requests_of_any_number_and_kind_come_in_order(eager_plans: ModelPlans) -> None:
+    requests = [
+        SampleRequest(index % 3, 9, index, 2 + index % 2, 1, scale)
+        for index, scale in enumerate((1.5, 1.0, 3.0, 1.5, 1.5, 1.0, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5))
+    ]
+    for image, request in zip(generate(eager_plans, requests), requests, strict=True):
+        [alone] = generate(eager_plans, [request])
+        assert np.abs(image.astype(int) - alone.astype(int)).max() <= 1
+
+
+def test_strict_images_do_not_depend_on_their_batch(eager_plans: ModelPlans) -> None:
+    images = generate(eager_plans, REQUESTS, strict=True)
+    for image, request in zip(images, REQUESTS, strict=True):
+        assert np.array_equal(image, generate(eager_plans, [request], strict=True)[0])
+
+
+def test_strict_needs_a_strict_bucket(eager_plans: ModelPlans) -> None:
+    plans = replace(eager_plans, strict=dict.fromkeys(eager_plans.by_kind, ()))
+    with pytest.raises(PlanError, match="no batch size of base gives an image the same bytes"):
+        generate(plans, REQUESTS, strict=True)
+
+
+def test_an_image_that_is_not_finite_is_refused(eager_plans: ModelPlans) -> None:
+    requests = [REQUESTS[0], replace(REQUESTS[1], guidance_scale=float("inf"))]
+    with pytest.raises(ValueError, match="image 1 is not finite; lower its guidance scale"):
+        generate(eager_plans, requests)
+
+
+def test_the_networks_themselves_are_sampled_like_plans(eager_plans: ModelPlans, version: ModelVersion) -> None:
+    config, denoiser = eager_plans.config, version.load().base
+    trajectory = stage_trajectory(config, Stage.BASE, denoiser.time, 5, 2.0)
+    noise = torch.stack([initial_noise(config, Stage.BASE, seed=1, index=index) for index in range(4)])
+    inputs = trajectory, noise, noise[:, :0], torch.tensor([0, 1, 2, 0])
+    eager = sample({True: StepModule(denoiser, guided=True)}, *inputs)
+    planned = sample({True: eager_plans.bucketed((Stage.BASE, True))}, *inputs)
+    assert torch.equal(eager, planned)
