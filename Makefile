@@ -1,8 +1,8 @@
-# Settings of the service are environment variables (`.venv/bin/msf serve --help`); these are the build's.
+# Variables of the build; the service's settings are environment variables (`msf serve --help`).
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
-# Where the small CPU build of torch is; without it pip's own index is asked.
+# Index with the small CPU build of torch; pip's default index is the fallback.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DATA ?= data
 SCALE ?= full
@@ -10,7 +10,7 @@ SEEDS ?= 1
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# One process per core, and one thread per process: more threads would only wait for each other.
+# One process per core and one thread per process: more threads would only compete.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 # Ends the service when make is killed.
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
@@ -18,10 +18,10 @@ TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 .PHONY: help serve check check-all lint types contracts test test-slow data train-fashion data-emoji train-emoji evaluate evaluate-emoji reproduce ablate bench-serve \
   bench-engine bench-stack bench-batching bench-simulation bench-gpu dashboard-test chaos soak compose-test sweep audit licences tensorrt-build clean
 
-help: ## this list
+help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-serve: $(VENV)/.worker ## images at http://127.0.0.1:8000 from a fresh machine
+serve: $(VENV)/.worker ## install and serve images at http://127.0.0.1:8000
 	@exec $(TIED) $(BIN)/msf serve
 
 check: lint types contracts test ## lint, types, import contracts and tests: what every change must pass
@@ -44,20 +44,20 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(PYTEST) -m slow
 
-data: $(DATA)/.fashion-mnist ## fetch Fashion-MNIST from Debian's archive
+data: $(DATA)/.fashion-mnist ## download Fashion-MNIST from Debian's archive
 
-train-fashion: $(VENV)/.dev $(DATA)/.fashion-mnist ## train the shipped model again (about an hour on 2 cores)
+train-fashion: $(VENV)/.dev $(DATA)/.fashion-mnist ## train the shipped fashion-mnist model again (an hour on 2 cores)
 	$(BIN)/python -m msf_training.fashion all --data $(DATA) --out runs/fashion --model-repo runs/model_repo
 
-data-emoji: $(DATA)/.emoji ## fetch colour emoji by npm, sorted into class folders
+data-emoji: $(DATA)/.emoji ## download colour emoji with npm and sort them into class folders
 
-train-emoji: $(VENV)/.dev $(DATA)/.emoji ## train the shipped emoji model again (four hours on one core; goes on where it was)
+train-emoji: $(VENV)/.dev $(DATA)/.emoji ## train the shipped emoji model again (4 hours on one core; resumes from the last checkpoint)
 	$(BIN)/msf train --data $(DATA)/emoji --recipe emoji --out runs/emoji --model-repo runs/model_repo
 
-evaluate: $(VENV)/.dev $(DATA)/.fashion-mnist ## measure the shipped model's quality
+evaluate: $(VENV)/.dev $(DATA)/.fashion-mnist ## measure the quality of the shipped fashion-mnist model
 	$(BIN)/python -m bench.evaluation.evaluate --model-repo model_repo --model fashion-mnist --data $(DATA) --out runs/evaluation
 
-evaluate-emoji: $(VENV)/.dev $(DATA)/.emoji ## measure the quality of the emoji model that train-emoji made
+evaluate-emoji: $(VENV)/.dev $(DATA)/.emoji ## measure the quality of the emoji model trained by train-emoji
 	$(BIN)/python -m bench.evaluation.evaluate_folder --model-repo runs/model_repo --model emoji --data $(DATA)/emoji --recipe emoji \
 	  --out runs/evaluation-emoji
 
@@ -94,11 +94,11 @@ chaos: $(VENV)/.dev ## kill, hang, fill and cut off everything under load; count
 soak: $(VENV)/.dev ## an hour of mixed load; nothing may grow
 	$(BIN)/python -m bench.faults.soak
 
-audit: $(VENV)/.dev $(VENV)/audit/.done ## ask for known vulnerabilities of all that is shipped
+audit: $(VENV)/.dev $(VENV)/audit/.done ## check the distributed packages for known vulnerabilities
 	$(BIN)/python -m bench.licences requirements > $(VENV)/audit/requirements.txt
 	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/audit/requirements.txt
 
-licences: $(VENV)/.dev ## list the licences of all that is shipped
+licences: $(VENV)/.dev ## write the licences of the distributed packages to docs/licences.md
 	$(BIN)/python -m bench.licences licences > docs/licences.md
 
 tensorrt-build: $(VENV)/.dev ## build TensorRT's plans of the shipped model and of MSF-XL/2, GPU or not
@@ -110,12 +110,12 @@ compose-test: $(VENV)/.dev ## kill and replace the parts of the stack in contain
 sweep: $(VENV)/.dev ## try at length whether a sample's bytes depend on its batch
 	$(BIN)/python -m bench.engine.sweep
 
-clean: ## remove what these targets made, but for data and runs
+clean: ## remove build products; keep data and runs
 	rm -rf $(VENV) .msf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache
 
 $(VENV)/.torch:
-	@echo "Installing into $(VENV) (some minutes the first time)"
-	@$(PYTHON) -m venv $(VENV) || { echo "make: a virtual environment needs Debian's package python3-venv"; exit 1; }
+	@echo "Installing into $(VENV) (takes several minutes the first time)"
+	@$(PYTHON) -m venv $(VENV) || { echo "make: creating a virtual environment requires Debian's package python3-venv"; exit 1; }
 	@$(PIP) install --retries 0 --timeout 10 --index-url $(TORCH_INDEX) "$(TORCH)" 2>/dev/null || $(PIP) install "$(TORCH)"
 	@touch $@
 

@@ -33,7 +33,7 @@ SOURCE = re.compile(r"`((?:server|engine|bench|tests|docker|model_repo|docs)/[\w
 TARGET = re.compile(r"(?:^|`)make ([a-z][a-z-]*)", re.M)
 ADDRESS = "localhost:8000"
 ELLIPSIS = "…"  # in an output: any text
-VARYING = re.compile(r"created|job_id|\w+_ms")  # fields of an answer
+VARYING = re.compile(r"created|job_id|fingerprint|\w+_ms")  # fields of an answer
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_examples_of_the_readme(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     check_examples(README, service, monkeypatch)
     assert (service.folder / "grid.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_examples_of_the_client_guide(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = f"whsec_{base64.b64encode(b'secret of a tenant').decode()}"
     monkeypatch.setenv("WEBHOOK_SECRET", secret)
@@ -83,6 +85,7 @@ def test_examples_of_the_client_guide(service: Service, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_examples_of_the_open_inference_protocol(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     check_examples(ROOT / "docs/oip.md", service, monkeypatch)
 
