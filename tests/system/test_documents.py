@@ -104,6 +104,14 @@ def test_links_files_and_make_targets_exist(document: Path) -> None:
         assert re.search(rf"^{name}:", makefile, re.M), f"make {name}"
 
 
+def test_runbook_names_panels_of_the_dashboard() -> None:
+    dashboard = (ROOT / "docker/grafana/dashboards/msf-overview.json").read_text()
+    runbook = (ROOT / "docs/runbook.md").read_text()
+    panels = set(re.findall(r"(?<!\*)\*([A-Z][^*]+)\*(?!\*)", runbook))
+    assert panels
+    assert {panel for panel in panels if f'"title": "{panel}"' not in dashboard} == set()
+
+
 def anchors(document: Path) -> set[str]:
     """Return the anchors that GitHub gives to the headings of `document`."""
     headings = re.findall(r"^#+ (.*)$", document.read_text(), re.M)
