@@ -16,7 +16,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
 .PHONY: help serve check check-all lint types contracts test test-slow data train-fashion data-emoji train-emoji evaluate evaluate-emoji reproduce ablate bench-serve \
-  bench-engine bench-stack bench-batching bench-simulation bench-gpu dashboard-test chaos soak compose-test sweep audit licences tensorrt-build clean
+  bench-engine bench-batching bench-simulation bench-gpu dashboard-test chaos soak compose-test sweep audit licences tensorrt-build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -61,37 +61,34 @@ evaluate-emoji: $(VENV)/.dev $(DATA)/.emoji ## measure the quality of the emoji 
 	$(BIN)/python -m bench.evaluation.evaluate_folder --model-repo runs/model_repo --model emoji --data $(DATA)/emoji --recipe emoji \
 	  --out runs/evaluation-emoji
 
-bench-serve: $(VENV)/.dev ## measure the served speed
-	$(BIN)/python -m bench.service.serve
+bench-serve: $(VENV)/.dev ## measure latency, throughput and memory of the service, and what it costs next to the engine
+	$(BIN)/python -m bench.service.speed
 
-bench-engine: $(VENV)/.dev ## measure a step by each backend against eager torch and the matrix peak
+bench-engine: $(VENV)/.dev ## measure a step on each backend against eager torch and the peak of matrix products
 	$(BIN)/python -m bench.engine.compare
 
-bench-stack: $(VENV)/.dev ## measure what the service costs beside the device
-	$(BIN)/python -m bench.service.stack
-
 bench-batching: $(VENV)/.dev ## compare step-level with request-level batching
-	$(BIN)/python -m bench.batching.compare
+	$(BIN)/python -m bench.batching
 
-bench-simulation: $(VENV)/.dev ## hold the simulator against a real service, then simulate 1,000 workers
+bench-simulation: $(VENV)/.dev ## compare the simulator with a real service, then simulate up to 1,000 workers
 	$(BIN)/python -m bench.service.simulation
 
-reproduce: $(VENV)/.dev $(DATA)/.fashion-mnist ## MSF against single-stage DiTs, trained alike (SCALE=short: minutes; seeds: four hours; full: days)
+reproduce: $(VENV)/.dev $(DATA)/.fashion-mnist ## MSF against single-stage DiTs under equal training (SCALE=short: minutes; seeds: four hours; full: days)
 	$(BIN)/python -m bench.reproduction.compare --scale $(SCALE) --data $(DATA) --out runs/reproduction
 
-ablate: $(VENV)/.dev $(DATA)/.fashion-mnist ## what MSF's choices are worth, each changed alone (goes on from SCALE=seeds)
+ablate: $(VENV)/.dev $(DATA)/.fashion-mnist ## effect of each of MSF's choices, changed one at a time (resumes from SCALE=seeds)
 	$(BIN)/python -m bench.reproduction.ablation --data $(DATA) --out runs/reproduction --seeds $(SEEDS)
 
 bench-gpu: ## measure denoising on an NVIDIA GPU; needs torch and numpy only (BENCH_GPU=--minutes 20)
-	PYTHONPATH=engine:server $(PYTHON) -m bench.gpu.compare $(BENCH_GPU)
+	PYTHONPATH=engine:server $(PYTHON) -m bench.gpu $(BENCH_GPU)
 
-dashboard-test: $(VENV)/.dev ## does the board show the truth? Needs prometheus (Debian: apt install prometheus)
-	$(BIN)/python -m bench.dashboard.check
+dashboard-test: $(VENV)/.dev ## check the dashboard against the load generator's counts; needs prometheus (Debian: apt install prometheus)
+	$(BIN)/python -m bench.dashboard
 
-chaos: $(VENV)/.dev ## kill, hang, fill and cut off everything under load; count what became of the jobs
+chaos: $(VENV)/.dev ## kill, hang, fill and disconnect processes under load, and count the ends of all jobs
 	$(BIN)/python -m bench.faults.chaos
 
-soak: $(VENV)/.dev ## an hour of mixed load; nothing may grow
+soak: $(VENV)/.dev ## apply mixed load for an hour; memory, keys, files and tasks may not grow
 	$(BIN)/python -m bench.faults.soak
 
 audit: $(VENV)/.dev $(VENV)/audit/.done ## check the distributed packages for known vulnerabilities
@@ -101,13 +98,13 @@ audit: $(VENV)/.dev $(VENV)/audit/.done ## check the distributed packages for kn
 licences: $(VENV)/.dev ## write the licences of the distributed packages to docs/licences.md
 	$(BIN)/python -m bench.licences licences > docs/licences.md
 
-tensorrt-build: $(VENV)/.dev ## build TensorRT's plans of the shipped model and of MSF-XL/2, GPU or not
+tensorrt-build: $(VENV)/.dev ## build TensorRT plans of the shipped model and of MSF-XL/2, with or without a GPU
 	$(BIN)/python -m bench.engine.tensorrt_build
 
-compose-test: $(VENV)/.dev ## kill and replace the parts of the stack in containers, under load
+compose-test: $(VENV)/.dev ## kill and replace the containers of docker-compose.yml under load
 	$(BIN)/python -m bench.faults.compose
 
-sweep: $(VENV)/.dev ## try at length whether a sample's bytes depend on its batch
+sweep: $(VENV)/.dev ## test exhaustively whether a sample's bytes depend on its batch
 	$(BIN)/python -m bench.engine.sweep
 
 clean: ## remove build products; keep data and runs

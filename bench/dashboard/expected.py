@@ -1,4 +1,4 @@
-"""What the board should show after a load, from what the load generator counted."""
+"""Expected values of the dashboard after a load, computed from the load generator's results."""
 
 from __future__ import annotations
 
@@ -6,152 +6,133 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.dashboard.prometheus import Prometheus
-from bench.dashboard.queries import Query
+import numpy as np
+
+from bench.dashboard.queries import PanelQuery, PrometheusClient
 from msf_cli.load.results import RequestOutcome, RequestResult
 from msf_scheduler.histogram_buckets import LATENCY_BUCKETS_S
 
 TOLERANCE = 0.02
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+STAGES = ("queue", "base", "residual", "decode", "encode")
+DEADLINES = "Deadlines missed"
 REFUSED_AT_ONCE = "504 timeout: Refused"  # never became a job, so no job missed its deadline
-Key = tuple[str, str]  # title of a panel, name of a series
+SeriesKey = tuple[str, str]  # panel title, series name
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """What was sent and what came back. Times are Unix seconds; `window_s` reaches back to before the load."""
+class LoadRecord:
+    """Results of a load, in Unix seconds; `window_s` reaches from `queried_at` to before the load."""
 
     results: Sequence[RequestResult]
-    began_at: float
+    started_at: float
     ended_at: float
-    asked_at: float
+    queried_at: float
     window_s: float
 
 
 @dataclass(frozen=True)
-class Check:
-    """`seen` None: the query was answered with nothing. `expected` None: the load generator does not know."""
-
-    panel: str
-    series: str
-    seen: float | None
-    expected: float | None
-    is_good: bool
-
-    def row(self) -> str:
-        seen, expected = (("-" if value is None else f"{value:.4g}") for value in (self.seen, self.expected))
-        verdict = "empty" if self.seen is None else "" if self.expected is None else "agrees" if self.is_good else "OFF"
-        return f"| {self.panel} | {self.series} | {seen} | {expected} | {verdict} |"
-
-
-def checks(prometheus: Prometheus, queries: Sequence[Query], loaded: Loaded) -> list[Check]:
-    """Every series of every query, over the whole load; and every series that is missing."""
-    expected = expectations(loaded.results, loaded.window_s)
-    found = []
-    for query in queries:
-        series = {
-            query.name(answer.labels): answer.points[0][1]
-            for answer in prometheus.at(query.over(loaded.window_s), loaded.asked_at)
-            if answer.points
-        }
-        found += [_check(query.panel, name, value, expected) for name, value in series.items()]
-        if not series:
-            found.append(Check(query.panel, query.legend, None, None, False))
-    found.append(_missed(found, loaded))
-    shown = {(check.panel, check.series) for check in found}
-    return found + [Check(*key, None, None, False) for key in expected if key not in shown]
-
-
-def _missed(found: Sequence[Check], loaded: Loaded) -> Check:
-    """A missed deadline is seen where the job was, which the load generator cannot know; so both together."""
-    seen = sum(check.seen or 0.0 for check in found if check.panel == "Deadlines missed")
-    wanted = _near(len(_missed_jobs(loaded.results)) / loaded.window_s)
-    return Check("Deadlines missed", "both", seen, wanted.value, wanted.agrees(seen))
-
-
-def _missed_jobs(results: Sequence[RequestResult]) -> list[RequestResult]:
-    late = [result for result in results if result.outcome is RequestOutcome.EXPIRED]
-    return [result for result in late if not (result.error or "").startswith(REFUSED_AT_ONCE)]
-
-
-def _check(panel: str, name: str, value: float, expected: Mapping[Key, Expected]) -> Check:
-    wanted = expected.get((panel, name))
-    if wanted is None:
-        return Check(panel, name, value, None, True)
-    return Check(panel, name, value, wanted.value, wanted.agrees(value))
+class Expectation:
+    value: float
+    accepts: Callable[[float], bool]
 
 
 @dataclass(frozen=True)
-class Expected:
-    value: float
-    agrees: Callable[[float], bool]
+class SeriesCheck:
+    """`value` None: the query returned nothing. `expected` None: the load generator does not know it."""
+
+    panel: str
+    series: str
+    value: float | None
+    expected: float | None
+    is_good: bool
+
+    def row(self) -> tuple[str, str, float | None, float | None, str]:
+        verdict = "" if self.expected is None else "agrees" if self.is_good else "OFF"
+        return self.panel, self.series, self.value, self.expected, "empty" if self.value is None else verdict
 
 
-def _near(value: float) -> Expected:
-    return Expected(value, lambda seen: abs(seen - value) <= TOLERANCE * abs(value))
+def check_series(client: PrometheusClient, queries: Sequence[PanelQuery], record: LoadRecord) -> list[SeriesCheck]:
+    """Check every series of every query over the whole load, and report the missing ones."""
+    expectations = expected_values(record.results, record.window_s)
+    checks = []
+    for query in queries:
+        series = [one for one in client.at(query.over(record.window_s), record.queried_at) if one.points]
+        for one in series:
+            key = query.panel, query.series_name(one.labels)
+            checks.append(_check(key, one.points[0][1], expectations))
+        if not series:
+            checks.append(SeriesCheck(query.panel, query.legend, None, None, False))
+    # A job misses its deadline in the queue or in a worker; the load generator knows the sum alone.
+    num_missed = sum(check.value or 0.0 for check in checks if check.panel == DEADLINES)
+    checks.append(_check((DEADLINES, "sum"), num_missed, expectations))
+    missing = expectations.keys() - {(check.panel, check.series) for check in checks}
+    return checks + [SeriesCheck(*key, None, None, False) for key in sorted(missing)]
 
 
-def _in_bucket(value: float) -> Expected:
-    """What a client saw and a server did not quite: within the histogram's resolution, HTTP's part being in the client.
-
-    That is its bucket or the one below.
-    """
-    place = bisect_left(LATENCY_BUCKETS_S, value)
-    least = LATENCY_BUCKETS_S[place - 2] if place > 1 else 0.0
-    return Expected(value, lambda seen: least <= seen <= LATENCY_BUCKETS_S[min(place, len(LATENCY_BUCKETS_S) - 1)])
+def _check(key: SeriesKey, value: float, expectations: Mapping[SeriesKey, Expectation]) -> SeriesCheck:
+    expectation = expectations.get(key)
+    if expectation is None:
+        return SeriesCheck(*key, value, None, True)
+    return SeriesCheck(*key, value, expectation.value, expectation.accepts(value))
 
 
-def expectations(results: Sequence[RequestResult], window_s: float) -> dict[Key, Expected]:
-    """By panel and series; rates are over `window_s`, in which all of the load was."""
+def expected_values(results: Sequence[RequestResult], window_s: float) -> dict[SeriesKey, Expectation]:
+    """Return what each series should show; rates are over `window_s`, which contains the whole load."""
     by_outcome = {outcome: [r for r in results if r.outcome is outcome] for outcome in RequestOutcome}
     succeeded, refused = by_outcome[RequestOutcome.SUCCEEDED], by_outcome[RequestOutcome.REFUSED]
     late, invalid = by_outcome[RequestOutcome.EXPIRED], by_outcome[RequestOutcome.FAILED]
-    admitted = [*succeeded, *_missed_jobs(results)]
-    num_steps = sum(result.kind.num_samples * ((result.kind.num_steps or 0) + 1) for result in admitted)
-
-    def rate(count: float) -> Expected:
-        return _near(count / window_s)
-
-    expected = {
-        ("Requests", ""): rate(len(results)),
-        ("Failed or refused", ""): _near((len(refused) + len(late)) / len(results)),
-        ("Workers", ""): _near(2),
-        ("Requests by outcome", "succeeded"): rate(len(succeeded)),
-        ("Requests by outcome", "refused"): rate(len(refused)),
-        ("Requests by outcome", "timeout"): rate(len(late)),
-        ("Requests by outcome", "invalid"): rate(len(invalid)),
-        ("Requests by outcome", "error"): rate(0),
-        ("Images returned", "made"): rate(sum(result.kind.num_samples for result in succeeded)),
-        ("Images returned", "cached"): rate(0),
-        ("Sample steps", "demanded"): rate(num_steps),
-        ("Jobs by how they ended in workers", "succeeded"): rate(len(succeeded)),
-        ("Jobs by how they ended in workers", "failed"): rate(0),
-        ("Callers that left, or were not let in", "left"): rate(0),
-        ("Callers that left, or were not let in", "invalid_api_key"): rate(0),
-        ("Callers that left, or were not let in", "missing_scope"): rate(0),
-        ("Taken back and given up", "reclaimed"): rate(0),
-        ("Taken back and given up", "poisoned"): rate(0),
+    expired_jobs = [result for result in late if not (result.error or "").startswith(REFUSED_AT_ONCE)]
+    num_steps = sum(r.kind.num_samples * ((r.kind.num_steps or 0) + 1) for r in (*succeeded, *expired_jobs))
+    counts = {
+        ("Requests", ""): len(results),
+        ("Requests by outcome", "succeeded"): len(succeeded),
+        ("Requests by outcome", "refused"): len(refused),
+        ("Requests by outcome", "timeout"): len(late),
+        ("Requests by outcome", "invalid"): len(invalid),
+        ("Requests by outcome", "error"): 0,
+        ("Images returned", "made"): sum(result.kind.num_samples for result in succeeded),
+        ("Images returned", "cached"): 0,
+        ("Sample steps", "demanded"): num_steps,
+        (DEADLINES, "sum"): len(expired_jobs),
+        ("Jobs by outcome in workers", "succeeded"): len(succeeded),
+        ("Jobs by outcome in workers", "failed"): 0,
+        ("Disconnected and rejected callers", "disconnected"): 0,
+        ("Disconnected and rejected callers", "invalid_api_key"): 0,
+        ("Disconnected and rejected callers", "missing_scope"): 0,
+        ("Reclaimed and poisoned jobs", "reclaimed"): 0,
+        ("Reclaimed and poisoned jobs", "poisoned"): 0,
     }
-    latencies = [result.ended_s - result.sent_s for result in succeeded]
-    expected["Latency, p95", ""] = _in_bucket(_exact(latencies, 0.95))
+    expectations = {key: _near(count / window_s) for key, count in counts.items()}
+    expectations["Workers", ""] = _near(2)
+    expectations["Failed or refused", ""] = _near((len(refused) + len(late)) / len(results))
+    latencies_s = [result.ended_s - result.sent_s for result in succeeded]
+    expectations["Latency, p95", ""] = _near_bucket(float(np.percentile(latencies_s, 95)))
     for name, share in QUANTILES.items():
-        expected["Latency of images", name] = _in_bucket(_exact(latencies, share))
-        for stage in ("queue", "base", "residual", "decode", "encode"):
-            told_s = [result.timings_ms[stage] / 1000 for result in succeeded]
-            expected[f"Time by stage, {name}", stage] = _near(histogram_quantile(told_s, share))
-    return expected
+        expectations["Latency of images", name] = _near_bucket(float(np.quantile(latencies_s, share)))
+        for stage in STAGES:
+            stage_s = [result.timings_ms[stage] / 1000 for result in succeeded]
+            expectations[f"Time by stage, {name}", stage] = _near(histogram_quantile(stage_s, share))
+    return expectations
 
 
-def _exact(values: Sequence[float], share: float) -> float:
-    return sorted(values)[min(int(share * len(values)), len(values) - 1)]
+def _near(value: float) -> Expectation:
+    return Expectation(value, lambda shown: abs(shown - value) <= TOLERANCE * abs(value))
+
+
+def _near_bucket(value: float) -> Expectation:
+    """Accept the value's histogram bucket or the one below: only the client's latency includes HTTP."""
+    place = bisect_left(LATENCY_BUCKETS_S, value)
+    low = LATENCY_BUCKETS_S[place - 2] if place > 1 else 0.0
+    return Expectation(value, lambda shown: low <= shown <= LATENCY_BUCKETS_S[min(place, len(LATENCY_BUCKETS_S) - 1)])
 
 
 def histogram_quantile(values: Sequence[float], share: float) -> float:
-    """What Prometheus makes of these values in buckets of `LATENCY_BUCKETS_S`: linear within a bucket."""
-    rank, below = share * len(values), 0
+    """Return PromQL's `histogram_quantile` of these values in `LATENCY_BUCKETS_S`: linear within a bucket."""
+    rank, num_below = share * len(values), 0
     for lower, upper in zip((0.0, *LATENCY_BUCKETS_S), LATENCY_BUCKETS_S, strict=False):
-        up_to = sum(value <= upper for value in values)
-        if up_to >= rank:
-            return lower + (upper - lower) * (rank - below) / (up_to - below)
-        below = up_to
+        num_up_to = sum(value <= upper for value in values)
+        if num_up_to >= rank:
+            return lower + (upper - lower) * (rank - num_below) / (num_up_to - num_below)
+        num_below = num_up_to
     return LATENCY_BUCKETS_S[-1]

@@ -1,49 +1,86 @@
-"""The queries of Grafana's board, as Prometheus is to be asked for them."""
+"""Queries of the Grafana dashboard, and a client that asks Prometheus for them."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import httpx
+
+from bench.local_stack import SCRAPE_S
 
 DOCKER = Path(__file__).parents[2] / "docker"
 BOARD = DOCKER / "grafana" / "dashboards" / "msf-overview.json"
 
 
 @dataclass(frozen=True)
-class Query:
-    """One query of one panel; `legend` tells what each of its answers is called."""
+class PanelQuery:
+    """One query of one panel; `legend` is the template of its series' names."""
 
     panel: str
     legend: str
     promql: str
 
     def over(self, window_s: float) -> str:
-        """As Grafana asks when all models are chosen and rates are taken over `window_s`."""
+        """Return the query as Grafana sends it, for all models, with rates over `window_s`."""
         return self.promql.replace("$__rate_interval", f"{window_s:.0f}s").replace("$model", ".*")
 
-    def name(self, labels: dict[str, str]) -> str:
-        """What the answer with these labels is called."""
-        shown = self.legend
+    def series_name(self, labels: dict[str, str]) -> str:
+        name = self.legend
         for label, value in labels.items():
-            shown = shown.replace(f"{{{{{label}}}}}", value)
-        return shown
+            name = name.replace(f"{{{{{label}}}}}", value)
+        return name
 
 
-def read_board(file: Path = BOARD) -> list[Query]:
-    """Every query of the board, in its order."""
+def read_board(file: Path = BOARD) -> list[PanelQuery]:
+    """Return every query of the dashboard in its order."""
     panels = json.loads(file.read_text())["panels"]
     return [
-        Query(panel["title"], target["legendFormat"], target["expr"])
-        for panel in _flat(panels)
+        PanelQuery(panel["title"], target["legendFormat"], target["expr"])
+        for panel in _flatten(panels)
         for target in panel.get("targets", ())
     ]
 
 
-def _flat(panels: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-    """Rows may hold their panels."""
+def _flatten(panels: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    """Yield panels and those inside rows."""
     for panel in panels:
         yield panel
-        yield from _flat(panel.get("panels") or ())
+        yield from _flatten(panel.get("panels") or ())
+
+
+@dataclass(frozen=True)
+class Series:
+    """Labels, and finite values in order of time: (Unix seconds, value)."""
+
+    labels: dict[str, str]
+    points: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class PrometheusClient:
+    url: str
+
+    def at(self, promql: str, time_s: float) -> list[Series]:
+        """Return the value of each series at a time."""
+        return self._query("query", query=promql, time=time_s)
+
+    def between(self, promql: str, start_s: float, end_s: float) -> list[Series]:
+        """Return the values of each series, one per scrape."""
+        return self._query("query_range", query=promql, start=start_s, end=end_s, step=SCRAPE_S)
+
+    def _query(self, path: str, **params: str | float) -> list[Series]:
+        answer = httpx.get(f"{self.url}/api/v1/{path}", params=params).json()
+        if answer["status"] != "success":
+            raise ValueError(f"{params['query']}: {answer['error']}")
+        return [_parse(result) for result in answer["data"]["result"]]
+
+
+def _parse(result: dict[str, Any]) -> Series:
+    pairs = result["values"] if "values" in result else [result["value"]]
+    points = [(float(time_s), float(value)) for time_s, value in pairs]
+    return Series(result["metric"], [(time_s, value) for time_s, value in points if math.isfinite(value)])

@@ -1,4 +1,11 @@
-"""`make bench-engine`: what a step costs by each backend, beside plain eager torch and the machine's matrix peak."""
+"""Backends compared on one denoising step, and end to end on the shipped model.
+
+    python -m bench.engine.compare
+
+prints, for each size, stage and bucket, the time of a step with each backend next to plain eager torch and the
+machine's peak of bf16 matrix products; then OpenVINO's time by kind of operator, and images per second of the shipped
+model.
+"""
 
 from __future__ import annotations
 
@@ -6,83 +13,80 @@ import argparse
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Mapping
 from datetime import date
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
+from tabulate import tabulate
 
-from bench.engine.methods import PEAK, WAYS, Case, Contender, compete, peak_flops
+from bench.engine.methods import METHODS, PEAK, MethodProcess, StepCase, measure, peak_flops
 from bench.engine.operators import print_operators
 from bench.engine.sizes import SIZES, msf_size
-from bench.engine.variants import print_variants
 from bench.local_stack import MODEL
 from msf_cli.loading import load_model
 from msf_cli.settings import read_settings
 from msf_engine.device import cpu_name
 from msf_engine.executor import SampleRequest
 from msf_engine.generate import generate
-from msf_engine.noise import NoiseStream, gaussian_noise
+from msf_engine.model_plans import ModelPlans
 from msf_engine.repository import ModelVersion, read_version
-from msf_engine.schedule import timesteps
 from msf_scheduler.stage import Stage
 
-BATCH = 16
+NUM_IMAGES = 16
 ISA = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", default="S,B", help=f"of MSF-<size>/2 at 256²: {', '.join(SIZES)}")
-    parser.add_argument("--buckets", default="1,4,16")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--ways", default=",".join(WAYS))
-    arguments = parser.parse_args()
-    buckets = [int(bucket) for bucket in arguments.buckets.split(",")]
-    print(f"{_machine()}; {arguments.threads} threads, {arguments.rounds} rounds in turns, {date.today()}\n")
-    for size in arguments.sizes.split(","):
-        for stage in (Stage.BASE, Stage.RESIDUAL):
-            for bucket in buckets:
-                case = Case(msf_size(size, stage), stage, bucket, arguments.threads)
-                found = compete(case, tuple(arguments.ways.split(",")), arguments.rounds)
-                print(f"### MSF-{size}/2 at 256², {stage}, guided, bucket {bucket}\n")
-                print(table(case.flops(), bucket, found), flush=True)
-        case = Case(msf_size(size, Stage.BASE), Stage.BASE, buckets[-1], arguments.threads)
-        print_operators(case, f"MSF-{size}/2, base, bucket {case.bucket}")
-    print_variants(Case(msf_size("S", Stage.BASE), Stage.BASE, 4, 1))
-    _print_end_to_end(read_version(Path("model_repo"), MODEL), arguments.threads, arguments.rounds)
-
-
-def table(flops: float, bucket: int, found: dict[str, Contender]) -> str:
-    """Each way's step; FLOPs are those of its matrix products."""
-    peak = peak_flops() / found[PEAK].median_s
-    eager = found["eager fp32"].median_s if "eager fp32" in found else None
-    low = min((c.median_s for name, c in found.items() if name.startswith("eager bf16")), default=None)
+def step_table(flops: float, bucket: int, processes: Mapping[str, MethodProcess]) -> str:
+    """Return a row per method; `flops` are those of a step batch's matrix products."""
+    peak = peak_flops() / median(processes[PEAK].seconds)
+    medians = {name: median(process.seconds) for name, process in processes.items() if name != PEAK}
+    eager_s = medians.get("eager fp32")
+    eager_bf16_s = min((step_s for name, step_s in medians.items() if name.startswith("eager bf16")), default=None)
     rows = [
-        f"bf16 matrix peak {peak / 1e9:.0f} GFLOP/s, {flops / 1e9:.2f} GFLOP a step batch\n",
-        "| | ms | p99 | samples/s | GFLOP/s | of the peak | × eager fp32 | × best eager bf16 | memory, MB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        [
+            name,
+            f"{1000 * step_s:.1f}",
+            f"{1000 * np.percentile(processes[name].seconds, 99):.1f}",
+            f"{bucket / step_s:.1f}",
+            f"{flops / step_s / 1e9:.0f}",
+            f"{flops / step_s / peak:.0%}",
+            "-" if eager_s is None else f"{eager_s / step_s:.2f}",
+            "-" if eager_bf16_s is None else f"{eager_bf16_s / step_s:.2f}",
+            f"{processes[name].memory_mb:.0f}",
+        ]
+        for name, step_s in medians.items()
     ]
-    for name, contender in found.items():
-        if name == PEAK:
-            continue
-        step_s = contender.median_s
-        rows.append(
-            f"| {name} | {1000 * step_s:.1f} | {1000 * contender.p99_s:.1f} | {bucket / step_s:.1f} "
-            f"| {flops / step_s / 1e9:.0f} | {100 * flops / step_s / peak:.0f} % | {_ratio(eager, step_s)} "
-            f"| {_ratio(low, step_s)} | {contender.memory_mb:.0f} |"
-        )
-    return "\n".join(rows) + "\n"
+    head = ["", "ms", "p99", "samples/s", "GFLOP/s", "of peak", "× eager fp32", "× best eager bf16", "memory, MB"]
+    table = tabulate(rows, head, tablefmt="github", disable_numparse=True)
+    return f"bf16 matrix peak {peak / 1e9:.0f} GFLOP/s, {flops / 1e9:.2f} GFLOP per step batch\n\n{table}\n"
 
 
-def _ratio(other_s: float | None, step_s: float) -> str:
-    return "-" if other_s is None else f"{other_s / step_s:.2f}"
+def print_end_to_end(version: ModelVersion, num_threads: int, num_rounds: int) -> None:
+    """Print images per second of the shipped model with eager torch and with the default backend, in turns."""
+    config = version.config
+    steps, scale = config.split_steps(config.default_num_steps), config.sampling.default_guidance_scale
+    requests = [SampleRequest(index % config.num_classes, 7, index, *steps, scale) for index in range(NUM_IMAGES)]
+    plans: dict[str, ModelPlans] = {}
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for options in ({"backend": "eager", "precision": "fp32"}, {"backend": "eager", "precision": "bf16"}, {}):
+        backend, model_plans = load_model(read_settings(threads=num_threads, **options), version)
+        plans[f"{backend.name} {backend.precision}"] = model_plans
+    for _ in range(num_rounds + 1):
+        for name, model_plans in plans.items():
+            started_at = time.perf_counter()
+            generate(model_plans, requests)
+            seconds[name].append(time.perf_counter() - started_at)
+    medians = {name: median(times[1:]) for name, times in seconds.items()}
+    rows = [[name, NUM_IMAGES / median_s, medians["eager fp32"] / median_s] for name, median_s in medians.items()]
+    print(f"### {version}, {steps[0]}+{steps[1]} steps, {NUM_IMAGES} images at a time, end to end\n")
+    print(tabulate(rows, ["", "images/s", "× eager fp32"], tablefmt="github", floatfmt=("", ".1f", ".2f")))
 
 
-def _machine() -> str:
+def describe_machine() -> str:
     try:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
@@ -91,65 +95,26 @@ def _machine() -> str:
     return f"{cpu_name()}, {os.cpu_count()} cores, {isa}, torch {torch.__version__}"
 
 
-def _print_end_to_end(version: ModelVersion, num_threads: int, rounds: int) -> None:
-    """Images per second of the shipped model: the plans that serve it against a loop as anyone would write it."""
-    settings = read_settings(threads=num_threads)
-    backend, plans = load_model(settings, version)
-    config, model = version.config, version.load()
-    steps = config.split_steps(config.default_num_steps)
-    scale = config.sampling.default_guidance_scale
-    requests = [SampleRequest(index % config.num_classes, 7, index, *steps, scale) for index in range(BATCH)]
-
-    def plain(low: bool) -> Callable[[], object]:
-        from msf_engine.model import DecodeModule
-
-        decode = DecodeModule(model).eval()
-        labels = torch.tensor([request.label for request in requests])
-        null = torch.full_like(labels, config.num_classes)
-
-        def stage_loop(stage: Stage, num_steps: int, cond: torch.Tensor) -> torch.Tensor:
-            denoiser = model.denoiser(stage)
-            shape = (denoiser.config.in_channels, denoiser.config.size, denoiser.config.size)
-            stream = NoiseStream.BASE if stage is Stage.BASE else NoiseStream.RESIDUAL
-            x = torch.stack([gaussian_noise(shape, seed=7, index=i, stream=stream) for i in range(BATCH)])
-            times = timesteps(num_steps, config.sampling.time_shift)
-            levels = torch.full((BATCH,), config.conditioning_noise)
-            for t, following in pairwise(times):
-                embedding = denoiser.time(torch.full((BATCH,), t), levels)
-                given = denoiser(x, embedding, labels, cond)
-                unguided = denoiser(x, embedding, null, cond)
-                x = x + (following - t) * (unguided + scale * (given - unguided)).float()
-            return x
-
-        def run() -> object:
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=low):
-                base = stage_loop(Stage.BASE, steps[0], torch.empty(BATCH, 0, 1, 1))
-                residual = stage_loop(Stage.RESIDUAL, steps[1], base)
-                return decode(base, residual)
-
-        return run
-
-    ways: dict[str, Callable[[], object]] = {
-        "eager loop, fp32": plain(low=False),
-        "eager loop, bf16": plain(low=True),
-        f"compiled plans, {backend.name} {backend.precision}": lambda: generate(plans, requests),
-    }
-    seconds = in_turns(list(ways.values()), rounds)
-    print(f"### {version}, {steps[0]}+{steps[1]} steps, {BATCH} images at a time, end to end\n")
-    print("| | images/s | × eager fp32 |\n|---|---|---|")
-    for name, its_s in zip(ways, seconds, strict=True):
-        print(f"| {name} | {BATCH / its_s:.1f} | {seconds[0] / its_s:.2f} |")
-
-
-def in_turns(ways: Sequence[Callable[[], object]], rounds: int) -> list[float]:
-    """Median seconds of each, run in turns."""
-    seconds: list[list[float]] = [[] for _ in ways]
-    for _ in range(rounds + 1):
-        for way, its_s in zip(ways, seconds, strict=True):
-            started_at = time.perf_counter()
-            way()
-            its_s.append(time.perf_counter() - started_at)
-    return [median(its_s[1:]) for its_s in seconds]
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default="S,B", help=f"sizes of MSF-<size>/2 at 256²: {', '.join(SIZES)}")
+    parser.add_argument("--buckets", default="1,4,16")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--methods", default=",".join(METHODS))
+    arguments = parser.parse_args()
+    buckets = [int(bucket) for bucket in arguments.buckets.split(",")]
+    print(f"{describe_machine()}; {arguments.threads} threads, {arguments.rounds} rounds in turns, {date.today()}\n")
+    for size in arguments.sizes.split(","):
+        for stage in (Stage.BASE, Stage.RESIDUAL):
+            for bucket in buckets:
+                case = StepCase(msf_size(size, stage), stage, bucket, arguments.threads)
+                processes = measure(case, arguments.methods.split(","), arguments.rounds)
+                print(f"### MSF-{size}/2 at 256², {stage}, guided, bucket {bucket}\n")
+                print(step_table(case.flops(), bucket, processes), flush=True)
+        case = StepCase(msf_size(size, Stage.BASE), Stage.BASE, buckets[-1], arguments.threads)
+        print_operators(case, f"MSF-{size}/2, base, bucket {case.bucket}")
+    print_end_to_end(read_version(Path("model_repo"), MODEL), arguments.threads, arguments.rounds)
 
 
 if __name__ == "__main__":

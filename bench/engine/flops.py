@@ -1,4 +1,4 @@
-"""Floating-point operations of a denoiser, counted from its size, and the most that a device can do of them."""
+"""Floating-point operations of a denoiser, computed from its size, and a device's peak rate of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PEAK_REPEATS = 20
 
 
 def step_flops(size: DenoiserShape, *, guided: bool = True) -> float:
-    """Of one step of one sample: the matrix products of the linear layers and of attention, two for a multiply-add."""
+    """Return the operations of one step of one sample: matrix products alone, two operations per multiply-add."""
     tokens, width, patch = (size.size // size.patch_size) ** 2, size.width, size.patch_size**2
     hidden = int(width * size.mlp_ratio)
     attention = tokens * width * 4 * width + 2 * tokens * tokens * width
@@ -23,7 +23,7 @@ def step_flops(size: DenoiserShape, *, guided: bool = True) -> float:
 
 
 def matmul_peak(device: torch.device, side: int) -> float:
-    """FLOP/s of a bf16 product of square matrices, median of some after a warm-up: what a step is held against."""
+    """Measure the FLOP/s of a bf16 product of square matrices, the reference for a step: a median after a warm-up."""
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     seconds = []
     for _ in range(2 * _PEAK_REPEATS):

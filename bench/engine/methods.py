@@ -1,6 +1,6 @@
-"""What is compared: ways to run one step, each in a process of its own, asked in turn.
+"""Methods to run one step, each in its own process, measured in turns.
 
-A process of its own has its own memory and threads; to ask in turn lets a noisy machine be noisy to all alike.
+Separate processes have separate memory and threads; turns expose all methods to the same noise of the machine.
 """
 
 from __future__ import annotations
@@ -8,16 +8,15 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from operator import itemgetter
-from statistics import median
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.engine.flops import step_flops
 from bench.engine.sizes import DenoiserSize, random_denoiser
@@ -29,14 +28,15 @@ from msf_scheduler.stage import Stage
 
 Step = Callable[[], object]
 PEAK = "matmul peak, bf16"
-WAYS = ("eager fp32", "eager bf16 (autocast)", "eager bf16 (cast)", "openvino", "inductor bf16")
+METHODS = ("eager fp32", "eager bf16 (autocast)", "eager bf16 (cast)", "openvino", "inductor bf16")
 MIN_ROUND_S = 0.3
-_MATMULS = ((1024, 1024, 4096), (2048, 2048, 1024), (4096, 1024, 1024))
+NUM_WARMUP = 3
+MATMUL_SIZES = ((1024, 1024, 4096), (2048, 2048, 1024), (4096, 1024, 1024))  # equal numbers of operations
 
 
 @dataclass(frozen=True)
-class Case:
-    """One step to be made: guided, of a denoiser of this size."""
+class StepCase:
+    """One guided step of a denoiser."""
 
     size: DenoiserSize
     stage: Stage
@@ -44,14 +44,13 @@ class Case:
     num_threads: int
 
     def spec(self) -> PlanSpec:
-        inputs = step_inputs(self.size)
-        return PlanSpec("bench", "", self.stage, True, (self.bucket,), inputs)
+        return PlanSpec("bench", "", self.stage, True, (self.bucket,), step_inputs(self.size))
 
     def module(self) -> StepModule:
         return StepModule(random_denoiser(self.size), guided=True).eval()
 
     def flops(self) -> float:
-        """Of the matrix products of one step batch."""
+        """Return the operations of a step batch's matrix products."""
         return self.bucket * step_flops(self.size)
 
     def inputs(self) -> tuple[Tensor, ...]:
@@ -61,58 +60,50 @@ class Case:
 
 
 @dataclass
-class Contender:
-    """A live process; `seconds` are of single steps, over all rounds."""
+class MethodProcess:
+    """A live process that runs one method; `seconds` are of single steps, over all rounds."""
 
-    name: str
-    process: Any
+    process: SpawnProcess | None
     pipe: Connection
     seconds: list[float] = field(default_factory=list)
-    memory_mb: float = 0.0
+    memory_mb: float = 0.0  # peak
 
-    def run(self) -> None:
+    def run_round(self) -> None:
         self.pipe.send(True)
         seconds, self.memory_mb = self.pipe.recv()
         self.seconds += seconds
 
-    @property
-    def median_s(self) -> float:
-        return median(self.seconds)
 
-    @property
-    def p99_s(self) -> float:
-        return sorted(self.seconds)[min(int(0.99 * len(self.seconds)), len(self.seconds) - 1)]
-
-
-def compete(case: Case, ways: tuple[str, ...], rounds: int) -> dict[str, Contender]:
-    """Every way by name, and the peak, after so many rounds in turns. A way that cannot start is told and left out."""
+def measure(case: StepCase, methods: Sequence[str], num_rounds: int) -> dict[str, MethodProcess]:
+    """Run the methods and PEAK in turns; a method that cannot start is reported and left out."""
     context = multiprocessing.get_context("spawn")
-    contenders = {}
-    for name in (PEAK, *ways):
+    processes = {}
+    for name in (PEAK, *methods):
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(name, case, theirs), daemon=True)
         process.start()
         theirs.close()
         with suppress(EOFError):
-            problem = ours.recv()
-            if problem is None:
-                contenders[name] = Contender(name, process, ours)
-            else:
+            if problem := ours.recv():
                 print(f"{name}: {problem}")
-    for _ in range(rounds):
-        for contender in contenders.values():
-            contender.run()
-    for contender in contenders.values():
-        contender.pipe.close()
-        contender.process.join()
-    return contenders
+            else:
+                processes[name] = MethodProcess(process, ours)
+    for _ in range(num_rounds):
+        for method in processes.values():
+            method.run_round()
+    for method in processes.values():
+        method.pipe.close()
+        if method.process is not None:
+            method.process.join()
+    return processes
 
 
-def _serve(name: str, case: Case, pipe: Connection) -> None:
+def _serve(name: str, case: StepCase, pipe: Connection) -> None:
+    """Run in the method's process: send a problem or None, then the times of each round until the pipe closes."""
     torch.set_num_threads(case.num_threads)
     try:
-        step = _peak_step(name) or _step(name, case)
-        for _ in range(3):
+        step = _peak_step() if name == PEAK else _make_step(name, case)
+        for _ in range(NUM_WARMUP):
             step()
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}")
@@ -128,34 +119,32 @@ def _serve(name: str, case: Case, pipe: Connection) -> None:
             pipe.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3))
 
 
-def _step(name: str, case: Case) -> Step:
-    if name not in WAYS:
-        raise ValueError(f"{name!r} is no way to run a step; allowed: {', '.join(WAYS)}")
+def _make_step(name: str, case: StepCase) -> Step:
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; allowed: {', '.join(METHODS)}")
     module, inputs, spec = case.module(), case.inputs(), case.spec()
     if name in ("openvino", "inductor bf16"):
-        backend = get_backend("openvino" if name == "openvino" else "inductor", None, case.num_threads)
-        if name == "inductor bf16":
-            backend = get_backend("inductor", "bf16", case.num_threads)
+        backend = (
+            get_backend("openvino", None, case.num_threads)
+            if name == "openvino"
+            else get_backend("inductor", "bf16", case.num_threads)
+        )
         plan = backend.load(spec, backend.compile(spec, module), lambda: module)
         return lambda: plan(*inputs)
-    network: nn.Module = whole_cast(module, torch.bfloat16) if name == "eager bf16 (cast)" else module
+    network = whole_cast(module, torch.bfloat16) if name == "eager bf16 (cast)" else module
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=name == "eager bf16 (autocast)")
 
     def step() -> object:
-        with (
-            torch.inference_mode(),
-            torch.autocast("cpu", torch.bfloat16, enabled=name == "eager bf16 (autocast)"),
-        ):
+        with torch.inference_mode(), autocast:
             return network(*inputs)
 
     return step
 
 
-def _peak_step(name: str) -> Step | None:
-    """The fastest of some large products; each makes `peak_flops`."""
-    if name != PEAK:
-        return None
+def _peak_step() -> Step:
+    """Return the fastest of some large matrix products; each takes `peak_flops` operations."""
     candidates = []
-    for rows, inner, columns in _MATMULS:
+    for rows, inner, columns in MATMUL_SIZES:
         a, b = torch.randn(rows, inner).bfloat16(), torch.randn(columns, inner).bfloat16().t()
         torch.mm(a, b)
         started_at = time.perf_counter()
@@ -166,6 +155,5 @@ def _peak_step(name: str) -> Step | None:
 
 
 def peak_flops() -> int:
-    """Of every product of `_MATMULS`: they are alike."""
-    (flops,) = {2 * rows * inner * columns for rows, inner, columns in _MATMULS}
-    return flops
+    rows, inner, columns = MATMUL_SIZES[0]
+    return 2 * rows * inner * columns

@@ -1,63 +1,55 @@
-"""Where the time of OpenVINO's step goes: its own profile, grouped by what the operators do."""
+"""OpenVINO's time in a step, from its own profile, grouped by kind of operator."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from statistics import median
-from typing import Any
 
-from bench.engine.methods import Case, compete, peak_flops
+import openvino as ov
+from openvino import properties
+from tabulate import tabulate
+
+from bench.engine.methods import PEAK, StepCase, measure, peak_flops
+from msf_engine.backends.openvino import OpenVinoBackend
 
 NUM_RUNS = 20
-KINDS = (
-    ("matrix products", ("FullyConnected", "MatMul", "Gemm", "InnerProduct")),
-    ("attention", ("ScaledDotProductAttention", "SDPA", "MHA")),
-    ("layer norm", ("MVN", "LayerNorm", "RMSNorm")),
-    ("conversions and layouts", ("Reorder", "Convert", "Transpose", "Reshape", "Concat", "Split", "StridedSlice")),
-)
+KINDS = {
+    "matrix products": ("FullyConnected", "MatMul", "Gemm", "InnerProduct"),
+    "attention": ("ScaledDotProductAttention", "SDPA", "MHA"),
+    "layer norm": ("MVN", "LayerNorm", "RMSNorm"),
+    "conversions and layouts": ("Reorder", "Convert", "Transpose", "Reshape", "Concat", "Split", "StridedSlice"),
+}
+OTHER = "elementwise and other"
 
 
 def kind_of(node_type: str) -> str:
-    """The group of an operator, by its type's name."""
-    for kind, names in KINDS:
+    """Return the kind of an operator by the name of its type."""
+    for kind, names in KINDS.items():
         if any(name.lower() in node_type.lower() for name in names):
             return kind
-    return "elementwise and other"
+    return OTHER
 
 
-def print_operators(case: Case, title: str) -> None:
-    """A table of OpenVINO's operators by kind."""
-    import openvino as ov
-    from openvino import properties
-
-    from msf_engine.backends.openvino import OpenVinoBackend
-
+def print_operators(case: StepCase, title: str) -> None:
     backend, spec = OpenVinoBackend(None, case.num_threads), case.spec()
-    blob_config = backend.config(spec)
-    model = backend.static_model(spec, case.module())
-    compiled = ov.Core().compile_model(model, "CPU", {**blob_config, properties.enable_profiling(): True})
-    request = compiled.create_infer_request()
+    config = {**backend.config(spec), properties.enable_profiling(): True}
+    request = ov.Core().compile_model(backend.static_model(spec, case.module()), "CPU", config).create_infer_request()
     feeds = [tensor.numpy() for tensor in case.inputs()]
-    spent: dict[str, list[float]] = defaultdict(list)
-    for number in range(NUM_RUNS + 1):
+    request.infer(feeds)
+    times_ms: dict[str, list[float]] = defaultdict(list)
+    for _ in range(NUM_RUNS):
         request.infer(feeds)
-        if number:
-            for kind, ms in _by_kind(request.get_profiling_info()).items():
-                spent[kind].append(ms)
-    medians = {kind: median(its_ms) for kind, its_ms in spent.items()}
-    whole = sum(medians.values())
-    print(f"#### Where the time goes: {title}\n\n| operators | ms | share |\n|---|---|---|")
-    for kind, ms in sorted(medians.items(), key=lambda item: -item[1]):
-        print(f"| {kind} | {ms:.2f} | {100 * ms / whole:.0f} % |")
-    found = compete(case, (), 3)
-    peak = peak_flops() / next(iter(found.values())).median_s
-    products_s = (medians.get("matrix products", 0.0) + medians.get("attention", 0.0)) / 1000
-    print(f"\nMatrix products and attention alone run at {100 * case.flops() / products_s / peak:.0f} % of the peak.\n")
-
-
-def _by_kind(profile: list[Any]) -> dict[str, float]:
-    spent: dict[str, float] = defaultdict(float)
-    for node in profile:
-        if node.real_time.total_seconds() > 0:
-            spent[kind_of(node.exec_type + " " + node.node_type)] += 1000 * node.real_time.total_seconds()
-    return spent
+        run_ms: dict[str, float] = defaultdict(float)
+        for node in request.get_profiling_info():
+            run_ms[kind_of(f"{node.exec_type} {node.node_type}")] += 1000 * node.real_time.total_seconds()
+        for kind, kind_ms in run_ms.items():
+            times_ms[kind].append(kind_ms)
+    medians_ms = {kind: median(values) for kind, values in times_ms.items()}
+    total_ms = sum(medians_ms.values())
+    rows = [[kind, f"{ms:.2f}", f"{ms / total_ms:.0%}"] for kind, ms in medians_ms.items()]
+    rows.sort(key=lambda row: -medians_ms[row[0]])
+    peak = peak_flops() / median(measure(case, (), 3)[PEAK].seconds)
+    products_s = (medians_ms.get("matrix products", 0.0) + medians_ms.get("attention", 0.0)) / 1000
+    print(f"#### Time by operator: {title}\n")
+    print(tabulate(rows, ["operators", "ms", "share"], tablefmt="github"))
+    print(f"\nMatrix products and attention alone reach {case.flops() / products_s / peak:.0%} of the peak.\n")

@@ -1,8 +1,8 @@
-"""The sizes of models that are compared: DiT's S, B, L and XL (Peebles & Xie, arXiv 2212.09748, table 1).
+"""Model sizes to compare: DiT's S, B, L and XL (Peebles & Xie, arXiv 2212.09748, table 1).
 
 `MSF-<size>/2` has two denoisers of that size with patches of 2 on a grid of half the latent's side; `DiT-<size>/2` is
-the single-stage baseline, the same code with one stage and patches of 2 on the whole latent. Weights are random: a
-step's time does not depend on them. Nothing here needs more than torch, so that it runs on a bare machine with a GPU.
+the single-stage baseline, the same code with one stage and patches of 2 on the whole latent. Weights are random: the
+time of a step does not depend on them. Only torch is imported, so that the GPU benchmark runs on a bare machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NUM_CLASSES = 1000
 
 @dataclass(frozen=True)
 class DenoiserSize:
-    """The fields of `engine.config.DenoiserConfig`."""
+    """Fields of `msf_engine.config.DenoiserConfig`, without pydantic."""
 
     in_channels: int
     cond_channels: int
@@ -44,19 +44,19 @@ SIZES = tuple(WIDTH_DEPTH_HEADS)
 
 
 def msf_size(name: str, stage: Stage, image_size: int = 256) -> DenoiserSize:
-    """A denoiser of MSF-`name`/2 (`name` of `SIZES`) for square images of `image_size` pixels."""
+    """Return the size of a denoiser of MSF-`name`/2 for square images of `image_size` pixels."""
     half = image_size // DOWNSAMPLING // 2
     channels, cond = {Stage.BASE: (LATENT_CHANNELS, 0), Stage.RESIDUAL: (3 * LATENT_CHANNELS, LATENT_CHANNELS)}[stage]
     return DenoiserSize(channels, cond, half, *WIDTH_DEPTH_HEADS[name])
 
 
 def dit_size(name: str, image_size: int = 256) -> DenoiserSize:
-    """The denoiser of DiT-`name`/2: the single-stage baseline."""
+    """Return the size of the denoiser of DiT-`name`/2, the single-stage baseline."""
     return DenoiserSize(LATENT_CHANNELS, 0, image_size // DOWNSAMPLING, *WIDTH_DEPTH_HEADS[name])
 
 
 def random_denoiser(size: DenoiserSize, seed: int = 0) -> Denoiser:
-    """No weight is zero: an untrained adaLN-Zero network would predict nothing, and a compiler might notice."""
+    """Return a denoiser without zero weights: a compiler could optimize an untrained adaLN-Zero network away."""
     torch.manual_seed(seed)
     denoiser = Denoiser(size).eval().requires_grad_(False)
     for parameter in denoiser.parameters():

@@ -1,8 +1,10 @@
-"""`make sweep`: in which buckets a sample's bytes depend on its batch, tried at length.
+"""Exhaustive sweep of strict buckets: whether a sample's bytes depend on its batch.
 
-Every probe in every slot of every bucket, beside other probes, copies of itself (padding), rows of NaN, infinities,
-zeros and huge numbers, fifty times. The short form of the same runs when a plan is built and decides which buckets
-strict jobs may use; this one says whether that was right.
+    python -m bench.engine.sweep
+
+runs every probe in every slot of every bucket, next to other probes, copies of itself (padding), rows of NaN,
+infinities, zeros and huge numbers, fifty times. The short form of this sweep runs when a plan is built and determines
+the buckets for strict jobs. Prints both results per plan; fails if the short form allowed a bucket that is not strict.
 """
 
 from __future__ import annotations
@@ -11,40 +13,50 @@ import argparse
 import sys
 import time
 
+from tabulate import tabulate
+
 from msf_cli.loading import load_model
 from msf_cli.settings import read_settings
-from msf_engine.model_plans import plan_kinds
+from msf_engine.model_plans import ModelPlans, plan_kinds
 from msf_engine.plan_loader import probes_of
 from msf_engine.plan_validation import FULL, FULL_REPEATS, strict_sets, sweep
 from msf_engine.repository import find_models
 
 
+def sweep_plans(plans: ModelPlans, num_repeats: int) -> tuple[list[list[str]], bool]:
+    """Return a row per kind of plan, and whether the short form agrees."""
+    rows, agrees = [], True
+    for stage, guided in plan_kinds(plans.config):
+        started_at = time.monotonic()
+        probes = probes_of(plans.config, plans.time_embeddings, stage)
+        digests = {
+            bucket: sweep(plans.by_kind[stage, guided][bucket], probes, bucket, FULL, num_repeats)
+            for bucket in plans.buckets
+        }
+        strict, short_form = strict_sets(digests), plans.strict[stage, guided]
+        agrees &= not short_form or any(set(short_form) <= set(buckets) for buckets in strict)
+        name = f"{stage}{' guided' if guided else ''}"
+        sets = "; ".join(",".join(map(str, buckets)) for buckets in strict) or "none"
+        rows.append([name, sets, ",".join(map(str, short_form)), f"{time.monotonic() - started_at:.0f}"])
+        print(f"{name}: {sets}", file=sys.stderr, flush=True)
+    return rows, agrees
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=FULL_REPEATS)
     arguments = parser.parse_args()
     settings = read_settings()
-    agrees = True
+    all_agree = True
     for version in find_models(settings.model_repo):
         backend, plans = load_model(settings, version)
+        rows, agrees = sweep_plans(plans, arguments.repeats)
+        all_agree &= agrees
         print(f"{version}, {backend.fingerprint}\n{arguments.repeats} repeats\n")
-        print("| plan | buckets alike | by the short form | seconds |\n|---|---|---|---|")
-        for stage, guided in plan_kinds(plans.config):
-            started_at = time.monotonic()
-            probes = probes_of(plans.config, plans.time_embeddings, stage)
-            rows = {}
-            for bucket in plans.buckets:
-                rows[bucket] = sweep(plans.by_kind[stage, guided][bucket], probes, bucket, FULL, arguments.repeats)
-            found, claimed = strict_sets(rows), plans.strict[stage, guided]
-            agrees &= any(set(claimed) <= set(alike) for alike in found) or not claimed
-            shown = "; ".join(",".join(map(str, alike)) for alike in found) or "none"
-            seconds = time.monotonic() - started_at
-            print(
-                f"| {stage}{' guided' if guided else ''} | {shown} | {','.join(map(str, claimed))} | {seconds:.0f} |",
-                flush=True,
-            )
-    if not agrees:
-        sys.exit("a bucket that the short form took for strict is not")
+        head = ["plan", "strict buckets", "by the short form", "seconds"]
+        print(tabulate(rows, head, tablefmt="github", disable_numparse=True), "\n")
+    if not all_agree:
+        sys.exit("the short form allowed a bucket that is not strict")
 
 
 if __name__ == "__main__":

@@ -1,33 +1,28 @@
-"""`make tensorrt-build`: really build TensorRT's plans, of the shipped model and of MSF-XL/2 at 256², GPU or not.
+"""TensorRT engines of the shipped model and of MSF-XL/2 at 256²: sizes, build times and peak memory, without a GPU.
 
-Each plan is built in a process of its own, so that its peak memory is its own. Without a GPU nothing is run.
+    python -m bench.engine.tensorrt_build
+
+builds each plan in a separate process, so that its peak memory is its own, and prints a row for each; runs none.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import resource
-import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import get_args
 
+from tabulate import tabulate
 from torch import nn
 
 from bench.engine.sizes import DOWNSAMPLING, LATENT_CHANNELS, msf_size, random_denoiser
 from bench.local_stack import MODEL
 from msf_engine.backends import Precision
 from msf_engine.backends.tensorrt import TensorRtBackend
-from msf_engine.config import (
-    AutoencoderConfig,
-    DenoiserConfig,
-    ImageConfig,
-    ModelConfig,
-    SamplingConfig,
-    StageConfig,
-    Statistics,
-)
+from msf_engine.config import ModelConfig
 from msf_engine.guided_step import StepModule
 from msf_engine.model import DecodeModule, MsfModel
 from msf_engine.plan import Input, PlanSpec, decode_inputs, step_inputs
@@ -38,7 +33,7 @@ MODELS = ("shipped", "XL")
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16")
 BUCKETS = (1, 8, 32)
 IMAGE_SIZE = 256
-_SD_AUTOENCODER = {
+SD_AUTOENCODER = {
     "in_channels": 3,
     "out_channels": 3,
     "latent_channels": LATENT_CHANNELS,
@@ -50,45 +45,18 @@ _SD_AUTOENCODER = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default=",".join(MODELS), help=f"of {', '.join(MODELS)}")
-    parser.add_argument("--precisions", default=",".join(PRECISIONS))
-    parser.add_argument("--buckets", default=",".join(map(str, BUCKETS)))
-    parser.add_argument("--one", nargs=3, metavar=("MODEL", "STAGE", "PRECISION"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    buckets = tuple(int(bucket) for bucket in arguments.buckets.split(","))
-    if arguments.one:
-        model, stage, precision = arguments.one
-        print(_build(model, Stage(stage), precision, buckets))
-        return
-    backend = TensorRtBackend(None, 1)
-    print(f"{backend.fingerprint}; a profile for each of the buckets {arguments.buckets}\n")
-    print("| model | plan | precision | fp32 weights, MB | engine, MB | seconds | peak memory, MB |")
-    print("|---|---|---|---|---|---|---|")
-    for model in arguments.models.split(","):
-        for stage in Stage:
-            for precision in arguments.precisions.split(","):
-                own = (sys.executable, "-m", __spec__.name, "--buckets", arguments.buckets)
-                row = subprocess.check_output((*own, "--one", model, stage, precision), text=True)
-                print(row.strip().splitlines()[-1], flush=True)
-
-
-def _build(model: str, stage: Stage, precision: str, buckets: tuple[int, ...]) -> str:
-    assert precision in get_args(Precision)
+def build(model: str, stage: Stage, precision: Precision, buckets: tuple[int, ...]) -> list[object]:
+    """Build one plan and return its row of the table."""
     module, inputs = _shipped(stage) if model == "shipped" else _sized(model, stage)
-    num_bytes = sum(each.numel() * each.element_size() for each in module.parameters())
-    backend = TensorRtBackend(precision, 1)  # type: ignore[arg-type]
+    num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    backend = TensorRtBackend(precision, 1)
     spec = PlanSpec(model, "", stage, stage is not Stage.DECODE, buckets, inputs)
     started_at = time.monotonic()
     engine = backend.compile(spec, module)
-    seconds = time.monotonic() - started_at
+    build_s = time.monotonic() - started_at
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     name = f"{stage}{' guided' if spec.guided else ''}"
-    return (
-        f"| {model} | {name} | {backend.precision_of(stage)} | {num_bytes / 1e6:.0f} "
-        f"| {len(engine) / 1e6:.1f} | {seconds:.0f} | {peak_mb:.0f} |"
-    )
+    return [model, name, backend.precision_of(stage), num_bytes / 1e6, len(engine) / 1e6, build_s, peak_mb]
 
 
 def _shipped(stage: Stage) -> tuple[nn.Module, tuple[Input, ...]]:
@@ -108,24 +76,45 @@ def _sized(name: str, stage: Stage) -> tuple[nn.Module, tuple[Input, ...]]:
 
 
 def _decoder_config() -> ModelConfig:
-    """Stable Diffusion's autoencoder, and denoisers that are only there to make the config whole."""
-    half = IMAGE_SIZE // DOWNSAMPLING // 2
+    """Return a config with Stable Diffusion's autoencoder; its denoisers are placeholders."""
 
-    def stage(channels: int, cond_channels: int) -> StageConfig:
-        denoiser = DenoiserConfig(
-            in_channels=channels, cond_channels=cond_channels, size=half, width=8, depth=1, num_heads=1, num_classes=1
-        )
-        statistics = Statistics(mean=(0.0,) * channels, std=(1.0,) * channels)
-        return StageConfig(denoiser=denoiser, statistics=statistics, default_num_steps=1)
+    def stage(channels: int, cond_channels: int) -> dict[str, object]:
+        size = {"size": IMAGE_SIZE // DOWNSAMPLING // 2, "width": 8, "depth": 1, "num_heads": 1, "num_classes": 1}
+        return {
+            "denoiser": {"in_channels": channels, "cond_channels": cond_channels, **size},
+            "statistics": {"mean": (0.0,) * channels, "std": (1.0,) * channels},
+            "default_num_steps": 1,
+        }
 
-    return ModelConfig(
-        image=ImageConfig(size=IMAGE_SIZE, channels=3),
-        autoencoder=AutoencoderConfig(patch_size=1, kl=_SD_AUTOENCODER),
-        base=stage(LATENT_CHANNELS, 0),
-        residual=stage(3 * LATENT_CHANNELS, LATENT_CHANNELS),
-        conditioning_noise=0.1,
-        sampling=SamplingConfig(solver="euler", default_guidance_scale=1.0),
+    return ModelConfig.model_validate(
+        {
+            "image": {"size": IMAGE_SIZE, "channels": 3},
+            "autoencoder": {"patch_size": 1, "kl": SD_AUTOENCODER},
+            "base": stage(LATENT_CHANNELS, 0),
+            "residual": stage(3 * LATENT_CHANNELS, LATENT_CHANNELS),
+            "conditioning_noise": 0.1,
+            "sampling": {"solver": "euler", "default_guidance_scale": 1.0},
+        }
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(MODELS), help=f"models: {', '.join(MODELS)}")
+    parser.add_argument("--precisions", default=",".join(PRECISIONS))
+    parser.add_argument("--buckets", default=",".join(map(str, BUCKETS)))
+    arguments = parser.parse_args()
+    buckets = tuple(int(bucket) for bucket in arguments.buckets.split(","))
+    print(f"{TensorRtBackend(None, 1).fingerprint}; a profile for each of the buckets {arguments.buckets}\n")
+    rows = []
+    for model in arguments.models.split(","):
+        for stage in Stage:
+            for precision in arguments.precisions.split(","):
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                    rows.append(pool.submit(build, model, stage, precision, buckets).result())
+                print(*rows[-1], file=sys.stderr, flush=True)
+    head = ["model", "plan", "precision", "fp32 weights, MB", "engine, MB", "seconds", "peak memory, MB"]
+    print(tabulate(rows, head, tablefmt="github", floatfmt=("", "", "", ".0f", ".1f", ".0f", ".0f")))
 
 
 if __name__ == "__main__":

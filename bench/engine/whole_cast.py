@@ -1,4 +1,4 @@
-"""Low precision as people get it by hand: the whole network cast, the tokens between blocks too."""
+"""Low precision by casting the whole network, including the tokens between blocks: the common practice."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from msf_engine.guided_step import StepModule
 
 
 def whole_cast(step: StepModule, dtype: torch.dtype) -> StepModule:
-    """A copy of a step whose denoiser is cast as a whole."""
+    """Return a copy of a step whose denoiser is cast as a whole."""
     cast = StepModule(step.denoiser, guided=step.guided)
-    cast.denoiser = _Cast(copy.deepcopy(step.denoiser).to(dtype), dtype)  # type: ignore[assignment]  # called like one
+    cast.denoiser = _CastDenoiser(copy.deepcopy(step.denoiser).to(dtype), dtype)  # type: ignore[assignment]  # called like one
     return cast.eval()
 
 
-class _Cast(nn.Module):
-    """A denoiser that takes and gives float32."""
+class _CastDenoiser(nn.Module):
+    """Denoiser in low precision with float32 inputs and outputs."""
 
     def __init__(self, denoiser: Denoiser, dtype: torch.dtype) -> None:
         super().__init__()

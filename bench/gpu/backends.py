@@ -1,4 +1,4 @@
-"""The backends that `bench.gpu` compares: the product's, and the network cast as a whole, as people run it by hand."""
+"""Backends of the GPU benchmark: the product's, and the network cast as a whole, as is common practice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bench.engine.whole_cast import whole_cast
-from bench.gpu.cells import Contender
+from bench.gpu.cells import GpuMethod
 from msf_engine.backends import Backend, Precision, get_backend
 from msf_engine.backends.eager import EagerBackend
 from msf_engine.backends.inductor import InductorBackend
@@ -17,7 +17,7 @@ from msf_engine.precision import DTYPES
 
 
 class CastEager(EagerBackend):
-    """`module.to(dtype)`: less exact than ours, and the least that eager mode has to do."""
+    """`module.to(dtype)`: less exact than the product's eager backend, and the minimum that eager mode has to do."""
 
     def _placed(self, module: nn.Module) -> nn.Module:
         assert isinstance(module, StepModule)
@@ -28,30 +28,19 @@ class CastInductor(CastEager, InductorBackend):
     """The same, compiled."""
 
 
-class Backends:
-    """Loaded once each; what cannot be loaded is told once."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[Contender, Precision], Backend | None] = {}
-
-    def get(self, name: Contender, precision: Precision) -> Backend | None:
-        if (name, precision) not in self._known:
-            self._known[name, precision] = self._load(name, precision)
-        return self._known[name, precision]
-
-    @staticmethod
-    def _load(name: Contender, precision: Precision) -> Backend | None:
-        num_threads = torch.get_num_threads()
-        try:
-            if name == "eager-cast":
-                return CastEager(precision, num_threads)
-            if name == "inductor-cast":
-                return CastInductor(precision, num_threads)
-            backend = get_backend(name, precision, num_threads)
-        except Exception as error:  # TensorRT without its libraries raises whatever its loader meets
-            print(f"{name} {precision} is not measured: {error}", file=sys.stderr)
-            return None
-        if not backend.runs_here:
-            print(f"{name} {precision} is not measured: it can compile here, but not run", file=sys.stderr)
-            return None
-        return backend
+def load_backend(name: GpuMethod, precision: Precision) -> Backend | None:
+    """Return the backend, or print why it cannot be measured and return None."""
+    num_threads = torch.get_num_threads()
+    if name == "eager-cast":
+        return CastEager(precision, num_threads)
+    if name == "inductor-cast":
+        return CastInductor(precision, num_threads)
+    try:
+        backend = get_backend(name, precision, num_threads)
+    except Exception as error:  # TensorRT without its libraries raises whatever its loader meets
+        print(f"{name} {precision} is not measured: {error}", file=sys.stderr)
+        return None
+    if not backend.runs_here:
+        print(f"{name} {precision} is not measured: it can compile here, but not run", file=sys.stderr)
+        return None
+    return backend

@@ -1,4 +1,4 @@
-"""What `bench.gpu` measures and in which order, and the file that keeps it."""
+"""Cells of the GPU benchmark in order of measurement, and the CSV file that keeps their results."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from msf_scheduler.stage import Stage
 Kind = Literal["MSF", "DiT"]
 KINDS: tuple[Kind, ...] = ("MSF", "DiT")
 # `*-cast`: the denoiser in low precision as a whole.
-Contender = BackendName | Literal["eager-cast", "inductor-cast"]
-Contenders = tuple[tuple[Contender, Precision], ...]
-EAGER: Contenders = (("eager", "fp32"), ("eager", "bf16"), ("eager-cast", "bf16"))
-CONTENDERS: Contenders = (*EAGER, ("inductor", "bf16"), ("tensorrt", "bf16"), ("tensorrt", "fp16"))
+GpuMethod = BackendName | Literal["eager-cast", "inductor-cast"]
+GpuMethods = tuple[tuple[GpuMethod, Precision], ...]
+EAGER: GpuMethods = (("eager", "fp32"), ("eager", "bf16"), ("eager-cast", "bf16"))
+METHODS: GpuMethods = (*EAGER, ("inductor", "bf16"), ("tensorrt", "bf16"), ("tensorrt", "fp16"))
 FIRST_BUCKETS, OTHER_BUCKETS = (1, 8, 32), (2, 4, 16, 64)
-TINY = "tiny"  # of --cpu
-# Denoising steps of an image, of the first and the second stage.
+TINY = "tiny"  # with --cpu
+# Denoising steps per image, by stage.
 NUM_STEPS: dict[Kind, dict[Stage, int]] = {"MSF": {Stage.BASE: 16, Stage.RESIDUAL: 4}, "DiT": {Stage.BASE: 20}}
+VARIES = "varies"  # instead of a digest: a row depends on its batch
 
 
 @dataclass(frozen=True)
-class Network:
-    """What is measured: `MSF` has a denoiser for each of two stages, `DiT` one, on the whole latent."""
+class GpuNetwork:
+    """Network to measure: MSF has a denoiser for each of two stages, DiT one, on the whole latent."""
 
     kind: Kind
     size: str
@@ -47,18 +48,13 @@ class Network:
             return sizes
         return {stage: replace(size, width=64, depth=2, num_heads=2) for stage, size in sizes.items()}
 
-    @property
-    def depth(self) -> int:
-        """Blocks of all its denoisers: what compiling takes is about proportional to it."""
-        return sum(size.depth for size in self.denoisers().values())
-
 
 @dataclass(frozen=True)
-class Cell:
-    """One line of the table. `buckets` are those that a backend with one plan for all of them compiles it for."""
+class GpuCell:
+    """One measurement. A backend with one plan for all buckets compiles it for `buckets`."""
 
-    network: Network
-    backend: Contender
+    network: GpuNetwork
+    backend: GpuMethod
     precision: Precision
     bucket: int
     buckets: tuple[int, ...]
@@ -73,49 +69,42 @@ class Cell:
         return tuple(str(part) for part in parts)
 
 
-def gpu_cells() -> Iterator[Cell]:
-    """All of them, the most telling first."""
+def gpu_cells() -> Iterator[GpuCell]:
+    """Yield all cells, the most informative first."""
     first, every = ("B", "XL"), ("B", "XL", "S", "L")
-    for sizes, image_sizes, buckets, contenders in (
-        (first, (256,), FIRST_BUCKETS, CONTENDERS),
-        (("S", "L"), (256,), FIRST_BUCKETS, CONTENDERS),
-        (every, (512,), FIRST_BUCKETS, CONTENDERS),
-        (every, (256, 512), OTHER_BUCKETS, CONTENDERS),
+    for sizes, image_sizes, buckets, methods in (
+        (first, (256,), FIRST_BUCKETS, METHODS),
+        (("S", "L"), (256,), FIRST_BUCKETS, METHODS),
+        (every, (512,), FIRST_BUCKETS, METHODS),
+        (every, (256, 512), OTHER_BUCKETS, METHODS),
         (first, (256,), FIRST_BUCKETS, (("inductor-cast", "bf16"),)),
     ):
-        yield from _cells(sizes, image_sizes, buckets, contenders)
+        yield from _cells(sizes, image_sizes, buckets, methods)
 
 
-def cpu_cells() -> Iterator[Cell]:
-    """A few, to see that the script works."""
+def cpu_cells() -> Iterator[GpuCell]:
+    """Yield a few cells that exercise the script."""
     return _cells((TINY,), (64,), (1, 2), EAGER)
 
 
 def _cells(
-    sizes: Sequence[str],
-    image_sizes: Sequence[int],
-    buckets: tuple[int, ...],
-    contenders: Contenders,
-) -> Iterator[Cell]:
+    sizes: Sequence[str], image_sizes: Sequence[int], buckets: tuple[int, ...], methods: GpuMethods
+) -> Iterator[GpuCell]:
     for image_size in image_sizes:
         for size in sizes:
             for kind in KINDS:
-                for backend, precision in contenders:
+                for backend, precision in methods:
                     for bucket in buckets:
-                        yield Cell(Network(kind, size, image_size), backend, precision, bucket, buckets)
-
-
-VARIES = "varies"  # instead of a digest: a row depends on the batch
+                        yield GpuCell(GpuNetwork(kind, size, image_size), backend, precision, bucket, buckets)
 
 
 @dataclass(frozen=True)
-class Row:
-    """What was measured of a cell; `error` says why nothing was. Times are of a step batch with guidance.
+class CellRow:
+    """Result of a cell, as text; `error` says why there is none. Times are of a guided step batch.
 
-    `*_ms` and `*_p99_ms` are wall time from host tensors to host tensors, `*_device_ms` is the device's part of it.
-    `*_row` is `trials.Trial.row`: the same in several buckets where a sample's bytes are. `memory_mb` is all that is
-    in use on the device, its context included; one plan for all buckets counts as a whole. `of_peak` compares the rate
-    of the wall time with `peak_tflops`.
+    `*_ms` and `*_p99_ms` are wall time from host tensors to host tensors, `*_device_ms` the device's part of it.
+    `*_row` is the digest of a sample's bytes: equal in buckets that are strict together. `memory_mb` is all memory in
+    use on the device, including its context. `of_peak` is the rate by wall time over `peak_tflops`.
     """
 
     kind: str
@@ -147,50 +136,44 @@ class Row:
     fingerprint: str = ""
 
     @classmethod
-    def of(cls, cell: Cell, **measured: str) -> Self:
-        return cls(*cell.key, **measured)
-
-    @property
-    def network(self) -> Network:
-        return Network("MSF" if self.kind == "MSF" else "DiT", self.size, int(self.image_size))
+    def of(cls, cell: GpuCell, **values: str) -> Self:
+        return cls(*cell.key, **values)
 
     @property
     def key(self) -> tuple[str, ...]:
         return self.kind, self.size, self.image_size, self.backend, self.precision, self.bucket
 
 
-_COLUMNS = [field.name for field in fields(Row)]
+COLUMNS = [field.name for field in fields(CellRow)]
 
 
-class Table:
-    """Rows in a CSV file, each on the disk as soon as it is known."""
+class CellTable:
+    """Rows in a CSV file, each on disk as soon as it is measured."""
 
     def __init__(self, path: Path) -> None:
-        """Reads what is there; a line that was cut off is dropped. Raises ValueError for another kind of file."""
+        """Read the rows of `path`, without a truncated last line. Raises ValueError if it is another kind of file."""
         self.path = path
-        self.rows: list[Row] = []
+        self.rows: list[CellRow] = []
         if path.exists():
             self._read()
         partial = path.with_name(f".{path.name}.partial")
         with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, _COLUMNS)
+            writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(asdict(row) for row in self.rows)
         partial.replace(path)
 
-    def append(self, row: Row) -> None:
+    def append(self, row: CellRow) -> None:
         self.rows.append(row)
         with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, _COLUMNS).writerow(asdict(row))
+            csv.DictWriter(file, COLUMNS).writerow(asdict(row))
             file.flush()
             os.fsync(file.fileno())
 
     def _read(self) -> None:
         text = self.path.read_text()
-        lines = csv.reader(text.splitlines())
-        if text and next(lines) != _COLUMNS:
-            raise ValueError(f"{self.path} is no table of this benchmark: give another --out")
-        complete = [line for line in lines if len(line) == len(_COLUMNS)]
-        if text and not text.endswith("\n") and complete and len(text.splitlines()) == len(complete) + 1:
-            complete.pop()  # cut off in its last column
-        self.rows = [Row(*line) for line in complete]
+        complete, _, _ = text.rpartition("\n")
+        lines = list(csv.reader(complete.splitlines()))
+        if text and lines[:1] != [COLUMNS]:
+            raise ValueError(f"{self.path} is not a table of this benchmark; choose another --out")
+        self.rows = [CellRow(*line) for line in lines[1:]]

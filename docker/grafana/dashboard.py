@@ -1,6 +1,7 @@
-"""The board of an operator's shift, as code: `python docker/grafana/dashboard.py` writes dashboards/msf-overview.json.
+"""Grafana dashboard for operators, as code: `python docker/grafana/dashboard.py` writes dashboards/msf-overview.json.
 
-What servers read from Redis is the same in each of them and goes by max; everything else is summed over processes.
+Series that servers read from Redis are equal in all servers and aggregated by max; all others are summed over
+processes. The file is long because it lists every panel.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 @dataclass(frozen=True)
 class Chart:
-    """`queries`: PromQL by legend. A single value is red from `danger_from` on, or below `danger_below`."""
+    """Panel with `queries` (PromQL by legend). A single value is red from `danger_from` up, or below `danger_below`."""
 
     title: str
     unit: str
@@ -45,17 +46,17 @@ class Chart:
 
 
 def total_rate(metric: str, labels: str = "", by: str = "") -> str:
-    """Over all processes, each second."""
+    """Return the PromQL of a rate per second, summed over all processes."""
     grouping = f" by ({by})" if by else ""
-    return f"sum{grouping} (rate({metric}{{{_and(OF_MODEL, labels)}}}[$__rate_interval]))"
+    return f"sum{grouping} (rate({metric}{{{_join(OF_MODEL, labels)}}}[$__rate_interval]))"
 
 
 def quantile(share: float, metric: str, labels: str = "", by: str = "") -> str:
-    """Of a histogram over all processes."""
-    return f"histogram_quantile({share}, {total_rate(f'{metric}_bucket', labels, _and('le', by))})"
+    """Return the PromQL of a histogram's quantile over all processes."""
+    return f"histogram_quantile({share}, {total_rate(f'{metric}_bucket', labels, _join('le', by))})"
 
 
-def _and(*parts: str) -> str:
+def _join(*parts: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
@@ -68,7 +69,7 @@ def by_stage(share: float) -> dict[str, str]:
 
 
 def shared(metric: str) -> str:
-    """Of a model, read from Redis by every server."""
+    """Return the PromQL of a model's value that every server reads from Redis."""
     return f"sum (max by (model, version) ({metric}{{{OF_MODEL}}}))"
 
 
@@ -78,25 +79,31 @@ OLDEST = f"max(msf_queue_oldest_seconds{{{OF_MODEL}}})"
 CAPACITY_LEFT = f"1 - {DEMAND} / {SUPPLY}"
 
 NOW = [
-    Chart("Requests", "reqps", "Answered, whatever the outcome.", {"": total_rate("msf_requests_total")}),
+    Chart("Requests", "reqps", "Answered requests per second, any outcome.", {"": total_rate("msf_requests_total")}),
     Chart(
         "Failed or refused",
         "percentunit",
-        "Share of requests whose caller got no image through no fault of theirs.",
+        "Share of requests that got no image through no fault of the caller.",
         {"": f"{total_rate('msf_requests_total', FAILED)} / {total_rate('msf_requests_total')}"},
         danger_from=0.01,
     ),
     Chart(
         "Latency, p95",
         "s",
-        "Of requests that wait for their images and get them.",
+        "Successful requests that wait for their images.",
         {"": quantile(0.95, "msf_request_seconds", f'{IMAGES}, outcome="succeeded"')},
         danger_from=5.0,
     ),
-    Chart("Oldest job in the queue", "s", "What to scale on.", {"": OLDEST}, danger_from=10.0),
-    Chart("Workers", "none", "With a recent heartbeat.", {"": "max (msf_workers)"}),
     Chart(
-        "Capacity left", "percentunit", "1 - sample steps demanded / available.", {"": CAPACITY_LEFT}, danger_below=0.1
+        "Oldest job in the queue",
+        "s",
+        "Age of the oldest queued job; scale workers on this.",
+        {"": OLDEST},
+        danger_from=10.0,
+    ),
+    Chart("Workers", "none", "Workers with a recent heartbeat.", {"": "max (msf_workers)"}),
+    Chart(
+        "Capacity left", "percentunit", "1 - demanded / available sample steps.", {"": CAPACITY_LEFT}, danger_below=0.1
     ),
 ]
 
@@ -105,33 +112,33 @@ ROWS: dict[str, list[Chart]] = {
         Chart(
             "Requests by outcome",
             "reqps",
-            "All routes that make or show images.",
+            "All routes that generate or return images.",
             {"{{outcome}}": total_rate("msf_requests_total", by="outcome")},
             stacked=True,
         ),
         Chart(
             "Images returned",
             "none",
-            "Each second, to callers who waited; cached: made for an earlier request.",
+            "Per second, to callers that waited; cached: generated for an earlier request.",
             {"{{source}}": total_rate("msf_images_total", by="source")},
             stacked=True,
         ),
         Chart(
             "Latency of images",
             "s",
-            "Requests that wait for their images and get them, in the server.",
+            "Successful requests that wait for their images, measured in the server.",
             {
                 name: quantile(share, "msf_request_seconds", f'{IMAGES}, outcome="succeeded"')
                 for name, share in QUANTILES.items()
             },
         ),
     ],
-    "Where a job's time goes": [
+    "Time per job": [
         Chart(
             f"Time by stage, {name}",
             "s",
-            "Of jobs that workers finished: wall time of the step batches they rode "
-            "in, so a job's stages do not add up to its latency.",
+            "Finished jobs: wall time of the step batches that contained them, "
+            "so a job's stages do not add up to its latency.",
             by_stage(share),
         )
         for name, share in QUANTILES.items()
@@ -140,25 +147,27 @@ ROWS: dict[str, list[Chart]] = {
         Chart(
             "Jobs",
             "none",
-            "Queued for a worker, and held by workers.",
+            "Queued jobs, and jobs held by workers.",
             {"queued": shared("msf_jobs_queued"), "running": shared("msf_jobs_running")},
             stacked=True,
         ),
-        Chart("Age of the oldest queued job", "s", "Rises while demand exceeds what workers can do.", {"age": OLDEST}),
+        Chart(
+            "Age of the oldest queued job", "s", "Rises while demand exceeds the workers' capacity.", {"age": OLDEST}
+        ),
         Chart(
             "Deadlines missed",
             "none",
-            "Jobs each second that were dropped as they could not end in time: still queued, or under way.",
+            "Jobs per second that were dropped because they could not end in time, while queued or running.",
             {
                 "queued": "sum (rate(msf_jobs_expired_queued_total[$__rate_interval]))",
-                "under way": total_rate("msf_worker_jobs_total", 'outcome="expired"'),
+                "running": total_rate("msf_worker_jobs_total", 'outcome="expired"'),
             },
             stacked=True,
         ),
     ],
     "Batching": [
         Chart(
-            "Samples in a step batch",
+            "Samples per step batch",
             "none",
             "Mean.",
             {
@@ -167,9 +176,9 @@ ROWS: dict[str, list[Chart]] = {
             },
         ),
         Chart(
-            "Fill",
+            "Step batch fill",
             "percentunit",
-            "Mean share of the computed rows that were samples; the rest is padding.",
+            "Mean share of computed rows that are samples; the rest is padding.",
             {
                 "{{stage}}": f"{total_rate('msf_step_batch_fill_ratio_sum', by='stage')} / "
                 f"{total_rate('msf_step_batch_fill_ratio_count', by='stage')}",
@@ -178,15 +187,14 @@ ROWS: dict[str, list[Chart]] = {
         Chart(
             "Step batches by reason",
             "none",
-            "Each second, by why they were dispatched: full, all who could ride, "
-            "best for their cost, a deadline, or overdue.",
+            "Per second, by reason of dispatch: full, all candidates, best for their cost, a deadline, or overdue.",
             {"{{reason}}": total_rate("msf_step_batches_total", by="reason")},
             stacked=True,
         ),
         Chart(
-            "Time of a step batch, p95",
+            "Step batch duration, p95",
             "s",
-            "On the device, with what surrounds it.",
+            "Device time plus host overhead.",
             {"{{stage}}": quantile(0.95, "msf_step_batch_seconds", by="stage")},
         ),
     ],
@@ -194,7 +202,7 @@ ROWS: dict[str, list[Chart]] = {
         Chart(
             "Slots",
             "none",
-            "Samples that ride or could ride side by side.",
+            "Active samples, and room for more.",
             {
                 "in use": f"sum(msf_slots_in_use{{{OF_MODEL}}})",
                 "free": f"sum(msf_slots) - sum(msf_slots_in_use{{{OF_MODEL}}})",
@@ -204,49 +212,49 @@ ROWS: dict[str, list[Chart]] = {
         Chart(
             "Sample steps",
             "none",
-            "Each second, decodes with them: what admitted jobs ask for, what was made, and "
-            "what full batches of default requests could make.",
+            "Per second, decodes included: demanded by admitted jobs, executed, and available with full batches "
+            "of default requests.",
             {"demanded": DEMAND, "made": total_rate("msf_steps_total"), "available": SUPPLY},
         ),
         Chart(
             "Device busy",
             "percentunit",
-            "Share of the time in which a worker's device ran a step batch.",
+            "Share of time in which a worker's device ran a step batch.",
             {"{{instance}}": total_rate("msf_step_batch_seconds_sum", by="instance")},
         ),
     ],
-    "When something dies": [
+    "Failures": [
         Chart(
-            "Taken back and given up",
+            "Reclaimed and poisoned jobs",
             "none",
-            "Jobs each second: reclaimed from lost workers, and poisoned, which killed workers again and again.",
+            "Jobs per second: reclaimed from lost workers, and poisoned (given up after repeatedly killing workers).",
             {
                 "reclaimed": "sum (rate(msf_reclaims_total[$__rate_interval]))",
                 "poisoned": "sum (rate(msf_jobs_poisoned_total[$__rate_interval]))",
             },
         ),
         Chart(
-            "Jobs by how they ended in workers",
+            "Jobs by outcome in workers",
             "none",
-            "Each second; lost: the lease was, or the job was cancelled; dropped: it had ended elsewhere.",
+            "Per second; lost: the lease expired or the job was cancelled; dropped: the job had ended elsewhere.",
             {"{{outcome}}": total_rate("msf_worker_jobs_total", by="outcome")},
             stacked=True,
         ),
         Chart(
-            "Callers that left, or were not let in",
+            "Disconnected and rejected callers",
             "none",
-            "Each second. A key that was revoked, or somebody who guesses, shows as invalid_api_key.",
+            "Per second. A revoked or guessed key counts as invalid_api_key.",
             {
-                "left": total_rate("msf_clients_gone_total"),
+                "disconnected": total_rate("msf_clients_gone_total"),
                 "{{code}}": total_rate("msf_requests_denied_total", by="code"),
             },
         ),
     ],
     "Redis": [
         Chart(
-            "Round trip",
+            "Redis round trip",
             "s",
-            "Of admissions, and of a call at each scrape.",
+            "Admissions, and one call per scrape.",
             {
                 f"{{{{call}}}} {name}": f"histogram_quantile({share}, sum by (le, call) "
                 "(rate(msf_redis_round_trip_seconds_bucket[$__rate_interval])))"
@@ -254,32 +262,32 @@ ROWS: dict[str, list[Chart]] = {
             },
         ),
         Chart(
-            "Memory of Redis",
+            "Redis memory",
             "bytes",
-            "Used, and maxmemory; 0: unlimited.",
+            "Used, and maxmemory (0: unlimited).",
             {"used": "max (msf_redis_memory_bytes)", "limit": "max (msf_redis_memory_limit_bytes)"},
         ),
         Chart(
-            "Append-only file", "bytes", "Redis rewrites it when it has doubled.", {"size": "max (msf_redis_aof_bytes)"}
+            "Append-only file", "bytes", "Redis rewrites it once it has doubled.", {"size": "max (msf_redis_aof_bytes)"}
         ),
     ],
     "Processes": [
         Chart(
-            "Memory of each process",
+            "Memory by process",
             "bytes",
-            "Resident.",
+            "Resident set size.",
             {"{{job}} {{instance}}": 'process_resident_memory_bytes{job=~"server|worker"}'},
         ),
         Chart(
-            "CPU of each process",
+            "CPU by process",
             "none",
             "Cores in use.",
             {"{{job}} {{instance}}": 'rate(process_cpu_seconds_total{job=~"server|worker"}[$__rate_interval])'},
         ),
         Chart(
-            "Served with",
+            "Workers by runtime",
             "none",
-            "Workers by backend and the beginning of their runtime fingerprint: more than one while versions change.",
+            "Workers by backend and start of runtime fingerprint; more than one during a rollout.",
             {"{{backend}} {{fingerprint}}": f"count by (backend, fingerprint) (msf_worker_info{{{OF_MODEL}}})"},
         ),
     ],
@@ -295,7 +303,7 @@ def board() -> dashboard.Dashboard:
         .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
         .multi(True)
         .include_all(True)
-        .all_value(".*")  # also what was refused before its model was known
+        .all_value(".*")  # includes requests that were refused before their model was known
     )
     built = (
         dashboard.Dashboard("msf-serve: overview")

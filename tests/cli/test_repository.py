@@ -16,8 +16,9 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
+from bench.local_stack import TIMEOUT_S
 from msf_engine.repository import save_version
-from tests.cli.support import TIMEOUT_S, msf
+from tests.cli.support import msf
 from tests.models import LABELS, tiny_model
 from tests.server.conftest import until
 

@@ -7,7 +7,6 @@ import base64
 import io
 import os
 import signal
-import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,8 +14,9 @@ import httpx
 import pytest
 from PIL import Image
 
+from bench.local_stack import TIMEOUT_S, Msf, are_gone, free_port, read_metric, until, until_idle
 from msf_server.api_keys import digest, new_key
-from tests.cli.support import TIMEOUT_S, Msf, are_gone, msf, num_jobs, until
+from tests.cli.support import msf
 
 pytestmark = pytest.mark.slow
 
@@ -27,8 +27,8 @@ def make_images(url: str, **body: object) -> httpx.Response:
     return httpx.post(f"{url}/v1/images/generations", json=body, timeout=TIMEOUT_S)
 
 
-def family_of(server: Msf) -> str:
-    return "\n".join(server.descendants().values())
+def num_jobs(server: Msf) -> float:
+    return sum(read_metric(server.url(), f"msf_jobs_{state}") for state in ("queued", "running"))
 
 
 @pytest.mark.parametrize("order", [signal.SIGTERM, signal.SIGINT])
@@ -43,10 +43,9 @@ def test_it_serves_until_told_to_stop_and_answers_what_it_accepted(
         assert (image.format, image.size) == ("PNG", (16, 16))
 
         family = server.descendants()
-        assert server.worker_pid() is not None
-        assert any("valkey" in line for line in family.values())
+        assert {"worker", "valkey"} <= set(server.processes())
         accepted = [threads.submit(make_images, url, **LONG) for _ in range(3)]
-        until(lambda: any(each.done() for each in accepted) or num_jobs(url, "queued") + num_jobs(url, "running") == 3)
+        until(lambda: any(each.done() for each in accepted) or num_jobs(server) == 3)
         os.killpg(server.process.pid, order)  # as a terminal and service managers do
         answers = [each.result() for each in accepted]
         assert [each.status_code for each in answers] == [200] * 3, [each.text[:300] for each in answers]
@@ -68,7 +67,7 @@ def test_nothing_outlives_a_killed_server(settings: dict[str, str], tmp_path: Pa
 
 def test_it_can_be_stopped_while_its_worker_loads(settings: dict[str, str], tmp_path: Path) -> None:
     with msf("serve", settings=settings, log=tmp_path / "log") as server:
-        until(lambda: "msf worker" in family_of(server) and "startup complete" in server.output)
+        until(lambda: "worker" in server.processes() and "startup complete" in server.output)
         family = server.descendants()
         server.process.terminate()
         assert server.wait() == 0, server.output
@@ -85,18 +84,17 @@ async def test_a_killed_worker_is_replaced_and_every_request_is_answered(
         async with httpx.AsyncClient(timeout=TIMEOUT_S, base_url=url) as client:
             bodies = [{"prompt": "square", "n": 4, "num_steps": 50, "seed": seed} for seed in range(30)]
             requests = [asyncio.create_task(client.post("/v1/images/generations", json=body)) for body in bodies]
-            await asyncio.to_thread(until, lambda: num_jobs(url, "running") > 0)
-            killed = server.worker_pid()
-            assert killed is not None
-            os.kill(killed, signal.SIGKILL)
+            await asyncio.to_thread(until, lambda: read_metric(url, "msf_jobs_running") > 0)
+            worker = server.processes()["worker"]
+            worker.kill()
             answers = await asyncio.gather(*requests)
         assert [answer.status_code for answer in answers] == [200] * 30
         assert [(answer.json()["seed"], len(answer.json()["data"])) for answer in answers] == [
             (seed, 4) for seed in range(30)
         ]
-        assert server.worker_pid() not in (None, killed)
+        assert server.processes()["worker"] != worker
         assert "ended with status -9; starting it again" in server.output
-        assert (num_jobs(url, "queued"), num_jobs(url, "running")) == (0, 0)
+        await asyncio.to_thread(until_idle, url)
 
 
 def test_damaged_weights_are_named_and_end_it(settings: dict[str, str], tmp_path: Path, damaged: Path) -> None:
@@ -131,8 +129,7 @@ async def test_a_poison_job_takes_nobody_with_it(settings: dict[str, str], tmp_p
 def test_keys_are_asked_for_and_never_logged(settings: dict[str, str], tmp_path: Path) -> None:
     keys, file = [new_key(), new_key()], tmp_path / "keys.toml"
     file.write_text(f'[[keys]]\nname = "ada"\nsha256 = "{digest(keys[0])}"\n')
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        metrics_port = str(free.getsockname()[1])
+    metrics_port = str(free_port())
     settings |= {"MSF_API_KEYS_FILE": str(file), "MSF_METRICS_PORT": metrics_port, "MSF_LOG_LEVEL": "debug"}
     with msf("serve", settings=settings, log=tmp_path / "log") as server:
         url = server.url()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 from pathlib import Path
 
 import httpx
 import pytest
 from redis.asyncio import Redis
 
+from bench.local_stack import TIMEOUT_S, Msf, free_port
 from msf_scheduler.jobs import JobSpec, JobState
 from msf_scheduler.queue import JobQueue, new_job_id
 from msf_scheduler.registry import Registry
-from tests.cli.support import TIMEOUT_S, Msf, msf
+from tests.cli.support import msf
 
 
 @pytest.mark.slow
@@ -37,12 +37,6 @@ async def test_it_works_for_any_server_and_ends_what_it_has_begun(
     assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
     assert len(await queue.images(job)) == 64
     assert await registry.workers() == []
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 async def until_begun(port: int, worker: Msf) -> None:

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench.local_stack import TIMEOUT_S, free_port
 from msf_cli.main import main as cli
 from msf_cli.settings import Settings
 from msf_server.app import create_app
 from msf_server.settings import ServerSettings
-from tests.cli.support import TIMEOUT_S, msf
+from tests.cli.support import msf
 
 RECORDS = Path(__file__).parent / "records"
 MODEL_REPO = Path(__file__).parents[2] / "model_repo"
@@ -154,14 +155,6 @@ def metrics(url: str) -> Json:
         for family in families
         if family.name.startswith("msf_")
     }
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def save(name: str, record: Json) -> None:

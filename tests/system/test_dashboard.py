@@ -7,7 +7,7 @@ import runpy
 import promql_parser
 import pytest
 
-from bench.dashboard.queries import BOARD, Query, read_board
+from bench.dashboard.queries import BOARD, PanelQuery, read_board
 from tests.system.dashboard_names import metric_names, names_in
 
 QUERIES = read_board()
@@ -19,7 +19,7 @@ def test_the_board_is_up_to_date() -> None:
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: f"{query.panel} {query.legend}")
-def test_a_query_is_of_metrics_that_some_process_has(query: Query) -> None:
+def test_a_query_is_of_metrics_that_some_process_has(query: PanelQuery) -> None:
     promql = query.over(60)
     promql_parser.parse(promql)
     assert names_in(promql) <= metric_names()

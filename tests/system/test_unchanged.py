@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bench.local_stack import free_port
 from tests.system import recording
 
 OTHER_PROCESSORS_LEVELS = 2  # float32 kernels differ in their last bits
@@ -16,7 +17,7 @@ OTHER_PROCESSORS_LEVELS = 2  # float32 kernels differ in their last bits
 
 @pytest.fixture(scope="module")
 def worker_port() -> int:
-    return recording.free_port()
+    return free_port()
 
 
 @pytest.fixture(scope="module")

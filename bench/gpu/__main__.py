@@ -1,0 +1,111 @@
+"""Denoising speed of MSF and a single-stage DiT on an NVIDIA GPU, with every backend.
+
+    python -m bench.gpu [--minutes 8]
+
+needs torch and numpy only; TensorRT is measured if it can be loaded. Appends a row to the table after each cell and
+skips the cells that it has, so repeat the command until nothing is left to measure. Prints a summary of the table;
+with `--minutes 0` nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from bench.engine.flops import matmul_peak
+from bench.gpu.backends import load_backend
+from bench.gpu.cells import CellTable, GpuCell, cpu_cells, gpu_cells
+from bench.gpu.measure import Effort, GpuBench
+from bench.gpu.report import summary
+from msf_engine.device import cpu_name
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=8, help="start no cell after this time (default: 8)")
+    parser.add_argument("--out", type=Path, default=Path("bench_gpu.csv"), help="table (default: bench_gpu.csv)")
+    parser.add_argument("--summary", type=Path, help="file for the summary")
+    parser.add_argument("--cpu", action="store_true", help="test the script with tiny networks on the CPU")
+    options = parser.parse_args(arguments)
+    started_at = time.monotonic()
+    try:
+        device = select_device(on_cpu=options.cpu)
+        hardware = describe(device)
+        table = open_table(options.out, hardware)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    effort = Effort(min_repeats=3, max_repeats=3, seconds=0.1) if options.cpu else Effort()
+    bench = GpuBench(device, matmul_peak(device, 256 if options.cpu else 8192), hardware, effort)
+    run(cpu_cells() if options.cpu else gpu_cells(), table, bench, started_at + 60 * options.minutes)
+    text = summary(table.rows)
+    print(text)
+    if options.summary:
+        options.summary.write_text(text)
+    return 0
+
+
+def select_device(*, on_cpu: bool) -> torch.device:
+    """Return the device. Raises ValueError without a GPU, or with one for a run on the CPU."""
+    if not on_cpu and not torch.cuda.is_available():
+        raise ValueError("bench-gpu needs an NVIDIA GPU that torch can use; none found")
+    if on_cpu and torch.cuda.is_available():
+        raise ValueError("--cpu is for machines without a GPU; hide it with CUDA_VISIBLE_DEVICES=")
+    return torch.device("cpu" if on_cpu else "cuda")
+
+
+def open_table(path: Path, hardware: str) -> CellTable:
+    """Return the table. Raises ValueError if it was measured on other hardware, or is another kind of file."""
+    table = CellTable(path)
+    if any(row.hardware != hardware for row in table.rows):
+        raise ValueError(f"{path} was measured on other hardware or versions; choose another --out")
+    return table
+
+
+def run(cells: Iterable[GpuCell], table: CellTable, bench: GpuBench, deadline: float) -> None:
+    """Measure the cells that the table lacks, until `deadline` (of `time.monotonic`)."""
+    measured = {row.key for row in table.rows}
+    load = cache(load_backend)
+    for cell in cells:
+        backend = None if cell.key in measured else load(cell.backend, cell.precision)
+        if backend is None:
+            continue
+        if time.monotonic() > deadline:
+            print(f"time is up before {cell}; repeat the command to resume", file=sys.stderr)
+            return
+        row = bench.measure(cell, backend)
+        table.append(row)
+        print(f"{cell}: {row.error or f'{row.images_per_s} images/s'} ({row.cell_s} s)", file=sys.stderr)
+        if not bench.is_device_usable():
+            print("stopped: the device does not respond after this error; repeat the command", file=sys.stderr)
+            return
+    print("nothing is left to measure", file=sys.stderr)
+
+
+def describe(device: torch.device) -> str:
+    """Return hardware, driver and versions."""
+    if device.type == "cpu":
+        return f"{cpu_name()}, torch {torch.__version__}"
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        driver = "unknown"
+    properties = torch.cuda.get_device_properties(0)
+    return (
+        f"{properties.name} {properties.total_memory / 2**30:.0f} GiB, driver {driver}, CUDA {torch.version.cuda}, "
+        f"torch {torch.__version__}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
