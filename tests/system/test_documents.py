@@ -33,7 +33,7 @@ SOURCE = re.compile(r"`((?:server|engine|bench|tests|docker|model_repo|docs)/[\w
 TARGET = re.compile(r"(?:^|`)make ([a-z][a-z-]*)", re.M)
 ADDRESS = "localhost:8000"
 ELLIPSIS = "…"  # in an output: any text
-VARYING = re.compile(r"created|job_id|reproducibility|fingerprint|\w+_ms")  # fields of an answer that differ between machines or requests
+VARYING = re.compile(r"created|job_id|reproducibility|fingerprint|\w+_ms")  # by machine or request
 
 
 @dataclass(frozen=True)
