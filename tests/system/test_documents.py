@@ -1,4 +1,4 @@
-"""README and the guides: examples are executed, links resolve, files and make targets exist."""
+"""README and guides: examples are executed; links, files, make targets and variables exist."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ EXAMPLE = re.compile(
 LINK = re.compile(r"\]\((?!https?:)(?P<file>[^)#\s]*)(?:#(?P<anchor>[^)\s]+))?\)")
 SOURCE = re.compile(r"`((?:server|engine|bench|tests|docker|model_repo|docs)/[\w./-]*)`")
 TARGET = re.compile(r"(?:^|`)make ([a-z][a-z-]*)", re.M)
+VARIABLE = re.compile(r"MSF_[A-Z_]+[A-Z]")
+VARIABLES = ROOT / "tests/system/records/variables.json"
 ADDRESS = "localhost:8000"
 ELLIPSIS = "…"  # in an output: any text
 VARYING = re.compile(r"created|job_id|reproducibility|fingerprint|\w+_ms")  # by machine or request
@@ -91,7 +93,7 @@ def test_examples_of_the_open_inference_protocol(service: Service, monkeypatch: 
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_files_and_make_targets_exist(document: Path) -> None:
+def test_links_files_make_targets_and_variables_exist(document: Path) -> None:
     text = document.read_text()
     for link in LINK.finditer(text):
         target = document.parent / link["file"] if link["file"] else document
@@ -102,12 +104,13 @@ def test_links_files_and_make_targets_exist(document: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
     for name in TARGET.findall(text):
         assert re.search(rf"^{name}:", makefile, re.M), f"make {name}"
+    assert set(VARIABLE.findall(text)) <= {*json.loads(VARIABLES.read_text()), "MSF_API_KEY"}
 
 
-def test_runbook_names_panels_of_the_dashboard() -> None:
+@pytest.mark.parametrize("guide", ["runbook.md", "load-testing.md"])
+def test_panels_in_italics_are_on_the_dashboard(guide: str) -> None:
     dashboard = (ROOT / "docker/grafana/dashboards/msf-overview.json").read_text()
-    runbook = (ROOT / "docs/runbook.md").read_text()
-    panels = set(re.findall(r"(?<!\*)\*([A-Z][^*]+)\*(?!\*)", runbook))
+    panels = set(re.findall(r"(?<!\*)\*([A-Z][^*]+)\*(?!\*)", (ROOT / "docs" / guide).read_text()))
     assert panels
     assert {panel for panel in panels if f'"title": "{panel}"' not in dashboard} == set()
 
