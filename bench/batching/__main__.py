@@ -4,14 +4,13 @@
 
 finds request-level batching's best size and delay, then its capacity, and loads services of both policies in turns at
 fractions of it, each pair with the same requests at the same times. Each service has one core and one thread; the load
-generator has the other cores. Prints a report and writes it with its figures and a plot to --out.
+generator has the other cores. Prints a report and writes it with a plot to --out.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import math
 import os
 import sys
@@ -31,7 +30,6 @@ from bench.batching.report import (
     PolicyLoad,
     RequestLevelSetting,
     SettingResult,
-    as_json,
     markdown,
     plot,
 )
@@ -228,7 +226,6 @@ def main() -> None:
     comparison = asyncio.run(compare(budget, _reserve_core()))
     text = markdown(comparison)
     (arguments.out / "report.md").write_text(text)
-    (arguments.out / "results.json").write_text(json.dumps(as_json(comparison), indent=1) + "\n")
     (arguments.out / "plot.svg").write_text(plot(comparison))
     print(text)
 

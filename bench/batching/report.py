@@ -1,12 +1,11 @@
-"""Report of the comparison of batching policies: headlines, tables, a plot, JSON."""
+"""Report of the comparison of batching policies: headlines, tables, a plot."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import mean, median
-from typing import Any
 
 from tabulate import tabulate
 
@@ -153,30 +152,6 @@ def plot(comparison: PolicyComparison) -> str:
             Panel(f"within {HEADLINE_SCALE:g} × standalone latency", "requests/s", attained, "{:.0%}".format),
         ]
     )
-
-
-def as_json(comparison: PolicyComparison) -> dict[str, Any]:
-    """Return all figures by load, without single requests."""
-    bounds = {policy: comparison.rate_within_objective(policy) for policy in POLICIES}
-    return {
-        "setup": list(comparison.setup),
-        "settings": [asdict(setting) for setting in comparison.settings],
-        "common_rate_per_s": comparison.common_rate_per_s,
-        "best_setting": asdict(comparison.best_setting),
-        "standalone_s": {kind.name: latency_s for kind, latency_s in comparison.standalone.items()},
-        "capacity_per_s": comparison.capacity_per_s,
-        "p99_ratios": {arrivals: comparison.p99_ratios(arrivals) for arrivals in ARRIVALS},
-        "rate_meeting": {
-            policy: [bound if bound < math.inf else None for bound in bounds[policy]] for policy in POLICIES
-        },
-        "loads": [
-            {
-                **{name: value for name, value in vars(load).items() if name != "results"},
-                **asdict(comparison.pool([load])),
-            }
-            for load in comparison.loads
-        ],
-    }
 
 
 def _headlines(comparison: PolicyComparison) -> list[str]:

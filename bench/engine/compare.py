@@ -3,8 +3,7 @@
     python -m bench.engine.compare
 
 prints, for each size, stage and bucket, the time of a step with each backend next to plain eager torch and the
-machine's peak of bf16 matrix products; then OpenVINO's time by kind of operator, and images per second of the shipped
-model.
+machine's peak of bf16 matrix products; then images per second of the shipped model.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ import torch
 from tabulate import tabulate
 
 from bench.engine.methods import METHODS, PEAK, MethodProcess, StepCase, measure, peak_flops
-from bench.engine.operators import print_operators
 from bench.engine.sizes import SIZES, msf_size
 from bench.local_stack import MODEL
 from msf_cli.loading import load_model
@@ -112,8 +110,6 @@ def main() -> None:
                 processes = measure(case, arguments.methods.split(","), arguments.rounds)
                 print(f"### MSF-{size}/2 at 256², {stage}, guided, bucket {bucket}\n")
                 print(step_table(case.flops(), bucket, processes), flush=True)
-        case = StepCase(msf_size(size, Stage.BASE), Stage.BASE, buckets[-1], arguments.threads)
-        print_operators(case, f"MSF-{size}/2, base, bucket {case.bucket}")
     print_end_to_end(read_version(Path("model_repo"), MODEL), arguments.threads, arguments.rounds)
 
 

@@ -18,17 +18,23 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
+from bench.engine.backends import MethodName, get_method
 from bench.engine.flops import step_flops
 from bench.engine.sizes import DenoiserSize, random_denoiser
-from bench.engine.whole_cast import whole_cast
-from msf_engine.backends import get_backend
+from msf_engine.backends import Precision
 from msf_engine.guided_step import StepModule
 from msf_engine.plan import PlanSpec, step_inputs
 from msf_scheduler.stage import Stage
 
 Step = Callable[[], object]
 PEAK = "matmul peak, bf16"
-METHODS = ("eager fp32", "eager bf16 (autocast)", "eager bf16 (cast)", "openvino", "inductor bf16")
+METHODS: dict[str, tuple[MethodName, Precision | None]] = {
+    "eager fp32": ("eager", "fp32"),
+    "eager bf16": ("eager", "bf16"),
+    "eager bf16 (cast)": ("eager-cast", "bf16"),
+    "openvino": ("openvino", None),
+    "inductor bf16": ("inductor", "bf16"),
+}
 MIN_ROUND_S = 0.3
 NUM_WARMUP = 3
 MATMUL_SIZES = ((1024, 1024, 4096), (2048, 2048, 1024), (4096, 1024, 1024))  # equal numbers of operations
@@ -123,22 +129,9 @@ def _make_step(name: str, case: StepCase) -> Step:
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; allowed: {', '.join(METHODS)}")
     module, inputs, spec = case.module(), case.inputs(), case.spec()
-    if name in ("openvino", "inductor bf16"):
-        backend = (
-            get_backend("openvino", None, case.num_threads)
-            if name == "openvino"
-            else get_backend("inductor", "bf16", case.num_threads)
-        )
-        plan = backend.load(spec, backend.compile(spec, module), lambda: module)
-        return lambda: plan(*inputs)
-    network = whole_cast(module, torch.bfloat16) if name == "eager bf16 (cast)" else module
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=name == "eager bf16 (autocast)")
-
-    def step() -> object:
-        with torch.inference_mode(), autocast:
-            return network(*inputs)
-
-    return step
+    backend = get_method(*METHODS[name], case.num_threads)
+    plan = backend.load(spec, backend.compile(spec, module), lambda: module)
+    return lambda: plan(*inputs)
 
 
 def _peak_step() -> Step:

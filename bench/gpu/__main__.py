@@ -2,9 +2,9 @@
 
     python -m bench.gpu [--minutes 8]
 
-needs torch and numpy only; TensorRT is measured if it can be loaded. Appends a row to the table after each cell and
-skips the cells that it has, so repeat the command until nothing is left to measure. Prints a summary of the table;
-with `--minutes 0` nothing else.
+needs torch and numpy only; TensorRT is measured if it can be loaded. Appends each cell's result to a file
+and skips the cells that it has, so repeat the command until nothing is left to measure. Prints a summary of all
+results; with `--minutes 0` nothing else.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from pathlib import Path
 
 import torch
 
+from bench.engine.backends import MethodName, get_method
 from bench.engine.flops import matmul_peak
-from bench.gpu.backends import load_backend
-from bench.gpu.cells import CellTable, GpuCell, cpu_cells, gpu_cells
+from bench.gpu.cells import GpuCell, ResultFile, cpu_cells, gpu_cells
 from bench.gpu.measure import Effort, GpuBench
 from bench.gpu.report import summary
+from msf_engine.backends import Backend, Precision
 from msf_engine.device import cpu_name
 
 
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=8, help="start no cell after this time (default: 8)")
-    parser.add_argument("--out", type=Path, default=Path("bench_gpu.csv"), help="table (default: bench_gpu.csv)")
+    parser.add_argument("--out", type=Path, default=Path("bench_gpu.jsonl"), help="results (default: bench_gpu.jsonl)")
     parser.add_argument("--summary", type=Path, help="file for the summary")
     parser.add_argument("--cpu", action="store_true", help="test the script with tiny networks on the CPU")
     options = parser.parse_args(arguments)
@@ -40,14 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         device = select_device(on_cpu=options.cpu)
         hardware = describe(device)
-        table = open_table(options.out, hardware)
+        file = open_results(options.out, hardware)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
     effort = Effort(min_repeats=3, max_repeats=3, seconds=0.1) if options.cpu else Effort()
     bench = GpuBench(device, matmul_peak(device, 256 if options.cpu else 8192), hardware, effort)
-    run(cpu_cells() if options.cpu else gpu_cells(), table, bench, started_at + 60 * options.minutes)
-    text = summary(table.rows)
+    run(cpu_cells() if options.cpu else gpu_cells(), file, bench, started_at + 60 * options.minutes)
+    text = summary(file.results)
     print(text)
     if options.summary:
         options.summary.write_text(text)
@@ -63,28 +64,42 @@ def select_device(*, on_cpu: bool) -> torch.device:
     return torch.device("cpu" if on_cpu else "cuda")
 
 
-def open_table(path: Path, hardware: str) -> CellTable:
-    """Return the table. Raises ValueError if it was measured on other hardware, or is another kind of file."""
-    table = CellTable(path)
-    if any(row.hardware != hardware for row in table.rows):
+def open_results(path: Path, hardware: str) -> ResultFile:
+    """Return the results so far. Raises ValueError if they are of other hardware, or another kind of file."""
+    file = ResultFile(path)
+    if any(result.hardware != hardware for result in file.results):
         raise ValueError(f"{path} was measured on other hardware or versions; choose another --out")
-    return table
+    return file
 
 
-def run(cells: Iterable[GpuCell], table: CellTable, bench: GpuBench, deadline: float) -> None:
-    """Measure the cells that the table lacks, until `deadline` (of `time.monotonic`)."""
-    measured = {row.key for row in table.rows}
-    load = cache(load_backend)
+@cache
+def load_backend(name: MethodName, precision: Precision) -> Backend | None:
+    """Return the backend, or print why it cannot be measured and return None."""
+    try:
+        backend = get_method(name, precision, torch.get_num_threads())
+    except Exception as error:  # TensorRT without its libraries raises whatever its loader meets
+        print(f"{name} {precision} is not measured: {error}", file=sys.stderr)
+        return None
+    if not backend.runs_here:
+        print(f"{name} {precision} is not measured: it can compile here, but not run", file=sys.stderr)
+        return None
+    return backend
+
+
+def run(cells: Iterable[GpuCell], file: ResultFile, bench: GpuBench, deadline: float) -> None:
+    """Measure the cells that the file lacks, until `deadline` (of `time.monotonic`)."""
+    measured = {str(result) for result in file.results}
     for cell in cells:
-        backend = None if cell.key in measured else load(cell.backend, cell.precision)
+        backend = None if str(cell) in measured else load_backend(cell.backend, cell.precision)
         if backend is None:
             continue
         if time.monotonic() > deadline:
             print(f"time is up before {cell}; repeat the command to resume", file=sys.stderr)
             return
-        row = bench.measure(cell, backend)
-        table.append(row)
-        print(f"{cell}: {row.error or f'{row.images_per_s} images/s'} ({row.cell_s} s)", file=sys.stderr)
+        result = bench.measure(cell, backend)
+        file.append(result)
+        outcome = result.failure or f"{result.images_per_s:.4g} images/s"
+        print(f"{cell}: {outcome} ({result.cell_s:.1f} s)", file=sys.stderr)
         if not bench.is_device_usable():
             print("stopped: the device does not respond after this error; repeat the command", file=sys.stderr)
             return

@@ -1,23 +1,22 @@
-"""Cells of the GPU benchmark in order of measurement, and the CSV file that keeps their results."""
+"""Cells of the GPU benchmark in order of measurement, and the file that keeps their results."""
 
 from __future__ import annotations
 
-import csv
+import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
 
+from bench.engine.backends import MethodName
 from bench.engine.sizes import DenoiserSize, dit_size, msf_size
-from msf_engine.backends import BackendName, Precision
+from msf_engine.backends import Precision
 from msf_scheduler.stage import Stage
 
 Kind = Literal["MSF", "DiT"]
 KINDS: tuple[Kind, ...] = ("MSF", "DiT")
-# `*-cast`: the denoiser in low precision as a whole.
-GpuMethod = BackendName | Literal["eager-cast", "inductor-cast"]
-GpuMethods = tuple[tuple[GpuMethod, Precision], ...]
+GpuMethods = tuple[tuple[MethodName, Precision], ...]
 EAGER: GpuMethods = (("eager", "fp32"), ("eager", "bf16"), ("eager-cast", "bf16"))
 METHODS: GpuMethods = (*EAGER, ("inductor", "bf16"), ("tensorrt", "bf16"), ("tensorrt", "fp16"))
 FIRST_BUCKETS, OTHER_BUCKETS = (1, 8, 32), (2, 4, 16, 64)
@@ -54,19 +53,13 @@ class GpuCell:
     """One measurement. A backend with one plan for all buckets compiles it for `buckets`."""
 
     network: GpuNetwork
-    backend: GpuMethod
+    backend: MethodName
     precision: Precision
     bucket: int
     buckets: tuple[int, ...]
 
     def __str__(self) -> str:
         return f"{self.network} {self.backend} {self.precision} x{self.bucket}"
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        network = self.network
-        parts = (network.kind, network.size, network.image_size, self.backend, self.precision, self.bucket)
-        return tuple(str(part) for part in parts)
 
 
 def gpu_cells() -> Iterator[GpuCell]:
@@ -99,81 +92,77 @@ def _cells(
 
 
 @dataclass(frozen=True)
-class CellRow:
-    """Result of a cell, as text; `error` says why there is none. Times are of a guided step batch.
+class StageTimes:
+    """One stage's guided step batch: wall time from host tensors to host tensors, and the device's part of it.
 
-    `*_ms` and `*_p99_ms` are wall time from host tensors to host tensors, `*_device_ms` the device's part of it.
-    `*_row` is the digest of a sample's bytes: equal in buckets that are strict together. `memory_mb` is all memory in
-    use on the device, including its context. `of_peak` is the rate by wall time over `peak_tflops`.
+    `error`: relative RMS against eager float32. `digest`: of a sample's bytes, equal in buckets that are strict
+    together; VARIES if they depend on the batch, "" if that was not swept.
     """
 
-    kind: str
-    size: str
-    image_size: str
+    ms: float
+    p99_ms: float
+    device_ms: float | None
+    error: float
+    digest: str
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """Result of a cell; `failure` says why it has no times.
+
+    `memory_mb`: all memory in use on the device, including its context. `of_peak`: operations per second of wall time
+    over those of a large bf16 product.
+    """
+
+    network: GpuNetwork
     backend: str
     precision: str
-    bucket: str
-    error: str = ""
-    base_ms: str = ""
-    base_p99_ms: str = ""
-    base_device_ms: str = ""
-    residual_ms: str = ""
-    residual_p99_ms: str = ""
-    residual_device_ms: str = ""
-    images_per_s: str = ""
-    tflops: str = ""
-    peak_tflops: str = ""
-    of_peak: str = ""
-    memory_mb: str = ""
-    base_error: str = ""
-    residual_error: str = ""
-    tolerance: str = ""
-    base_row: str = ""
-    residual_row: str = ""
-    compile_s: str = ""
-    cell_s: str = ""
-    hardware: str = ""
-    fingerprint: str = ""
+    bucket: int
+    hardware: str
+    fingerprint: str
+    cell_s: float
+    failure: str = ""
+    stages: dict[Stage, StageTimes] = field(default_factory=dict)
+    images_per_s: float = 0.0
+    of_peak: float = 0.0
+    memory_mb: float | None = None
+    tolerance: float = 0.0
+    compile_s: float = 0.0
+
+    def __str__(self) -> str:
+        """Return the text of its cell."""
+        return f"{self.network} {self.backend} {self.precision} x{self.bucket}"
 
     @classmethod
-    def of(cls, cell: GpuCell, **values: str) -> Self:
-        return cls(*cell.key, **values)
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        return self.kind, self.size, self.image_size, self.backend, self.precision, self.bucket
-
-
-COLUMNS = [field.name for field in fields(CellRow)]
+    def from_json(cls, line: str) -> Self:
+        values = json.loads(line)
+        values["network"] = GpuNetwork(**values["network"])
+        values["stages"] = {Stage(name): StageTimes(**times) for name, times in values["stages"].items()}
+        return cls(**values)
 
 
-class CellTable:
-    """Rows in a CSV file, each on disk as soon as it is measured."""
+class ResultFile:
+    """Results as JSON lines, each on disk as soon as it is measured."""
 
     def __init__(self, path: Path) -> None:
-        """Read the rows of `path`, without a truncated last line. Raises ValueError if it is another kind of file."""
+        """Read the results in `path`, without a truncated last line. Raises ValueError if it has other contents."""
         self.path = path
-        self.rows: list[CellRow] = []
-        if path.exists():
-            self._read()
-        partial = path.with_name(f".{path.name}.partial")
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in self.rows)
-        partial.replace(path)
+        self.results: list[CellResult] = []
+        if not path.exists():
+            return
+        text, _, truncated = path.read_text().rpartition("\n")
+        try:
+            self.results = [CellResult.from_json(line) for line in text.splitlines()]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} has no results of this benchmark; choose another --out") from error
+        if truncated and not self.results:
+            raise ValueError(f"{path} has no results of this benchmark; choose another --out")
+        if truncated:
+            os.truncate(path, len(f"{text}\n".encode()))
 
-    def append(self, row: CellRow) -> None:
-        self.rows.append(row)
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow(asdict(row))
+    def append(self, result: CellResult) -> None:
+        self.results.append(result)
+        with self.path.open("a") as file:
+            file.write(json.dumps(asdict(result)) + "\n")
             file.flush()
             os.fsync(file.fileno())
-
-    def _read(self) -> None:
-        text = self.path.read_text()
-        complete, _, _ = text.rpartition("\n")
-        lines = list(csv.reader(complete.splitlines()))
-        if text and lines[:1] != [COLUMNS]:
-            raise ValueError(f"{self.path} is not a table of this benchmark; choose another --out")
-        self.rows = [CellRow(*line) for line in lines[1:]]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from bench.engine.flops import step_flops
 from bench.engine.sizes import NUM_CLASSES, random_denoiser
-from bench.gpu.cells import NUM_STEPS, VARIES, CellRow, GpuCell, GpuNetwork
+from bench.gpu.cells import NUM_STEPS, VARIES, CellResult, GpuCell, GpuNetwork, StageTimes
 from msf_engine import plan_validation as validation
 from msf_engine.backends import Backend
 from msf_engine.guided_step import StepModule
@@ -37,26 +38,6 @@ class Effort:
     max_repeats: int = 200
     seconds: float = 1.5
     sweep_s: float = 10.0
-
-
-@dataclass(frozen=True)
-class StageTimes:
-    """Times of a step batch; `device_ms` None: the plan cannot tell. `error`: against eager float32."""
-
-    ms: float
-    p99_ms: float
-    device_ms: float | None
-    error: float
-    row: str  # digest of a sample's bytes; VARIES: they depend on the batch; "": not swept
-
-    def columns(self, stage: Stage) -> dict[str, str]:
-        return {
-            f"{stage}_ms": f"{self.ms:.4g}",
-            f"{stage}_p99_ms": f"{self.p99_ms:.4g}",
-            f"{stage}_device_ms": "" if self.device_ms is None else f"{self.device_ms:.4g}",
-            f"{stage}_error": f"{self.error:.3g}",
-            f"{stage}_row": self.row[:16],
-        }
 
 
 class BenchModel:
@@ -91,16 +72,17 @@ class GpuBench:
         self._model: BenchModel | None = None
         self._plans: tuple[object, dict[Stage, Plan]] = None, {}
 
-    def measure(self, cell: GpuCell, backend: Backend) -> CellRow:
-        """Return the cell's row; an exception becomes its `error`."""
+    def measure(self, cell: GpuCell, backend: Backend) -> CellResult:
+        """Return the cell's result; an exception becomes its `failure`."""
         started_at = time.monotonic()
         try:
-            columns = self._measure(cell, backend)
+            values = self._measure(cell, backend)
         except Exception as error:
             self._drop_plans()
-            columns = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
-        cell_s = f"{time.monotonic() - started_at:.1f}"
-        return CellRow.of(cell, **columns, cell_s=cell_s, hardware=self.hardware, fingerprint=backend.fingerprint)
+            values = {"failure": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+        cell_s = time.monotonic() - started_at
+        key = cell.network, cell.backend, cell.precision, cell.bucket
+        return CellResult(*key, self.hardware, backend.fingerprint, cell_s, **values)
 
     def is_device_usable(self) -> bool:
         """Tell whether the GPU still works in this process; some errors end that."""
@@ -111,29 +93,25 @@ class GpuBench:
             return False
         return True
 
-    def _measure(self, cell: GpuCell, backend: Backend) -> dict[str, str]:
+    def _measure(self, cell: GpuCell, backend: Backend) -> dict[str, Any]:
         model = self._load_model(cell.network)
         plans, compile_s = self._load_plans(cell, backend, model)
         first_call_at = time.monotonic()
         for stage, plan in plans.items():
             plan(*model.probes[stage].rows(_probe_numbers(cell.bucket)))
         compile_s += time.monotonic() - first_call_at  # some backends compile on the first call
-        times = {stage: self._measure_stage(plan, model, stage, cell.bucket) for stage, plan in plans.items()}
+        stages = {stage: self._measure_stage(plan, model, stage, cell.bucket) for stage, plan in plans.items()}
         num_steps, sizes = NUM_STEPS[cell.network.kind], cell.network.denoisers()
-        batch_s = sum(num_steps[stage] * times[stage].ms / 1e3 for stage in num_steps)
-        flops = cell.bucket * sum(num_steps[stage] * step_flops(sizes[stage]) for stage in num_steps) / batch_s
-        columns = {
-            "images_per_s": f"{cell.bucket / batch_s:.4g}",
-            "tflops": f"{flops / 1e12:.4g}",
-            "peak_tflops": f"{self.peak_flops / 1e12:.4g}",
-            "of_peak": f"{flops / self.peak_flops:.4f}",
+        batch_s = sum(num_steps[stage] * stages[stage].ms / 1e3 for stage in num_steps)
+        flops = cell.bucket * sum(num_steps[stage] * step_flops(sizes[stage]) for stage in num_steps)
+        return {
+            "stages": stages,
+            "images_per_s": cell.bucket / batch_s,
+            "of_peak": flops / batch_s / self.peak_flops,
             "memory_mb": self._memory_mb(),
-            "tolerance": f"{backend.tolerance(Stage.BASE):g}",
-            "compile_s": f"{compile_s:.1f}",
+            "tolerance": backend.tolerance(Stage.BASE),
+            "compile_s": compile_s,
         }
-        for stage, stage_times in times.items():
-            columns |= stage_times.columns(stage)
-        return columns
 
     def _measure_stage(self, plan: Plan, model: BenchModel, stage: Stage, bucket: int) -> StageTimes:
         probes, numbers = model.probes[stage], _probe_numbers(bucket)
@@ -142,11 +120,11 @@ class GpuBench:
         wall_ms = _repeat(lambda: plan(*inputs), self.effort)
         median_ms, p99_ms = (float(value) for value in np.percentile(wall_ms, (50, 99)))
         error = model.references[stage].error(outputs, numbers)
-        row: str | None = ""
+        digest: str | None = ""
         if median_ms * NUM_SWEEP_CALLS <= 1e3 * self.effort.sweep_s:
-            row = validation.sweep(plan, probes, bucket, validation.SHORT, 1)
+            digest = validation.sweep(plan, probes, bucket, validation.SHORT, 1)
         device_ms = _device_ms(plan, inputs, self.effort)
-        return StageTimes(median_ms, p99_ms, device_ms, error, VARIES if row is None else row)
+        return StageTimes(median_ms, p99_ms, device_ms, error, VARIES if digest is None else digest)
 
     def _load_model(self, network: GpuNetwork) -> BenchModel:
         if self._model is None or self._model.network != network:
@@ -176,11 +154,11 @@ class GpuBench:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _memory_mb(self) -> str:
+    def _memory_mb(self) -> float | None:
         if self.device.type != "cuda":
-            return ""
+            return None
         free, total = torch.cuda.mem_get_info()  # includes TensorRT's allocations; torch keeps what it once had
-        return f"{(total - free) / 1e6:.0f}"
+        return (total - free) / 1e6
 
 
 def _probe_numbers(bucket: int) -> list[int]:

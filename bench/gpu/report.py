@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bench.gpu.cells import VARIES, CellRow
+from bench.gpu.cells import VARIES, CellResult, StageTimes
 from msf_engine.plan_validation import strict_sets
 from msf_scheduler.stage import Stage
 
-STAGES = (Stage.BASE, Stage.RESIDUAL)
+EAGER_BACKENDS = ("eager", "eager-cast")
 HEAD = ["network", "backend", "bucket", "base ms", "residual ms", "images/s", "of peak", "GB", "error"]
 HEAD += ["strict", "compile s"]
 LEGEND = """
@@ -18,97 +18,89 @@ eager float32, the larger of both stages. Strict: a sample's bytes are equal in 
 in these buckets. `-cast`: the whole network in bf16, including the tokens between blocks."""
 
 
-def summary(rows: Sequence[CellRow]) -> str:
+def summary(results: Sequence[CellResult]) -> str:
     """Return hardware, a table per size, MSF against DiT, and each network's fastest backend against eager bf16."""
-    complete = [row for row in rows if not row.error]
-    parts = ["# Denoising on a GPU", *sorted({f"- {row.hardware}" for row in rows})]
-    parts += [*sorted({f"- {row.backend} {row.precision}: {row.fingerprint}" for row in rows}), LEGEND]
-    for size, image_size in dict.fromkeys((row.size, row.image_size) for row in rows):
-        group = [row for row in rows if (row.size, row.image_size) == (size, image_size)]
-        parts += [f"\n## {size}/2 at {image_size}²\n", _table(group)]
+    complete = [result for result in results if not result.failure]
+    parts = ["# Denoising on a GPU", *sorted({f"- {result.hardware}" for result in results})]
+    parts += [*sorted({f"- {result.backend} {result.precision}: {result.fingerprint}" for result in results}), LEGEND]
+    for size, image_size in dict.fromkeys((result.network.size, result.network.image_size) for result in results):
+        group = [result for result in results if (result.network.size, result.network.image_size) == (size, image_size)]
+        parts += [f"\n## {size}/2 at {image_size}²\n", _markdown(HEAD, [_row(result, group) for result in group])]
     parts += ["\n## MSF against DiT, images/s\n", _dit_comparison(complete)]
     parts += ["\n## Fastest backend against eager bf16, images/s\n", _eager_comparison(complete)]
     return "\n".join(parts) + "\n"
 
 
-def _table(rows: Sequence[CellRow]) -> str:
-    lines = []
-    for row in rows:
-        name = (row.kind, f"{row.backend} {row.precision}", row.bucket)
-        if row.error:
-            lines.append((*name, f"failed: {row.error[:80]}", *[""] * (len(HEAD) - 4)))
-            continue
-        error = max(float(row.base_error), float(row.residual_error or 0))
-        lines.append(
-            (
-                *name,
-                _times(row.base_ms, row.base_p99_ms, row.base_device_ms),
-                _times(row.residual_ms, row.residual_p99_ms, row.residual_device_ms),
-                row.images_per_s,
-                f"{float(row.of_peak):.0%}",
-                f"{float(row.memory_mb) / 1e3:.1f}" if row.memory_mb else "",
-                f"{error:.2g}" + (" (beyond tolerance)" if error > float(row.tolerance) else ""),
-                _strict_buckets(row, rows),
-                row.compile_s,
-            )
-        )
-    return _markdown(HEAD, lines)
+def _row(result: CellResult, group: Sequence[CellResult]) -> list[str]:
+    name = [result.network.kind, f"{result.backend} {result.precision}", str(result.bucket)]
+    if result.failure:
+        return [*name, f"failed: {result.failure[:80]}", *[""] * (len(HEAD) - 4)]
+    error = max(times.error for times in result.stages.values())
+    return [
+        *name,
+        *(_times(result.stages.get(stage)) for stage in (Stage.BASE, Stage.RESIDUAL)),
+        f"{result.images_per_s:.4g}",
+        f"{result.of_peak:.0%}",
+        "" if result.memory_mb is None else f"{result.memory_mb / 1e3:.1f}",
+        f"{error:.2g}" + (" (beyond tolerance)" if error > result.tolerance else ""),
+        _strict_buckets(result, group),
+        f"{result.compile_s:.1f}",
+    ]
 
 
-def _times(ms: str, p99_ms: str, device_ms: str) -> str:
-    return f"{ms} / {p99_ms}" + (f" ({device_ms})" if device_ms else "") if ms else ""
+def _times(times: StageTimes | None) -> str:
+    if times is None:
+        return ""
+    device = "" if times.device_ms is None else f" ({times.device_ms:.4g})"
+    return f"{times.ms:.4g} / {times.p99_ms:.4g}{device}"
 
 
-def _strict_buckets(row: CellRow, rows: Sequence[CellRow]) -> str:
+def _strict_buckets(result: CellResult, group: Sequence[CellResult]) -> str:
     """Return the measured buckets in which this cell's samples have the same bytes."""
-    if not row.base_row:
+    if not all(times.digest for times in result.stages.values()):
         return "not swept"
-    buckets_of_plan = [other for other in rows if other.key[:-1] == row.key[:-1] and not other.error]
-    stages = STAGES if row.residual_row else STAGES[:1]
-    sets = [strict_sets({int(other.bucket): _digest(other, stage) for other in buckets_of_plan}) for stage in stages]
-    buckets = set.intersection(*(set(next(iter(stage_sets), ())) for stage_sets in sets))
-    return ", ".join(str(bucket) for bucket in sorted(buckets)) if int(row.bucket) in buckets else "no"
+    key = result.network, result.backend, result.precision
+    peers = [other for other in group if (other.network, other.backend, other.precision) == key and not other.failure]
+    peers = [peer for peer in peers if all(times.digest for times in peer.stages.values())]
+    sets = []
+    for stage in result.stages:
+        digests = {peer.bucket: peer.stages[stage].digest for peer in peers}
+        stage_sets = strict_sets({bucket: None if digest == VARIES else digest for bucket, digest in digests.items()})
+        sets.append(set(next(iter(stage_sets), ())))
+    strict = set.intersection(*sets)
+    return ", ".join(map(str, sorted(strict))) if result.bucket in strict else "no"
 
 
-def _digest(row: CellRow, stage: Stage) -> str | None:
-    digest: str = getattr(row, f"{stage}_row")
-    return None if digest in ("", VARIES) else digest
-
-
-def _dit_comparison(rows: Sequence[CellRow]) -> str:
-    dit = {row.key[1:]: row for row in rows if row.kind == "DiT"}
+def _dit_comparison(results: Sequence[CellResult]) -> str:
+    by_text = {str(result): result for result in results}
     lines = []
-    for row in rows:
-        if row.kind == "MSF" and (other := dit.get(row.key[1:])):
-            name = (f"{row.size}/2 {row.image_size}²", f"{row.backend} {row.precision}", row.bucket)
-            lines.append((*name, row.images_per_s, other.images_per_s, _ratio(row, other)))
+    for result in results:
+        dit = by_text.get(str(result).replace("MSF-", "DiT-"))
+        if result.network.kind == "MSF" and dit is not None:
+            size = str(result.network).removeprefix("MSF-")
+            lines.append([size, f"{result.backend} {result.precision}", str(result.bucket), *_compare(result, dit)])
     return _markdown(("size", "backend", "bucket", "MSF", "DiT", "ratio"), lines)
 
 
-def _eager_comparison(rows: Sequence[CellRow]) -> str:
+def _eager_comparison(results: Sequence[CellResult]) -> str:
     """Compare the fastest compiled backend with the faster of both eager ones in bf16."""
     lines = []
-    for key in dict.fromkeys(_network_and_bucket(row) for row in rows):
-        group = [row for row in rows if _network_and_bucket(row) == key]
-        eager = [row for row in group if row.backend in ("eager", "eager-cast") and row.precision == "bf16"]
-        compiled = [row for row in group if row.backend not in ("eager", "eager-cast")]
+    for network, bucket in dict.fromkeys((result.network, result.bucket) for result in results):
+        group = [result for result in results if (result.network, result.bucket) == (network, bucket)]
+        eager = [result for result in group if result.backend in EAGER_BACKENDS and result.precision == "bf16"]
+        compiled = [result for result in group if result.backend not in EAGER_BACKENDS]
         if eager and compiled:
             base, best = max(eager, key=_speed), max(compiled, key=_speed)
-            name = (f"{best.kind}-{best.size}/2 {best.image_size}²", best.bucket, f"{best.backend} {best.precision}")
-            lines.append((*name, best.images_per_s, base.backend, base.images_per_s, _ratio(best, base)))
-    return _markdown(("network", "bucket", "fastest", "images/s", "eager bf16 by", "images/s", "ratio"), lines)
+            lines.append([str(network), str(bucket), f"{best.backend} {best.precision}", *_compare(best, base)])
+    return _markdown(("network", "bucket", "fastest", "images/s", "eager bf16", "ratio"), lines)
 
 
-def _network_and_bucket(row: CellRow) -> tuple[str, ...]:
-    return row.kind, row.size, row.image_size, row.bucket
+def _compare(one: CellResult, other: CellResult) -> list[str]:
+    return [f"{one.images_per_s:.4g}", f"{other.images_per_s:.4g}", f"{_speed(one) / _speed(other):.2f}"]
 
 
-def _ratio(one: CellRow, other: CellRow) -> str:
-    return f"{_speed(one) / _speed(other):.2f}"
-
-
-def _speed(row: CellRow) -> float:
-    return float(row.images_per_s)
+def _speed(result: CellResult) -> float:
+    return result.images_per_s
 
 
 def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import replace
@@ -18,7 +17,6 @@ from bench.batching.report import (
     PolicyLoad,
     RequestLevelSetting,
     SettingResult,
-    as_json,
     markdown,
     plot,
     rate_meeting,
@@ -96,13 +94,6 @@ def test_the_report_has_headlines_and_a_row_for_each_load(comparison: PolicyComp
     for policy in POLICIES:
         assert f"| poisson | 0.8 | 8.0 | {policy} | 12 | 0 |" in text
     assert "as given" in markdown(replace(comparison, settings=[]))
-
-
-def test_all_figures_serialize_to_json(comparison: PolicyComparison) -> None:
-    document = json.loads(json.dumps(as_json(comparison)))
-    assert len(document["loads"]) == len(comparison.loads)
-    assert document["loads"][0]["overall"]["p99_s"] == 0.1
-    assert document["rate_meeting"] == {STEP: [8.0, None], REQUEST: pytest.approx([4.16, 4.16])}
 
 
 def test_the_plot_is_svg_with_a_line_for_each_policy(comparison: PolicyComparison) -> None:
