@@ -147,6 +147,20 @@ class JobQueue:
         fields = await call(self._redis, "HGETALL", keys.job(job_id))
         return decode_job(fields) if fields else None
 
+    async def read(self, job_id: str) -> tuple[JobRecord, list[bytes]] | None:
+        """Return a job and its encoded files, none unless it has succeeded, in one round trip; None if unknown.
+
+        A result that is shared with another job takes a second one.
+        """
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.hgetall(keys.job(job_id))
+            pipeline.lrange(keys.images(job_id), 0, -1)
+            fields, files = await guarded(self._redis, pipeline.execute())
+        if not fields:
+            return None
+        job = decode_job(fields)
+        return job, await self.images(job) if job.images_of else files
+
     async def jobs_of(self, tenant: str, *, limit: int, before: str | None = None) -> list[JobRecord]:
         """A tenant's jobs that are still known, the newest first, at most `limit`, of those older than job `before`."""
         index = keys.tenant_jobs(tenant)

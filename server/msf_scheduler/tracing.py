@@ -33,15 +33,21 @@ class Tracing:
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError as error:
             raise TracingUnavailable(f"tracing needs {error.name}: pip install 'msf-serve[tracing]'") from error
-        self._provider = TracerProvider(resource=Resource.create({"service.name": service}))
+        self.provider = TracerProvider(resource=Resource.create({"service.name": service}))
         exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
-        self._provider.add_span_processor(processor or BatchSpanProcessor(exporter))
+        self.provider.add_span_processor(processor or BatchSpanProcessor(exporter))
         self._propagator = TraceContextTextMapPropagator()
-        self.tracer = self._provider.get_tracer(SCOPE)
+        self.tracer = self.provider.get_tracer(SCOPE)
 
     def extract(self, headers: Mapping[str, str]) -> Context:
         """The caller's context, from its `traceparent` and `tracestate`."""
         return self._propagator.extract(headers)
+
+    def set_attribute(self, name: str, value: str) -> None:
+        """Set an attribute of the current span, if there is one."""
+        from opentelemetry.trace import get_current_span
+
+        get_current_span().set_attribute(name, value)
 
     def traceparent(self) -> str | None:
         """Of the span that is current; None outside any."""
@@ -51,4 +57,4 @@ class Tracing:
 
     def close(self) -> None:
         """Export what has not been."""
-        self._provider.shutdown()
+        self.provider.shutdown()

@@ -1,4 +1,4 @@
-"""API keys: who may call, for what, and how much. The file holds digests only, and is read again when it changes."""
+"""API keys with scopes and limits. Their file holds digests only, and is read again when it changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from msf_scheduler.rate_limits import Limits
 logger = logging.getLogger(__name__)
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-KEY_PREFIX = "msf_"  # lets scanners for leaked secrets know ours
+KEY_PREFIX = "msf_"  # recognised by scanners for leaked secrets
 
 
 class Scope(StrEnum):
@@ -28,12 +28,12 @@ class Scope(StrEnum):
 
 
 class ApiKey(BaseModel):
-    """One `[[keys]]` table of the file; `name` is the tenant of all that the key's holder asks for."""
+    """One `[[keys]]` table of the file; `name` is the tenant of the holder's jobs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
-    # Several while a key is being replaced by its successor.
+    # Several while a key is rotated.
     sha256: Annotated[tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...], Field(min_length=1)]
     scopes: Annotated[frozenset[Scope], Field(min_length=1)] = frozenset({Scope.GENERATE})
     requests_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
@@ -61,12 +61,12 @@ def new_key() -> str:
 
 
 def digest(key: str) -> str:
-    """Plain SHA-256: nobody guesses 32 random bytes, so there is nothing for a slow or salted hash to slow down."""
+    """Hash with plain SHA-256: nobody guesses 32 random bytes, so a slow or salted hash adds nothing."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def read_keys(path: Path) -> tuple[ApiKey, ...]:
-    """Raises ValueError with one line that says where the file is wrong; it never quotes what may be a key."""
+    """Read and check a file. Raises ValueError with one line that names the error but never quotes a possible key."""
     try:
         keys = _File.model_validate(tomllib.loads(path.read_text())).keys
     except OSError as error:
@@ -77,46 +77,47 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
         raise ValueError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
         raise ValueError(f"{path}: {_explained(error)}") from None
-    for what, values in {
+    for field, values in {
         "name": [key.name for key in keys],
         "sha256": [value for key in keys for value in key.sha256],
     }.items():
         value, times = Counter(values).most_common(1)[0]
         if times > 1:
-            raise ValueError(f"{path}: the {what} {value!r} occurs {times} times; allowed: once")
+            raise ValueError(f"{path}: the {field} {value!r} occurs {times} times; allowed: once")
     return keys
 
 
 class KeyRing:
-    """The keys of one file as it is now; a file that became unreadable leaves the last good keys in force."""
+    """Keys of one file, as of its last valid version."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ValueError when the file cannot be used."""
+        """Read the file. Raises ValueError if it is invalid."""
         self._path = path
-        self._seen = _version(path)
+        self._version = _version(path)
         self._keys = read_keys(path)
 
     def find(self, key: str) -> ApiKey | None:
-        """Takes as long for every key that is wrong, and never stops at the one that is right."""
-        wanted = digest(key)
-        matching = [known for known in self.keys() for stored in known.sha256 if hmac.compare_digest(stored, wanted)]
-        return matching[0] if matching else None
+        """Look a key up in constant time: every stored digest is compared."""
+        sha256 = digest(key)
+        matches = [entry for entry in self.keys() for stored in entry.sha256 if hmac.compare_digest(stored, sha256)]
+        return matches[0] if matches else None
 
     def keys(self) -> tuple[ApiKey, ...]:
+        """Return all keys; reads the file again after a change, and keeps the previous keys if it is invalid."""
         version = _version(self._path)
-        if version != self._seen:
-            self._seen = version
+        if version != self._version:
+            self._version = version
             try:
                 self._keys = read_keys(self._path)
             except ValueError as error:
-                logger.error("the API keys stay as they were: %s", error)
+                logger.error("the API keys stay unchanged: %s", error)
             else:
                 logger.info("read %d API keys from %s", len(self._keys), self._path)
         return self._keys
 
 
 def _version(path: Path) -> tuple[int, ...] | None:
-    """Differs once the file was written or replaced, also through the symbolic links of a mounted secret."""
+    """Return a value that changes with the file, also through the symbolic links of a mounted secret."""
     try:
         status = path.stat()
     except OSError:
@@ -127,7 +128,7 @@ def _version(path: Path) -> tuple[int, ...] | None:
 def _explained(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
-    # A key that was put where its digest belongs must not end up in a log.
+    # A key in place of its digest must not appear in a log.
     may_show = (
         first["loc"][-1] in ("name", "requests_per_minute", "samples_per_day", "weight") or "scopes" in first["loc"]
     )

@@ -1,4 +1,4 @@
-"""The models that requests may name and whether anyone serves them, as Redis knew it a moment ago."""
+"""Registered models and the workers that serve them, cached from Redis for about a second."""
 
 from __future__ import annotations
 
@@ -7,17 +7,27 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import ModelInfo, ModelKey
 from msf_scheduler.model_control import Desired, DesiredModels
 from msf_scheduler.registry import Registry
-from msf_server.errors import ModelNotFound, Unavailable, shown
+from msf_server.errors import ModelNotFound, Unavailable, quoted
+
+
+@dataclass(frozen=True)
+class Availability:
+    """How live workers serve a model version."""
+
+    is_served: bool
+    fingerprint: str | None  # of all of them; None: there are none, or they differ
+    strict_fingerprint: str | None  # the one with the most slots for strict jobs; None: no worker runs any
 
 
 class Catalog:
-    """The registry, read again when older than `max_age_s`, so that validation costs no round trip."""
+    """Cache of the registry, refreshed when older than `max_age_s`, so that validation costs no round trip."""
 
     def __init__(
         self,
@@ -35,7 +45,7 @@ class Catalog:
         self._clock = clock
         self._reading = asyncio.Lock()
         self._read_at = -math.inf
-        self._is_forgotten = False
+        self._is_stale = False
         self._failure: str | None = None
         self._models: tuple[ModelInfo, ...] = ()
         self._desired: dict[str, Desired] = {}
@@ -44,7 +54,7 @@ class Catalog:
         self._strict: dict[ModelKey, Counter[str]] = {}  # slots by fingerprint, where strict jobs can be run
 
     async def models(self) -> tuple[ModelInfo, ...]:
-        """Every model version ever registered, ordered by name and version; raises QueueUnavailable."""
+        """Return every registered model version by name and version. Raises QueueUnavailable."""
         async with self._reading:
             if self._clock() - self._read_at > self._max_age_s:
                 await self._read()
@@ -52,72 +62,74 @@ class Catalog:
             raise QueueUnavailable(self._failure)
         return self._models
 
-    async def find(self, wanted: str | None) -> ModelInfo:
-        """The model "name:version", the newest version of "name", or of the first model.
+    async def find(self, name: str | None) -> ModelInfo:
+        """Return the model "name:version", the newest version of "name", or that of the first model.
 
-        What was rolled back stays registered, so what nobody serves is chosen last, and what is unloaded never.
-        Raises ModelNotFound, Unavailable, QueueUnavailable.
+        Versions that no worker serves are chosen last (a version stays registered after a rollback), unloaded ones
+        never. Raises ModelNotFound, Unavailable, QueueUnavailable.
         """
         models = await self.models()
         if not models:
-            raise Unavailable("No model is known yet: no worker has registered.", code=ErrorCode.NO_WORKER)
+            raise Unavailable("No model is available yet: no worker has registered.", code=ErrorCode.NO_WORKER)
         served = [model for model in models if self.is_served(model)]
-        if wanted is None:
-            wanted = (served or models)[0].name
-        matches = [model for model in models if wanted in (model.name, ":".join(_key(model)))]
+        if name is None:
+            name = (served or models)[0].name
+        matches = [model for model in models if name in (model.name, ":".join(_key(model)))]
         if not matches:
-            known = ", ".join(":".join(_key(model)) for model in models)
-            raise ModelNotFound(f"Unknown model {shown(wanted)}. Allowed: {known}.", param="model")
-        loaded = [model for model in matches if self.is_wanted(model)]
+            allowed = ", ".join(":".join(_key(model)) for model in models)
+            raise ModelNotFound(f"Unknown model {quoted(name)}. Allowed: {allowed}.", param="model")
+        loaded = [model for model in matches if self.is_loaded(model)]
         if not loaded:
             allowed = ", ".join(":".join(_key(model)) for model in served) or "none, as nothing is loaded"
             raise ModelNotFound(
-                f"{shown(wanted)} is not loaded. Allowed: {allowed}.", param="model", code=ErrorCode.MODEL_NOT_LOADED
+                f"Model {quoted(name)} is not loaded. Allowed: {allowed}.",
+                param="model",
+                code=ErrorCode.MODEL_NOT_LOADED,
             )
         return max(loaded, key=lambda model: (model in served, *_version_order(model)))
 
     def forget(self) -> None:
-        """Read again at the next call, however young what was read is, or is being read meanwhile."""
+        """Refresh at the next call, even if a refresh is in progress now."""
         self._read_at = -math.inf
-        self._is_forgotten = True
+        self._is_stale = True
 
-    def is_wanted(self, model: ModelInfo) -> bool:
-        """Whether no operator has unloaded it."""
+    def is_loaded(self, model: ModelInfo) -> bool:
+        """Return whether no operator has unloaded `model`."""
         return model.name not in self._desired or model.version in self._desired[model.name].versions
 
     def is_served(self, model: ModelInfo) -> bool:
-        """Whether `model` is wanted and a live worker that serves it was seen within the last `worker_absence_s`."""
+        """Return whether `model` is loaded and a live worker served it within the last `worker_absence_s`."""
         return (
-            self.is_wanted(model)
+            self.is_loaded(model)
             and self._clock() - self._served_at.get(_key(model), -math.inf) <= self._worker_absence_s
         )
 
-    def fingerprint(self, model: ModelInfo) -> str | None:
-        """Of what runs `model`; None when its live workers differ in it or there are none."""
+    def availability(self, model: ModelInfo) -> Availability:
+        """Return how the live workers serve `model`."""
         fingerprints = self._fingerprints.get(_key(model), set())
-        return next(iter(fingerprints)) if len(fingerprints) == 1 else None
-
-    def strict_fingerprint(self, model: ModelInfo) -> str | None:
-        """The one with the most slots among live workers that run strict jobs of `model`; None: there are none."""
         slots = self._strict.get(_key(model), Counter[str]())
-        return max(slots, key=lambda fingerprint: (slots[fingerprint], fingerprint), default=None)
+        return Availability(
+            is_served=self.is_served(model),
+            fingerprint=next(iter(fingerprints)) if len(fingerprints) == 1 else None,
+            strict_fingerprint=max(slots, key=lambda fingerprint: (slots[fingerprint], fingerprint), default=None),
+        )
 
     async def _read(self) -> None:
-        self._is_forgotten = False
+        self._is_stale = False
         try:
-            # First: what replaces a version is registered before that is unwanted, and must not be seen later.
+            # First: a version's successor is registered before the version is unloaded, and must not appear later.
             _, desired = await self.desired.read()
             models, workers, last_seen_s = await asyncio.gather(
                 self._registry.models(), self._registry.workers(), self._registry.last_seen_s()
             )
         except QueueUnavailable as error:
-            self._failure = str(error)  # kept as long as an answer: callers must not queue up to fail slowly
+            self._failure = str(error)  # cached like an answer, so that callers do not queue up to fail slowly
         else:
             self._failure = None
             self._models = tuple(models)
             self._desired = desired
             now = self._clock()
-            # Before our time: when all workers are away, they may be restarting and have served all of it.
+            # Before this server started: workers that are all absent may be restarting, and served everything.
             away_s = math.inf if workers or last_seen_s is None else last_seen_s
             for model in models:
                 self._served_at.setdefault(_key(model), now - away_s)
@@ -129,7 +141,7 @@ class Catalog:
                     self._fingerprints[_key(model)].add(model.fingerprint)
                     if model.strict_cost is not None:
                         self._strict[_key(model)][model.fingerprint] += worker.num_slots
-        if not self._is_forgotten:
+        if not self._is_stale:
             self._read_at = self._clock()
 
 

@@ -1,4 +1,4 @@
-"""What the routes of one server process share."""
+"""Services of one server process, and the parameters through which routes receive them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from redis.asyncio import Redis
@@ -27,65 +27,66 @@ from msf_scheduler.reply_reader import ReplyReader
 from msf_scheduler.tracing import Tracing
 from msf_scheduler.webhook_queue import Webhooks
 from msf_server.api_keys import KeyRing
+from msf_server.callers import Caller, identify
 from msf_server.catalog import Catalog
 from msf_server.metrics import Metrics
+from msf_server.request_log import RequestLog, log_of
 from msf_server.settings import ServerSettings
 from msf_server.signed_urls import UrlSigner
+from msf_server.submission import Submission
+from msf_server.webhook_delivery import Deliverer
 
 logger = logging.getLogger(__name__)
 
 RESTART_READER_S = 1.0
-SWEEP_EVERY_S = 1.0  # how late the end of a job that waits past its deadline may be told
+SWEEP_EVERY_S = 1.0  # a job that waits past its deadline ends at most this late
 
 
 @dataclass
-class ServerContext:
-    """Whoever stops the process sets `draining` first: readiness goes red and new work is refused."""
+class Services:
+    """Everything that the routes of one process share, as `app.state.services`."""
 
     settings: ServerSettings
     redis: Redis
     queue: JobQueue
     registry: Registry
-    replies: ReplyReader
     watcher: Watcher
     url_signer: UrlSigner
-    webhooks: Webhooks
     catalog: Catalog
     metrics: Metrics
     meter: Meter
     keys: KeyRing | None
-    tracing: Tracing | None
-    draining: bool = False
+    submission: Submission
 
 
 @asynccontextmanager
-async def open_context(
+async def open_services(
     settings: ServerSettings, keys: KeyRing | None, tracing: Tracing | None
-) -> AsyncIterator[ServerContext]:
-    """Starts whether or not Redis answers: it may come later, and until then requests get 503."""
+) -> AsyncIterator[Services]:
+    """Run the services and their background tasks; until Redis answers, requests get 503."""
     redis = connect(settings.redis_url)
     registry = Registry(redis)
     replies = ReplyReader(redis, f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
     queue = JobQueue(redis, max_queued_samples=settings.max_queued_samples, result_ttl_s=settings.result_ttl_s)
-    catalog = Catalog(registry, DesiredModels(redis), worker_absence_s=settings.worker_absence_s)
-    leases = Leases(redis, result_ttl_s=settings.result_ttl_s)
+    meter = Meter(redis)
     metrics = Metrics(asyncio.get_running_loop())
-    tasks = [asyncio.create_task(_read_for_ever(replies)), asyncio.create_task(_sweep_for_ever(leases, metrics))]
+    background = [_read_replies(replies), _sweep(Leases(redis, result_ttl_s=settings.result_ttl_s), metrics)]
+    if settings.webhook_secret:
+        background.append(Deliverer(Webhooks(redis), queue, metrics, settings).run())
+    tasks = [asyncio.create_task(each) for each in background]
     try:
-        yield ServerContext(
+        yield Services(
             settings=settings,
             redis=redis,
             queue=queue,
             registry=registry,
-            replies=replies,
             watcher=Watcher(redis, replies),
-            url_signer=UrlSigner(redis),
-            webhooks=Webhooks(redis),
-            catalog=catalog,
+            url_signer=UrlSigner(redis, settings.result_ttl_s),
+            catalog=Catalog(registry, DesiredModels(redis), worker_absence_s=settings.worker_absence_s),
             metrics=metrics,
-            meter=Meter(redis),
+            meter=meter,
             keys=keys,
-            tracing=tracing,
+            submission=Submission(queue, replies, meter, metrics, tracing),
         )
     finally:
         for task in tasks:
@@ -95,18 +96,18 @@ async def open_context(
         await redis.aclose()
 
 
-async def _read_for_ever(replies: ReplyReader) -> None:
-    """Without its reader no request would ever be answered, so not even a bug may end it."""
+async def _read_replies(replies: ReplyReader) -> None:
+    """Read replies until cancelled; without its reader, no request would be answered, so not even a bug may end it."""
     while True:
         try:
             await replies.run()
         except Exception:
-            logger.exception("the reply reader failed and starts again")
+            logger.exception("the reply reader failed; restarting it")
             await asyncio.sleep(RESTART_READER_S)
 
 
-async def _sweep_for_ever(leases: Leases, metrics: Metrics) -> None:
-    """Workers do it too; without any, jobs must still end at their deadlines."""
+async def _sweep(leases: Leases, metrics: Metrics) -> None:
+    """Sweep the queues until cancelled; workers do so too, but jobs must meet their deadlines without any."""
     while True:
         await asyncio.sleep(SWEEP_EVERY_S)
         try:
@@ -117,9 +118,39 @@ async def _sweep_for_ever(leases: Leases, metrics: Metrics) -> None:
             logger.exception("a sweep of the queues failed")
 
 
-def _context(request: Request) -> ServerContext:
-    context: ServerContext = request.app.state.context
-    return context
+def _service(select: Callable[[Services], Any]) -> Any:
+    async def provide(request: Request) -> Any:
+        return select(request.app.state.services)
+
+    return Depends(provide)
 
 
-Context = Annotated[ServerContext, Depends(_context)]
+async def _request_log(request: Request) -> RequestLog:
+    return log_of(request.scope)
+
+
+async def _idempotency_key(request: Request) -> str | None:
+    return request.headers.get("idempotency-key")
+
+
+async def _base_url(request: Request) -> str:
+    """Return the URL of this service as the caller sees it, without a trailing slash."""
+    return str(request.base_url).rstrip("/")
+
+
+SettingsDep = Annotated[ServerSettings, _service(lambda services: services.settings)]
+RedisDep = Annotated[Redis, _service(lambda services: services.redis)]
+QueueDep = Annotated[JobQueue, _service(lambda services: services.queue)]
+RegistryDep = Annotated[Registry, _service(lambda services: services.registry)]
+WatcherDep = Annotated[Watcher, _service(lambda services: services.watcher)]
+UrlSignerDep = Annotated[UrlSigner, _service(lambda services: services.url_signer)]
+CatalogDep = Annotated[Catalog, _service(lambda services: services.catalog)]
+MetricsDep = Annotated[Metrics, _service(lambda services: services.metrics)]
+MeterDep = Annotated[Meter, _service(lambda services: services.meter)]
+KeyRingDep = Annotated[KeyRing | None, _service(lambda services: services.keys)]
+SubmissionDep = Annotated[Submission, _service(lambda services: services.submission)]
+
+CallerDep = Annotated[Caller, Depends(identify)]
+RequestLogDep = Annotated[RequestLog, Depends(_request_log)]
+IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
+BaseUrl = Annotated[str, Depends(_base_url)]

@@ -1,4 +1,4 @@
-"""Everything that can go wrong for a caller, and its one translation into HTTP."""
+"""Errors as callers see them, and the one translation of exceptions into HTTP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -23,27 +22,13 @@ from msf_scheduler.errors import (
     SchedulerError,
 )
 from msf_scheduler.jobs import JobError
+from msf_server.schemas.errors import ErrorDetail, ErrorResponse
 
-MEMORY_RETRY_AFTER_S = 30  # results are dropped after some minutes, a few at a time
-
-
-class ErrorDetail(BaseModel):
-    """docs/errors.md has every code, its cause and its remedy."""
-
-    message: str = Field(description="For people: names the field, its value and what is allowed.")
-    type: str = Field(description="OpenAI's kind of error.")
-    param: str | None = Field(description="The field at fault, if one is.")
-    code: str = Field(description="For programs: stable.")
-
-
-class ErrorResponse(BaseModel):
-    """OpenAI's error object."""
-
-    error: ErrorDetail
+MEMORY_RETRY_AFTER_S = 30  # results expire gradually, after some minutes
 
 
 class ApiError(HTTPException):
-    """Root of what callers are told; an HTTPException, so that it passes through FastAPI's body parsing."""
+    """Base of all error answers; an HTTPException, so that it passes through FastAPI's body parsing."""
 
     status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
     type: str = "server_error"
@@ -83,7 +68,7 @@ class Forbidden(InvalidRequest):
     code = ErrorCode.MISSING_SCOPE
 
 
-class NotHere(InvalidRequest):
+class NotFound(InvalidRequest):
     status = HTTPStatus.NOT_FOUND
     code = ErrorCode.NOT_FOUND
 
@@ -99,7 +84,7 @@ class JobNotFound(InvalidRequest):
 
 
 class Conflict(ApiError):
-    """Asking again would be refused again."""
+    """The idempotency key was used for another request; repeating this one is useless."""
 
     status = HTTPStatus.CONFLICT
     type = "invalid_request_error"
@@ -111,7 +96,7 @@ class Conflict(ApiError):
 
 
 class Superseded(InvalidRequest):
-    """Someone else said otherwise meanwhile."""
+    """A concurrent load or unload superseded this one."""
 
     status = HTTPStatus.CONFLICT
     code = ErrorCode.SUPERSEDED
@@ -136,7 +121,7 @@ class BodyTooSlow(InvalidRequest):
 
 
 class Refused(ApiError):
-    """There is no room: nothing was admitted."""
+    """The queue or Redis is full: nothing was admitted."""
 
     status = HTTPStatus.TOO_MANY_REQUESTS
     type = "rate_limit_error"
@@ -145,13 +130,13 @@ class Refused(ApiError):
 
 
 class OverLimit(Refused):
-    """There is room, but not for this caller."""
+    """A limit of the caller's API key is exhausted: nothing was admitted."""
 
     outcome = "limited"
 
 
 class Unavailable(ApiError):
-    """The service cannot work now: no Redis, no worker, or draining."""
+    """The service cannot work now: Redis is unreachable, no worker is there, or the server is draining."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     outcome = "unavailable"
@@ -161,7 +146,7 @@ class Unavailable(ApiError):
 
 
 class TimedOut(ApiError):
-    """The job did not end in time and was cancelled; asking again would queue the same work once more."""
+    """The job did not end in time and was cancelled; a retry would queue the same work once more."""
 
     status = HTTPStatus.GATEWAY_TIMEOUT
     code = ErrorCode.TIMEOUT
@@ -179,7 +164,7 @@ class JobFailed(ApiError):
 
 
 class Cancelled(ApiError):
-    """Someone cancelled the job. 499 is in no registry, but proxies know it and no client retries it."""
+    """Another client cancelled the job. Status 499 is unregistered, but known to proxies and never retried."""
 
     type = "cancelled"
     code = ErrorCode.CANCELLED
@@ -191,20 +176,20 @@ class Cancelled(ApiError):
 
 
 class ClientGone(Cancelled):
-    """Nobody reads this answer; it exists for the metrics."""
+    """The caller disconnected; the answer is only logged and counted."""
 
     code = ErrorCode.CLIENT_GONE
     outcome = "client_gone"
 
 
-def shown(value: object) -> str:
-    """`value` as its JSON in printable ASCII, cut short."""
+def quoted(value: object) -> str:
+    """Return `value` as JSON in printable ASCII, truncated to 80 characters."""
     text = json.dumps(value, default=repr)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def translate(error: Exception) -> ApiError:
-    """What callers are told about `error`; what we did not foresee tells no internals."""
+    """Return the answer to `error`; an unexpected one reveals no internals."""
     match error:
         case ApiError():
             return error
@@ -227,11 +212,11 @@ def translate(error: Exception) -> ApiError:
         case HTTPException():
             return _routing_error(error)
         case _:
-            return ApiError("The server failed on this request; its log has the cause under this x-request-id.")
+            return ApiError("Internal error; the server's log has the cause under this x-request-id.")
 
 
 def respond(error: ApiError, path: str) -> JSONResponse:
-    """OpenAI's error object; under /v2 the Open Inference Protocol's."""
+    """Answer with OpenAI's error object, or under /v2 with the Open Inference Protocol's."""
     is_oip = f"{path}/".startswith("/v2/")
     body: dict[str, Any] = {"error": error.detail} if is_oip else error_response(error).model_dump()
     return JSONResponse(body, error.status_code, headers=error.headers)
@@ -245,7 +230,7 @@ def error_response(error: ApiError) -> ErrorResponse:
 def _over_limit(error: LimitExceeded) -> OverLimit:
     headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     if error.name == "samples_per_day":
-        headers["x-should-retry"] = "false"  # clients would ask again within seconds, for hours
+        headers["x-should-retry"] = "false"  # clients would retry every few seconds, for hours
         return OverLimit(f"Refused: {error}.", code=ErrorCode.QUOTA_EXCEEDED, headers=headers)
     return OverLimit(f"Refused: {error}.", code=ErrorCode.RATE_LIMIT_EXCEEDED, headers=headers)
 
@@ -255,7 +240,7 @@ def _unreadable_body(error: RequestValidationError) -> InvalidRequest:
     place, *names = first["loc"]
     if place != "body":
         name = str(names[0])
-        problem = f"{name} is missing." if first["type"] == "missing" else f"Invalid {name}: {shown(first['input'])}."
+        problem = f"{name} is missing." if first["type"] == "missing" else f"Invalid {name}: {quoted(first['input'])}."
         return InvalidRequest(f"{problem} Allowed: {first['msg']}.", param=name)
     if first["type"] == "json_invalid":
         reason = f"{first['ctx']['error']} at character {first['loc'][-1]}"
@@ -264,8 +249,8 @@ def _unreadable_body(error: RequestValidationError) -> InvalidRequest:
 
 
 def _routing_error(error: HTTPException) -> ApiError:
-    if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI could not read the body, and has hidden why
-        reason = str(error.__cause__ or error.detail).split(";")[0]  # after it, Python tells how to reconfigure it
+    if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI could not parse the body and hides the reason
+        reason = str(error.__cause__ or error.detail).split(";")[0]  # Python appends advice on its configuration
         return InvalidRequest(f"The body is not valid JSON: {reason}.", code=ErrorCode.INVALID_JSON)
     phrase = HTTPStatus(error.status_code).phrase
     message, code = {

@@ -1,197 +1,196 @@
-"""From a validated request to an accepted job: who asks, on which terms, and what may be refused at once."""
+"""Orders: request bodies that were checked against a model and completed with defaults. Pure; nothing is admitted."""
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+import difflib
+import heapq
+import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-
-from fastapi import Request
+from functools import lru_cache
+from itertools import pairwise
+from typing import TypeVar
 
 from msf_scheduler.error_codes import ErrorCode
-from msf_scheduler.errors import QueueUnavailable
-from msf_scheduler.jobs import MAX_INDEX, JobRecord, JobSpec, ModelInfo, Terms
+from msf_scheduler.jobs import MAX_INDEX, MAX_SEED, JobSpec, ModelInfo, Terms
 from msf_scheduler.queue import Idempotency
-from msf_server.api_keys import ApiKey
-from msf_server.dependencies import ServerContext
-from msf_server.errors import InvalidRequest, Unavailable, shown
-from msf_server.resolve import resolve
-from msf_server.schemas import ImageRequest
+from msf_server.callers import Caller
+from msf_server.catalog import Availability
+from msf_server.errors import InvalidRequest, Unavailable, quoted
+from msf_server.schemas.images import ImageRequest
+from msf_server.settings import ServerSettings
 from msf_server.ssrf import AddressRefused, check_url
 
 MAX_IDEMPOTENCY_KEY = 255
-FILE_OVERHEAD_BYTES = 8192  # headers and text chunks
-WORST_COMPRESSION = 1.05  # of pixels that are pure noise
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
 class Order:
-    """A request that was found valid, ready to be admitted."""
+    """A valid request, ready to be submitted as a job."""
 
+    caller: Caller
     model: ModelInfo
     spec: JobSpec
     terms: Terms
-    caller: ApiKey | None
     idempotency: Idempotency | None
-    bound_to: str | None  # the fingerprint that is to make a strict job's bytes
-    shares_results: bool
-    finish_alone: bool  # go on when the caller has gone away
+    bound_to: str | None  # fingerprint of the only workers that may run a strict job
+    share_under: str | None  # fingerprint under which identical jobs share one result; None: not shared
+    finish_alone: bool  # continue when the caller disconnects
 
 
-async def read_order(
+def make_order(
     body: ImageRequest,
-    request: Request,
-    context: ServerContext,
-    model: ModelInfo | None = None,
+    model: ModelInfo,
+    availability: Availability,
+    caller: Caller,
+    settings: ServerSettings,
     *,
+    idempotency_key: str | None = None,
     finish_alone: bool = False,
 ) -> Order:
-    """Of `model` where the caller has found it; `finish_alone` unless the body says otherwise.
+    """Check `body` against what `model` and `settings` allow, and fill in the defaults.
 
-    Raises InvalidRequest, ModelNotFound, Unavailable, QueueUnavailable.
+    `finish_alone` applies unless the body or an idempotency key says otherwise. Raises InvalidRequest for the first
+    value that is not allowed, Unavailable where no worker can run the job.
     """
-    model = request.state.model = model or await context.catalog.find(body.model)
-    caller: ApiKey | None = request.state.caller
-    quota = caller.samples_per_day if caller else None  # more than this could never be admitted
-    spec = resolve(body, model, min(context.settings.max_images_per_request, quota or MAX_INDEX))
-    if context.draining:
-        raise Unavailable("This server is shutting down.", code=ErrorCode.DRAINING)
-    if not context.catalog.is_served(model):
+    spec = _spec(body, model, _max_images(caller, settings))
+    bound_to = _strict_fingerprint(model, availability) if spec.reproducibility == "strict" else None
+    if not availability.is_served:
         raise Unavailable(f"No worker serves {model.name}:{model.version} now.", code=ErrorCode.NO_WORKER)
-    idempotency = _idempotency(body, request)
+    is_shared = body.cache is not False and body.seed is not None
+    is_kept = idempotency_key is not None or finish_alone
     return Order(
+        caller=caller,
         model=model,
         spec=spec,
-        terms=_terms(body, request, context),
-        caller=caller,
-        idempotency=idempotency,
-        bound_to=_bound_to(spec, model, context),
-        shares_results=body.cache is not False and body.seed is not None,
-        finish_alone=(body.on_disconnect or ("finish" if idempotency or finish_alone else "cancel")) == "finish",
+        idempotency=_idempotency(idempotency_key, body),
+        bound_to=bound_to,
+        share_under=(bound_to or availability.fingerprint) if is_shared else None,
+        finish_alone=is_kept if body.on_disconnect is None else body.on_disconnect == "finish",
+        terms=_terms(body, caller, settings),
     )
 
 
-async def admit(order: Order, context: ServerContext, *, job_id: str, reply_to: str | None) -> JobRecord:
-    """Raises LimitExceeded, QueueFull, MemoryFull, DeadlineTooShort, IdempotencyConflict, QueueUnavailable."""
-    model, spec = order.model, order.spec
-    pixels = model.image_size**2 * model.image_channels
-    num_files = spec.num_samples * (1 + order.terms.num_previews)
-    async with _charged(order, context) as charge:
-        started = time.perf_counter()
-        job = await context.queue.admit(
-            spec,
-            order.terms,
-            job_id=job_id,
-            reply_to=reply_to,
-            least_s=model.least.bound_s(spec.num_steps, spec.num_samples),
-            result_bytes=num_files * round(pixels * WORST_COMPRESSION + FILE_OVERHEAD_BYTES),
-            idempotency=order.idempotency,
-            plan=(order.bound_to or context.catalog.fingerprint(model)) if order.shares_results else None,
-            bound_to=order.bound_to,
-        )
-        context.metrics.round_trip_s.labels("admit").observe(time.perf_counter() - started)
-        charge.is_due = job.id == job_id  # a repeated request costs no new samples
-        if charge.is_due and job.images_of is None:
-            context.metrics.observe_admission(spec)
-    return job
+def label_id(name: str, model: ModelInfo, param: str = "prompt") -> int:
+    """Return the id of the class with this name or id; a name wins, so classes may be named by digits.
 
-
-@dataclass
-class _Charge:
-    is_due: bool = False
-
-
-@asynccontextmanager
-async def _charged(order: Order, context: ServerContext) -> AsyncIterator[_Charge]:
-    """The key is charged first, as limits must hold for requests that come together; refused samples are given back.
-
-    Not so where nobody knows whether the job was admitted: the worst is a quota that ends a few samples early.
+    Raises InvalidRequest, which names the closest classes.
     """
-    charge = _Charge()
-    if order.caller is None:
-        yield charge
-        return
-    name, spec = order.caller.name, order.spec
-    cost = {"samples": spec.num_samples, "sample_steps": spec.num_samples * spec.num_steps}
-    await context.meter.charge(name, order.caller.limits, **cost)
-    try:
-        yield charge
-    except QueueUnavailable:
-        charge.is_due = True
-        raise
-    finally:
-        if not charge.is_due:
-            with suppress(QueueUnavailable):
-                await context.meter.refund(name, **cost)
-
-
-def _terms(body: ImageRequest, request: Request, context: ServerContext) -> Terms:
-    caller: ApiKey | None = request.state.caller
-    tenant = tenant_of(request)
-    return Terms(
-        priority=body.priority or Terms().priority,
-        tenant=tenant,
-        user=body.user or "",
-        weight=(caller and caller.weight) or context.settings.tenant_weights.get(tenant, 1.0),
-        timeout_s=body.timeout_s or context.settings.request_timeout_s,
-        num_previews=body.partial_images or 0,
-        webhook_url=_webhook_url(body, context),
-        traceparent=context.tracing.traceparent() if context.tracing else None,
+    ids = _ids_by_name(model.labels)
+    key = name.strip().casefold()
+    if (label := ids.get(key)) is not None:
+        return label
+    num_labels = len(model.labels)
+    if key.isdecimal() and key.isascii() and int(key) < num_labels:
+        return int(key)
+    closest = [model.labels[ids[match]] for match in _closest(key, ids)]
+    examples = f"Closest: {_listed(closest)}." if closest else f"Examples: {_listed(model.labels[:5])}."
+    raise InvalidRequest(
+        f"Unknown class {quoted(name)} for model {model.name}. Allowed: one of its {num_labels} class names, "
+        f"or an id from 0 to {num_labels - 1}. {examples}",
+        param=param,
+        code=ErrorCode.UNKNOWN_CLASS,
     )
 
 
-def _webhook_url(body: ImageRequest, context: ServerContext) -> str | None:
-    if body.webhook_url is None:
-        return None
-    if context.settings.webhook_secret is None:
-        message = "Invalid webhook_url. Allowed: none, as the operator has not set MSF_WEBHOOK_SECRET."
-        raise InvalidRequest(message, param="webhook_url", code=ErrorCode.WEBHOOKS_OFF)
-    try:
-        check_url(body.webhook_url, context.settings.webhook_networks)
-    except AddressRefused as error:
-        message = f"Invalid webhook_url: {shown(body.webhook_url)}; {error}."
-        raise InvalidRequest(f"{message} Allowed: a public address.", param="webhook_url") from error
-    return body.webhook_url
+def _listed(labels: Iterable[str]) -> str:
+    return ", ".join(map(quoted, labels))
 
 
-def _bound_to(spec: JobSpec, model: ModelInfo, context: ServerContext) -> str | None:
-    if spec.reproducibility != "strict":
-        return None
-    fingerprint = context.catalog.strict_fingerprint(model)
-    if fingerprint is None and model.strict_cost is None:
+def _max_images(caller: Caller, settings: ServerSettings) -> int:
+    """Return the most images of one request; one that exceeds its key's daily quota could never be admitted."""
+    quota = caller.key.samples_per_day if caller.key else None
+    return min(settings.max_images_per_request, quota or MAX_INDEX)
+
+
+def _spec(body: ImageRequest, model: ModelInfo, max_images: int) -> JobSpec:
+    size = f"{model.image_size}x{model.image_size}"
+    if body.size not in (None, "auto", size):
+        raise InvalidRequest(f'Invalid size: {quoted(body.size)}. Allowed: "auto", "{size}".', param="size")
+    return JobSpec(
+        model=model.name,
+        version=model.version,
+        label=label_id(body.prompt, model),
+        num_samples=_within("n", body.n, 1, default=1, highest=max_images),
+        seed=_within("seed", body.seed, 0, default=secrets.randbelow(MAX_SEED + 1), highest=MAX_SEED),
+        first_index=_within("first_index", body.first_index, 0, default=0, highest=MAX_INDEX),
+        num_steps=_within("num_steps", body.num_steps, 2, model.default_num_steps, model.max_num_steps),
+        guidance_scale=_within(
+            "guidance_scale", body.guidance_scale, 0.0, model.default_guidance_scale, model.max_guidance_scale
+        ),
+        reproducibility=body.reproducibility,
+        output_format=body.output_format or "png",
+        output_compression=body.output_compression if body.output_format in ("webp", "jpeg") else None,
+    )
+
+
+def _within(param: str, value: Number | None, lowest: Number, default: Number, highest: Number) -> Number:
+    if value is None:
+        return default
+    if not lowest <= value <= highest:
+        raise InvalidRequest(f"Invalid {param}: {value}. Allowed: {lowest} to {highest}.", param=param)
+    return value
+
+
+@lru_cache(maxsize=64)
+def _ids_by_name(labels: tuple[str, ...]) -> Mapping[str, int]:
+    return {label.casefold(): index for index, label in reversed(list(enumerate(labels)))}
+
+
+def _closest(name: str, candidates: Iterable[str]) -> list[str]:
+    """Return similar names; difflib is too slow for thousands, so it ranks those that share the most letter pairs."""
+    pairs = set(pairwise(name))
+    likely = heapq.nlargest(50, candidates, key=lambda candidate: len(pairs.intersection(pairwise(candidate))))
+    return difflib.get_close_matches(name, likely, n=5, cutoff=0.5)
+
+
+def _strict_fingerprint(model: ModelInfo, availability: Availability) -> str:
+    if availability.strict_fingerprint is not None:
+        return availability.strict_fingerprint
+    if model.strict_cost is None:
         raise InvalidRequest(
-            f'Invalid reproducibility: "strict". Allowed: "fast", as {model.name}:{model.version} is served with no '
-            "batch size in which an image does not depend on its neighbours.",
+            f'Invalid reproducibility: "strict". Allowed: "fast", as no batch size of {model.name}:{model.version} '
+            "keeps an image independent of the rest of its batch.",
             param="reproducibility",
             code=ErrorCode.STRICT_UNAVAILABLE,
         )
-    if fingerprint is None:
-        raise Unavailable(f"No worker serves {model.name}:{model.version} strictly now.", code=ErrorCode.NO_WORKER)
-    return fingerprint
+    raise Unavailable(f"No worker runs strict jobs of {model.name}:{model.version} now.", code=ErrorCode.NO_WORKER)
 
 
-def tenant_of(request: Request) -> str:
-    """The key's name. Where nobody checks keys, the digest of what is sent as one (a queue is no place for secrets), or
-    the address.
-    """
-    caller: ApiKey | None = request.state.caller
-    if caller is not None:
-        return caller.name
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and key:
-        return f"key-{hashlib.sha256(key.strip().encode()).hexdigest()[:16]}"
-    return f"address-{request.client.host if request.client else 'unknown'}"
-
-
-def _idempotency(body: ImageRequest, request: Request) -> Idempotency | None:
-    key = request.headers.get("idempotency-key")
+def _idempotency(key: str | None, body: ImageRequest) -> Idempotency | None:
     if key is None:
         return None
     if not 0 < len(key) <= MAX_IDEMPOTENCY_KEY:
         raise InvalidRequest(
-            f"Invalid Idempotency-Key: {shown(key)}. Allowed: 1 to {MAX_IDEMPOTENCY_KEY} characters.",
+            f"Invalid Idempotency-Key: {quoted(key)}. Allowed: 1 to {MAX_IDEMPOTENCY_KEY} characters.",
             param="Idempotency-Key",
         )
     return Idempotency(key, body.model_dump_json(exclude_none=True).encode())
+
+
+def _terms(body: ImageRequest, caller: Caller, settings: ServerSettings) -> Terms:
+    return Terms(
+        priority=body.priority or Terms().priority,
+        tenant=caller.tenant,
+        user=body.user or "",
+        weight=(caller.key and caller.key.weight) or settings.tenant_weights.get(caller.tenant, 1.0),
+        timeout_s=body.timeout_s or settings.request_timeout_s,
+        num_previews=body.partial_images or 0,
+        webhook_url=_webhook_url(body.webhook_url, settings),
+    )
+
+
+def _webhook_url(url: str | None, settings: ServerSettings) -> str | None:
+    if url is None:
+        return None
+    if settings.webhook_secret is None:
+        message = "Invalid webhook_url. Allowed: none, as the operator has not set MSF_WEBHOOK_SECRET."
+        raise InvalidRequest(message, param="webhook_url", code=ErrorCode.WEBHOOKS_OFF)
+    try:
+        check_url(url, settings.webhook_networks)
+    except AddressRefused as error:
+        message = f"Invalid webhook_url: {quoted(url)}; {error}. Allowed: a public address."
+        raise InvalidRequest(message, param="webhook_url") from error
+    return url

@@ -1,4 +1,4 @@
-"""What a server process is told at its start."""
+"""Settings of a server process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MIN_SECRET = 24  # characters
 
 
 class ServerSettings(BaseModel):
-    """Passed in by the entry point; nothing here reads the environment."""
+    """Built by the entry point, which alone reads the environment."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,16 +25,16 @@ class ServerSettings(BaseModel):
     body_timeout_s: float = Field(default=10.0, gt=0)
     max_images_per_request: int = Field(default=64, ge=1)
     max_queued_samples: int = Field(default=MAX_QUEUED_SAMPLES, ge=1)
-    request_timeout_s: float = Field(default=300.0, gt=0)  # of requests that name none
-    tenant_weights: dict[str, float] = Field(default_factory=dict)  # shares that are not 1
-    api_keys_file: Path | None = None  # None: anybody may ask for images
-    cors_origins: tuple[str, ...] = ()  # whose pages may call from a browser, beside our own
-    operations_port: int | None = None  # /metrics and the scope admin only there; None: wherever it listens
+    request_timeout_s: float = Field(default=300.0, gt=0)  # of requests that set none
+    tenant_weights: dict[str, float] = Field(default_factory=dict)  # fair shares other than 1
+    api_keys_file: Path | None = None  # None: the service is open
+    cors_origins: tuple[str, ...] = ()  # other origins whose pages may call
+    operations_port: int | None = None  # the only port for /metrics and the scope admin; None: any port
     result_ttl_s: float = Field(default=RESULT_TTL_S, ge=1)
-    otlp_endpoint: str | None = None  # where OpenTelemetry's spans go
+    otlp_endpoint: str | None = None  # OTLP/HTTP receiver of OpenTelemetry spans
     webhook_secret: str | None = Field(default=None, min_length=MIN_SECRET)  # None: no webhooks
-    webhook_networks: tuple[IPv4Network | IPv6Network, ...] = ()  # private, and yet open to webhooks
-    load_timeout_s: float = Field(default=RESULT_TTL_S, gt=0)  # how long the answer to a load waits for the workers
+    webhook_networks: tuple[IPv4Network | IPv6Network, ...] = ()  # private networks that webhooks may reach
+    load_timeout_s: float = Field(default=600.0, gt=0)  # how long a load request waits for the workers
     worker_absence_s: float = Field(default=30.0, gt=0)
 
     @model_validator(mode="after")

@@ -1,46 +1,39 @@
-"""Server-sent events (HTML standard, section 9.2): how they look, and that a silent stream is not a dead one."""
+"""Server-sent events: named events with ids, and a heartbeat, so that proxies keep a silent stream open."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
-from fastapi.responses import StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from pydantic import BaseModel
 
 from msf_server.errors import error_response, translate
 
-HEARTBEAT_S = 15.0  # proxies close what is silent for a minute or so
-_HEARTBEAT = b": still here\n\n"
+HEARTBEAT_S = 15.0  # proxies close connections that are silent for about a minute
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx would hold events back
 
 
-class EventStream(StreamingResponse):
-    def __init__(self, frames: AsyncIterator[bytes]) -> None:
-        super().__init__(frames, media_type="text/event-stream", headers=_HEADERS)
+def event_stream(frames: AsyncGenerator[bytes, None]) -> EventSourceResponse:
+    """Return the answer that sends `frames`, in which empty ones mark that the producer is alive."""
+    return EventSourceResponse(_with_heartbeat(frames), headers=_HEADERS)
 
 
 def frame(event: str, data: BaseModel, event_id: str | None = None) -> bytes:
-    """One event; JSON has no line breaks."""
-    name = f"id: {event_id}\n" if event_id else ""
-    return f"{name}event: {event}\ndata: {data.model_dump_json()}\n\n".encode()
+    return format_sse_event(event=event, data_str=data.model_dump_json(), id=event_id)
 
 
 def error_frame(error: Exception) -> bytes:
-    """What cannot be a status any more, as the answer has begun."""
+    """Return the event for an error that occurs after the status line has been sent."""
     return frame("error", error_response(translate(error)))
 
 
-class Pulse:
-    """Puts a comment where there was nothing to tell for HEARTBEAT_S."""
-
-    def __init__(self) -> None:
-        self._told_at = time.monotonic()
-
-    def beat(self, frames: Sequence[bytes]) -> bytes:
-        """The frames, a heartbeat if it is due, or nothing."""
-        now = time.monotonic()
-        if not frames and now - self._told_at < HEARTBEAT_S:
-            return b""
-        self._told_at = now
-        return b"".join(frames) or _HEARTBEAT
+async def _with_heartbeat(frames: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    sent_at = time.monotonic()
+    async with aclosing(frames):
+        async for chunk in frames:
+            now = time.monotonic()
+            if chunk or now - sent_at >= HEARTBEAT_S:
+                sent_at = now
+                yield chunk or KEEPALIVE_COMMENT

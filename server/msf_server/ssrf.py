@@ -1,4 +1,4 @@
-"""Where callers may send us: their addresses may lead to the public network, and nowhere near us."""
+"""SSRF guard: URLs that callers give us may lead to public addresses only."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ import httpx
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-_TRANSLATED = IPv6Network("64:ff9b::/96")  # NAT64: IPv4 behind it
+_TRANSLATED = IPv6Network("64:ff9b::/96")  # NAT64, which leads to IPv4
 
 
 class AddressRefused(Exception):
-    """This address is not for callers to name."""
+    """The URL leads to an address that callers may not use."""
 
 
 def check_url(url: str, allowed: Sequence[Network] = ()) -> None:
-    """Raises AddressRefused for what can be seen to be wrong without resolving it."""
+    """Check `url` as far as possible without resolving its host. Raises AddressRefused."""
     try:
         parts = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise AddressRefused(str(error)) from error
     if parts.scheme not in ("https", "http") or not parts.host:
-        raise AddressRefused("it must begin with https:// or http:// and a host")
+        raise AddressRefused("it must start with https:// or http:// and a host")
     if parts.userinfo:
-        raise AddressRefused("it must not carry a password")
+        raise AddressRefused("it must not contain a password")
     try:
         address = ip_address(parts.host)
     except ValueError:
         return
     if not is_allowed(address, allowed):
-        raise AddressRefused(f"{address} is no public address")
+        raise AddressRefused(f"{address} is not a public address")
 
 
 def is_allowed(address: Address, allowed: Sequence[Network] = ()) -> bool:
-    """Whether we may connect there: public unicast, also as IPv6 wraps IPv4, or in a network of the operator's."""
+    """Return whether `address` is public unicast (an IPv4 address wrapped in IPv6 too) or in an `allowed` network."""
     if any(address in network for network in allowed if network.version == address.version):
         return True
     if isinstance(address, IPv6Address):
@@ -51,10 +51,10 @@ def is_allowed(address: Address, allowed: Sequence[Network] = ()) -> bool:
 
 
 async def resolve(host: str, port: int, allowed: Sequence[Network]) -> str:
-    """An address of `host`. Raises AddressRefused when any of them is not allowed, OSError when there is none."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses = [ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+    """Resolve `host` to one address. Raises AddressRefused if any of its addresses is not allowed, OSError if none."""
+    entries = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = [ip_address(str(entry[4][0]).partition("%")[0]) for entry in entries]
     for address in addresses:
         if not is_allowed(address, allowed):
-            raise AddressRefused(f"{host} is {address}, no public address")
+            raise AddressRefused(f"{host} resolves to {address}, which is not a public address")
     return str(addresses[0])

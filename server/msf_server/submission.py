@@ -1,4 +1,4 @@
-"""One job from admission to its end, for a caller who waits."""
+"""One job from an order to its result: submit it, wait for its end, read its images, cancel it."""
 
 from __future__ import annotations
 
@@ -12,114 +12,186 @@ from fastapi import Request
 
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import QueueUnavailable, SchedulerError
-from msf_scheduler.jobs import JobRecord, JobState, Timings
-from msf_scheduler.queue import new_job_id
-from msf_server.dependencies import ServerContext
-from msf_server.errors import ApiError, Cancelled, ClientGone, JobFailed, TimedOut
-from msf_server.orders import Order, admit
+from msf_scheduler.jobs import JobRecord, JobState
+from msf_scheduler.queue import JobQueue, new_job_id
+from msf_scheduler.rate_limits import Meter
+from msf_scheduler.reply_reader import ReplyReader
+from msf_scheduler.tracing import Tracing
+from msf_server.errors import ApiError, Cancelled, ClientGone, JobFailed, TimedOut, Unavailable
+from msf_server.metrics import Metrics
+from msf_server.orders import Order
+from msf_server.request_log import RequestLog
 
-LATE_S = 5.0  # how much later than its deadline a job's end may reach us
+LATE_S = 5.0  # a job's end may reach this server so much later than its deadline
+FILE_OVERHEAD_BYTES = 8192  # headers and text chunks
+WORST_COMPRESSION = 1.05  # of pixels that are pure noise
 
 
 @dataclass(frozen=True)
-class Completed:
-    """A job that succeeded: encoded files in the order of their sample indices."""
+class PendingJob:
+    """An accepted job; `end`, if its caller waits, resolves to its terminal state."""
 
+    order: Order
     job: JobRecord
-    images: list[bytes]
-    timings: Timings
-    finished_at: float
-
-    @property
-    def is_cached(self) -> bool:
-        """Made by an identical job."""
-        return self.job.images_of is not None
+    end: asyncio.Future[JobState] | None
 
 
-async def complete(order: Order, context: ServerContext, request: Request) -> Completed:
-    """Admits the job and waits for its images, as `complete_within` any time."""
-    done = await complete_within(math.inf, order, context, request)
-    assert isinstance(done, Completed)
-    return done
+class Submission:
+    """Jobs of one server process. While `draining`, new jobs are refused and accepted ones are still answered."""
 
+    def __init__(
+        self, queue: JobQueue, replies: ReplyReader, meter: Meter, metrics: Metrics, tracing: Tracing | None
+    ) -> None:
+        self.draining = False
+        self._queue = queue
+        self._replies = replies
+        self._meter = meter
+        self._metrics = metrics
+        self._tracing = tracing
 
-async def complete_within(
-    patience_s: float, order: Order, context: ServerContext, request: Request
-) -> Completed | JobRecord:
-    """Admits the job and waits for its images; after `patience_s`, returns the job as it is then.
+    async def submit(self, order: Order, log: RequestLog, *, notify: bool = False) -> PendingJob:
+        """Admit a job and note its id; with `notify`, `wait` may follow.
 
-    Raises QueueFull, MemoryFull, DeadlineTooShort, IdempotencyConflict, QueueUnavailable, TimedOut, ClientGone,
-    Cancelled, JobFailed. A job whose caller stops waiting is cancelled unless it is to finish alone; so is one whose
-    admission was never confirmed.
-    """
-    job_id = new_job_id()
-    request.state.job_id = job_id
-    end = context.replies.expect(job_id)
-    try:
+        A job whose admission could not be confirmed is cancelled. Raises Unavailable, QueueUnavailable, LimitExceeded,
+        QueueFull, MemoryFull, DeadlineTooShort, IdempotencyConflict.
+        """
+        if self.draining:
+            raise Unavailable("This server is shutting down.", code=ErrorCode.DRAINING)
+        job_id = new_job_id()
+        end = self._replies.expect(job_id) if notify else None  # before admission: the job may end at once
         try:
-            job = await admit(order, context, job_id=job_id, reply_to=context.replies.stream)
-        except (QueueUnavailable, asyncio.CancelledError):
-            await cancel(job_id, context)
+            job = await self._admit(order, job_id, reply_to=self._replies.stream if notify else None)
+        except BaseException as error:
+            self._forget(job_id, end)
+            if isinstance(error, QueueUnavailable | asyncio.CancelledError):
+                log.job_id = job_id
+                await self.cancel(job_id)
             raise
-        if job.id != job_id:
-            context.replies.forget(job_id, end)
-            request.state.job_id = job_id = job.id
-            end = context.replies.expect(job_id)
-            job = await context.queue.get(job_id) or job  # it may have ended before we expected that
+        if end is not None and job.id != job_id:  # the idempotency key of an earlier job
+            self._forget(job_id, end)
+            end = self._replies.expect(job.id)
+            job = await self._queue.get(job.id) or job  # it may have ended before `expect`
+        log.job_id = job.id
+        if self._tracing:
+            self._tracing.set_attribute("msf.job_id", job.id)
+        return PendingJob(order, job, end)
+
+    async def wait(
+        self, pending: PendingJob, request: Request, patience_s: float = math.inf
+    ) -> tuple[JobRecord, list[bytes]]:
+        """Wait for the job's end, at most `patience_s`; return its record, with its images once it has succeeded.
+
+        If the caller disconnects first, the job is cancelled unless it is to finish alone. Raises ClientGone,
+        QueueUnavailable, and as `result` does.
+        """
+        job, end = pending.job, pending.end
+        assert end is not None, "submitted without notify"
+        late_s = math.inf if job.terms.timeout_s is None else job.terms.timeout_s + LATE_S
         try:
-            state = job.state if job.state.is_terminal else await _first(end, order, request, patience_s)
-        except _Impatient:
-            return await context.queue.get(job_id) or job
-        except TimedOut:
-            state = await context.queue.expire(job_id) or JobState.EXPIRED
+            has_ended = job.state.is_terminal or await _ended(end, request, min(late_s, patience_s))
+            if not has_ended and late_s <= patience_s:
+                await self.expire(job.id)
         except BaseException:
-            if not order.finish_alone:
-                await cancel(job_id, context)
+            await self.abandon(pending)
             raise
-    finally:
-        context.replies.forget(job_id, end)
-    done = await completed(job_id, state, context)
-    context.metrics.observe_job(order.model, done.timings, len(done.images), cached=done.is_cached)
-    return done
+        finally:
+            self._forget(job.id, end)
+        return await self.result(job.id)
+
+    async def result(self, job_id: str) -> tuple[JobRecord, list[bytes]]:
+        """Read a job and, once it has succeeded, its images, which count as delivered.
+
+        Raises Cancelled, TimedOut or JobFailed for a job that ended otherwise, ApiError if its images are gone.
+        """
+        job, images = await self._queue.read(job_id) or (None, [])
+        if job is not None and not job.state.is_terminal:
+            return job, []
+        if job is not None and job.state is JobState.CANCELLED:
+            raise Cancelled(f"Job {job_id} was cancelled.")
+        if job is not None and job.state is JobState.EXPIRED:
+            raise TimedOut(f"Job {job_id} could not end within {job.terms.timeout_s or 0:g} s and was dropped.")
+        if job is not None and job.error is not None:
+            raise JobFailed(job_id, job.error)
+        if job is None or not images:
+            raise ApiError(f"Job {job_id} has ended, but its images are no longer kept.", code=ErrorCode.RESULT_GONE)
+        self._metrics.observe_result(job, len(images))
+        return job, images
+
+    async def abandon(self, pending: PendingJob) -> None:
+        """Cancel the job of a caller that stopped waiting, unless it is to finish alone."""
+        if not pending.order.finish_alone:
+            await self.cancel(pending.job.id)
+
+    async def cancel(self, job_id: str) -> None:
+        """Cancel a job if Redis can be reached; otherwise its deadline ends it."""
+        with suppress(SchedulerError):
+            await self._queue.cancel(job_id)
+
+    async def expire(self, job_id: str) -> None:
+        """End a job whose end is overdue."""
+        await self._queue.expire(job_id)
+
+    async def _admit(self, order: Order, job_id: str, reply_to: str | None) -> JobRecord:
+        """Charge the caller's key, then queue the job; the samples of a job that is not new are refunded.
+
+        The key is charged first, because limits must hold for concurrent requests. If Redis fails in between, nobody
+        knows whether the job was admitted, and the charge stays: at worst, a quota ends a few samples early.
+        """
+        key, spec = order.caller.key, order.spec
+        cost = {"samples": spec.num_samples, "sample_steps": spec.num_samples * spec.num_steps}
+        if key:
+            await self._meter.charge(key.name, key.limits, **cost)
+        is_charged = False
+        try:
+            job = await self._enqueue(order, job_id, reply_to)
+            is_charged = job.id == job_id  # a repeated request costs no new samples
+        except QueueUnavailable:
+            is_charged = True
+            raise
+        finally:
+            if key and not is_charged:
+                with suppress(QueueUnavailable):
+                    await self._meter.refund(key.name, **cost)
+        if job.id == job_id and job.images_of is None:
+            self._metrics.observe_admission(spec)
+        return job
+
+    async def _enqueue(self, order: Order, job_id: str, reply_to: str | None) -> JobRecord:
+        model, spec, terms = order.model, order.spec, order.terms
+        if self._tracing:
+            terms = terms.model_copy(update={"traceparent": self._tracing.traceparent()})
+        num_pixels = model.image_size**2 * model.image_channels
+        num_files = spec.num_samples * (1 + terms.num_previews)
+        with self._metrics.round_trip_s.labels("admit").time():
+            return await self._queue.admit(
+                spec,
+                terms,
+                job_id=job_id,
+                reply_to=reply_to,
+                least_s=model.least.bound_s(spec.num_steps, spec.num_samples),
+                result_bytes=num_files * round(num_pixels * WORST_COMPRESSION + FILE_OVERHEAD_BYTES),
+                idempotency=order.idempotency,
+                plan=order.share_under,
+                bound_to=order.bound_to,
+            )
+
+    def _forget(self, job_id: str, end: asyncio.Future[JobState] | None) -> None:
+        if end is not None:
+            self._replies.forget(job_id, end)
 
 
-async def begin(order: Order, context: ServerContext, request: Request) -> JobRecord:
-    """Admits the job, for a caller who watches it. Raises as `complete` until the job is accepted."""
-    job_id = new_job_id()
-    try:
-        job = await admit(order, context, job_id=job_id, reply_to=None)
-    except (QueueUnavailable, asyncio.CancelledError):
-        await cancel(job_id, context)
-        raise
-    request.state.job_id = job.id
-    return job
-
-
-async def cancel(job_id: str, context: ServerContext) -> None:
-    with suppress(SchedulerError):
-        await context.queue.cancel(job_id)
-
-
-class _Impatient(Exception):
-    """The caller does not wait any longer, on purpose."""
-
-
-async def _first(end: asyncio.Future[JobState], order: Order, request: Request, patience_s: float) -> JobState:
+async def _ended(end: asyncio.Future[JobState], request: Request, timeout_s: float) -> bool:
+    """Wait for `end`; return False after `timeout_s`. Raises ClientGone once the caller has disconnected."""
     gone = asyncio.create_task(_disconnected(request))
-    either: set[asyncio.Future[Any]] = {end, gone}
-    late_s = math.inf if order.terms.timeout_s is None else order.terms.timeout_s + LATE_S
-    timeout_s = min(late_s, patience_s)
+    events: set[asyncio.Future[Any]] = {end, gone}
     try:
-        await asyncio.wait(
-            either, timeout=None if timeout_s == math.inf else timeout_s, return_when=asyncio.FIRST_COMPLETED
-        )
+        timeout = None if timeout_s == math.inf else timeout_s
+        await asyncio.wait(events, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if end.done():
-            return end.result()
+            return bool(end.result())  # raises QueueUnavailable for a job that Redis lost
         if gone.done():
             raise ClientGone("The caller closed the connection.")
-        if timeout_s < late_s:
-            raise _Impatient
-        raise TimedOut("The job did not end in time.")
+        return False
     finally:
         gone.cancel()
 
@@ -127,19 +199,3 @@ async def _first(end: asyncio.Future[JobState], order: Order, request: Request, 
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def completed(job_id: str, state: JobState, context: ServerContext) -> Completed:
-    """What a job that ended so has to give. Raises Cancelled, TimedOut, JobFailed, ApiError (the result is gone)."""
-    job = await context.queue.get(job_id)
-    if state is JobState.CANCELLED:
-        raise Cancelled(f"Job {job_id} was cancelled.")
-    if state is JobState.EXPIRED:
-        timeout_s = job.terms.timeout_s if job else None
-        raise TimedOut(f"Job {job_id} could not end within {timeout_s or 0:g} s and was dropped.")
-    if job is not None and job.error is not None:
-        raise JobFailed(job_id, job.error)
-    images = await context.queue.images(job) if job else []
-    if job is None or job.timings is None or job.finished_at is None or not images:
-        raise ApiError(f"Job {job_id} ended as {state}, but its result is gone.", code=ErrorCode.RESULT_GONE)
-    return Completed(job, images, job.timings, job.finished_at)

@@ -10,14 +10,14 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from msf_server.api_keys import digest, new_key, read_keys
+from msf_server.api_keys import digest, read_keys
 from msf_server.settings import ServerSettings
 from tests.server.conftest import client_of, serving
 from tests.server.fake_worker import FakeWorker
 
 PATH, JOBS, USAGE = "/v1/images/generations", "/v1/jobs", "/v1/usage"
 BAG = {"prompt": "bag"}
-KEYS = {name: new_key() for name in ("ada", "bob", "root", "limited", "next")}
+KEYS = {name: f"msf_{name:_<43}" for name in ("ada", "bob", "root", "limited", "next")}
 
 
 def table(name: str, key: str | None = None, **fields: object) -> str:

@@ -10,10 +10,10 @@ from fastapi import FastAPI
 
 from msf_scheduler.connection import connect
 from msf_scheduler.embedded_valkey import EmbeddedValkey
-from msf_scheduler.jobs import JobError, JobState
+from msf_scheduler.jobs import JobError
 from msf_scheduler.queue import JobQueue
 from msf_scheduler.reply_reader import ReplyReader
-from msf_server.dependencies import ServerContext
+from msf_server.dependencies import Services
 from msf_server.settings import ServerSettings
 from tests.server.conftest import client_of, listening, serving, until
 from tests.server.fake_worker import FASHION, FakeWorker
@@ -139,11 +139,11 @@ async def test_a_rolled_back_version_is_not_chosen(
 async def test_while_draining_new_work_is_refused_and_old_work_ends(
     app: FastAPI, client: httpx.AsyncClient, worker: FakeWorker
 ) -> None:
-    context: ServerContext = app.state.context
+    services: Services = app.state.services
     worker.holding = True
     accepted = asyncio.create_task(client.post(PATH, json=BAG))
     await until(lambda: len(worker.claimed) == 1)
-    context.draining = True
+    services.submission.draining = True
     response = await client.post(PATH, json=BAG)
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "draining"
@@ -187,9 +187,9 @@ async def test_a_waiting_request_survives_an_outage_of_redis(stoppable_valkey: E
     async with serving(ServerSettings(redis_url=stoppable_valkey.url)) as app, client_of(app) as client:
         async with FakeWorker(stoppable_valkey.url):
             pass  # its model stays known
-        context: ServerContext = app.state.context
+        services: Services = app.state.services
         waiting = asyncio.create_task(client.post(PATH, json={**BAG, "seed": 7}))
-        await until(lambda: num_jobs_queued(context.queue), 1)
+        await until(lambda: num_jobs_queued(services.queue), 1)
         stoppable_valkey.stop()
         stoppable_valkey.start()
         async with FakeWorker(stoppable_valkey.url):
@@ -221,12 +221,12 @@ async def test_results_that_ran_out_of_time_are_told(
     async def gone(_job_id: str) -> None:
         return None
 
-    context: ServerContext = app.state.context
-    monkeypatch.setattr(context.queue, "get", gone)
+    services: Services = app.state.services
+    monkeypatch.setattr(services.queue, "read", gone)
     response = await client.post(PATH, json=BAG)
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "result_gone"
-    assert JobState.SUCCEEDED in response.json()["error"]["message"]
+    assert "no longer kept" in response.json()["error"]["message"]
 
 
 def test_settings_that_cannot_work_are_refused() -> None:

@@ -89,7 +89,7 @@ async def test_terms_that_are_not_allowed(client: httpx.AsyncClient, field: str,
 
 async def test_the_terms_reach_the_queue(client: httpx.AsyncClient, worker: FakeWorker, app: FastAPI) -> None:
     weights = {"address-127.0.0.1": 2.5}
-    app.state.context.settings = app.state.context.settings.model_copy(update={"tenant_weights": weights})
+    app.state.services.settings = app.state.services.settings.model_copy(update={"tenant_weights": weights})
     headers = {"Authorization": "Bearer secret-key"}
     await client.post(PATH, json={**BAG, "priority": "high", "user": "ann", "timeout_s": 60}, headers=headers)
     await client.post(PATH, json=BAG)

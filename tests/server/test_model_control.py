@@ -54,7 +54,7 @@ class Reports:
 
 @pytest.fixture
 async def reports(app: FastAPI, worker: FakeWorker) -> AsyncIterator[Reports]:
-    reports = Reports(app.state.context.catalog.desired, worker)
+    reports = Reports(app.state.services.catalog.desired, worker)
     running = asyncio.create_task(reports.run())
     yield reports
     running.cancel()
@@ -113,7 +113,7 @@ async def test_what_was_being_read_while_a_load_was_answered_does_not_count_afte
     second = FASHION.model_copy(update={"version": "2"})
     await worker.registry.register(worker.info.model_copy(update={"models": (FASHION, second)}))
     reports.states["2"] = (READY, "")
-    registry: Registry = app.state.context.registry
+    registry: Registry = app.state.services.registry
     models = registry.models
     reading, answered = asyncio.Event(), asyncio.Event()
 
@@ -151,7 +151,7 @@ async def test_an_unload_overrules_a_load_that_still_waits(client: httpx.AsyncCl
     reports.states["2"] = (UNAVAILABLE, "not loaded")
     answer = await loading
     assert answer.status_code == 409
-    assert "Someone else" in answer.json()["error"]
+    assert "superseded" in answer.json()["error"]
     assert await reports.wanted() == ()
 
 
@@ -162,7 +162,7 @@ async def test_a_load_that_takes_too_long_goes_on(
     async with serving(settings.model_copy(update={"load_timeout_s": 0.5})) as app, client_of(app) as client:
         answer = await client.post(LOAD)
     assert answer.status_code == 504
-    assert "Workers go on to load it" in answer.json()["error"]
+    assert "Workers continue to load it" in answer.json()["error"]
     assert await reports.wanted() == ("1", "2")
 
 

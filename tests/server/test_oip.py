@@ -96,7 +96,7 @@ async def test_a_model_is_ready_while_a_worker_serves_it(worker: FakeWorker, set
     async def is_ready(version: str = "") -> bool:
         return await asked(url, lambda client: bool(client.is_model_ready("fashion", version)))
 
-    async with listening(settings.model_copy(update={"worker_absence_s": 0.1})) as url:
+    async with listening(settings.model_copy(update={"worker_absence_s": 2.0})) as url:
         assert await is_ready()
         assert await is_ready("1")
         assert not await is_ready("2")
@@ -192,13 +192,13 @@ async def test_a_request_may_be_compressed(ask: Ask, algorithm: str) -> None:
     ("inputs", "options", "status", "message"),
     [
         ([tensor("label", "INT32", [10])], {}, 400, "Invalid label: 10. Allowed: 0 to 9."),
-        ([tensor("label", "BYTES", ["sneeker"])], {}, 400, "The closest are: Sneaker"),
+        ([tensor("label", "BYTES", ["sneeker"])], {}, 400, 'Closest: "Sneaker"'),
         ([tensor("label", "FP32", [1.0])], {}, 400, "Invalid datatype of label"),
         ([tensor("label", "INT32", [[1, 2]])], {}, 400, "its shape is [1, 2]; allowed: [n], [n, 1]"),
         ([tensor("seed", "INT64", [1])], {}, 400, "The input label is missing"),
         ([tensor("label", "INT32", [1]), tensor("seed", "INT64", [-1])], {}, 400, "Invalid seed: -1"),
         ([tensor("label", "INT32", [1, 2]), tensor("seed", "INT64", [1, 2, 3])], {}, 400, "label has 2 rows"),
-        ([tensor("label", "INT32", [1] * 65)], {}, 400, "There are 65 rows. Allowed: 1 to 64."),
+        ([tensor("label", "INT32", [1] * 65)], {}, 400, "The inputs have 65 rows. Allowed: 1 to 64."),
         ([tensor("label", "INT32", [1]), tensor("cfg", "FP32", [1])], {}, 400, "Unknown input"),
         ([tensor("label", "INT32", [1])], {"sequence_id": 3}, 400, "Unknown parameter"),
         ([tensor("label", "INT32", [1])], {"model_version": "9"}, 404, "Unknown model"),
@@ -236,25 +236,25 @@ BODIES = {
     "deep": (b"[" * 20000, {}, "The body is not valid JSON"),
     "header beyond the body": (b"{}", {"Inference-Header-Content-Length": "3"}, "Allowed: 0 to 2"),
     "header no number": (b"{}", {"Inference-Header-Content-Length": "-1"}, "Allowed: 0 to 2"),
-    "not compressed": (b"{}", {"Content-Encoding": "gzip"}, "The body is not gzip"),
+    "not compressed": (b"{}", {"Content-Encoding": "gzip"}, "The body is not valid gzip"),
     "unknown compression": (b"{}", {"Content-Encoding": "br"}, "Allowed: gzip, deflate"),
 }
 TENSORS: dict[str, tuple[dict[str, Any], bytes, str]] = {
-    "unequal": ({"data": [1, 2]}, b"", "wants 1 elements and 2 came"),
-    "true is no number": ({"data": [True]}, b"", "true is no INT32"),
-    "too deep": ({"data": [[[1]]]}, b"", "[1] is no INT32"),
+    "unequal": ({"data": [1, 2]}, b"", "requires 1 elements, but it has 2"),
+    "true is no number": ({"data": [True]}, b"", "true is not INT32"),
+    "too deep": ({"data": [[[1]]]}, b"", "[1] is not INT32"),
     "nothing": ({}, b"", "neither data nor binary_data_size"),
-    "too short": ({"parameters": {"binary_data_size": 8}}, b"1234", "4 bytes are left"),
+    "too short": ({"parameters": {"binary_data_size": 8}}, b"1234", "4 bytes remain"),
     "too long": ({"parameters": {"binary_data_size": 4}}, b"12345", "belong to no input"),
-    "half a number": ({"parameters": {"binary_data_size": 3}}, b"123", "no whole number of INT32"),
+    "half a number": ({"parameters": {"binary_data_size": 3}}, b"123", "not a whole number of INT32"),
     "a string beyond the end": (
         {"datatype": "BYTES", "parameters": {"binary_data_size": 5}},
         b"\x09\0\0\0x",
-        "a string goes beyond the end",
+        "a string exceeds the end",
     ),
     "no UTF-8": ({"datatype": "BYTES", "parameters": {"binary_data_size": 5}}, b"\x01\0\0\0\xff", "not UTF-8"),
-    "a lone surrogate": ({"datatype": "BYTES", "data": ["\ud800"]}, b"", "is no class"),
-    "negative size": ({"parameters": {"binary_data_size": -1}}, b"", "0 bytes are left"),
+    "a lone surrogate": ({"datatype": "BYTES", "data": ["\ud800"]}, b"", "Unknown class"),
+    "negative size": ({"parameters": {"binary_data_size": -1}}, b"", "0 bytes remain"),
 }
 
 

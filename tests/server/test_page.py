@@ -204,7 +204,7 @@ async def test_api_key_is_requested_and_kept_in_the_tab(
         field = page.get_by_label("API key")
         await expect(field).to_be_hidden()
         await page.get_by_role("button", name="Generate").click()
-        await expect(page.get_by_role("alert")).to_contain_text("There is no API key.")
+        await expect(page.get_by_role("alert")).to_contain_text("Missing API key.")
         await expect(field).to_be_focused()
         await field.fill(key)
         await page.keyboard.press("Enter")

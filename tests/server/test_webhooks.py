@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from msf_server import webhook_delivery as webhooks
 from msf_server.settings import ServerSettings
 from msf_server.ssrf import AddressRefused, check_url, is_allowed, resolve
-from msf_server.webhook_delivery import shown_secret
+from msf_server.webhook_delivery import tenant_secret
 from tests.server.conftest import client_of, listening_to, serving, until
 from tests.server.fake_worker import FakeWorker
 
@@ -60,8 +60,8 @@ def settings(redis_url: str) -> ServerSettings:
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webhooks, "LOOK_EVERY_S", 0.01)
-    monkeypatch.setattr(webhooks, "AGAIN_IN_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(webhooks, "POLL_S", 0.01)
+    monkeypatch.setattr(webhooks, "RETRY_AFTER_S", (0.01, 0.01, 0.01))
 
 
 async def ask(client: httpx.AsyncClient, url: str) -> str:
@@ -78,7 +78,7 @@ async def test_the_end_of_a_job_is_told_signed(client: httpx.AsyncClient, receiv
     job_id = await ask(client, receiver.url)
     await until(lambda: len(receiver.received), 1)
     body, headers = receiver.received[0]
-    event = Webhook(shown_secret(SECRET, "")).verify(body, headers)
+    event = Webhook(tenant_secret(SECRET, "")).verify(body, headers)
     assert event["type"] == "job.succeeded"
     assert (event["data"]["id"], event["data"]["data"]) == (job_id, None)
     assert headers["webhook-id"] == f"msg_{job_id}"
@@ -158,7 +158,7 @@ async def test_a_name_of_our_own_network_is_refused_when_it_is_resolved(
     async with serving(strict) as app, client_of(app) as client:
         job_id = await ask(client, receiver.url.replace("127.0.0.1", "localhost"))
         await until(lambda: _failed(client, job_id))
-        assert "no public address" in (await delivery(client, job_id))["problem"]
+        assert "not a public address" in (await delivery(client, job_id))["problem"]
     assert receiver.received == []
 
 
@@ -194,7 +194,7 @@ def test_public_addresses(address: str, allowed: bool) -> None:
 
 
 def test_secrets_differ_by_tenant() -> None:
-    assert len({shown_secret(master, name) for master in (SECRET, SECRET + "!") for name in ("", "ada", "bob")}) == 6
+    assert len({tenant_secret(master, name) for master in (SECRET, SECRET + "!") for name in ("", "ada", "bob")}) == 6
 
 
 async def test_all_addresses_of_a_name_must_be_public(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import click
 
 from msf_cli.settings import read_settings
 from msf_server.api_keys import NAME_PATTERN, Scope, digest, new_key, read_keys
-from msf_server.webhook_delivery import shown_secret
+from msf_server.webhook_delivery import tenant_secret
 
 
 @click.group()
@@ -72,7 +72,7 @@ def webhook_secret(name: str) -> None:
     master = read_settings().webhook_secret
     if master is None:
         raise click.UsageError("set MSF_WEBHOOK_SECRET")
-    click.echo(shown_secret(master, name))
+    click.echo(tenant_secret(master, name))
 
 
 @command.command()

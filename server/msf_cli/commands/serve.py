@@ -123,9 +123,9 @@ class _Server(uvicorn.Server):
         self.stop()
 
     def stop(self) -> None:
-        context = getattr(self.config.app.state, "context", None)  # type: ignore[union-attr]
-        if context is not None:
-            context.draining = True
+        services = getattr(self.config.app.state, "services", None)  # type: ignore[union-attr]
+        if services is not None:
+            services.submission.draining = True
         self.should_exit = True
 
 
@@ -149,8 +149,8 @@ async def _bury(app: FastAPI, redis: Redis, pid: int) -> None:
             if (worker.host, worker.pid) == (socket.gethostname(), pid):
                 buried = await leases.bury(worker.id)
                 await registry.unregister(worker.id)
-                if hasattr(app.state, "context"):
-                    app.state.context.metrics.observe_sweep(buried)
+                if hasattr(app.state, "services"):
+                    app.state.services.metrics.observe_sweep(buried)
                 logger.warning("took back %d jobs of worker %s", buried.num_requeued, worker.id)
 
 

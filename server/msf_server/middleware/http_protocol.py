@@ -1,6 +1,6 @@
-"""How the server listens: uvicorn, with bounds on what a client may send and on how long it may take.
+"""uvicorn's HTTP protocol with limits on the size of headers and on the time that a client may take.
 
-Bodies have theirs in `middleware.py`.
+`body_limit.py` limits bodies.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_HEAD_BYTES = 16 * 1024  # request line and headers
-KEEP_ALIVE_S = 5.0  # without a byte between two requests
-HEAD_S = 15.0  # from the connection or the last answer to the end of the next headers, however slowly they come
-ANSWER_S = 120.0  # for a client that stopped reading, while its answer takes memory
+KEEP_ALIVE_S = 5.0  # idle time between two requests
+HEAD_S = 15.0  # from the connection, or the last answer, to the end of the next headers
+ANSWER_S = 120.0  # for a client that stopped reading while its answer is buffered
 
 
 class GuardedProtocol(H11Protocol):
-    """uvicorn's, which by itself would wait for ever for slow headers, unread bodies and slow readers."""
+    """Adds timeouts to uvicorn's protocol, which waits indefinitely for slow headers and slow readers."""
 
     _head_timer: asyncio.TimerHandle | None = None
     _answer_timer: asyncio.TimerHandle | None = None
@@ -28,11 +28,11 @@ class GuardedProtocol(H11Protocol):
         self._await_head()
 
     def on_response_complete(self) -> None:
-        self._await_head()  # before: the next request may be here already
+        self._await_head()  # first: the next request may have arrived already
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """To a body that breaks the protocol; whoever reads it then has nobody to answer."""
+        """Answer a malformed body, and report a disconnect to the application that reads it."""
         super().send_400_response(msg)
         if self.cycle is not None:
             self.cycle.disconnected = True
@@ -56,7 +56,7 @@ class GuardedProtocol(H11Protocol):
         self._head_timer = self.loop.call_later(HEAD_S, self._give_up, self.cycle)
 
     def _give_up(self, last: object) -> None:
-        if self.cycle is last:  # no request has begun since
+        if self.cycle is last:  # no request has started since
             self.transport.close()
 
 

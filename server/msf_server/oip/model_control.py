@@ -1,6 +1,7 @@
-"""`/v2/repository`: what could be served, and an operator's word on what is to be served.
+"""`/v2/repository`: which model versions exist, and loading and unloading them.
 
-The word is a state in Redis that workers follow; see `scheduler/desired.py`. The server itself loads nothing.
+A load or unload is stored in Redis as the desired state, which workers follow (`msf_scheduler/model_control.py`); the
+server itself loads nothing.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import json
 from collections.abc import Collection, Sequence
 from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.jobs import ModelKey
-from msf_scheduler.model_control import VersionReport, VersionState, WorkerReport
-from msf_server.dependencies import Context, ServerContext
-from msf_server.errors import InvalidRequest, ModelNotFound, Superseded, TimedOut, Unavailable, shown
-from msf_server.middleware.auth import documented
+from msf_scheduler.model_control import DesiredModels, VersionReport, VersionState, WorkerReport
+from msf_scheduler.registry import Registry
+from msf_server.dependencies import CatalogDep, RegistryDep, SettingsDep
+from msf_server.errors import InvalidRequest, ModelNotFound, Superseded, TimedOut, Unavailable, quoted
+from msf_server.middleware.auth import bearer_auth
+from msf_server.oip.models import ModelName
 from msf_server.oip.schemas import (
     OIP_ERRORS,
     IndexEntry,
@@ -29,88 +32,141 @@ from msf_server.oip.schemas import (
     VersionPolicy,
     body_of,
 )
-from msf_server.schemas import RequestBody
+from msf_server.schemas.body import RequestBody
 
 POLL_S = 0.1
-REPORTS_WITHIN_S = 10.0  # a worker tells of its repository every second, unless it is very busy
+REPORTS_WITHIN_S = 10.0  # workers report every second, unless they are very busy
 BEST_FIRST = (VersionState.READY, VersionState.UNLOADING, VersionState.LOADING, VersionState.UNAVAILABLE)
 
 Body = TypeVar("Body", bound=RequestBody)
-ModelName = Annotated[str, Path(alias="model", description="A model's name.")]
+
+router = APIRouter(
+    prefix="/v2/repository", tags=["open inference protocol"], responses=OIP_ERRORS, dependencies=[bearer_auth]
+)
 
 
-async def _raw(request: Request) -> bytes:
+async def _body(request: Request) -> bytes:
     return await request.body()
 
 
-Raw = Annotated[bytes, Depends(_raw)]
+class WorkerReports:
+    """Reads the reports of the live workers about their model repositories."""
 
-router = APIRouter(
-    prefix="/v2/repository", tags=["open inference protocol"], responses=OIP_ERRORS, dependencies=[documented]
-)
+    def __init__(self, registry: Registry, desired: DesiredModels) -> None:
+        self._registry = registry
+        self._desired = desired
+
+    async def latest(self) -> list[WorkerReport]:
+        """Return the latest report of each worker that has one."""
+        return await self._desired.reports([worker.id for worker in await self._registry.workers()])
+
+    async def since(self, revision: int) -> list[WorkerReport]:
+        """Wait for the workers' reports on `revision`. Raises Unavailable if none arrives."""
+        deadline = asyncio.get_running_loop().time() + REPORTS_WITHIN_S
+        while True:
+            reports = await self.latest()
+            current = [report for report in reports if report.revision >= revision]
+            is_late = asyncio.get_running_loop().time() > deadline  # some worker is dying, or too busy to report
+            if current and (is_late or len(current) == len(reports)):
+                return current
+            if is_late:
+                raise Unavailable("No worker reports its model repository.", code=ErrorCode.NO_WORKER)
+            await asyncio.sleep(POLL_S)
+
+    async def loaded(self, name: str) -> list[str]:
+        """Return the versions of a model that workers serve."""
+        workers = await self._registry.workers()
+        return [model.version for worker in workers for model in worker.models if model.name == name]
+
+    async def problems(self, name: str, versions: Collection[str], revision: int) -> list[str]:
+        """Wait until every worker has tried to load `versions`; return why some cannot be served as they are."""
+        while True:
+            reports = [version for report in await self.since(revision) for version in report.versions]
+            reports = [report for report in reports if report.name == name and report.version in versions]
+            if all(report.state is not VersionState.LOADING for report in reports):
+                break
+            await asyncio.sleep(POLL_S)
+        ready = [report for report in reports if report.state is VersionState.READY]
+        served = {report.version for report in ready}
+        changed = {f"version {report.version}: {report.reason}" for report in ready if report.reason}
+        failed = {f"version {report.version}: {report.reason}" for report in reports if report.version not in served}
+        missing = {f"version {version} is gone" for version in {*versions} - {report.version for report in reports}}
+        return sorted(changed | failed | missing)
+
+
+async def _worker_reports(registry: RegistryDep, catalog: CatalogDep) -> WorkerReports:
+    return WorkerReports(registry, catalog.desired)
+
+
+BodyDep = Annotated[bytes, Depends(_body)]
+WorkerReportsDep = Annotated[WorkerReports, Depends(_worker_reports)]
 
 
 @router.post(
-    "/index", summary="Every version that could be served", openapi_extra=body_of(IndexRequest, required=False)
+    "/index",
+    summary="List every version that could be served",
+    openapi_extra=body_of(IndexRequest, required=False),
 )
-async def index(raw: Raw, context: Context) -> list[IndexEntry]:
-    """As the workers' model repositories are now, and whether each version is served by any of them."""
-    asked = _parsed(IndexRequest, raw)
+async def index(body: BodyDep, workers: WorkerReportsDep, catalog: CatalogDep) -> list[IndexEntry]:
+    """Versions in the workers' model repositories, each with the best state that any worker reports."""
+    only_ready = _parsed(IndexRequest, body).ready
     best: dict[ModelKey, VersionReport] = {}
-    for report in await _reports(context):
-        for told in report.versions:
-            key = told.name, told.version
-            best[key] = min(best.get(key, told), told, key=lambda each: BEST_FIRST.index(each.state))
-    for model in await context.catalog.models():  # those of workers that tell nothing of their repository
-        if (model.name, model.version) not in best and context.catalog.is_served(model):
+    for worker in await workers.latest():
+        for report in worker.versions:
+            key = report.name, report.version
+            best[key] = min(best.get(key, report), report, key=lambda candidate: BEST_FIRST.index(candidate.state))
+    for model in await catalog.models():  # of workers that report no model repository
+        if (model.name, model.version) not in best and catalog.is_served(model):
             best[model.name, model.version] = VersionReport(
                 name=model.name, version=model.version, state=VersionState.READY
             )
     return [
-        IndexEntry(**told.model_dump())
-        for told in sorted(best.values(), key=lambda told: (told.name, len(told.version), told.version))
-        if told.state is VersionState.READY or not asked.ready
+        IndexEntry(**report.model_dump())
+        for report in sorted(best.values(), key=lambda report: (report.name, len(report.version), report.version))
+        if report.state is VersionState.READY or not only_ready
     ]
 
 
 @router.post(
     "/models/{model}/load",
-    summary="Serve a model",
+    summary="Load a model",
     response_class=Response,
     openapi_extra=body_of(LoadRequest, required=False),
     responses={
-        409: {"model": OipError, "description": "Someone else said otherwise meanwhile."},
-        504: {"model": OipError, "description": "Workers still load it."},
+        409: {"model": OipError, "description": "A concurrent load or unload superseded this one."},
+        504: {"model": OipError, "description": "Workers are still loading it."},
     },
 )
-async def load(name: ModelName, raw: Raw, context: Context) -> Response:
-    """Answers once a worker serves every version that is wanted and all workers that have them are done loading.
+async def load(
+    name: ModelName, body: BodyDep, workers: WorkerReportsDep, catalog: CatalogDep, settings: SettingsDep
+) -> Response:
+    """Answer once a worker serves every requested version and all workers that have them are done loading.
 
-    Without a `version_policy` all versions are wanted, as when a worker starts. What is served and not wanted any more
-    is let go once the others are served. A failure changes nothing.
+    Without a `version_policy`, all versions are requested, as at a worker's start. Versions that are served but not
+    requested are unloaded once the others are served. A failure changes nothing.
     """
-    config = _parsed(LoadRequest, raw).parameters.config
+    config = _parsed(LoadRequest, body).parameters.config
     policy = _parsed(LoadConfig, config.encode(errors="replace")).version_policy
-    desired = context.catalog.desired
+    desired = catalog.desired
     try:
-        async with asyncio.timeout(context.settings.load_timeout_s):
+        async with asyncio.timeout(settings.load_timeout_s):
             revision = await desired.ask()
-            present = _versions_of(name, await _answers(revision, context))
-            wanted = _chosen(policy, present, name)
-            _, wishes = await desired.read()
-            before = wishes[name].versions if name in wishes else None
-            serving = await _serving(name, context) if before is None else before
-            step = await desired.want(name, _ordered({*serving, *wanted}), since=revision)
-            _check(step, name)
-            problems = await _problems(name, wanted, step or 0, context)
-            done = await desired.want(name, before if problems else wanted, since=step)
+            available = _versions_of(name, await workers.since(revision))
+            versions = _selected(policy, available, name)
+            _, desired_models = await desired.read()
+            previous = desired_models[name].versions if name in desired_models else None
+            serving = await workers.loaded(name) if previous is None else previous
+            added = await desired.want(name, _ordered({*serving, *versions}), since=revision)
+            _check(added, name)
+            problems = await workers.problems(name, versions, added or 0)
+            final = await desired.want(name, previous if problems else versions, since=added)
     except TimeoutError:
         raise TimedOut(
-            f"{name} is not loaded after {context.settings.load_timeout_s:g} s. Workers go on to load it; "
-            "POST /v2/repository/index tells when it is ready."
+            f"{name} is not loaded after {settings.load_timeout_s:g} s. Workers continue to load it; "
+            "POST /v2/repository/index shows when it is ready."
         ) from None
-    _check(done, name)
-    context.catalog.forget()
+    _check(final, name)
+    catalog.forget()
     if problems:
         raise InvalidRequest(f"Failed to load {name}: {'; '.join(problems)}.", code=ErrorCode.LOAD_FAILED)
     return Response()
@@ -118,89 +174,50 @@ async def load(name: ModelName, raw: Raw, context: Context) -> Response:
 
 @router.post(
     "/models/{model}/unload",
-    summary="Stop serving a model",
+    summary="Unload a model",
     response_class=Response,
     openapi_extra=body_of(UnloadRequest, required=False),
 )
-async def unload(name: ModelName, raw: Raw, context: Context) -> Response:
-    """No request is accepted for any of its versions from now on; those that were accepted are answered."""
-    _parsed(UnloadRequest, raw)
-    known = {model.name for model in await context.catalog.models()}
-    if name not in known and not _versions_of(name, await _reports(context)):
-        raise ModelNotFound(f"Unknown model {shown(name)}. Allowed: {', '.join(sorted(known))}.", param="model")
-    await context.catalog.desired.want(name, ())
-    context.catalog.forget()
+async def unload(name: ModelName, body: BodyDep, workers: WorkerReportsDep, catalog: CatalogDep) -> Response:
+    """Refuse new requests for all of its versions; accepted ones are answered."""
+    _parsed(UnloadRequest, body)
+    names = {model.name for model in await catalog.models()}
+    if name not in names and not _versions_of(name, await workers.latest()):
+        raise ModelNotFound(f"Unknown model {quoted(name)}. Allowed: {', '.join(sorted(names))}.", param="model")
+    await catalog.desired.want(name, ())
+    catalog.forget()
     return Response()
 
 
-def _parsed(model: type[Body], raw: bytes) -> Body:
-    """An empty body is an empty object."""
+def _parsed(model: type[Body], body: bytes) -> Body:
+    """Parse a body; an empty one is an empty object."""
     try:
-        return model.model_validate(json.loads(raw or b"{}"))
+        return model.model_validate(json.loads(body or b"{}"))
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}.", code=ErrorCode.INVALID_JSON) from error
 
 
-def _chosen(policy: VersionPolicy, present: Sequence[str], name: str) -> list[str]:
-    """Raises InvalidRequest, ModelNotFound."""
-    if not present:
-        raise ModelNotFound(f"Failed to load {shown(name)}: no worker has it in its model repository.", param="model")
+def _selected(policy: VersionPolicy, available: Sequence[str], name: str) -> list[str]:
+    """Return the versions that `policy` selects. Raises InvalidRequest, ModelNotFound."""
+    if not available:
+        raise ModelNotFound(f"Failed to load {quoted(name)}: no worker has it in its model repository.", param="model")
     match policy:
         case VersionPolicy(all={}, latest=None, specific=None):
-            return list(present)
+            return list(available)
         case VersionPolicy(all=None, latest=latest, specific=None) if latest:
-            return list(present[-latest.num_versions :])
+            return list(available[-latest.num_versions :])
         case VersionPolicy(all=None, latest=None, specific=specific) if specific:
-            chosen = _ordered({str(version) for version in specific.versions})
-            if missing := [version for version in chosen if version not in present]:
+            selected = _ordered({str(version) for version in specific.versions})
+            if missing := [version for version in selected if version not in available]:
                 raise ModelNotFound(
-                    f"Failed to load {name}: no worker has its version {missing[0]}. Allowed: {', '.join(present)}."
+                    f"Failed to load {name}: no worker has version {missing[0]}. Allowed: {', '.join(available)}."
                 )
-            return chosen
+            return selected
     raise InvalidRequest("Invalid version_policy. Allowed: exactly one of all, latest and specific.")
 
 
-async def _serving(name: str, context: ServerContext) -> list[str]:
-    workers = await context.registry.workers()
-    return [model.version for worker in workers for model in worker.models if model.name == name]
-
-
-async def _reports(context: ServerContext) -> list[WorkerReport]:
-    return await context.catalog.desired.reports([worker.id for worker in await context.registry.workers()])
-
-
-async def _answers(revision: int, context: ServerContext) -> list[WorkerReport]:
-    """The workers' reports since `revision`. Raises Unavailable where none comes."""
-    deadline = asyncio.get_running_loop().time() + REPORTS_WITHIN_S
-    while True:
-        reports = await _reports(context)
-        answers = [report for report in reports if report.revision >= revision]
-        is_late = asyncio.get_running_loop().time() > deadline  # then some worker is dying, or too busy to tell
-        if answers and (is_late or len(answers) == len(reports)):
-            return answers
-        if is_late:
-            raise Unavailable("No worker tells what is in its model repository.", code=ErrorCode.NO_WORKER)
-        await asyncio.sleep(POLL_S)
-
-
-async def _problems(name: str, wanted: Collection[str], revision: int, context: ServerContext) -> list[str]:
-    """Why versions cannot be served as they are, once every worker has tried."""
-    while True:
-        told = [each for report in await _answers(revision, context) for each in report.versions]
-        told = [each for each in told if each.name == name and each.version in wanted]
-        if all(each.state is not VersionState.LOADING for each in told):
-            break
-        await asyncio.sleep(POLL_S)
-    ready = [each for each in told if each.state is VersionState.READY]
-    served = {each.version for each in ready}
-    changed = {f"version {each.version}: {each.reason}" for each in ready if each.reason}
-    failed = {f"version {each.version}: {each.reason}" for each in told if each.version not in served}
-    gone = {f"version {version} is gone" for version in {*wanted} - {each.version for each in told}}
-    return sorted(changed | failed | gone)
-
-
 def _versions_of(name: str, reports: Sequence[WorkerReport]) -> list[str]:
-    return _ordered({told.version for report in reports for told in report.versions if told.name == name})
+    return _ordered({version.version for report in reports for version in report.versions if version.name == name})
 
 
 def _ordered(versions: Collection[str]) -> list[str]:
@@ -209,4 +226,4 @@ def _ordered(versions: Collection[str]) -> list[str]:
 
 def _check(revision: int | None, name: str) -> None:
     if revision is None:
-        raise Superseded(f"Someone else loads or unloads {name} at the same time, and that stands.")
+        raise Superseded(f"A concurrent load or unload of {name} superseded this one.")

@@ -1,4 +1,4 @@
-"""The bodies of the Open Inference Protocol, version 2, with Triton's extensions."""
+"""Bodies of the Open Inference Protocol, version 2, with Triton's extensions."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from msf_scheduler.model_control import VersionState
-from msf_server.schemas import RequestBody
+from msf_server.schemas.body import RequestBody
 
 Parameters = dict[str, str | bool | int | float]
 
 
 class InputTensor(RequestBody):
-    """A tensor whose elements are in `data`, or behind the JSON in as many bytes as `binary_data_size` says."""
+    """A tensor whose elements are in `data`, or in `binary_data_size` bytes after the JSON."""
 
     name: str = Field(description="the name of an input, a string.")
     shape: list[int] = Field(description="a list of integers: [n], [n, 1] or, for one value for all images, [1].")
-    datatype: str = Field(description="a string: one of the protocol's tensor types.")
-    parameters: Parameters = Field(default={}, description="an object; binary_data_size is known.")
+    datatype: str = Field(description="a string: a tensor type of the protocol.")
+    parameters: Parameters = Field(default={}, description="an object with binary_data_size at most.")
     data: list[Any] | None = Field(default=None, description="a list of the tensor's elements.")
 
 
 class RequestedOutput(RequestBody):
     name: str = Field(description='"images".')
-    parameters: Parameters = Field(default={}, description="an object; binary_data is known.")
+    parameters: Parameters = Field(default={}, description="an object with binary_data at most.")
 
 
 class InferRequest(RequestBody):
-    """An inference request: one row of `label` is one image."""
+    """An inference request; each row of `label` is one image."""
 
-    id: str | None = Field(default=None, description="a string, which the answer repeats.")
+    id: str | None = Field(default=None, description="a string that the answer repeats.")
     parameters: Parameters = Field(default={}, description="an object of strings, numbers and booleans.")
-    inputs: Annotated[list[InputTensor], Field(min_length=1, description="a list of tensors, label among them.")]
+    inputs: Annotated[list[InputTensor], Field(min_length=1, description="a list of tensors that includes label.")]
     outputs: list[RequestedOutput] | None = Field(default=None, description='a list with {"name": "images"}.')
 
 
@@ -41,11 +41,11 @@ class OutputTensor(BaseModel):
     shape: list[int]
     datatype: str
     parameters: Parameters | None = None
-    data: list[int] | None = Field(None, description="Row by row; absent where the bytes come behind the JSON.")
+    data: list[int] | None = Field(None, description="In row-major order; absent if the bytes follow the JSON.")
 
 
 class InferResponse(BaseModel):
-    """What was made; `parameters` tell how, so that it can be made again."""
+    """Images; `parameters` hold what is needed to generate them again."""
 
     id: str | None = None
     model_name: str
@@ -74,7 +74,7 @@ class TensorMetadata(BaseModel):
 
 class ModelMetadata(BaseModel):
     name: str
-    versions: list[str] = Field(description="Those that are served now.")
+    versions: list[str] = Field(description="Versions that are served now.")
     platform: str
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
@@ -97,7 +97,7 @@ class StringValue(BaseModel):
 
 
 class ModelConfiguration(BaseModel):
-    """The part of Triton's model configuration that has a meaning here."""
+    """The fields of Triton's model configuration that apply here."""
 
     name: str
     platform: str
@@ -124,15 +124,15 @@ class InferenceStats(BaseModel):
 
 
 class ModelStats(BaseModel):
-    """Of one version, since this server process started."""
+    """Statistics of one version since the start of this server process."""
 
     name: str
     version: str
-    last_inference: int = Field(description="When the last job ended, in Unix milliseconds; 0: none did.")
-    inference_count: int = Field(description="Images made.")
-    execution_count: int = Field(description="Jobs that made them.")
+    last_inference: int = Field(description="End of the last job, in Unix milliseconds; 0: none has ended.")
+    inference_count: int = Field(description="Images generated.")
+    execution_count: int = Field(description="Jobs that generated them.")
     inference_stats: InferenceStats
-    batch_stats: list[dict[str, int]] = Field(description="Empty: step batches are counted by the workers' metrics.")
+    batch_stats: list[dict[str, int]] = Field(description="Empty: the workers' metrics count step batches.")
 
 
 class Statistics(BaseModel):
@@ -140,19 +140,19 @@ class Statistics(BaseModel):
 
 
 class IndexRequest(RequestBody):
-    ready: bool = Field(default=False, description="true or false: whether only what is ready is wanted.")
+    ready: bool = Field(default=False, description="true or false: whether to list ready versions only.")
 
 
 class IndexEntry(BaseModel):
     name: str
     version: str
     state: VersionState
-    reason: str = Field(description="Why it is not ready, or not as it should be.")
+    reason: str = Field(description="Why it is not ready, or differs from the request.")
 
 
 class LoadParameters(RequestBody):
     config: str = Field(
-        default="{}", description="Triton's: a JSON object in a string, of which version_policy can be told here."
+        default="{}", description="Triton's: a JSON object in a string; only version_policy applies here."
     )
 
 
@@ -161,7 +161,9 @@ class LoadRequest(RequestBody):
 
 
 class UnloadParameters(RequestBody):
-    unload_dependents: bool = Field(default=False, description="true or false; no model depends on another.")
+    unload_dependents: bool = Field(
+        default=False, description="true or false; has no effect, as no model depends on another."
+    )
 
 
 class UnloadRequest(RequestBody):
@@ -179,7 +181,7 @@ class SpecificVersions(RequestBody):
 
 
 class VersionPolicy(RequestBody):
-    """Triton's: exactly one of its fields."""
+    """Triton's version policy: exactly one of its fields."""
 
     all: dict[str, str] | None = Field(default=None, max_length=0, description="{}.")
     latest: LatestVersions | None = Field(default=None, description='an object such as {"num_versions": 1}.')
@@ -194,32 +196,34 @@ class LoadConfig(RequestBody):
     )
 
 
-def body_of(model: type[RequestBody], *more: dict[str, Any], required: bool, **example: Any) -> dict[str, Any]:
-    """What OpenAPI is to say of a body that the route reads itself, as JSON or in one of `more` types."""
+def body_of(model: type[RequestBody], *media_types: dict[str, Any], required: bool, **example: Any) -> dict[str, Any]:
+    """Return the OpenAPI description of a body that the route parses itself, as JSON or one of `media_types`."""
     schema = model.model_json_schema()
-    parts = schema.pop("$defs", {})
+    definitions = schema.pop("$defs", {})
 
-    def whole(part: Any) -> Any:
-        if isinstance(part, list):
-            return [whole(each) for each in part]
-        if not isinstance(part, dict):
-            return part
-        if "$ref" in part:
-            return whole(parts[part["$ref"].rpartition("/")[2]] | {n: v for n, v in part.items() if n != "$ref"})
-        return {name: whole(each) for name, each in part.items()}
+    def inline(node: Any) -> Any:
+        if isinstance(node, list):
+            return [inline(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            siblings = {name: value for name, value in node.items() if name != "$ref"}
+            return inline(definitions[node["$ref"].rpartition("/")[2]] | siblings)
+        return {name: inline(value) for name, value in node.items()}
 
-    content = {"application/json": {"schema": whole(schema) | example}}
-    for each in more:
-        content |= each
+    content = {"application/json": {"schema": inline(schema) | example}}
+    for media_type in media_types:
+        content |= media_type
     return {"requestBody": {"required": required, "content": content}}
 
 
-OIP_ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": OipError, "description": "What went wrong."}} | {
-    status: {"model": OipError, "description": description}
-    for status, description in {
-        401: "No API key, or one that is not known.",
-        403: "The API key has not the scope for this.",
-        404: "No such model or version, or it is not loaded.",
-        503: "Draining, Redis is away, or no worker serves the model.",
-    }.items()
+_ERRORS: dict[int | str, str] = {
+    "default": "Error message.",
+    401: "The API key is missing or unknown.",
+    403: "The API key lacks the required scope.",
+    404: "No such model or version, or it is not loaded.",
+    503: "The server is draining, Redis is unreachable, or no worker serves the model.",
+}
+OIP_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": OipError, "description": description} for status, description in _ERRORS.items()
 }

@@ -1,4 +1,4 @@
-"""Tensors on the wire: lists in the JSON, or the binary tensor extension's bytes behind it."""
+"""Tensors on the wire: lists in the JSON, or bytes after it (binary tensor extension)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from starlette.datastructures import Headers
 
 from msf_scheduler.error_codes import ErrorCode
-from msf_server.errors import BodyTooLarge, InvalidRequest, shown
+from msf_server.errors import BodyTooLarge, InvalidRequest, quoted
 from msf_server.oip.schemas import InferRequest, InferResponse, InputTensor, OutputTensor
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -27,7 +27,7 @@ _COMPRESSIONS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 
 
 def read_request(body: bytes, headers: Headers, max_bytes: int) -> tuple[InferRequest, dict[str, list[Any]]]:
-    """The request and its inputs' elements by name: int, float or str. Raises InvalidRequest, BodyTooLarge."""
+    """Parse a request and the elements (int, float or str) of its inputs. Raises InvalidRequest, BodyTooLarge."""
     body = _uncompressed(body, headers.get("content-encoding", "identity"), max_bytes)
     header, blob = _split(body, headers.get(HEADER_LENGTH))
     try:
@@ -37,14 +37,14 @@ def read_request(body: bytes, headers: Headers, max_bytes: int) -> tuple[InferRe
     inputs: dict[str, list[Any]] = {}
     for tensor in request.inputs:
         if tensor.name in inputs:
-            raise InvalidRequest(f"The input {shown(tensor.name)} comes twice.", param=tensor.name)
+            raise InvalidRequest(f"The input {quoted(tensor.name)} occurs twice.", param=tensor.name)
         size = tensor.parameters.get("binary_data_size")
         if size is not None and (type(size) is not int or not 0 <= size <= len(blob)):
-            raise _wrong(tensor, f"its binary_data_size is {size}, and {len(blob)} bytes are left behind the JSON")
-        own, blob = (None, blob) if size is None else (blob[:size], blob[size:])
-        inputs[tensor.name] = _elements(tensor, own)
+            raise _invalid(tensor, f"its binary_data_size is {size}, but {len(blob)} bytes remain after the JSON")
+        binary, blob = (None, blob) if size is None else (blob[:size], blob[size:])
+        inputs[tensor.name] = _elements(tensor, binary)
     if blob:
-        raise InvalidRequest(f"{len(blob)} bytes behind the JSON belong to no input.")
+        raise InvalidRequest(f"The last {len(blob)} bytes after the JSON belong to no input.")
     return request, inputs
 
 
@@ -52,14 +52,14 @@ def _uncompressed(body: bytes, encoding: str, max_bytes: int) -> bytes:
     if encoding == "identity":
         return body
     if encoding not in _COMPRESSIONS:
-        raise InvalidRequest(f"Invalid Content-Encoding: {shown(encoding)}. Allowed: gzip, deflate.")
+        raise InvalidRequest(f"Invalid Content-Encoding: {quoted(encoding)}. Allowed: gzip, deflate.")
     unpacker = zlib.decompressobj(_COMPRESSIONS[encoding])
     try:
         unpacked = unpacker.decompress(body, max_bytes + 1)
     except zlib.error as error:
-        raise InvalidRequest(f"The body is not {encoding}: {error}.") from error
+        raise InvalidRequest(f"The body is not valid {encoding}: {error}.") from error
     if len(unpacked) > max_bytes:
-        raise BodyTooLarge(f"The body is too large when it is unpacked. Allowed: {max_bytes} bytes.")
+        raise BodyTooLarge(f"The body is too large after decompression. Allowed: {max_bytes} bytes.")
     return unpacked
 
 
@@ -67,15 +67,17 @@ def _split(body: bytes, length: str | None) -> tuple[bytes, bytes]:
     if length is None:
         return body, b""
     if not (length.isascii() and length.isdecimal() and len(length) < 12 and int(length) <= len(body)):
-        raise InvalidRequest(f"Invalid {HEADER_LENGTH}: {shown(length)}. Allowed: 0 to {len(body)}, the body's bytes.")
+        raise InvalidRequest(
+            f"Invalid {HEADER_LENGTH}: {quoted(length)}. Allowed: 0 to {len(body)}, the length of the body."
+        )
     return body[: int(length)], body[int(length) :]
 
 
 def _elements(tensor: InputTensor, blob: bytes | None) -> list[Any]:
     count = _count(tensor)
     if tensor.datatype not in (*INTEGERS, *FLOATS, BYTES):
-        raise _wrong(
-            tensor, f"its datatype is {shown(tensor.datatype)}; allowed: {', '.join((*INTEGERS, *FLOATS))}, {BYTES}"
+        raise _invalid(
+            tensor, f"its datatype is {quoted(tensor.datatype)}; allowed: {', '.join((*INTEGERS, *FLOATS))}, {BYTES}"
         )
     if blob is None:
         elements = _listed(tensor)
@@ -84,7 +86,7 @@ def _elements(tensor: InputTensor, blob: bytes | None) -> list[Any]:
     else:
         elements = _numbers(tensor, blob)
     if len(elements) != count:
-        raise _wrong(tensor, f"its shape {tensor.shape} wants {count} elements and {len(elements)} came")
+        raise _invalid(tensor, f"its shape {tensor.shape} requires {count} elements, but it has {len(elements)}")
     return elements
 
 
@@ -92,17 +94,17 @@ def _count(tensor: InputTensor) -> int:
     match tensor.shape:
         case [int(count)] | [int(count), 1] if count > 0:
             return count
-    raise _wrong(tensor, f"its shape is {shown(tensor.shape)}; allowed: [n], [n, 1]")
+    raise _invalid(tensor, f"its shape is {quoted(tensor.shape)}; allowed: [n], [n, 1]")
 
 
 def _listed(tensor: InputTensor) -> list[Any]:
     if tensor.data is None:
-        raise _wrong(tensor, "it has neither data nor binary_data_size")
-    flat = [each for item in tensor.data for each in (item if isinstance(item, list) else (item,))]
+        raise _invalid(tensor, "it has neither data nor binary_data_size")
+    flat = [value for item in tensor.data for value in (item if isinstance(item, list) else (item,))]
     kinds = (str,) if tensor.datatype == BYTES else (int,) if tensor.datatype in INTEGERS else (int, float)
     for element in flat:
         if type(element) not in kinds:
-            raise _wrong(tensor, f"{shown(element)} is no {tensor.datatype}")
+            raise _invalid(tensor, f"{quoted(element)} is not {tensor.datatype}")
     return flat
 
 
@@ -110,46 +112,46 @@ def _numbers(tensor: InputTensor, blob: bytes) -> list[Any]:
     code = (INTEGERS | FLOATS)[tensor.datatype]
     count, rest = divmod(len(blob), struct.calcsize(code))
     if rest:
-        raise _wrong(tensor, f"{len(blob)} bytes are no whole number of {tensor.datatype}")
+        raise _invalid(tensor, f"{len(blob)} bytes are not a whole number of {tensor.datatype} elements")
     numbers = struct.unpack(f"<{count}{code}", blob)
-    # The decimal number that its sender meant: 2.2 is 2.2000000476837158 in 32 bits.
+    # Round to the decimal that the sender meant: 2.2 is 2.2000000476837158 in 32 bits.
     return [float(f"{number:.7g}") for number in numbers] if code == "f" else list(numbers)
 
 
 def _strings(tensor: InputTensor, blob: bytes) -> Iterator[str]:
-    """Each is a length in four bytes and as many bytes of UTF-8."""
+    """Yield strings that are stored as a length in four bytes and that many bytes of UTF-8."""
     start = 0
     while start < len(blob):
         end = start + 4 + int.from_bytes(blob[start : start + 4], "little")
         if start + 4 > len(blob) or end > len(blob):
-            raise _wrong(tensor, "a string goes beyond the end of its bytes")
+            raise _invalid(tensor, "a string exceeds the end of the data")
         try:
             yield blob[start + 4 : end].decode()
         except UnicodeDecodeError as error:
-            raise _wrong(tensor, "a string is not UTF-8") from error
+            raise _invalid(tensor, "a string is not UTF-8") from error
         start = end
 
 
-def _wrong(tensor: InputTensor, what: str) -> InvalidRequest:
-    return InvalidRequest(f"Invalid input {shown(tensor.name)}: {what}.", param=tensor.name)
+def _invalid(tensor: InputTensor, problem: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid input {quoted(tensor.name)}: {problem}.", param=tensor.name)
 
 
 def pixels(file: bytes) -> bytes:
-    """An image file's pixels in three channels, height x width x 3; grey ones are three times the same."""
+    """Decode an image file to RGB, (height, width, 3); grey images repeat their channel."""
     return Image.open(io.BytesIO(file)).convert("RGB").tobytes()
 
 
 def write_response(
     answer: InferResponse, files: Sequence[bytes], image_size: int, *, binary: bool
 ) -> tuple[bytes, dict[str, str]]:
-    """The body, `answer` with the files' pixels as its output, and the headers that it needs."""
+    """Return the body, `answer` with the files' pixels as its output, and its headers."""
     blob = b"".join(map(pixels, files))
     output = OutputTensor(name="images", shape=[len(files), image_size, image_size, 3], datatype="UINT8")
     output = output.model_copy(
         update={"parameters": {"binary_data_size": len(blob)}} if binary else {"data": list(blob)}
     )
-    whole = answer.model_copy(update={"outputs": [output]})
-    header = json.dumps(whole.model_dump(exclude_none=True), separators=(",", ":")).encode()
+    answer = answer.model_copy(update={"outputs": [output]})
+    header = json.dumps(answer.model_dump(exclude_none=True), separators=(",", ":")).encode()
     if not binary:
         return header, {"Content-Type": "application/json"}
     return header + blob, {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(header))}

@@ -1,4 +1,4 @@
-"""What orchestrators and Prometheus ask: health in the Open Inference Protocol's words, and /metrics."""
+"""Health checks under the Open Inference Protocol's paths, and `/metrics`."""
 
 from __future__ import annotations
 
@@ -8,58 +8,63 @@ import time
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from redis.asyncio import Redis
 
 from msf_scheduler.errors import SchedulerError
+from msf_scheduler.queue import JobQueue
 from msf_scheduler.redis_info import read_storage
-from msf_server.dependencies import Context, ServerContext
-from msf_server.metrics import Shared
+from msf_scheduler.registry import Registry
+from msf_server.catalog import Catalog
+from msf_server.dependencies import CatalogDep, MetricsDep, QueueDep, RedisDep, RegistryDep, SubmissionDep
+from msf_server.metrics import SharedState
 
 router = APIRouter(tags=["health"])
 
 
-@router.get("/v2/health/live", summary="Is this process alive")
+@router.get("/v2/health/live", summary="Check that this process is alive")
 async def live() -> dict[str, bool]:
     return {"live": True}
 
 
 @router.get(
     "/v2/health/ready",
-    summary="Can a request be served now",
-    responses={503: {"description": "Not now; the body says why."}},
+    summary="Check that a request can be served now",
+    responses={503: {"description": "Not ready; the body gives the reason."}},
 )
-async def ready(context: Context) -> JSONResponse:
-    """200 if Redis answers, a live worker is registered and this server stays; else 503 and why."""
-    reason = await _unreadiness(context)
+async def ready(submission: SubmissionDep, registry: RegistryDep) -> JSONResponse:
+    """Answer 200 if Redis answers, a live worker is registered and this server is not draining; otherwise 503."""
+    reason = "This server is shutting down." if submission.draining else await _without_workers(registry)
     if reason is None:
         return JSONResponse({"ready": True})
     return JSONResponse({"ready": False, "error": reason}, 503, headers={"Retry-After": "5"})
 
 
 @router.get("/metrics", summary="Metrics in Prometheus's text format", response_class=Response)
-async def metrics(context: Context) -> Response:
-    """Jobs, workers and storage come from Redis; without it they are absent or NaN, and msf_redis_up is 0."""
+async def metrics(
+    metrics: MetricsDep, catalog: CatalogDep, queue: QueueDep, registry: RegistryDep, redis: RedisDep
+) -> Response:
+    """Jobs, workers and storage are read from Redis; without it they are absent or NaN, and msf_redis_up is 0."""
     try:
-        context.metrics.set_shared(await _shared(context))
+        metrics.set_shared(await _shared_state(catalog, queue, registry, redis))
     except SchedulerError:
-        context.metrics.set_shared(None)
-    return Response(generate_latest(context.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        metrics.set_shared(None)
+    return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _shared(context: ServerContext) -> Shared:
-    models = [(model.name, model.version) for model in await context.catalog.models()]
+async def _shared_state(catalog: Catalog, queue: JobQueue, registry: Registry, redis: Redis) -> SharedState:
+    models = [(model.name, model.version) for model in await catalog.models()]
     started_at = time.perf_counter()
-    storage = await read_storage(context.redis)
+    storage = await read_storage(redis)
     round_trip_s = time.perf_counter() - started_at
-    depths = await asyncio.gather(*(context.queue.depth(*model) for model in models))
-    workers = await context.registry.workers()
-    return Shared(dict(zip(models, depths, strict=True)), len(workers), storage, round_trip_s)
+    depths = await asyncio.gather(*(queue.depth(*model) for model in models))
+    workers = await registry.workers()
+    return SharedState(dict(zip(models, depths, strict=True)), len(workers), storage, round_trip_s)
 
 
-async def _unreadiness(context: ServerContext) -> str | None:
-    if context.draining:
-        return "This server is shutting down."
+async def _without_workers(registry: Registry) -> str | None:
+    """Return why no worker can be reached, or None if one is registered."""
     try:
-        workers = await context.registry.workers()
+        workers = await registry.workers()
     except SchedulerError as error:
         return str(error)
     return None if workers else "No live worker is registered."

@@ -1,153 +1,204 @@
-"""`/v1/jobs`: the same work without waiting for it."""
+"""`/v1/jobs`: the same work, asynchronously."""
 
 from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Response
 
 from msf_scheduler.errors import SchedulerError
-from msf_scheduler.job_events import EventId, StoredPreview
-from msf_scheduler.jobs import JobRecord, Progress
-from msf_scheduler.queue import new_job_id
-from msf_server.api_keys import ApiKey
-from msf_server.dependencies import Context, ServerContext
-from msf_server.errors import InvalidRequest, JobNotFound, shown
-from msf_server.job_view import job_object, without_images
-from msf_server.metrics import MeasuredRoute
-from msf_server.middleware.auth import Caller, documented, may_see
-from msf_server.orders import admit, read_order, tenant_of
-from msf_server.routes.files import base_url
-from msf_server.schemas import (
-    REFUSALS,
-    ImageRequest,
-    JobList,
-    JobObject,
-    PreviewEvent,
-    ProgressEvent,
-    QueuedEvent,
+from msf_scheduler.job_events import EventId, StoredPreview, Watcher
+from msf_scheduler.jobs import JobRecord, JobState, Progress
+from msf_scheduler.queue import JobQueue
+from msf_server.callers import Caller
+from msf_server.dependencies import (
+    BaseUrl,
+    CallerDep,
+    CatalogDep,
+    IdempotencyKey,
+    QueueDep,
+    RequestLogDep,
+    SettingsDep,
+    SubmissionDep,
+    UrlSignerDep,
+    WatcherDep,
 )
-from msf_server.sse import EventStream, Pulse, error_frame, frame
+from msf_server.errors import ApiError, InvalidRequest, JobNotFound, quoted
+from msf_server.measured_route import MeasuredRoute
+from msf_server.middleware.auth import bearer_auth
+from msf_server.orders import make_order
+from msf_server.schemas.errors import REFUSALS
+from msf_server.schemas.images import ImageRequest, inline_images
+from msf_server.schemas.jobs import JobList, JobObject, PreviewEvent, ProgressEvent, QueuedEvent
+from msf_server.signed_urls import UrlSigner
+from msf_server.sse import error_frame, event_stream, frame
 
 router = APIRouter(
-    prefix="/v1/jobs", route_class=MeasuredRoute, tags=["jobs"], responses=REFUSALS, dependencies=[documented]
+    prefix="/v1/jobs", route_class=MeasuredRoute, tags=["jobs"], responses=REFUSALS, dependencies=[bearer_auth]
 )
 
 MAX_LISTED = 100
-JobId = Annotated[str, Path(description="As the answer to `POST /v1/jobs` gave it.")]
+JobId = Annotated[str, Path(description="From the answer to `POST /v1/jobs`.")]
+
+
+class JobReader:
+    """Reads jobs that the caller may see, with their images inline and as URLs."""
+
+    def __init__(self, caller: Caller, queue: JobQueue, url_signer: UrlSigner, base_url: str) -> None:
+        self._caller = caller
+        self._queue = queue
+        self._url_signer = url_signer
+        self._base_url = base_url
+
+    async def read(self, job_id: str) -> tuple[JobRecord, list[bytes]]:
+        """Return a job and its images. Raises JobNotFound, also for a job of another tenant."""
+        job, files = await self._queue.read(job_id) or (None, [])
+        if job is None or not self._caller.may_see(job):
+            raise JobNotFound(f"Unknown job {quoted(job_id)}; ended jobs are kept for a while.", param="job_id")
+        return job, files
+
+    async def describe(self, job: JobRecord, files: list[bytes]) -> JobObject:
+        """Return the answer about a job."""
+        if job.state is not JobState.SUCCEEDED or not files:
+            return JobObject.of(job)
+        urls = await self._url_signer.image_urls(job, self._base_url)
+        images = zip(inline_images(job, files), urls, strict=True)
+        return JobObject.of(job, [image.model_copy(update={"url": url}) for image, url in images])
+
+
+async def _job_reader(caller: CallerDep, queue: QueueDep, url_signer: UrlSignerDep, base_url: BaseUrl) -> JobReader:
+    return JobReader(caller, queue, url_signer, base_url)
+
+
+JobReaderDep = Annotated[JobReader, Depends(_job_reader)]
 
 
 @router.post("", status_code=202, summary="Queue a job")
-async def create(body: ImageRequest, request: Request, response: Response, context: Context) -> JobObject:
-    """Answers at once; `Location` is where the job's state and, once it succeeded, its images are."""
+async def create(
+    body: ImageRequest,
+    response: Response,
+    caller: CallerDep,
+    idempotency_key: IdempotencyKey,
+    catalog: CatalogDep,
+    settings: SettingsDep,
+    submission: SubmissionDep,
+    jobs: JobReaderDep,
+    log: RequestLogDep,
+) -> JobObject:
+    """Answer at once; `Location` is the URL of the job's state and, after its success, its images."""
     if body.stream:
-        message = "Invalid stream: true. Allowed: false; /v1/jobs/{id}/events is the stream of a job."
+        message = "Invalid stream: true. Allowed: false; /v1/jobs/{id}/events streams the events of a job."
         raise InvalidRequest(message, param="stream")
-    order = await read_order(body, request, context)
-    job = await admit(order, context, job_id=new_job_id(), reply_to=None)
-    request.state.job_id = job.id
+    log.model = model = await catalog.find(body.model)
+    availability = catalog.availability(model)
+    order = make_order(body, model, availability, caller, settings, idempotency_key=idempotency_key)
+    job = (await submission.submit(order, log)).job
     response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return await job_object(job, base_url(request), context)
+    files: list[bytes] = []
+    if job.state is JobState.SUCCEEDED:
+        job, files = await jobs.read(job.id)
+    return await jobs.describe(job, files)
 
 
-@router.get("", summary="One's own jobs, the newest first")
+@router.get("", summary="List your jobs, newest first")
 async def list_jobs(
-    request: Request,
-    context: Context,
-    limit: Annotated[int, Query(ge=1, le=MAX_LISTED, description="How many at most.")] = 20,
-    after: Annotated[str | None, Query(description="The id of the last job of the page before.")] = None,
+    caller: CallerDep,
+    queue: QueueDep,
+    limit: Annotated[int, Query(ge=1, le=MAX_LISTED, description="Most jobs in one page.")] = 20,
+    after: Annotated[str | None, Query(description="Id of the last job of the previous page.")] = None,
 ) -> JobList:
-    """Those of the caller's API key, or, where keys are not asked for, of what it sends as one, else of its address.
+    """Jobs of the caller's API key; without key checks, of the key that it sends or else of its address.
 
-    Without their images. As long as they are known: see `GET /v1/jobs/{job_id}`.
+    The list omits images. For how long jobs are kept: see `GET /v1/jobs/{job_id}`.
     """
-    found = await context.queue.jobs_of(tenant_of(request), limit=limit + 1, before=after)
-    return JobList(data=[without_images(job) for job in found[:limit]], has_more=len(found) > limit)
+    jobs = await queue.jobs_of(caller.tenant, limit=limit + 1, before=after)
+    return JobList(data=[JobObject.of(job) for job in jobs[:limit]], has_more=len(jobs) > limit)
 
 
-@router.get("/{job_id}", summary="A job as it is now")
-async def read(job_id: JobId, request: Request, caller: Caller, context: Context) -> JobObject:
-    """Ended jobs stay for ten minutes, failed ones for a week."""
-    return await job_object(await _find(job_id, caller, context), base_url(request), context)
+@router.get("/{job_id}", summary="Get a job")
+async def read(job_id: JobId, jobs: JobReaderDep) -> JobObject:
+    """Ended jobs are kept for ten minutes, failed ones for a week."""
+    return await jobs.describe(*await jobs.read(job_id))
 
 
 @router.delete("/{job_id}", summary="Cancel a job")
-async def cancel(job_id: JobId, request: Request, caller: Caller, context: Context) -> JobObject:
-    """Its samples leave the device before the next step; a job that has ended stays as it is."""
-    await _find(job_id, caller, context)
-    await context.queue.cancel(job_id)
-    return await read(job_id, request, caller, context)
+async def cancel(job_id: JobId, jobs: JobReaderDep, queue: QueueDep) -> JobObject:
+    """Its samples leave the device before the next step; a job that has ended stays unchanged."""
+    await jobs.read(job_id)
+    await queue.cancel(job_id)
+    return await jobs.describe(*await jobs.read(job_id))
 
 
 @router.get(
     "/{job_id}/events",
-    summary="A job as it happens",
+    summary="Follow a job",
     responses={
         200: {"content": {"text/event-stream": {}}, "description": "Server-sent events."},
-        204: {"description": "The last event was seen before; an EventSource then stops asking."},
+        204: {"description": "The last event was received before; an EventSource then stops reconnecting."},
     },
     response_class=Response,
 )
 async def events(
     job_id: JobId,
-    request: Request,
-    caller: Caller,
-    context: Context,
+    jobs: JobReaderDep,
+    watcher: WatcherDep,
     last_event_id: Annotated[
-        str | None, Header(description="The id of the last event that came; goes on from there.")
+        str | None, Header(description="Id of the last event received; the stream resumes after it.")
     ] = None,
 ) -> Response:
-    """`queued` with the place in the queue, `progress` by stage and step, `partial_image` for each preview that was
-    asked for, and at last the job with its images as `succeeded`, or as `failed`, `cancelled` or `expired`.
+    """Stream the events of a job until its end.
 
-    Any server can go on where another one left off; a comment comes every 15 seconds. A new attempt, after a worker
-    was lost, shows its previews again.
+    `queued` has the position in the queue, `progress` the stage and step, `partial_image` a preview that was requested;
+    the last event is the job with its images as `succeeded`, or `failed`, `cancelled` or `expired`.
+
+    Any server can resume the stream of another; a comment is sent every 15 seconds. After a worker was lost, the next
+    attempt sends its previews again.
     """
     after = _event_id(last_event_id)
-    job = await _find(job_id, caller, context)
+    job, _ = await jobs.read(job_id)
     if after is None:
         return Response(status_code=HTTPStatus.NO_CONTENT)
-    return EventStream(_events(job, after, base_url(request), context))
+    return event_stream(_events(job.id, after, jobs, watcher))
 
 
-_LAST = "end"  # in place of a sequence: what comes after all previews
+_LAST = "end"  # in place of a sequence number: sorts after all previews
 
 
 def _event_id(text: str | None) -> EventId | None:
-    """None: the job's end was seen."""
+    """Parse `Last-Event-ID`; None means that the end of the job was received."""
     if text is None:
         return 0, 0
-    found = re.fullmatch(rf"(\d{{1,15}})-(\d{{1,15}}|{_LAST})", text, re.ASCII)
-    if found is None:
+    match = re.fullmatch(rf"(\d{{1,15}})-(\d{{1,15}}|{_LAST})", text, re.ASCII)
+    if match is None:
         raise InvalidRequest(
-            f"Invalid Last-Event-ID: {shown(text)}. Allowed: the id of an event, such as 1-2.", param="Last-Event-ID"
+            f"Invalid Last-Event-ID: {quoted(text)}. Allowed: the id of an event, such as 1-2.", param="Last-Event-ID"
         )
-    return None if found[2] == _LAST else (int(found[1]), int(found[2]))
+    return None if match[2] == _LAST else (int(match[1]), int(match[2]))
 
 
-async def _events(job: JobRecord, after: EventId, base: str, context: ServerContext) -> AsyncIterator[bytes]:
-    pulse, position, progress = Pulse(), None, None
+async def _events(job_id: str, after: EventId, jobs: JobReader, watcher: Watcher) -> AsyncGenerator[bytes, None]:
+    position, progress = None, None
     try:
-        async with aclosing(context.watcher.follow(job.id, after)) as following:
-            async for news in following:
-                frames = [_preview(each, news.job) for each in news.previews]
-                if news.position is not None and news.position != position:
-                    frames.append(frame("queued", QueuedEvent(job_id=job.id, position=news.position)))
-                if news.job.progress is not None and news.job.progress != progress:
-                    frames.append(_progress(news.job, news.job.progress))
-                if news.job.state.is_terminal:
-                    ended = await job_object(news.job, base, context)
-                    frames.append(frame(news.job.state, ended, f"{news.job.attempt}-{_LAST}"))
-                position, progress = news.position, news.job.progress
-                if beat := pulse.beat(frames):
-                    yield beat
-    except SchedulerError as error:
-        yield error_frame(error)  # the caller comes back with Last-Event-ID
+        async with aclosing(watcher.follow(job_id, after)) as reports:
+            async for report in reports:
+                job = report.job
+                frames = [_preview(preview, job) for preview in report.previews]
+                if report.position is not None and report.position != position:
+                    frames.append(frame("queued", QueuedEvent(job_id=job_id, position=report.position)))
+                if job.progress is not None and job.progress != progress:
+                    frames.append(_progress(job, job.progress))
+                if job.state.is_terminal:
+                    answer = await jobs.describe(*await jobs.read(job_id))
+                    frames.append(frame(job.state, answer, f"{job.attempt}-{_LAST}"))
+                position, progress = report.position, job.progress
+                yield b"".join(frames)
+    except (ApiError, SchedulerError) as error:
+        yield error_frame(error)  # the client reconnects with Last-Event-ID
 
 
 def _preview(stored: StoredPreview, job: JobRecord) -> bytes:
@@ -165,10 +216,3 @@ def _preview(stored: StoredPreview, job: JobRecord) -> bytes:
 def _progress(job: JobRecord, progress: Progress) -> bytes:
     event = ProgressEvent(**progress.model_dump(), job_id=job.id, attempt=job.attempt, num_samples=job.spec.num_samples)
     return frame(event.type, event)
-
-
-async def _find(job_id: str, caller: ApiKey | None, context: ServerContext) -> JobRecord:
-    job = await context.queue.get(job_id)
-    if job is None or not may_see(caller, job):
-        raise JobNotFound(f"There is no job {shown(job_id)} (any more).", param="job_id")
-    return job

@@ -1,4 +1,4 @@
-"""The web page: static files, no build step, nothing from elsewhere."""
+"""The web page and `/docs`: static files of this package and of Swagger UI, nothing from other origins."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse
 from starlette.staticfiles import StaticFiles
 
-_FOLDER = Path(__file__).parents[1] / "page"
+from msf_server.middleware.auth import DOCS_ASSETS
+
+_PAGE = Path(__file__).parents[1] / "page"
 _POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-DOCS_ASSETS = "/static-offline-docs"
 
 router = APIRouter(include_in_schema=False)
-assets = StaticFiles(directory=_FOLDER)
+page_files = StaticFiles(directory=_PAGE)
+docs_files = StaticFiles(packages=[("fastapi_offline", "static")])  # Swagger UI; the package is used for its files only
 
 
 @router.api_route("/", methods=["GET", "HEAD"])
 async def page() -> FileResponse:
-    return FileResponse(
-        _FOLDER / "index.html", headers={"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
-    )
+    headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
+    return FileResponse(_PAGE / "index.html", headers=headers)
 
 
 @router.get("/docs")
 async def docs(request: Request) -> HTMLResponse:
-    """Swagger UI: its one inline script is named by its hash, and it cannot do without inline styles."""
-    page = get_swagger_ui_html(
+    """Serve Swagger UI under a policy that names its one inline script by hash and allows its inline styles."""
+    html = get_swagger_ui_html(
         openapi_url="/openapi.json",
-        title=f"{request.app.title}: the API",
+        title=f"{request.app.title}: API",
         swagger_js_url=f"{DOCS_ASSETS}/swagger-ui-bundle.js",
         swagger_css_url=f"{DOCS_ASSETS}/swagger-ui.css",
         swagger_favicon_url="/page/icon.svg",
     )
-    scripts = re.findall(rb"<script>(.*?)</script>", bytes(page.body), re.DOTALL)
+    scripts = re.findall(rb"<script>(.*?)</script>", bytes(html.body), re.DOTALL)
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'" for script in scripts)
-    policy = f"{_POLICY}; script-src 'self' {hashes}; style-src 'self' 'unsafe-inline'"
-    page.headers["Content-Security-Policy"] = policy
-    return page
+    html.headers["Content-Security-Policy"] = f"{_POLICY}; script-src 'self' {hashes}; style-src 'self' 'unsafe-inline'"
+    return html

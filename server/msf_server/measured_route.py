@@ -1,0 +1,57 @@
+"""Route class that counts and times every request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+from fastapi.routing import APIRoute
+
+from msf_server.errors import translate
+from msf_server.metrics import Metrics
+from msf_server.request_log import log_of
+
+
+class MeasuredRoute(APIRoute):
+    """Observes each request of its routes once, including those whose body could not be parsed.
+
+    The request's log holds its model, and the outcome of a stream that did not succeed. A stream ends with its last
+    frame.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Wrap the handler of the route."""
+        handle = super().get_route_handler()
+
+        async def measured(request: Request) -> Response:
+            started_at = time.perf_counter()
+            log = log_of(request.scope)
+            metrics: Metrics = request.app.state.services.metrics
+
+            def observe() -> None:
+                metrics.observe_request(log.model, self.path_format, log.outcome, time.perf_counter() - started_at)
+
+            try:
+                response = await handle(request)
+            except BaseException as error:
+                log.outcome = translate(error).outcome if isinstance(error, Exception) else "error"
+                observe()
+                raise
+            if isinstance(response, StreamingResponse):
+                response.body_iterator = _then(response.body_iterator, observe)
+            else:
+                observe()
+            return response
+
+        return measured
+
+
+async def _then(frames: AsyncIterable[Any], finish: Callable[[], None]) -> AsyncIterator[Any]:
+    try:
+        async for frame in frames:
+            yield frame
+    finally:
+        finish()

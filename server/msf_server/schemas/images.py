@@ -1,0 +1,233 @@
+"""Bodies of `/v1/images/generations`. A field's description says what it allows; the docs and errors quote it."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+
+from msf_scheduler.jobs import MAX_INDEX, MAX_SEED, JobRecord, OutputFormat, Priority, Reproducibility, Timings
+from msf_server.schemas.body import RequestBody
+
+MAX_TIMEOUT_S = 3600.0
+MAX_PREVIEWS = 3
+
+IgnoredText = Annotated[
+    str | None, Field(max_length=64, description="a string; accepted for OpenAI's clients and ignored.")
+]
+
+
+class ImageRequest(RequestBody):
+    """OpenAI's image request over classes; the fields from `seed` to `cache` are extensions."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"prompt": "dress", "n": 4, "seed": 7, "num_steps": 12, "guidance_scale": 2.0}}
+    )
+
+    prompt: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=200,
+            description="a class name (in any case) or id, as a string; GET /v1/models lists the classes.",
+        ),
+    ]
+    model: str | None = Field(
+        default=None,
+        max_length=200,
+        description='a model of GET /v1/models as "name" (its newest version) or "name:version"; default: the first.',
+    )
+    n: int | None = Field(
+        default=None, description="number of images, an integer from 1 to the model's max_n; default: 1."
+    )
+    response_format: Literal["b64_json", "url"] | None = Field(
+        default=None,
+        description='"b64_json": images inside the answer, or "url": signed URLs that work without a key for as long '
+        'as the result is kept; default: "b64_json".',
+    )
+    stream: bool | None = Field(
+        default=None, description="true or false: whether to answer with server-sent events; default: false."
+    )
+    partial_images: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_PREVIEWS,
+        description=f"an integer from 0 to {MAX_PREVIEWS}: previews of each image, the first of its base alone; "
+        "default: 0.",
+    )
+    output_format: OutputFormat | None = Field(
+        default=None, description='"png", "webp" or "jpeg": the file type; default: "png".'
+    )
+    seed: int | None = Field(
+        default=None, description=f"an integer from 0 to {MAX_SEED} that fixes the noise; default: a random one."
+    )
+    first_index: int | None = Field(
+        default=None,
+        description=f"an integer from 0 to {MAX_INDEX}: the index of the first image, so that n = 1 regenerates a "
+        "single image of a larger request with the same seed; default: 0.",
+    )
+    reproducibility: Reproducibility | None = Field(
+        default=None,
+        description='"strict": the same request gives the same bytes whatever else is in the batch, for as long as a '
+        'worker with the fingerprint in the answer exists; "fast": the same image up to rounding; default: "strict" '
+        "where the worker measured that it costs little.",
+    )
+    num_steps: int | None = Field(
+        default=None,
+        description="denoising steps of both stages together, an integer from 2 to the model's max_num_steps; "
+        "default: the model's.",
+    )
+    guidance_scale: float | None = Field(
+        default=None,
+        allow_inf_nan=False,
+        description="strength of the class, a number from 0 to the model's max_guidance_scale, where 1 means no "
+        "guidance; default: the model's.",
+    )
+    priority: Annotated[Priority, Field(strict=False)] | None = Field(
+        default=None, description='"high", "normal" or "low": the order of claiming; default: "normal".'
+    )
+    timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=MAX_TIMEOUT_S,
+        allow_inf_nan=False,
+        description=f"seconds for queueing and execution together, a number above 0 and up to {MAX_TIMEOUT_S:g}; the "
+        "job is dropped once it cannot end in time.",
+    )
+    on_disconnect: Literal["cancel", "finish"] | None = Field(
+        default=None,
+        description='"cancel" or "finish": the fate of the job when the caller disconnects; default: "finish" with an '
+        'Idempotency-Key, otherwise "cancel".',
+    )
+    cache: bool | None = Field(
+        default=None,
+        description="true or false: whether the result of an identical job (same seed and parameters) may be "
+        "returned; default: true.",
+    )
+    size: str | None = Field(
+        default=None, max_length=20, description='"auto" or the model\'s image size, such as "32x32".'
+    )
+    quality: IgnoredText = None
+    background: IgnoredText = None
+    style: IgnoredText = None
+    moderation: IgnoredText = None
+    webhook_url: str | None = Field(
+        default=None,
+        max_length=2000,
+        description="a public https:// or http:// URL that is notified when the job ends; requires that the operator "
+        "has set MSF_WEBHOOK_SECRET.",
+    )
+    output_compression: int | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="an integer from 0 to 100: the quality of webp and jpeg files, ignored for png; default: 100 for "
+        "webp (lossless), 92 for jpeg.",
+    )
+    user: str | None = Field(
+        default=None, max_length=256, description="a string; users of the same API key or address take turns."
+    )
+
+
+class Image(BaseModel):
+    """One image, inside the answer or at a URL."""
+
+    b64_json: str | None = Field(default=None, description="The encoded file in base64.")
+    url: str | None = Field(default=None, description="Signed URL of the file; it expires.")
+    index: int = Field(description="Index of the sample: with the seed, it fixes this image.")
+
+    @model_serializer(mode="wrap")
+    def _without_nulls(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit the absent form: OpenAI's clients take a field that is present for the one they requested."""
+        return {name: value for name, value in serialize(self).items() if value is not None}
+
+
+def inline_images(job: JobRecord, files: Iterable[bytes]) -> list[Image]:
+    """Encode the files of `job`, in the order of its samples."""
+    return [
+        Image(b64_json=b64encode(file).decode(), index=index)
+        for index, file in zip(job.spec.indices, files, strict=False)
+    ]
+
+
+class ImagesResponse(BaseModel):
+    """OpenAI's answer, with everything that is needed to generate the same images again."""
+
+    created: int = Field(description="Unix seconds.")
+    data: list[Image] = Field(description="In the order of their indices.")
+    model: str = Field(description="Name of the model, without version.")
+    version: str = Field(description="Version of the model.")
+    seed: int = Field(description="The requested seed, or the one that was drawn.")
+    num_steps: int = Field(description="Total of both stages.")
+    guidance_scale: float = Field(description="1 means no guidance.")
+    output_format: OutputFormat = Field(description="File type.")
+    job_id: str = Field(description="For `GET /v1/jobs/{job_id}`, and in the logs of servers and workers.")
+    cached: bool = Field(description="Whether an identical job made these images.")
+    reproducibility: Reproducibility | None = Field(description="How they were made.")
+    fingerprint: str | None = Field(description="What a strict result depends on in addition to the request.")
+    timings: Timings
+
+    @classmethod
+    def of(cls, job: JobRecord, data: list[Image]) -> Self:
+        """Describe `job`, which has succeeded, and its images `data`."""
+        spec, provenance = job.spec, job.provenance
+        assert job.timings is not None
+        return cls(
+            created=int(job.finished_at or 0),
+            data=data,
+            model=spec.model,
+            version=spec.version,
+            seed=spec.seed,
+            num_steps=spec.num_steps,
+            guidance_scale=spec.guidance_scale,
+            output_format=spec.output_format,
+            job_id=job.id,
+            cached=job.images_of is not None,
+            reproducibility=provenance.reproducibility if provenance else None,
+            fingerprint=provenance.fingerprint if provenance else None,
+            timings=job.timings,
+        )
+
+
+class TokenUsage(BaseModel):
+    """OpenAI's token counts; always zero here."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    input_tokens_details: dict[str, int] = {"image_tokens": 0, "text_tokens": 0}
+
+
+class _ImageEvent(BaseModel):
+    b64_json: str
+    created_at: int = Field(description="Unix seconds.")
+    size: str
+    quality: str
+    background: str
+    output_format: OutputFormat
+    image_index: int = Field(description="Position among the request's n images, from 0.")
+
+
+class PartialImageEvent(_ImageEvent):
+    """A preview of one image."""
+
+    type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
+    partial_image_index: int = Field(description="Counts from 0, which shows the base alone.")
+
+
+class CompletedEvent(_ImageEvent):
+    """OpenAI's event, with everything that is needed to generate the same image again."""
+
+    type: Literal["image_generation.completed"] = "image_generation.completed"
+    usage: TokenUsage
+    model: str
+    version: str
+    seed: int
+    index: int
+    num_steps: int
+    guidance_scale: float
+    job_id: str
+    cached: bool
+    timings: Timings
