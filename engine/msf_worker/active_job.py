@@ -1,7 +1,8 @@
-"""A job that this worker holds: which of its samples are where, and where its time went."""
+"""A job that this worker holds: its samples, and where its time went."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msf_engine.config import ModelConfig
-from msf_engine.executor import SampleRequest
+from msf_engine.executor import SampleRequest, Slot
 from msf_scheduler.jobs import Provenance, Timings
 from msf_scheduler.leases import Claim
 from msf_scheduler.stage import Stage
@@ -18,7 +19,10 @@ from msf_scheduler.step_costs import StepCosts, Work
 
 
 def work_of(config: ModelConfig, num_steps: int, guidance_scale: float) -> Work:
-    """A stage that is guided at some timesteps only counts as unguided, so that bounds stay optimistic."""
+    """Return the work of one sample.
+
+    A stage that is guided at only some of its timesteps counts as unguided, so that time bounds stay optimistic.
+    """
     guided = guidance_scale != 1.0
     base, residual = config.base.guidance.is_everywhere, config.residual.guidance.is_everywhere
     return Work(*config.split_steps(num_steps), guided and base, guided and residual)
@@ -26,40 +30,39 @@ def work_of(config: ModelConfig, num_steps: int, guidance_scale: float) -> Work:
 
 @dataclass
 class ActiveJob:
-    """Written by the worker's event loop only. Samples wait here until a slot is free for them.
+    """A claimed job, written by the worker's event loop only. Its samples wait here until a slot is free.
 
-    Times are this process's monotonic seconds: before the claim Redis's clock counts, after it ours, and the two never
-    meet in one difference.
+    Times are monotonic seconds of this process. Until the claim Redis's clock is used, from then on ours; no
+    difference is taken between the two.
     """
 
     claim: Claim
     config: ModelConfig
     provenance: Provenance
     waiting: deque[int] = field(default_factory=deque)  # sample indices
-    images: dict[int, NDArray[np.uint8]] = field(default_factory=dict)  # by sample index
+    images: dict[int, NDArray[np.uint8]] = field(default_factory=dict)  # (H, W, channels), by sample index
     started_at: float | None = None  # when its first sample joined a step batch
-    num_previews_shown: int = 0
     stage_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(Stage, 0.0))
-    stage_times: dict[Stage, tuple[float, float]] = field(default_factory=dict)  # first step's begin, last one's end
+    stage_times: dict[Stage, tuple[float, float]] = field(default_factory=dict)  # start of first step, end of last
+    num_previews: int = 0  # published so far
+    last_progress: tuple[Stage | None, float] = (None, 0.0)  # stage and time of the last progress published
+    publication: asyncio.Task[None] | None = None  # the last of its chain
 
     def __post_init__(self) -> None:
-        spec = self.claim.job.spec
-        self.id = self.claim.job.id
-        self.waiting.extend(spec.indices)
-        self.work = work_of(self.config, spec.num_steps, spec.guidance_scale)
-        self.hold_by(self.claim)
+        self.rebind(self.claim)
+        self.waiting.extend(self.spec.indices)
+        self.work = work_of(self.config, self.spec.num_steps, self.spec.guidance_scale)
 
-    def hold_by(self, claim: Claim) -> None:
-        """Go on under this claim, from now on."""
-        job = claim.job
-        self.claim = claim
+    def rebind(self, claim: Claim) -> None:
+        """Replace the lease after a reclaim."""
+        self.claim, self.record = claim, claim.job
+        self.id, self.spec, self.terms = claim.job.id, claim.job.spec, claim.job.terms
         self.claimed_at = time.monotonic()
-        self.arrived_at = self.claimed_at - ((job.claimed_at or job.admitted_at) - job.admitted_at)
-        self.deadline = None if job.deadline_at is None else self.arrived_at + job.deadline_at - job.admitted_at
-
-    def work_left(self, num_base_steps: int, num_residual_steps: int) -> Work:
-        """Of a sample that has so many steps left."""
-        return self.work._replace(num_base_steps=num_base_steps, num_residual_steps=num_residual_steps)
+        record = claim.job
+        self.arrived_at = self.claimed_at - ((record.claimed_at or record.admitted_at) - record.admitted_at)
+        self.deadline = (
+            None if record.deadline_at is None else self.arrived_at + record.deadline_at - record.admitted_at
+        )
 
     @property
     def is_strict(self) -> bool:
@@ -67,30 +70,30 @@ class ActiveJob:
 
     @property
     def is_complete(self) -> bool:
-        return len(self.images) == self.claim.job.spec.num_samples
+        return len(self.images) == self.spec.num_samples
 
     def next_sample(self) -> SampleRequest:
         """Take the next waiting sample."""
-        spec = self.claim.job.spec
         return SampleRequest(
-            label=spec.label,
-            seed=spec.seed,
+            label=self.spec.label,
+            seed=self.spec.seed,
             index=self.waiting.popleft(),
             num_base_steps=self.work.num_base_steps,
             num_residual_steps=self.work.num_residual_steps,
-            guidance_scale=spec.guidance_scale,
+            guidance_scale=self.spec.guidance_scale,
         )
 
-    def rode(self, stage: Stage, started_at: float, ended_at: float) -> None:
-        """Book a step batch."""
+    def record_step(self, stage: Stage, started_at: float, ended_at: float) -> None:
+        """Add a step batch to the stage's time."""
         self.stage_s[stage] += ended_at - started_at
         self.stage_times[stage] = (self.stage_times.get(stage, (started_at, 0.0))[0], ended_at)
 
-    def is_late(self, left: Work, costs: StepCosts, now: float) -> bool:
-        """Whether a sample with this work left misses the deadline, however fast it goes from now on."""
-        return self.deadline is not None and now + costs.least_s(left) > self.deadline
+    def is_late(self, work_left: Work, costs: StepCosts, now: float) -> bool:
+        """Return whether a sample with this work left misses the deadline even at the fastest measured pace."""
+        return self.deadline is not None and now + costs.least_s(work_left) > self.deadline
 
     def timings(self, encode_s: float) -> Timings:
+        """Return the job's timings up to now."""
         return Timings(
             queue_ms=1000 * ((self.started_at or self.claimed_at) - self.arrived_at),
             base_ms=1000 * self.stage_s[Stage.BASE],
@@ -99,3 +102,19 @@ class ActiveJob:
             encode_ms=1000 * encode_s,
             total_ms=1000 * (time.monotonic() - self.arrived_at),
         )
+
+
+@dataclass
+class ActiveSample:
+    """A sample in a slot. `stepped_at` is when it last took a step, or joined, in monotonic seconds."""
+
+    job: ActiveJob
+    index: int
+    state: Slot  # the executor's
+    stepped_at: float
+
+    @property
+    def work_left(self) -> Work:
+        """The work from here to the image."""
+        num_base_steps, num_residual_steps = self.state.steps_left
+        return self.job.work._replace(num_base_steps=num_base_steps, num_residual_steps=num_residual_steps)

@@ -1,11 +1,11 @@
-"""What keeps a worker from working."""
+"""Errors that end a worker."""
 
 from __future__ import annotations
 
 
 class WorkerError(Exception):
-    """The message names the setting, its value and what is wrong."""
+    """A setting that cannot work; the message names it, its value and the problem."""
 
 
 class StepTimeout(Exception):
-    """The device hangs; the process must end, as nothing else can."""
+    """The device hangs. Only the end of the process ends the step."""

@@ -1,4 +1,4 @@
-"""From pixels to an image file."""
+"""Encoding of pixels as image files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OPTIONS: dict[OutputFormat, dict[str, object]] = {
 
 
 def runtime_fingerprint(plans: str) -> str:
-    """SHA-256 of all that an encoded image's bytes depend on: the plans' fingerprint, and the encoders' versions."""
+    """Return the SHA-256 of all that an image's bytes depend on: the plans' fingerprint and the encoders' versions."""
     codecs = (f"{name} {features.version(name)}" for name in ("pil", "zlib", "libjpeg_turbo", "webp"))
     return hashlib.sha256("\n".join((plans, *codecs)).encode()).hexdigest()
 
@@ -31,13 +31,13 @@ def runtime_fingerprint(plans: str) -> str:
 def encode_image(pixels: NDArray[np.uint8], spec: JobSpec, *, index: int, provenance: Provenance) -> bytes:
     """Encode (H, W, 1 | 3 | 4) uint8 in the job's format.
 
-    A PNG carries in its text chunk `PARAMETERS` what is needed to make it again, and nothing that varies.
+    The text chunk `PARAMETERS` of a PNG has all that is needed to regenerate it, and nothing that varies.
     """
     return _encode(pixels, spec, _text_chunks(spec, index, provenance))
 
 
 def encode_preview(pixels: NDArray[np.uint8], spec: JobSpec) -> bytes:
-    """The same for what is not a sample yet: nothing could make it again, so it tells nothing of itself."""
+    """Encode a preview in the job's format; it has no metadata, since it cannot be regenerated."""
     return _encode(pixels, spec, PngInfo())
 
 

@@ -1,4 +1,4 @@
-"""The jobs of the last minute, for people who look now; Prometheus has the rest."""
+"""Sliding-window throughput and latency for the status page; Prometheus has the history."""
 
 from __future__ import annotations
 
@@ -7,30 +7,32 @@ from collections import deque
 from collections.abc import Callable
 
 WINDOW_S = 60.0
-MAX_KEPT = 10_000
+MAX_JOBS = 10_000
 
 
-class Recent:
-    """At most MAX_KEPT jobs are remembered, the latest ones."""
+class LatencyWindow:
+    """Jobs that succeeded within the last `WINDOW_S`, at most `MAX_JOBS` of them."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._jobs: deque[tuple[float, float, int]] = deque(maxlen=MAX_KEPT)  # ended at, took ms, images
+        self._jobs: deque[tuple[float, float, int]] = deque(maxlen=MAX_JOBS)  # finished at, total ms, images
 
     def add(self, total_ms: float, num_images: int) -> None:
+        """Add a job that finished now."""
         self._jobs.append((self._clock(), total_ms, num_images))
 
     def images_per_s(self) -> float:
-        self._forget()
+        """Return the mean throughput over the window."""
+        self._evict()
         return sum(num_images for *_, num_images in self._jobs) / WINDOW_S
 
-    def quantiles_ms(self, *shares: float) -> tuple[float | None, ...]:
-        """Of the jobs' time from admission to the stored result; None: there were none."""
-        self._forget()
-        took = sorted(total_ms for _, total_ms, _ in self._jobs)
-        return tuple(took[min(int(share * len(took)), len(took) - 1)] if took else None for share in shares)
+    def quantiles_ms(self, *quantiles: float) -> tuple[float | None, ...]:
+        """Return quantiles of the time from admission to the stored result, or None for an empty window."""
+        self._evict()
+        totals = sorted(total_ms for _, total_ms, _ in self._jobs)
+        return tuple(totals[min(int(q * len(totals)), len(totals) - 1)] if totals else None for q in quantiles)
 
-    def _forget(self) -> None:
-        since = self._clock() - WINDOW_S
-        while self._jobs and self._jobs[0][0] < since:
+    def _evict(self) -> None:
+        start = self._clock() - WINDOW_S
+        while self._jobs and self._jobs[0][0] < start:
             self._jobs.popleft()

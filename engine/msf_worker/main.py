@@ -1,4 +1,4 @@
-"""A worker process from its settings: load the models of the repository, warm up, serve."""
+"""A worker process: loads the models of the repository, warms them up and serves."""
 
 from __future__ import annotations
 
@@ -10,95 +10,74 @@ import socket
 import torch
 
 from msf_scheduler.connection import check, connect
-from msf_scheduler.dynamic_batching import RequestLevel
 from msf_scheduler.jobs import WorkerInfo
 from msf_scheduler.model_control import DesiredModels
 from msf_scheduler.queue import JobQueue
-from msf_scheduler.step_batching import BatchingPolicy, StepLevel
 from msf_scheduler.tracing import Tracing, TracingUnavailable
 from msf_worker.errors import WorkerError
 from msf_worker.metrics import WorkerMetrics
-from msf_worker.metrics_server import Endpoint
-from msf_worker.model_loader import load_first
-from msf_worker.model_manager import Keeper
-from msf_worker.perfetto import Trace
+from msf_worker.metrics_server import MetricsServer
+from msf_worker.model_loader import ModelLoader
+from msf_worker.model_manager import ModelManager
 from msf_worker.settings import WorkerSettings
+from msf_worker.waiting import first_done
 from msf_worker.worker import Worker
 
 
 async def run_worker(settings: WorkerSettings, redis_url: str, stop: asyncio.Event) -> None:
     """Serve until `stop` is set.
 
-    Raises QueueUnavailable when Redis cannot be used at the start, EngineError, WorkerError for a bad setting, and
+    Raises QueueUnavailable if Redis cannot be used at the start, EngineError, WorkerError for a bad setting, and
     StepTimeout when the device hangs.
     """
-    try:
-        tracing = Tracing("msf-worker", settings.otlp_endpoint) if settings.otlp_endpoint else None
-    except TracingUnavailable as error:
-        raise WorkerError(f"MSF_OTLP_ENDPOINT: {error}") from error
+    tracing = _start_tracing(settings.otlp_endpoint)
     redis = connect(redis_url)
     try:
         await check(redis)
         metrics = WorkerMetrics(settings.slots)
-        metrics.watch(asyncio.get_running_loop())
+        metrics.count_tasks(asyncio.get_running_loop())
         if torch.cuda.is_available():
             metrics.watch_gpu(torch.cuda.mem_get_info)
-        endpoint = _listen(metrics, settings.worker_metrics_port) if settings.worker_metrics_port else None
+        metrics_server = _serve_metrics(metrics, settings.worker_metrics_port)
         desired = DesiredModels(redis)
-        _, wishes = await desired.read()
-        loading = asyncio.create_task(asyncio.to_thread(load_first, settings, wishes))
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        _, desired_versions = await desired.read()
+        loader = ModelLoader(settings)
+        loading = asyncio.create_task(asyncio.to_thread(loader.load_first, desired_versions))
+        await first_done(loading, stop.wait())
         if not loading.done():
-            os._exit(0)  # the compilation of a plan cannot be interrupted, and nothing has been claimed yet
-        stopping.cancel()
-        loader, runners = loading.result()
-        host = socket.gethostname()
+            os._exit(0)  # compiling a plan cannot be interrupted, and nothing has been claimed yet
+        runners = loading.result()
+        host, pid = socket.gethostname(), os.getpid()
         info = WorkerInfo(
-            id=f"{host}-{os.getpid()}-{secrets.token_hex(4)}",
+            id=f"{host}-{pid}-{secrets.token_hex(4)}",
             host=host,
-            pid=os.getpid(),
+            pid=pid,
             backend=loader.backend.fingerprint,
             num_slots=settings.slots,
             models=tuple(runner.info() for runner in runners),
         )
-        for runner in runners:
-            plans = runner.executor.plans
-            metrics.describe(runner.key, loader.backend.name, runner.fingerprint, plans.num_loaded, plans.num_built)
-        if endpoint is not None:
-            endpoint.is_ready = True
-        keeper = Keeper(loader, desired, JobQueue(redis), metrics)
-        worker = Worker(
-            info,
-            runners,
-            redis,
-            metrics,
-            lease_s=settings.lease_s,
-            result_ttl_s=settings.result_ttl_s,
-            drain_timeout_s=settings.drain_timeout_s,
-            step_timeout_s=settings.step_timeout_s,
-            policy=_policy(settings),
-            trace=Trace(settings.trace_dir, info.id) if settings.trace_dir else None,
-            tracing=tracing,
-            keeper=keeper,
-        )
-        await worker.run(stop)
+        worker = Worker(settings, info, runners, redis, metrics, tracing)
+        manager = ModelManager(loader, desired, JobQueue(redis), worker.models, worker.device)
+        if metrics_server is not None:
+            metrics_server.is_ready = True
+        await first_done(worker.run(stop), manager.run())
     finally:
         if tracing is not None:
             tracing.close()
         await redis.aclose()
-    if keeper.is_busy:
+    if manager.is_loading:
         os._exit(0)  # as above
 
 
-def _listen(metrics: WorkerMetrics, port: int) -> Endpoint:
+def _start_tracing(otlp_endpoint: str | None) -> Tracing | None:
     try:
-        return Endpoint(metrics.registry, port)
+        return Tracing("msf-worker", otlp_endpoint) if otlp_endpoint else None
+    except TracingUnavailable as error:
+        raise WorkerError(f"MSF_OTLP_ENDPOINT: {error}") from error
+
+
+def _serve_metrics(metrics: WorkerMetrics, port: int) -> MetricsServer | None:
+    try:
+        return MetricsServer(metrics.registry, port) if port else None
     except OSError as error:
-        raise WorkerError(f"metrics port {port}: cannot listen there: {error.strerror}") from error
-
-
-def _policy(settings: WorkerSettings) -> BatchingPolicy:
-    if settings.batching == "request":
-        return RequestLevel(settings.batch_size, settings.batch_delay_s)
-    return StepLevel()
+        raise WorkerError(f"MSF_WORKER_METRICS_PORT={port}: cannot listen: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""Keeps a worker's models as operators want them: loads in the background, lets go when nothing needs them any more."""
+"""Following of the operators' wishes: loads desired models in the background, retires those no longer desired."""
 
 from __future__ import annotations
 
@@ -17,85 +17,83 @@ from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import ModelKey
 from msf_scheduler.model_control import Desired, DesiredModels, VersionReport, VersionState, WorkerReport
 from msf_scheduler.queue import JobQueue
-from msf_worker.metrics import WorkerMetrics
 from msf_worker.model_loader import ModelLoader
 from msf_worker.model_runner import ModelRunner
-from msf_worker.worker import Worker
+from msf_worker.served_models import ServedModels
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 1.0
-GRACE_S = 5.0  # servers that have not heard yet that a version is not wanted may go on to admit jobs of it
+CHECK_INTERVAL_S = 1.0
+RETIRE_DELAY_S = 5.0  # servers may still admit jobs of a version until they learn that it is not desired
 LOADER_NICENESS = 10
-CHANGED = "its folder has changed since it was loaded; a version stays what it is: write a new one"
+CHANGED = "its folder has changed since it was loaded; versions are immutable: write a new one"
+FAILED = "the worker failed to load it; see its log"
 
 
 @dataclass
-class Keeper:
-    """`Worker.run` runs it. One version is loaded at a time, while the others are served."""
+class ModelManager:
+    """Loads one version at a time while the others are served."""
 
     loader: ModelLoader
     desired: DesiredModels
     queue: JobQueue
-    metrics: WorkerMetrics
-    is_busy: bool = False  # the thread loads, and cannot be interrupted
+    models: ServedModels
+    device: ThreadPoolExecutor
+    is_loading: bool = False  # in its thread, which cannot be interrupted
     _thread: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=_give_way)
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=_lower_priority)
     )
     _loading: dict[ModelKey, asyncio.Task[None]] = field(default_factory=dict)
-    _failed: dict[ModelKey, tuple[int, str]] = field(default_factory=dict)  # at which revision, and why
-    _unwanted_since: dict[ModelKey, float] = field(default_factory=dict)
+    _failures: dict[ModelKey, tuple[int, str]] = field(default_factory=dict)  # revision and reason
+    _undesired_since: dict[ModelKey, float] = field(default_factory=dict)
 
-    async def run(self, worker: Worker) -> None:
+    async def run(self) -> None:
+        """Follow the desired state until cancelled."""
         try:
             while True:
                 try:
-                    await self._look(worker)
+                    await self._check()
                 except QueueUnavailable as error:
-                    logger.warning("cannot hear which models are wanted: %s", error)
-                await asyncio.sleep(LOOK_EVERY_S)
+                    logger.warning("cannot read the desired models: %s", error)
+                await asyncio.sleep(CHECK_INTERVAL_S)
         finally:
             for task in self._loading.values():
                 task.cancel()
 
-    async def _look(self, worker: Worker) -> None:
+    async def _check(self) -> None:
         revision, desired = await self.desired.read()
-        present = await asyncio.to_thread(self.loader.present)
-        waiting = [key for key in present if self._is_to_load(key, desired, worker)]
-        if waiting and not self._loading:
-            key = waiting[0]
-            self._loading[key] = asyncio.create_task(self._load(key, desired[key[0]].revision, worker))
-        await self._let_go(desired, worker)
-        reports = [
-            self._report(key, key in waiting, desired, worker) for key in dict.fromkeys((*present, *worker.runners))
-        ]
-        await self.desired.report(worker.info.id, WorkerReport(revision=revision, versions=tuple(reports)))
+        present = await asyncio.to_thread(self.loader.list_versions)
+        pending = [key for key in present if self._must_load(key, desired)]
+        if pending and not self._loading:
+            name, _ = key = pending[0]
+            self._loading[key] = asyncio.create_task(self._load(key, desired[name].revision))
+        await self._retire_undesired(desired)
+        versions = dict.fromkeys((*present, *self.models.runners))
+        reports = tuple(self._report(key, desired, is_pending=key in pending) for key in versions)
+        await self.desired.report(self.models.info.id, WorkerReport(revision=revision, versions=reports))
 
-    def _is_to_load(self, key: ModelKey, desired: Mapping[str, Desired], worker: Worker) -> bool:
+    def _must_load(self, key: ModelKey, desired: Mapping[str, Desired]) -> bool:
         name, version = key
-        wish = desired.get(name)
-        if wish is None or version not in wish.versions or key in worker.runners:
+        if name not in desired or version not in desired[name].versions or key in self.models.runners:
             return False
-        return key not in self._failed or self._failed[key][0] < wish.revision
+        return key not in self._failures or self._failures[key][0] < desired[name].revision
 
-    async def _load(self, key: ModelKey, revision: int, worker: Worker) -> None:
+    async def _load(self, key: ModelKey, revision: int) -> None:
         name = ":".join(key)
         started_at = time.monotonic()
         try:
-            self.is_busy = True
+            self.is_loading = True
             runner = await asyncio.get_running_loop().run_in_executor(self._thread, self._load_in_thread, key)
-            await worker.warm_up(runner)
-            plans = runner.executor.plans
-            self.metrics.describe(key, self.loader.backend.name, runner.fingerprint, plans.num_loaded, plans.num_built)
-            await worker.serve(runner)
-            self._failed.pop(key, None)
-            logger.info("%s is served, loaded in %.1f s", name, time.monotonic() - started_at)
+            await self._warm_up(runner)
+            await self.models.add(runner)
+            self._failures.pop(key, None)
+            logger.info("serving %s, loaded in %.1f s", name, time.monotonic() - started_at)
         except EngineError as error:
-            logger.error("%s cannot be loaded: %s", name, error)
-            self._failed[key] = revision, str(error)
+            logger.error("cannot load %s: %s", name, error)
+            self._failures[key] = revision, str(error)
         except Exception:
-            logger.exception("%s cannot be loaded", name)
-            self._failed[key] = revision, "the worker failed on it; its log has the cause"
+            logger.exception("cannot load %s", name)
+            self._failures[key] = revision, FAILED
         finally:
             del self._loading[key]
 
@@ -103,36 +101,42 @@ class Keeper:
         try:
             return self.loader.load(*key)
         finally:
-            self.is_busy = False
+            self.is_loading = False
 
-    async def _let_go(self, desired: Mapping[str, Desired], worker: Worker) -> None:
-        """Once servers have stopped to admit jobs of a version, and those that were admitted are claimed."""
+    async def _warm_up(self, runner: ModelRunner) -> None:
+        """Warm up in the device thread, where steps of other models run in between."""
+        runs = runner.warm_up_runs()
+        while await asyncio.get_running_loop().run_in_executor(self.device, next, runs, None):
+            pass
+
+    async def _retire_undesired(self, desired: Mapping[str, Desired]) -> None:
+        """Retire versions that no server admits jobs of any more, once their queues are empty."""
         now = time.monotonic()
-        unwanted = [key for key in worker.runners if not _is_wanted(key, desired)]
-        self._unwanted_since = {key: self._unwanted_since.get(key, now) for key in unwanted}
-        late = [key for key, since in self._unwanted_since.items() if now - since >= GRACE_S]
-        worker.retire([key for key in late if (await self.queue.depth(*key)).num_jobs_queued == 0])
+        undesired = [key for key in self.models.runners if not _is_desired(key, desired)]
+        self._undesired_since = {key: self._undesired_since.get(key, now) for key in undesired}
+        settled = [key for key, since in self._undesired_since.items() if now - since >= RETIRE_DELAY_S]
+        self.models.retire([key for key in settled if (await self.queue.depth(*key)).num_jobs_queued == 0])
 
-    def _report(self, key: ModelKey, is_to_load: bool, desired: Mapping[str, Desired], worker: Worker) -> VersionReport:
+    def _report(self, key: ModelKey, desired: Mapping[str, Desired], *, is_pending: bool) -> VersionReport:
         reason = ""
-        if key in worker.runners and key not in self._loading:  # servers know of it
-            state = VersionState.READY if _is_wanted(key, desired) else VersionState.UNLOADING
-            if worker.runners[key].model.has_changed():
+        if key in self.models.runners and key not in self._loading:  # it is registered, so servers know of it
+            state = VersionState.READY if _is_desired(key, desired) else VersionState.UNLOADING
+            if self.models.runners[key].model.has_changed():
                 reason = CHANGED
-        elif key in self._loading or is_to_load:
+        elif key in self._loading or is_pending:
             state = VersionState.LOADING
         else:
             state = VersionState.UNAVAILABLE
-            reason = self._failed[key][1] if key in self._failed and _is_wanted(key, desired) else "not loaded"
+            reason = self._failures[key][1] if key in self._failures and _is_desired(key, desired) else "not loaded"
         return VersionReport(name=key[0], version=key[1], state=state, reason=reason)
 
 
-def _give_way() -> None:
-    """Let this thread, and those that it starts, compute when the steps of running jobs do not need the processor."""
+def _lower_priority() -> None:
+    """Give the steps of running jobs precedence over this thread and the threads that it starts."""
     if sys.platform == "linux":  # where threads have priorities of their own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADER_NICENESS)
 
 
-def _is_wanted(key: ModelKey, desired: Mapping[str, Desired]) -> bool:
+def _is_desired(key: ModelKey, desired: Mapping[str, Desired]) -> bool:
     name, version = key
     return name not in desired or version in desired[name].versions

@@ -1,40 +1,37 @@
-"""One model version in a worker: its jobs, the slots their samples ride in, and what a step costs there."""
+"""One model version in a worker: its jobs, the slots of their samples, and the measured costs of its steps."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-from numpy.typing import NDArray
-
-from msf_engine.executor import Executor, SampleRequest, StepResult
+from msf_engine.executor import Executor, SampleRequest
 from msf_engine.repository import ModelVersion
-from msf_scheduler.jobs import JobSpec, LeastSeconds, ModelInfo, ModelKey, Preview, Progress, Provenance
+from msf_scheduler.error_codes import ErrorCode
+from msf_scheduler.jobs import JobError, JobSpec, ModelInfo, ModelKey, Preview, Progress, Provenance
 from msf_scheduler.leases import Claim
 from msf_scheduler.stage import Stage
 from msf_scheduler.step_batching import ActiveWork, Candidate, StepBatch
 from msf_scheduler.step_costs import StepCosts
-from msf_worker.active_job import ActiveJob, work_of
+from msf_worker.active_job import ActiveJob, ActiveSample, work_of
 from msf_worker.image_encoder import runtime_fingerprint
+from msf_worker.model_info import model_info
+from msf_worker.step_outcome import BatchMember, Execution, StepOutcome
 
-WARM_UP_ROUNDS = 3
-CHEAP = 0.05  # strict is the default where it takes no larger share more
+logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Executed:
-    """What a step batch led to, the time that it took, and the previews that were made after it."""
-
-    result: StepResult
-    seconds: float
-    previews: list[tuple[ActiveJob, Preview, NDArray[np.uint8]]]
+WARM_UP_ROUNDS = 3  # the first is not measured
+MAX_CHEAP_STRICT_COST = 0.05  # extra share of a step's time up to which strict is the default
+ENGINE_FAILED = JobError(code=ErrorCode.ENGINE_ERROR, message="the engine failed")
+NON_FINITE = JobError(code=ErrorCode.NON_FINITE, message="the model computed a number that is not finite")
 
 
 class ModelRunner:
-    """Owned by the worker's event loop; only `execute` runs in the device's thread, and nothing else meanwhile."""
+    """Runs one model version's jobs. The worker's event loop owns it; only `execute` runs in the device thread."""
 
     def __init__(self, model: ModelVersion, executor: Executor) -> None:
         self.model = model
@@ -43,221 +40,208 @@ class ModelRunner:
         self.fingerprint = runtime_fingerprint(executor.plans.fingerprint)
         self.strict_cost: float | None = None
         self.jobs: dict[str, ActiveJob] = {}
-        self._riders: dict[int, tuple[ActiveJob, int]] = {}  # slot -> job, sample index
-        self._ridden_at: dict[int, float] = {}  # slot -> when its sample last rode, or joined
+        self._samples: dict[int, ActiveSample] = {}  # by slot
 
     @property
     def key(self) -> ModelKey:
         return self.model.name, self.model.version
 
     def num_slots_in_use(self) -> int:
-        return len(self._riders)
+        return len(self._samples)
 
     @property
     def room(self) -> int:
-        """Samples that a further claim may bring: free slots that no claimed sample waits for."""
+        """Number of samples that another claim may bring: free slots that no claimed sample waits for."""
         return max(self.executor.num_free_slots - sum(len(job.waiting) for job in self.jobs.values()), 0)
 
     def info(self) -> ModelInfo:
-        """What the server must know of this model."""
-        config = self.model.config
-        return ModelInfo(
-            name=self.model.name,
-            version=self.model.version,
-            labels=self.model.labels,
-            image_size=config.image.size,
-            image_channels=config.image.channels,
-            default_num_steps=config.default_num_steps,
-            max_num_steps=config.sampling.max_num_steps,
-            default_guidance_scale=config.sampling.default_guidance_scale,
-            max_guidance_scale=config.sampling.max_guidance_scale,
-            description=config.description,
-            created=int((self.model.folder / "SHA256SUMS").stat().st_mtime),
-            least=self._least(),
-            fingerprint=self.fingerprint,
-            strict_cost=self.strict_cost,
-        )
-
-    def _least(self) -> LeastSeconds:
-        steps = [cost for cost in self.costs if cost.stage is not Stage.DECODE]
-        decodes = [cost.least_s for cost in self.costs if cost.stage is Stage.DECODE]
-        return LeastSeconds(
-            step_s=min((cost.least_s for cost in steps), default=0.0),
-            sample_step_s=min((cost.least_s / cost.bucket for cost in steps), default=0.0),
-            decode_s=min(decodes, default=0.0),
-        )
+        """Describe this model for the servers."""
+        return model_info(self.model, self.costs, self.fingerprint, self.strict_cost)
 
     def steps_per_s(self) -> float:
-        """Sample steps, decodes with them, of default requests that full batches would make; 0 before any is timed."""
+        """Return the steps per second, decodes included, of full batches of default requests; 0 before warm-up."""
         config = self.model.config
         work_s = self.costs.work_s(work_of(config, config.default_num_steps, config.sampling.default_guidance_scale))
         return (config.default_num_steps + 1) / work_s if work_s else 0.0
 
+    # Jobs and slots
+
     def add(self, claim: Claim) -> None:
-        """Take a job in. One that was lost and came back before its slots were freed goes on under its new claim."""
-        job = self.jobs.setdefault(claim.job.id, ActiveJob(claim, self.model.config, self._provenance(claim.job.spec)))
-        job.hold_by(claim)
+        """Take a job in. One that was lost and comes back before its slots are freed continues under its new claim."""
+        job = self.jobs.get(claim.job.id)
+        if job is not None:
+            job.rebind(claim)
+        else:
+            self.jobs[claim.job.id] = ActiveJob(claim, self.model.config, self._provenance(claim.job.spec))
 
     def _provenance(self, spec: JobSpec) -> Provenance:
-        """Strict where the job says so, or says nothing and it costs little here."""
-        is_cheap = self.strict_cost is not None and self.strict_cost <= CHEAP
+        """Strict if the job says so, or if it says nothing and strict costs little here."""
+        is_cheap = self.strict_cost is not None and self.strict_cost <= MAX_CHEAP_STRICT_COST
         return Provenance(
             fingerprint=self.fingerprint, reproducibility=spec.reproducibility or ("strict" if is_cheap else "fast")
         )
 
     def drop(self, job_id: str) -> None:
-        """Forget a job and free its slots at once; its batch-mates do not notice."""
+        """Forget a job and free its slots; other jobs in its step batches are not affected."""
         job = self.jobs.pop(job_id, None)
-        for slot in [slot for slot, (rider, _) in self._riders.items() if rider is job]:
-            self._leave(slot)
+        for slot in [slot for slot, sample in self._samples.items() if sample.job is job]:
+            del self._samples[slot]
             self.executor.leave(slot)
-
-    def _leave(self, slot: int) -> tuple[ActiveJob, int]:
-        del self._ridden_at[slot]
-        return self._riders.pop(slot)
 
     def fill_slots(self) -> None:
         """Let waiting samples join, oldest claim first, while slots are free."""
         for job in self.jobs.values():
             while job.waiting and self.executor.num_free_slots:
-                sample = job.next_sample()
-                slot = self.executor.join(sample)
-                self._riders[slot] = job, sample.index
-                self._ridden_at[slot] = time.monotonic()
+                request = job.next_sample()
+                slot = self.executor.join(request)
+                state = self.executor.slots[slot]
+                self._samples[slot] = ActiveSample(job, request.index, state, time.monotonic())
+
+    def late_jobs(self) -> list[ActiveJob]:
+        """Return the jobs whose deadline cannot be met even at the fastest measured pace."""
+        now = time.monotonic()
+        close = {job.id for job in self.jobs.values() if job.is_late(job.work, self.costs, now)}
+        late = {job.id: job for job in self.jobs.values() if job.id in close and job.waiting}
+        for sample in self._samples.values():
+            if sample.job.id in close and sample.job.is_late(sample.work_left, self.costs, now):
+                late[sample.job.id] = sample.job
+        return list(late.values())
+
+    # Stepping
 
     def candidates(self, shares: Mapping[str, float]) -> list[Candidate]:
-        """What the batching policy may choose from; `shares` as of `policy.active_shares`."""
-        slots = self.executor.slots
+        """Return the samples that the batching policy may choose from; `shares` are those of `active_shares`."""
         left_s = {
             job.id: len(job.waiting) * self.costs.work_s(job.work) if job.waiting else 0.0 for job in self.jobs.values()
         }
-        for slot, (job, _) in self._riders.items():
-            left_s[job.id] += self.costs.work_s(job.work_left(*slots[slot].steps_left))
+        for sample in self._samples.values():
+            left_s[sample.job.id] += self.costs.work_s(sample.work_left)
         jobs = {job.id: self._active_work(job, left_s[job.id], shares) for job in self.jobs.values()}
         return [
             Candidate(
                 slot=slot,
-                index=index,
-                job=jobs[job.id],
+                index=sample.index,
+                job=jobs[sample.job.id],
                 model=self.key,
-                stage=slots[slot].stage,
-                guided=slots[slot].guided,
-                ridden_at=self._ridden_at[slot],
-                strict=job.is_strict,
+                stage=sample.state.stage,
+                guided=sample.state.guided,
+                ridden_at=sample.stepped_at,
+                strict=sample.job.is_strict,
             )
-            for slot, (job, index) in self._riders.items()
+            for slot, sample in self._samples.items()
         ]
 
     def _active_work(self, job: ActiveJob, left_s: float, shares: Mapping[str, float]) -> ActiveWork:
-        record = job.claim.job
         return ActiveWork(
             id=job.id,
             arrived_at=job.arrived_at,
-            whole_s=record.spec.num_samples * self.costs.work_s(job.work),
+            whole_s=job.spec.num_samples * self.costs.work_s(job.work),
             left_s=left_s,
-            priority=record.terms.priority,
+            priority=job.terms.priority,
             deadline=job.deadline,
-            share=shares[record.terms.tenant],
+            share=shares[job.terms.tenant],
         )
 
-    def late_jobs(self) -> list[ActiveJob]:
-        """Jobs whose deadline cannot be met any more, however fast they go."""
-        now = time.monotonic()
-        close = {job.id: job for job in self.jobs.values() if job.is_late(job.work, self.costs, now)}
-        if not close:
-            return []
-        slots = self.executor.slots
-        late = {job.id: job for job in close.values() if job.waiting}
-        for slot, (job, _) in self._riders.items():
-            left = job.work_left(*slots[slot].steps_left)
-            if job.id in close and job.is_late(left, self.costs, now):
-                late[job.id] = job
-        return list(late.values())
+    async def step(self, batch: StepBatch, device: ThreadPoolExecutor, watched: Collection[str] = ()) -> StepOutcome:
+        """Run a step batch in the device thread and take its results in.
 
-    def execute(self, batch: StepBatch) -> Executed:
+        Progress is returned for jobs in `watched`. If the engine fails, so do all jobs in the batch.
+        """
+        started_at = time.monotonic()
+        samples = [self._samples[slot] for slot in batch.slots]
+        members = [BatchMember(sample.job.id, sample.index, sample.state.step) for sample in samples]
+        jobs = list({sample.job.id: sample.job for sample in samples}.values())
+        for job in jobs:
+            job.started_at = job.started_at or started_at
+        try:
+            execution = await asyncio.get_running_loop().run_in_executor(device, self.execute, batch)
+        except Exception:
+            logger.exception("a step batch of %s %s failed", *self.key)
+            for job in jobs:
+                self.drop(job.id)
+            return StepOutcome(started_at, failed=[(job, ENGINE_FAILED) for job in jobs], has_freed_slots=True)
+        failed = self._account(batch, execution, jobs, started_at)
+        return StepOutcome(
+            started_at,
+            execution.seconds,
+            members,
+            completed=[job for job in jobs if job.is_complete],
+            failed=[(job, NON_FINITE) for job in failed],
+            previews=execution.previews,
+            progress=[(job, self._progress(job)) for job in jobs if job.id in watched],
+            has_freed_slots=bool(execution.result.images or execution.result.failed),
+        )
+
+    def execute(self, batch: StepBatch) -> Execution:
+        """Run a step batch and decode the previews that are due after it."""
         started_at = time.monotonic()
         result = self.executor.step(batch.slots, batch.bucket)
         seconds = time.monotonic() - started_at
-        due = {slot: number for slot in batch.slots if (number := self._due_preview(slot)) is not None}
-        pixels = self.executor.preview(tuple(due))
-        return Executed(result, seconds, [self._shown(slot, due[slot], image) for slot, image in pixels.items()])
+        previews = {slot: preview for slot in batch.slots if (preview := self._due_preview(slot)) is not None}
+        pixels = self.executor.preview(tuple(previews))
+        return Execution(
+            result, seconds, [(self._samples[slot].job, previews[slot], image) for slot, image in pixels.items()]
+        )
 
-    def _due_preview(self, slot: int) -> int | None:
-        """Which preview this step has led to: the base as soon as it is made, the others evenly over the residual."""
-        state = self.executor.slots.get(slot)
-        wanted = self._riders[slot][0].claim.job.terms.num_previews
-        if not wanted or state is None or state.stage is not Stage.RESIDUAL:
+    def _due_preview(self, slot: int) -> Preview | None:
+        """Return the preview due now: the first when the base is complete, the others evenly over the residual."""
+        sample = self._samples[slot]
+        num_previews, state = sample.job.terms.num_previews, sample.state
+        if not num_previews or state.stage is not Stage.RESIDUAL or slot not in self.executor.slots:
             return None
         num_steps = state.request.num_residual_steps
-        at = {math.ceil(number * num_steps / wanted): number for number in range(wanted)}
-        return at.get(state.step)
+        numbers = {math.ceil(number * num_steps / num_previews): number for number in range(num_previews)}  # by step
+        number = numbers.get(state.step)
+        return None if number is None else Preview(index=sample.index, number=number)
 
-    def _shown(self, slot: int, number: int, pixels: NDArray[np.uint8]) -> tuple[ActiveJob, Preview, NDArray[np.uint8]]:
-        job, index = self._riders[slot]
-        return job, Preview(index=index, number=number), pixels
+    def _account(
+        self, batch: StepBatch, execution: Execution, jobs: Sequence[ActiveJob], started_at: float
+    ) -> list[ActiveJob]:
+        """Account for a step batch and remove the jobs that it completed or failed. Returns the failed ones."""
+        now, result = time.monotonic(), execution.result
+        self.costs.observe(batch.stage, batch.guided, batch.bucket, execution.seconds)
+        for job in jobs:
+            job.record_step(batch.stage, started_at, now)
+        for slot in batch.slots:
+            self._samples[slot].stepped_at = now
+        for slot, image in result.images.items():
+            sample = self._samples.pop(slot)
+            sample.job.images[sample.index] = image
+        failed = {job.id: job for job in (self._samples.pop(slot).job for slot in result.failed)}
+        for job_id in (*failed, *(job.id for job in jobs if job.is_complete)):
+            self.drop(job_id)
+        return list(failed.values())
 
-    def progress(self, job: ActiveJob) -> Progress:
-        slots = [self.executor.slots[slot] for slot, (rider, _) in self._riders.items() if rider is job]
-        per_sample, num_samples = job.claim.job.spec.num_steps + 1, job.claim.job.spec.num_samples
-        steps_left = per_sample * len(job.waiting) + sum(sum(slot.steps_left) + 1 for slot in slots)
-        stages = {Stage.BASE} if job.waiting else {slot.stage for slot in slots}
+    def _progress(self, job: ActiveJob) -> Progress:
+        states = [sample.state for sample in self._samples.values() if sample.job is job]
+        steps_per_sample, num_samples = job.spec.num_steps + 1, job.spec.num_samples
+        steps_left = steps_per_sample * len(job.waiting) + sum(sum(state.steps_left) + 1 for state in states)
+        stages = {Stage.BASE} if job.waiting else {state.stage for state in states}
         return Progress(
             stage=next((stage for stage in Stage if stage in stages), Stage.DECODE),
-            steps_done=per_sample * num_samples - steps_left,
-            num_steps=per_sample * num_samples,
+            steps_done=steps_per_sample * num_samples - steps_left,
+            num_steps=steps_per_sample * num_samples,
             samples_done=len(job.images),
         )
 
-    def jobs_in(self, batch: StepBatch) -> list[ActiveJob]:
-        """The jobs that ride in a step batch, each once."""
-        return list({job.id: job for job, _ in (self._riders[slot] for slot in batch.slots)}.values())
-
-    def riders(self, batch: StepBatch) -> list[dict[str, str | int]]:
-        """Who rides in a step batch and at which step of its stage, for a trace."""
-        return [
-            {"job": job.id, "sample": index, "step": self.executor.slots[slot].step}
-            for slot, (job, index) in ((slot, self._riders[slot]) for slot in batch.slots)
-        ]
-
-    def account(
-        self, batch: StepBatch, executed: Executed, started_at: float
-    ) -> tuple[list[ActiveJob], list[ActiveJob]]:
-        """Book a step batch's time and images. Returns the jobs that it completed and those that it failed."""
-        now, result = time.monotonic(), executed.result
-        self.costs.observe(batch.stage, batch.guided, batch.bucket, executed.seconds)
-        touched = self.jobs_in(batch)
-        for job in touched:
-            job.rode(batch.stage, started_at, now)
-        for slot in batch.slots:
-            self._ridden_at[slot] = now
-        for slot, image in result.images.items():
-            job, index = self._leave(slot)
-            job.images[index] = image
-        failed = list({job.id: job for job, _ in (self._leave(slot) for slot in result.failed)}.values())
-        completed = [job for job in touched if job.is_complete]
-        for job in completed:
-            del self.jobs[job.id]
-        for job in failed:
-            self.drop(job.id)
-        return completed, failed
+    # Warming up
 
     def warm_up(self) -> None:
-        """Run every plan some times: the first run of a plan is slow, and the policy wants to know what each costs."""
-        for _ in self.warming_up():
+        """Run every plan a few times: the first run is slow, and the batching policy needs the cost of each."""
+        for _ in self.warm_up_runs():
             pass
 
-    def warming_up(self) -> Iterator[None]:
-        """`warm_up` in pieces, between which the device may do other work."""
-        default_scale = self.model.config.sampling.default_guidance_scale
+    def warm_up_runs(self) -> Iterator[int]:
+        """Warm up, and yield the bucket after each run, so that the device can do other work in between."""
         for bucket in self.executor.plans.buckets:
-            for scale in (1.0, default_scale):
-                for round_number in range(WARM_UP_ROUNDS):
-                    self._run_alone(min(bucket, self.executor.num_slots), bucket, scale, observe=round_number > 0)
-                    yield
+            for guidance_scale in (1.0, self.model.config.sampling.default_guidance_scale):
+                for number in range(WARM_UP_ROUNDS):
+                    self._run_samples(bucket, guidance_scale, observe=number > 0)
+                    yield bucket
         self.strict_cost = self.costs.strict_cost()
 
-    def _run_alone(self, count: int, bucket: int, guidance_scale: float, *, observe: bool) -> None:
-        for index in range(count):
+    def _run_samples(self, bucket: int, guidance_scale: float, *, observe: bool) -> None:
+        for index in range(min(bucket, self.executor.num_slots)):
             self.executor.join(SampleRequest(0, 0, index, 1, 1, guidance_scale))
         while self.executor.slots:
             first = next(iter(self.executor.slots.values()))

@@ -1,4 +1,4 @@
-"""What callers may see of a job before its end: how far it is, if somebody watches, and the previews it asked for."""
+"""Publication of running jobs: the progress of jobs that are watched, and the previews that jobs asked for."""
 
 from __future__ import annotations
 
@@ -20,59 +20,53 @@ from msf_worker.image_encoder import encode_preview
 
 logger = logging.getLogger(__name__)
 
-PROGRESS_EVERY_S = 0.1
+PROGRESS_INTERVAL_S = 0.1
 
 
-class Showing:
-    """What is shown of one job goes to Redis in its order, in a chain of tasks. Nothing here holds up its end for long.
+class ProgressPublisher:
+    """Writes each job's progress and previews to Redis in order, in a chain of tasks that does not delay its steps.
 
-    While Redis is away nothing is shown, and nothing is made up for later.
+    While Redis is unavailable nothing is published, and nothing is made up for later.
     """
 
     def __init__(self, leases: Leases, encoder: ThreadPoolExecutor) -> None:
-        self.watched: set[str] = set()  # ids of jobs whose progress somebody wants to know
         self._leases = leases
         self._encoder = encoder
-        self._tasks: dict[str, asyncio.Task[None]] = {}  # by job: the last of its chain
-        self._told: dict[str, tuple[str, float]] = {}  # by job: stage, and when
 
-    def progress(self, job: ActiveJob, progress: Progress) -> None:
-        """Some times a second, whenever a stage begins, and when all is done."""
-        stage, at = self._told.get(job.id, ("", 0.0))
+    def publish_progress(self, job: ActiveJob, progress: Progress) -> None:
+        """Publish the progress when a stage begins, when all steps are done, and otherwise at intervals."""
+        stage, published_at = job.last_progress
         now = time.monotonic()
         is_done = progress.steps_done == progress.num_steps
-        if is_done or progress.stage != stage or now - at >= PROGRESS_EVERY_S:
-            self._told[job.id] = progress.stage, now
+        if is_done or progress.stage != stage or now - published_at >= PROGRESS_INTERVAL_S:
+            job.last_progress = progress.stage, now
             self._chain(job, self._leases.show_progress(job.claim, progress))
 
-    def preview(self, job: ActiveJob, preview: Preview, pixels: NDArray[np.uint8]) -> None:
-        job.num_previews_shown += 1
-        self._chain(job, self._show(job, job.num_previews_shown, preview, pixels))
+    def publish_preview(self, job: ActiveJob, preview: Preview, pixels: NDArray[np.uint8]) -> None:
+        """Encode and publish a preview."""
+        job.num_previews += 1
+        self._chain(job, self._publish_preview(job, job.num_previews, preview, pixels))
 
-    async def shown(self, job: ActiveJob) -> None:
-        """Return when all that there was to show is in Redis, or never will be."""
-        task = self._tasks.get(job.id)
-        if task is not None:
-            await task
+    async def flush(self, job: ActiveJob) -> None:
+        """Wait until everything of the job has been published or given up."""
+        if job.publication is not None:
+            await job.publication
 
-    def forget(self, job_id: str) -> None:
-        self.watched.discard(job_id)
-        self._told.pop(job_id, None)
-        self._tasks.pop(job_id, None)
-
-    async def _show(self, job: ActiveJob, sequence: int, preview: Preview, pixels: NDArray[np.uint8]) -> None:
+    async def _publish_preview(
+        self, job: ActiveJob, sequence: int, preview: Preview, pixels: NDArray[np.uint8]
+    ) -> None:
         claim = job.claim
-        file = await asyncio.get_running_loop().run_in_executor(self._encoder, encode_preview, pixels, claim.job.spec)
+        file = await asyncio.get_running_loop().run_in_executor(self._encoder, encode_preview, pixels, job.spec)
         await self._leases.show_preview(claim, sequence, preview, file)
 
-    def _chain(self, job: ActiveJob, showing: Coroutine[Any, Any, object]) -> None:
-        self._tasks[job.id] = asyncio.create_task(_after(self._tasks.get(job.id), showing))
+    def _chain(self, job: ActiveJob, publishing: Coroutine[Any, Any, object]) -> None:
+        job.publication = asyncio.create_task(_after(job.publication, publishing))
 
 
-async def _after(earlier: asyncio.Task[None] | None, showing: Coroutine[Any, Any, object]) -> None:
+async def _after(earlier: asyncio.Task[None] | None, publishing: Coroutine[Any, Any, object]) -> None:
     if earlier is not None:
         await earlier
     try:
-        await showing
+        await publishing
     except QueueUnavailable as error:
-        logger.warning("something of a job is not shown: %s", error)
+        logger.warning("progress or a preview of a job is not published: %s", error)

@@ -1,413 +1,229 @@
-"""The worker: claim jobs, step their samples, finish what is complete, until told to stop."""
+"""The worker: claims jobs, steps their samples and finishes complete jobs, until it is stopped."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 from redis.asyncio import Redis
 
-from msf_scheduler.error_codes import ErrorCode
+from msf_scheduler.dynamic_batching import RequestLevel
 from msf_scheduler.errors import QueueUnavailable
-from msf_scheduler.jobs import ModelInfo, ModelKey, WorkerInfo, WorkerLoad
-from msf_scheduler.leases import Claim, Leases
-from msf_scheduler.notices import notices
+from msf_scheduler.jobs import WorkerInfo
+from msf_scheduler.leases import Leases
 from msf_scheduler.registry import Registry
 from msf_scheduler.step_batching import BatchingPolicy, Hold, StepBatch, StepLevel, active_shares
 from msf_scheduler.tracing import Tracing
-from msf_scheduler.tunables import RESULT_TTL_S
-from msf_worker.active_job import ActiveJob
-from msf_worker.errors import StepTimeout
-from msf_worker.job_finisher import RETRY_S, Finisher, until_redis_answers
+from msf_worker.job_finisher import JobFinisher
+from msf_worker.lease_keeper import LeaseKeeper
 from msf_worker.metrics import WorkerMetrics
-from msf_worker.model_runner import Executed, ModelRunner
-from msf_worker.perfetto import Trace
-from msf_worker.progress_publisher import Showing
+from msf_worker.model_runner import ModelRunner
+from msf_worker.perfetto import PerfettoTrace
+from msf_worker.progress_publisher import ProgressPublisher
+from msf_worker.served_models import ServedModels
+from msf_worker.settings import WorkerSettings
+from msf_worker.step_outcome import StepOutcome
+from msf_worker.waiting import RETRY_S, first_done
 
 logger = logging.getLogger(__name__)
 
 WAIT_FOR_WORK_S = 5.0
-_DONE = object()
-
-
-class Keeper(Protocol):
-    """Decides which models a worker serves."""
-
-    async def run(self, worker: Worker) -> None:
-        """For as long as the worker serves."""
-        ...
 
 
 class Worker:
-    """Four tasks share the runners: claiming, stepping, keeping the leases, and heeding notices; jobs that end go
-    to the finisher.
-
-    They all run on one event loop; the networks run in one thread beside it.
-    """
+    """Claiming and stepping loops of one process. They share an event loop; networks run in the `device` thread."""
 
     def __init__(
         self,
+        settings: WorkerSettings,
         info: WorkerInfo,
         runners: Sequence[ModelRunner],
         redis: Redis,
         metrics: WorkerMetrics,
-        *,
-        lease_s: float,
-        result_ttl_s: float = RESULT_TTL_S,
-        drain_timeout_s: float,
-        step_timeout_s: float,
-        policy: BatchingPolicy | None = None,
-        trace: Trace | None = None,
         tracing: Tracing | None = None,
-        keeper: Keeper | None = None,
     ) -> None:
-        self.info = info
-        self._runners = {runner.key: runner for runner in runners}
-        self._redis = redis
-        fingerprints = {runner.key: runner.fingerprint for runner in runners}
-        self._leases = Leases(redis, lease_s=lease_s, result_ttl_s=result_ttl_s, fingerprints=fingerprints)
-        self._registry = Registry(redis, worker_ttl_s=lease_s)
-        self._metrics = metrics
-        self._policy = policy or StepLevel()
-        self._trace = trace
-        self._heartbeat_s = lease_s / 3
-        self._drain_timeout_s = drain_timeout_s
-        self._step_timeout_s = step_timeout_s
-        self._step_began_at: float | None = None
-        self._alone = False  # nothing is claimed until nothing is held: a suspect is, or waits to be, claimed
-        self._held: dict[str, Claim] = {}  # every job whose lease is ours
-        self._lost: set[str] = set()  # to be dropped between two steps
+        self.device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
-        self._showing = Showing(self._leases, self._encoder)
-        self._finisher = Finisher(self._leases, metrics, self._showing, self._encoder, self._ended, tracing)
-        self._work = asyncio.Event()  # there may be a step to make
-        self._freed = asyncio.Event()  # a slot was freed, so there may be room to claim
-        self._nothing_held = asyncio.Event()
-        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self._changed = asyncio.Event()  # a runner came, or one is to go
-        self._retiring: frozenset[ModelKey] = frozenset()
-        self._keeper = keeper
-        for runner in runners:
-            self._show(runner)
+        self._leases = Leases(redis, lease_s=settings.lease_s, result_ttl_s=settings.result_ttl_s)
+        registry = Registry(redis, worker_ttl_s=settings.lease_s)
+        self.models = ServedModels(info, runners, registry, self._leases, metrics)
+        self._keeper = LeaseKeeper(settings, self.models, self._leases, redis, metrics)
+        self._publisher = ProgressPublisher(self._leases, self._encoder)
+        self._finisher = JobFinisher(self._keeper, self._leases, self._publisher, self._encoder, metrics, tracing)
+        self._policy = _make_policy(settings)
+        self._metrics = metrics
+        self._trace = PerfettoTrace(settings.trace_dir, info.id) if settings.trace_dir else None
+        self._drain_timeout_s = settings.drain_timeout_s
+        self._claims_alone = False  # a suspect is held, or waits until nothing else is
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set, then finish what runs, hand back what waits, and go."""
-        await _first(until_redis_answers(lambda: self._registry.register(self.info)), stop.wait())
+        """Serve until `stop` is set; then finish running jobs, hand back waiting ones, and leave."""
+        await first_done(self.models.register(), stop.wait())
         claiming = asyncio.create_task(self._claim_until(stop))
-        keeping = [self._keeper.run(self)] if self._keeper else []
-        serving = [
-            asyncio.create_task(task)
-            for task in (self._step_for_ever(), self._keep_leases(), self._heed_notices(), *keeping)
-        ]
+        loops = (self._step_forever(), self._keeper.renew_forever(), self._keeper.heed_notices())
+        serving = [asyncio.create_task(loop) for loop in loops]
         try:
-            await _first(claiming, *serving)
-            await _first(self._drain(), *serving)
+            await first_done(claiming, *serving)
+            await first_done(self._drain(), *serving)
         finally:
-            tasks = (claiming, *serving)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await self._finisher.close()
-            if self._trace:
-                self._trace.close()
-            self._encoder.shutdown(wait=False)
-            self._device.shutdown(wait=False)
-
-    # Models
-
-    @property
-    def runners(self) -> Mapping[ModelKey, ModelRunner]:
-        """Whose jobs are claimed now."""
-        return self._runners
-
-    async def warm_up(self, runner: ModelRunner) -> None:
-        """On the device's thread, in turns with the steps of the others."""
-        pieces = runner.warming_up()
-        while await asyncio.get_running_loop().run_in_executor(self._device, lambda: next(pieces, _DONE)) is not _DONE:
-            pass
-
-    async def serve(self, runner: ModelRunner) -> None:
-        """Claim the jobs of one more model version from now on."""
-        self._show(runner)
-        self._leases.run_with(runner.key, runner.fingerprint)
-        self._runners = {**self._runners, runner.key: runner}  # another dict: others may be in the midst of the old
-        self._changed.set()
-        await self._announce((*self.info.models, runner.info()))
-
-    def retire(self, models: Iterable[ModelKey]) -> None:
-        """Stop serving these, and no others, as soon as nothing of theirs is held."""
-        self._retiring = frozenset(models)
-        if self._retiring:
-            self._changed.set()
-
-    async def _drop_retired(self) -> None:
-        """Between two claims, so that none is on its way to a runner that is gone."""
-        held = {(claim.job.spec.model, claim.job.spec.version) for claim in self._held.values()}
-        leaving = [key for key in self._retiring & self._runners.keys() - held if not self._runners[key].jobs]
-        if leaving:
-            self._runners = {key: runner for key, runner in self._runners.items() if key not in leaving}
-            for key in leaving:
-                self._metrics.stops_serving(key)
-            await self._announce([each for each in self.info.models if (each.name, each.version) in self._runners])
-
-    async def _announce(self, models: Sequence[ModelInfo]) -> None:
-        self.info = self.info.model_copy(update={"models": tuple(models)})
-        await until_redis_answers(lambda: self._registry.register(self.info))
-
-    def _show(self, runner: ModelRunner) -> None:
-        self._metrics.serves(runner.key)
-        self._metrics.slots_in_use.labels(*runner.key).set_function(runner.num_slots_in_use)
-        self._metrics.steps_available.labels(*runner.key).set(runner.steps_per_s())
+            await self._close([claiming, *serving])
 
     # Claiming
 
     async def _claim_until(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
-            self._freed.clear()
-            self._changed.clear()
-            await self._drop_retired()
+            self._keeper.slots_freed.clear()
+            self.models.changed.clear()
+            await self.models.drop_retired(self._keeper.claims.values())
             try:
                 if not await self._claim():
-                    await _first(stop.wait(), self._changed.wait(), *self._chances())
+                    await first_done(stop.wait(), self.models.changed.wait(), *self._claim_triggers())
             except QueueUnavailable as error:
                 logger.warning("cannot claim: %s", error)
-                await _first(asyncio.sleep(RETRY_S), stop.wait())
-
-    def _chances(self) -> list[Coroutine[Any, Any, Any]]:
-        """What may make a claim worth while: an arrival where there is room, a freed slot where there is none.
-
-        Where there was room and nothing to claim, a freed slot changes nothing; and cutting a blocking read off costs
-        its connection.
-        """
-        open_queues = [key for key, runner in self._runners.items() if runner.room and not self._alone]
-        arrival = [self._leases.wait_for_work(open_queues, WAIT_FOR_WORK_S)] if open_queues else []
-        return arrival if len(open_queues) == len(self._runners) else [*arrival, self._freed.wait()]
+                await first_done(asyncio.sleep(RETRY_S), stop.wait())
 
     async def _claim(self) -> bool:
-        """Claim as much as every runner has room for. False: there was nothing, or no room."""
-        if self._alone and self._held:
+        """Claim as many jobs of each model as it has room for. Returns False if another claim can bring nothing now."""
+        if self._claims_alone and self._keeper.claims:
             return False
-        self._alone = False
-        claimed = False
-        for runner in self._runners.values():
+        self._claims_alone = False
+        has_claimed = False
+        for key, runner in self.models.runners.items():
             if not runner.room:
                 continue
-            answer = await self._leases.claim(self.info.id, *runner.key, runner.room, idle=not self._held)
-            self._alone = answer.alone
+            answer = await self._leases.claim(self.models.info.id, *key, runner.room, idle=not self._keeper.claims)
+            self._claims_alone = answer.alone
             for claim in answer.claims:
-                self._held[claim.job.id] = claim
-                if claim.job.is_watched:
-                    self._showing.watched.add(claim.job.id)
-                self._lost.discard(claim.job.id)
-                self._nothing_held.clear()
+                self._keeper.hold(claim)
                 runner.add(claim)
-                self._work.set()
-                claimed = True
-            self._metrics.claims.labels(*runner.key).inc(len(answer.claims))
+            has_claimed = has_claimed or bool(answer.claims)
+            self._metrics.claims.labels(*key).inc(len(answer.claims))
             self._metrics.expired.inc(answer.num_expired)
-            if self._alone:
-                return claimed or not self._held
-        return claimed
+            if self._claims_alone:
+                return has_claimed or not self._keeper.claims
+        return has_claimed
+
+    def _claim_triggers(self) -> list[Coroutine[Any, Any, Any]]:
+        """Return waits for what makes a claim useful: an arrival where there is room, a freed slot where there is not.
+
+        A model with room and an empty queue gains nothing from a freed slot, and cutting off a blocking read costs
+        its connection.
+        """
+        runners = self.models.runners
+        open_queues = [key for key, runner in runners.items() if runner.room and not self._claims_alone]
+        arrival = [self._leases.wait_for_work(open_queues, WAIT_FOR_WORK_S)] if open_queues else []
+        return arrival if len(open_queues) == len(runners) else [*arrival, self._keeper.slots_freed.wait()]
 
     # Stepping
 
-    async def _step_for_ever(self) -> None:
+    async def _step_forever(self) -> None:
         while True:
-            for runner in self._runners.values():
-                self._drop_lost(runner)
-                self._drop_late(runner)
-                runner.fill_slots()
+            self._drop_lost()
+            self._expire_late()
+            self._fill_slots()
             choice = self._choose()
             if isinstance(choice, StepBatch):
-                await self._step(self._runners[choice.model], choice)
+                await self._step(choice)
             else:
-                self._work.clear()
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._work.wait(), _seconds_until(choice))
+                await self._wait_for_samples(choice)
+
+    def _drop_lost(self) -> None:
+        lost = self._keeper.take_lost()
+        for runner in self.models.runners.values():
+            for job_id in lost & runner.jobs.keys():
+                logger.info("dropping job %s, whose lease is gone", job_id)
+                runner.drop(job_id)
+                self._keeper.slots_freed.set()
+
+    def _expire_late(self) -> None:
+        for runner in self.models.runners.values():
+            for job in runner.late_jobs():
+                runner.drop(job.id)
+                self._keeper.slots_freed.set()
+                self._finisher.expire(job)
+
+    def _fill_slots(self) -> None:
+        for runner in self.models.runners.values():
+            runner.fill_slots()
 
     def _choose(self) -> StepBatch | Hold | None:
-        terms = (job.claim.job.terms for runner in self._runners.values() for job in runner.jobs.values())
-        shares = active_shares((each.tenant, each.weight) for each in terms)
+        runners = self.models.runners.values()
+        terms = (job.terms for runner in runners for job in runner.jobs.values())
+        shares = active_shares((job_terms.tenant, job_terms.weight) for job_terms in terms)
         return self._policy.choose(
-            [candidate for runner in self._runners.values() for candidate in runner.candidates(shares)],
-            costs={key: runner.costs for key, runner in self._runners.items()},
-            pressure=max(
-                (runner.num_slots_in_use() / runner.executor.num_slots for runner in self._runners.values()),
-                default=0.0,
-            ),
+            [candidate for runner in runners for candidate in runner.candidates(shares)],
+            costs={runner.key: runner.costs for runner in runners},
+            pressure=max((runner.num_slots_in_use() / runner.executor.num_slots for runner in runners), default=0.0),
             now=time.monotonic(),
         )
 
-    async def _step(self, runner: ModelRunner, batch: StepBatch) -> None:
-        started_at = self._step_began_at = time.monotonic()
-        for job in runner.jobs_in(batch):
-            job.started_at = job.started_at or started_at
-        riders = runner.riders(batch) if self._trace else []
-        try:
-            executed = await asyncio.get_running_loop().run_in_executor(self._device, runner.execute, batch)
-        except Exception:
-            logger.exception("a step batch of %s %s failed", *runner.key)
-            for job in runner.jobs_in(batch):
-                self._drop(runner, job.id)
-                self._finisher.fail(job, ErrorCode.ENGINE_ERROR, "the engine failed")
+    async def _wait_for_samples(self, hold: Hold | None) -> None:
+        self._keeper.steps_possible.clear()
+        timeout_s = None if hold is None else max(hold.until - time.monotonic(), 0.0)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._keeper.steps_possible.wait(), timeout_s)
+
+    async def _step(self, batch: StepBatch) -> None:
+        runner = self.models.runners[batch.model]
+        with self._keeper.watch_step():
+            outcome = await runner.step(batch, self.device, self._keeper.watched)
+        self._record(batch, outcome)
+        self._publish(outcome)
+        self._finish(outcome)
+
+    def _record(self, batch: StepBatch, outcome: StepOutcome) -> None:
+        if outcome.seconds is None:
             return
-        finally:
-            self._step_began_at = None
-        riding = runner.jobs_in(batch)
-        completed, failed = runner.account(batch, executed, started_at)
-        self._tell(runner, riding, executed)
-        self._metrics.record_step(batch, executed.seconds)
-        self._metrics.previews.labels(*runner.key).inc(len(executed.previews))
+        self._metrics.record_step(batch, outcome.seconds, len(outcome.previews))
         if self._trace:
-            self._trace.record(batch, riders, started_at, started_at + executed.seconds)
-        if executed.result.images or executed.result.failed:
-            self._freed.set()
-        for job in completed:
+            self._trace.record(batch, outcome.members, outcome.started_at, outcome.seconds)
+
+    def _publish(self, outcome: StepOutcome) -> None:
+        for job, preview, pixels in outcome.previews:
+            if job.id in self._keeper.claims:
+                self._publisher.publish_preview(job, preview, pixels)
+        for job, progress in outcome.progress:
+            if job.id in self._keeper.claims:
+                self._publisher.publish_progress(job, progress)
+
+    def _finish(self, outcome: StepOutcome) -> None:
+        if outcome.has_freed_slots:
+            self._keeper.slots_freed.set()
+        for job in outcome.completed:
             self._finisher.succeed(job)
-        for job in failed:
-            self._finisher.fail(job, ErrorCode.NON_FINITE, "the model made a number that is not finite")
+        for job, error in outcome.failed:
+            self._finisher.fail(job, error)
 
-    def _tell(self, runner: ModelRunner, riding: Sequence[ActiveJob], executed: Executed) -> None:
-        for job, preview, pixels in executed.previews:
-            if job.id in self._held:
-                self._showing.preview(job, preview, pixels)
-        for job in riding:
-            if job.id in self._showing.watched and job.id in self._held:
-                self._showing.progress(job, runner.progress(job))
-
-    def _drop_lost(self, runner: ModelRunner) -> None:
-        for job_id in self._lost & runner.jobs.keys():
-            logger.info("job %s is no longer ours; its slots are freed", job_id)
-            self._lost.discard(job_id)
-            self._drop(runner, job_id)
-
-    def _drop_late(self, runner: ModelRunner) -> None:
-        for job in runner.late_jobs():
-            self._drop(runner, job.id)
-            self._finisher.expire(job)
-
-    def _drop(self, runner: ModelRunner, job_id: str) -> None:
-        runner.drop(job_id)
-        self._freed.set()
-
-    def _ended(self, job: ActiveJob) -> None:
-        self._let_go(job.claim)
-        self._lost.discard(job.id)
-
-    # Leases
-
-    async def _keep_leases(self) -> None:
-        while True:
-            await asyncio.sleep(self._heartbeat_s)
-            self._check_step()
-            for runner in self._runners.values():
-                self._metrics.steps_available.labels(*runner.key).set(runner.steps_per_s())
-            claims = list(self._held.values())
-            try:
-                await self._registry.heartbeat(self.info.id, self._load())
-                lost = await self._leases.renew(self.info.id, claims)
-                swept = await self._leases.sweep()
-            except QueueUnavailable as error:
-                logger.warning("cannot renew leases: %s", error)
-                continue
-            for claim in claims:
-                if claim.job.id in lost:
-                    self._lose(claim)
-            self._showing.watched.intersection_update(self._held)
-            self._metrics.record_sweep(swept)
-            if swept.num_requeued or swept.num_poisoned:
-                logger.warning("took back %d jobs of lost workers, gave up %d", swept.num_requeued, swept.num_poisoned)
-
-    def _load(self) -> WorkerLoad:
-        runners = self._runners.values()
-        p50_ms, p99_ms = self._metrics.recent.quantiles_ms(0.5, 0.99)
-        return WorkerLoad(
-            num_slots=sum(runner.executor.num_slots for runner in runners),
-            num_slots_in_use=sum(runner.num_slots_in_use() for runner in runners),
-            batch_fill=self._metrics.fill_since_last(),
-            images_per_s=self._metrics.recent.images_per_s(),
-            p50_ms=p50_ms,
-            p99_ms=p99_ms,
-        )
-
-    def _check_step(self) -> None:
-        """A step that hangs cannot be ended, only its process; others then take over what it held."""
-        began_at = self._step_began_at
-        if began_at is not None and time.monotonic() - began_at > self._step_timeout_s:
-            raise StepTimeout(f"a step batch did not end within MSF_STEP_TIMEOUT_S={self._step_timeout_s:g}")
-
-    async def _heed_notices(self) -> None:
-        while True:
-            try:
-                async for told in notices(self._redis, self.info.id):
-                    self._showing.watched.update(told.watched)  # the claim may still be on its way to us
-                    for claim in [self._held[job_id] for job_id in told.cancelled if job_id in self._held]:
-                        self._lose(claim)
-            except QueueUnavailable as error:
-                logger.warning("cannot hear of cancellations and watchers: %s", error)
-                await asyncio.sleep(RETRY_S)
-
-    def _lose(self, claim: Claim) -> None:
-        if self._let_go(claim):
-            self._lost.add(claim.job.id)
-            runner = self._runners[claim.job.spec.model, claim.job.spec.version]
-            self._metrics.jobs.labels(*runner.key, "lost").inc()
-            self._work.set()
+    # Stopping
 
     async def _drain(self) -> None:
-        """Hand back what has not begun, wait for what has, hand back what is late."""
-        logger.info("draining: %d jobs are held", len(self._held))
-        jobs = [job for runner in self._runners.values() for job in runner.jobs.values()]
-        waiting = [job.claim for job in jobs if job.started_at is None]
-        self._lost.update(claim.job.id for claim in waiting)
-        for claim in waiting:
-            await self._release(claim)
-        if self._held:
+        """Hand back jobs that have not started, wait for the others, and hand back those that take too long."""
+        logger.info("draining: %d jobs are held", len(self._keeper.claims))
+        jobs = [job for runner in self.models.runners.values() for job in runner.jobs.values()]
+        await self._keeper.release(*(job.claim for job in jobs if job.started_at is None))
+        if self._keeper.claims:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._nothing_held.wait(), self._drain_timeout_s)
-        for claim in list(self._held.values()):
-            await self._release(claim)
-        try:
-            await self._registry.unregister(self.info.id)
-        except QueueUnavailable as error:
-            logger.warning("cannot unregister: %s", error)
+                await asyncio.wait_for(self._keeper.nothing_held.wait(), self._drain_timeout_s)
+        await self._keeper.release(*self._keeper.claims.values())
+        await self.models.leave()
 
-    async def _release(self, claim: Claim) -> None:
-        self._let_go(claim)
-        try:
-            await self._leases.release(claim)
-        except QueueUnavailable as error:
-            logger.warning("cannot hand back job %s, its lease will lapse: %s", claim.job.id, error)
-
-    def _let_go(self, claim: Claim) -> bool:
-        """False: it was let go before, and if the job is held again, that is another claim."""
-        if self._held.get(claim.job.id) is not claim:
-            return False
-        del self._held[claim.job.id]
-        self._showing.forget(claim.job.id)
-        if not self._held:
-            self._nothing_held.set()
-            self._freed.set()
-        return True
+    async def _close(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._finisher.close()
+        if self._trace:
+            self._trace.close()
+        self._encoder.shutdown(wait=False)
+        self.device.shutdown(wait=False)
 
 
-def _seconds_until(choice: Hold | None) -> float | None:
-    return None if choice is None else max(choice.until - time.monotonic(), 0.0)
-
-
-async def _first(*awaitables: Awaitable[Any]) -> None:
-    """Return when one of them is done, raising what it raised. What was not a task before does not go on."""
-    tasks = {asyncio.ensure_future(awaitable): awaitable for awaitable in awaitables}
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task, awaitable in tasks.items():
-            if task is not awaitable:
-                task.cancel()
+def _make_policy(settings: WorkerSettings) -> BatchingPolicy:
+    if settings.batching == "request":
+        return RequestLevel(settings.batch_size, settings.batch_delay_s)
+    return StepLevel()

@@ -120,7 +120,7 @@ def test_a_metrics_port_that_is_taken(
     result = start("worker", settings | {"MSF_REDIS_URL": valkey.url, "MSF_WORKER_METRICS_PORT": taken_port})
     assert isinstance(result.exception, SystemExit)
     assert result.exit_code == 2
-    assert caplog.messages[-1].startswith(f"metrics port {taken_port}: cannot listen there")
+    assert caplog.messages[-1].startswith(f"MSF_WORKER_METRICS_PORT={taken_port}: cannot listen")
 
 
 @pytest.mark.parametrize("command", ["models", "compile"])

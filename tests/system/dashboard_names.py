@@ -17,7 +17,7 @@ def metric_names() -> frozenset[str]:
     """Of all series that servers and workers show, and those that Prometheus adds."""
     loop = asyncio.new_event_loop()
     worker = WorkerMetrics(num_slots=1)
-    worker.watch(loop)
+    worker.count_tasks(loop)
     worker.watch_gpu(lambda: (1, 2))
     found = {"up"}
     for registry in (Metrics(loop).registry, worker.registry):

@@ -1,13 +1,16 @@
-"""A worker in this process over the tiny model, and what its tests do with it."""
+"""A worker of the tiny model in this process, and actions of its tests."""
 
 from __future__ import annotations
 
 import asyncio
 import io
+import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,21 +26,24 @@ from msf_engine.repository import ModelVersion
 from msf_scheduler.jobs import JobRecord, JobSpec, JobState, Terms, WorkerInfo
 from msf_scheduler.queue import JobQueue, new_job_id
 from msf_scheduler.stage import Stage
-from msf_scheduler.step_batching import BatchingPolicy
 from msf_scheduler.tracing import Tracing
 from msf_worker.metrics import WorkerMetrics
+from msf_worker.model_manager import ModelManager
 from msf_worker.model_runner import ModelRunner
-from msf_worker.perfetto import Trace
-from msf_worker.worker import Keeper, Worker
+from msf_worker.settings import WorkerSettings
+from msf_worker.waiting import first_done
+from msf_worker.worker import Worker
+from tests.polling import eventually
 
-TIMEOUT_S = 120.0  # a machine may be slow and busy; no test comes near it unless it fails
+TIMEOUT_S = 120.0  # for slow and busy machines; only failing tests reach it
 SPEC = JobSpec(model="tiny", version="1", label=0, num_samples=1, seed=7, num_steps=6, guidance_scale=2.0)
 
 
 @dataclass
 class RunningWorker:
-    """`stop` asks it to drain; `ended` is its `run`. The queue is as a server uses it."""
+    """A worker whose `run` is the task `ended`; `stop` makes it drain, and `queue` is used as by a server."""
 
+    worker: Worker
     runner: ModelRunner
     redis: Redis
     metrics: WorkerMetrics
@@ -60,7 +66,7 @@ class RunningWorker:
         async def has_ended() -> bool:
             return (await self.job(job_id)).state.is_terminal
 
-        await until(has_ended)
+        await eventually(has_ended)
         return await self.job(job_id)
 
     async def has_attempted(self, job_id: str, attempt: int) -> None:
@@ -68,7 +74,7 @@ class RunningWorker:
             job = await self.job(job_id)
             return job.state is JobState.RUNNING and job.attempt == attempt
 
-        await until(attempted)
+        await eventually(attempted)
 
     async def images(self, job_id: str) -> list[bytes]:
         return await self.queue.images(await self.job(job_id))
@@ -91,43 +97,29 @@ async def running(
     plans: ModelPlans,
     *,
     also: Sequence[ModelVersion] = (),
-    num_slots: int = 8,
-    lease_s: float = 1.0,
-    drain_timeout_s: float = TIMEOUT_S,
-    step_timeout_s: float = TIMEOUT_S,
-    policy: BatchingPolicy | None = None,
-    trace: Trace | None = None,
     tracing: Tracing | None = None,
-    keeper: Keeper | None = None,
+    managed_by: Callable[[Worker], ModelManager] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[RunningWorker]:
-    """Over `version`, and over others that share its plans."""
-    runners = [ModelRunner(each, Executor(plans, num_slots)) for each in (version, *also)]
-    metrics = WorkerMetrics(num_slots)
+    """Run a worker of `version`, and of others that share its plans, until the block ends."""
+    defaults = {"slots": 8, "lease_s": 1.0, "drain_timeout_s": TIMEOUT_S, "step_timeout_s": TIMEOUT_S}
+    worker_settings = WorkerSettings(**(defaults | settings))
+    runners = [ModelRunner(model, Executor(plans, worker_settings.slots)) for model in (version, *also)]
+    metrics = WorkerMetrics(worker_settings.slots)
     info = WorkerInfo(
         id=f"worker-{new_job_id()}",
         host="here",
         pid=1,
         backend="test",
-        num_slots=num_slots,
+        num_slots=worker_settings.slots,
         models=tuple(runner.info() for runner in runners),
     )
-    worker = Worker(
-        info,
-        runners,
-        redis,
-        metrics,
-        lease_s=lease_s,
-        drain_timeout_s=drain_timeout_s,
-        step_timeout_s=step_timeout_s,
-        policy=policy,
-        trace=trace,
-        tracing=tracing,
-        keeper=keeper,
-    )
+    worker = Worker(worker_settings, info, runners, redis, metrics, tracing)
     stop = asyncio.Event()
-    ended = asyncio.create_task(worker.run(stop))
+    loops = [worker.run(stop)] + ([managed_by(worker).run()] if managed_by else [])
+    ended = asyncio.create_task(first_done(*loops))
     try:
-        yield RunningWorker(runners[0], redis, metrics, ended, stop)
+        yield RunningWorker(worker, runners[0], redis, metrics, ended, stop)
     finally:
         if ended.cancel():
             with suppress(asyncio.CancelledError):
@@ -138,22 +130,20 @@ async def admit(queue: JobQueue, spec: JobSpec, terms: Terms | None = None) -> s
     return (await queue.admit(spec, terms, job_id=new_job_id(), reply_to=None)).id
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
-        while True:
-            seen = condition()
-            if seen if isinstance(seen, bool) else await seen:
-                return
-            await asyncio.sleep(0.005)
+def trace_events(folder: Path) -> list[dict[str, Any]]:
+    """Return the step batches of the one trace file in a folder."""
+    [file] = folder.iterdir()
+    events: list[dict[str, Any]] = json.loads(f"{file.read_text()}{{}}]")[:-1]
+    return events
 
 
 def pixels(file: bytes) -> NDArray[np.uint8]:
-    """(H, W) of a grey image, (H, W, channels) of others."""
+    """Decode a file to (H, W) if it is grey, else (H, W, channels)."""
     return np.asarray(Image.open(io.BytesIO(file)))
 
 
-def made_alone(plans: ModelPlans, spec: JobSpec) -> list[NDArray[np.uint8]]:
-    """The job's images as the engine makes each of them with no other beside it."""
+def generated_alone(plans: ModelPlans, spec: JobSpec) -> list[NDArray[np.uint8]]:
+    """Return the job's images as the engine generates each of them in a batch of one."""
     steps = plans.config.split_steps(spec.num_steps)
     return [
         generate(plans, [SampleRequest(spec.label, spec.seed, index, *steps, spec.guidance_scale)])[0]
@@ -162,12 +152,12 @@ def made_alone(plans: ModelPlans, spec: JobSpec) -> list[NDArray[np.uint8]]:
 
 
 def assert_same(image: NDArray[np.uint8], other: NDArray[np.uint8]) -> None:
-    """Equal but for what float32 rounds differently in another batch size."""
+    """Compare images up to the rounding of float32 that depends on the batch size."""
     assert np.abs(image.astype(int).squeeze() - other.astype(int).squeeze()).max() <= 1
 
 
 def with_plans(plans: ModelPlans, stage: Stage, wrap: Callable[[Plan], Plan]) -> ModelPlans:
-    """The same plans, those of one stage wrapped."""
+    """Return the plans with those of one stage wrapped."""
     by_kind = {
         kind: {bucket: wrap(plan) for bucket, plan in by_bucket.items()} if kind[0] is stage else by_bucket
         for kind, by_bucket in plans.by_kind.items()
@@ -176,7 +166,7 @@ def with_plans(plans: ModelPlans, stage: Stage, wrap: Callable[[Plan], Plan]) ->
 
 
 class Gate:
-    """Holds the device's thread in front of the plans that it wraps until it is opened."""
+    """Blocks the device thread at the plans that it wraps until it is opened."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()

@@ -1,4 +1,4 @@
-"""What a job's samples still need, as the policy is told it."""
+"""Work of a job's samples, as the batching policy sees it."""
 
 import pytest
 
@@ -15,8 +15,8 @@ def guided_in(interval: tuple[float, float] | None) -> ModelConfig:
 
 
 @pytest.mark.parametrize(("interval", "guided"), [((0.0, 1.0), True), ((0.2, 0.6), False), (None, False)])
-def test_work_counts_as_guided_only_where_every_step_is(interval: tuple[float, float] | None, guided: bool) -> None:
-    """A deadline is given up by the least that the work can cost: more than that must not be counted."""
+def test_work_counts_as_guided_only_if_every_step_is(interval: tuple[float, float] | None, guided: bool) -> None:
+    """Jobs are expired by the least that their work can cost, so it must not be overestimated."""
     config = guided_in(interval)
     assert work_of(config, 6, 1.5) == Work(4, 2, True, guided)
     assert work_of(config, 6, 1.0) == Work(4, 2, False, False)

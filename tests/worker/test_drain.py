@@ -1,4 +1,4 @@
-"""Being told to stop: what has begun is finished, the rest goes back."""
+"""Draining: running jobs are finished, waiting jobs are handed back."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from msf_scheduler.jobs import JobState
 from msf_scheduler.queue import JobQueue
 from msf_scheduler.registry import Registry
 from msf_scheduler.stage import Stage
-from tests.worker.support import SPEC, Gate, RunningWorker, admit, running, until, with_plans
+from tests.polling import eventually
+from tests.worker.support import SPEC, Gate, RunningWorker, admit, running, with_plans
 
-UNGUIDED = SPEC.model_copy(update={"guidance_scale": 1.0})  # rides in a batch of its own, after the others
+UNGUIDED = SPEC.model_copy(update={"guidance_scale": 1.0})  # runs in a batch of its own, after the others
 
 
 async def state(worker: RunningWorker, job_id: str) -> tuple[JobState, int]:
@@ -20,25 +21,25 @@ async def state(worker: RunningWorker, job_id: str) -> tuple[JobState, int]:
     return job.state, job.attempt
 
 
-async def test_what_has_begun_is_finished_and_the_rest_is_handed_back(
+async def test_running_jobs_are_finished_and_waiting_jobs_handed_back(
     redis: Redis, version: ModelVersion, plans: ModelPlans
 ) -> None:
     queue, gate = JobQueue(redis), Gate()
-    begun, claimed, waiting = [await admit(queue, spec) for spec in (SPEC, UNGUIDED, UNGUIDED)]
-    async with running(redis, version, with_plans(plans, Stage.BASE, gate), num_slots=2) as worker:
-        await until(gate.reached.is_set)
+    running_job, claimed, waiting = [await admit(queue, spec) for spec in (SPEC, UNGUIDED, UNGUIDED)]
+    async with running(redis, version, with_plans(plans, Stage.BASE, gate), slots=2) as worker:
+        await eventually(gate.reached.is_set)
         assert await state(worker, claimed) == (JobState.RUNNING, 1)
         worker.stop.set()
 
         async def is_back() -> bool:
             return (await state(worker, claimed))[0] is JobState.QUEUED
 
-        await until(is_back)
+        await eventually(is_back)
         late = await worker.admit(SPEC)
         gate.open.set()
         await worker.ended
-        assert await state(worker, begun) == (JobState.SUCCEEDED, 1)
-        assert len(await worker.images(begun)) == 1
+        assert await state(worker, running_job) == (JobState.SUCCEEDED, 1)
+        assert len(await worker.images(running_job)) == 1
         for job_id in (claimed, waiting, late):
             assert (await state(worker, job_id))[0] is JobState.QUEUED
         assert (await queue.depth("tiny", "1")).num_jobs_running == 0
@@ -51,13 +52,13 @@ async def test_what_has_begun_is_finished_and_the_rest_is_handed_back(
             assert (job.state, job.is_suspect) == (JobState.SUCCEEDED, False)
 
 
-async def test_with_no_time_to_drain_everything_is_handed_back(
+async def test_all_jobs_are_handed_back_if_there_is_no_time_to_drain(
     redis: Redis, version: ModelVersion, plans: ModelPlans
 ) -> None:
     queue, gate = JobQueue(redis), Gate()
     job_ids = [await admit(queue, spec) for spec in (SPEC, UNGUIDED, SPEC)]
-    async with running(redis, version, with_plans(plans, Stage.BASE, gate), num_slots=2, drain_timeout_s=0) as worker:
-        await until(gate.reached.is_set)
+    async with running(redis, version, with_plans(plans, Stage.BASE, gate), slots=2, drain_timeout_s=0) as worker:
+        await eventually(gate.reached.is_set)
         worker.stop.set()
         await worker.ended
         for job_id in job_ids:
@@ -71,7 +72,7 @@ async def test_an_idle_worker_stops_at_once(redis: Redis, worker: RunningWorker)
     async def is_registered() -> bool:
         return len(await Registry(redis).workers()) == 1
 
-    await until(is_registered)
+    await eventually(is_registered)
     worker.stop.set()
     await worker.ended
     assert not await is_registered()

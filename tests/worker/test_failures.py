@@ -1,4 +1,4 @@
-"""Every job reaches one end, and what befalls one leaves its neighbours alone."""
+"""Failures: every job ends exactly once, and a failing job does not affect its neighbours."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from msf_engine.repository import ModelVersion
 from msf_scheduler.jobs import JobSpec, JobState, Provenance
 from msf_scheduler.queue import JobQueue
 from msf_scheduler.stage import Stage
-from msf_worker import job_finisher as finishing
+from msf_worker import job_finisher
 from msf_worker.image_encoder import encode_image
+from tests.polling import eventually
 from tests.worker.support import (
     SPEC,
     Gate,
     RunningWorker,
     admit,
     assert_same,
-    made_alone,
+    generated_alone,
     pixels,
     running,
-    until,
     with_plans,
 )
 
-SICK = SPEC.model_copy(update={"label": 2})
+FAILING = SPEC.model_copy(update={"label": 2})
 LONG = SPEC.model_copy(update={"num_samples": 4000, "num_steps": 50})  # minutes of work
 
 
-async def test_cancelling_frees_the_slots_for_others(worker: RunningWorker) -> None:
+async def test_cancelling_a_job_frees_its_slots(worker: RunningWorker) -> None:
     neighbour = await worker.admit(SPEC.model_copy(update={"num_samples": 2, "num_steps": 30}))
     long = await worker.admit(LONG)
     await worker.has_attempted(long, 1)
@@ -44,22 +44,22 @@ async def test_cancelling_frees_the_slots_for_others(worker: RunningWorker) -> N
     assert (await worker.end_of(after)).state is JobState.SUCCEEDED
     assert (await worker.job(long)).state is JobState.CANCELLED
     assert await worker.images(long) == []
-    await until(worker.is_idle)
+    await eventually(worker.is_idle)
     assert worker.count("msf_slots_in_use") == 0
 
 
-async def test_the_late_finish_of_a_cancelled_job_is_dropped(
+async def test_a_result_that_comes_after_cancellation_is_dropped(
     redis: Redis, version: ModelVersion, plans: ModelPlans
 ) -> None:
     gate = Gate()
     gated = with_plans(plans, Stage.DECODE, gate)
-    async with running(redis, version, gated, lease_s=600) as worker:  # too rare a renewal to learn of it in time
+    async with running(redis, version, gated, lease_s=600) as worker:  # no renewal notices it
         job_id = await worker.admit(SPEC)
-        await until(gate.reached.is_set)
+        await eventually(gate.reached.is_set)
         await worker.queue.cancel(job_id)
         cancelled = await worker.job(job_id)
         gate.open.set()
-        await until(lambda: worker.num_jobs("dropped") == 1)
+        await eventually(lambda: worker.num_jobs("dropped") == 1)
         assert await worker.job(job_id) == cancelled
         assert await worker.images(job_id) == []
         assert worker.num_jobs("succeeded") == 0
@@ -67,7 +67,7 @@ async def test_the_late_finish_of_a_cancelled_job_is_dropped(
 
 def raising(plan: Plan) -> Plan:
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        if (inputs[4] == SICK.label).any():
+        if (inputs[4] == FAILING.label).any():
             raise RuntimeError("the device is on fire")
         return plan(*inputs)
 
@@ -77,66 +77,66 @@ def raising(plan: Plan) -> Plan:
 def not_finite(plan: Plan) -> Plan:
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         d, x = plan(*inputs)
-        sick = (inputs[4] == SICK.label)[:, None, None, None]
-        return d, torch.where(sick, torch.nan, x)
+        failing = (inputs[4] == FAILING.label)[:, None, None, None]
+        return d, torch.where(failing, torch.nan, x)
 
     return run
 
 
 @pytest.mark.parametrize("stage", [Stage.BASE, Stage.RESIDUAL])
-async def test_a_plan_that_raises_fails_the_jobs_of_its_batch_only(
+async def test_a_plan_that_raises_fails_only_the_jobs_in_its_batch(
     stage: Stage, redis: Redis, version: ModelVersion, plans: ModelPlans
 ) -> None:
     queue = JobQueue(redis)
-    sick = await admit(queue, SICK.model_copy(update={"num_samples": 2}))
-    mate = await admit(queue, SPEC)
-    apart = await admit(queue, SPEC.model_copy(update={"guidance_scale": 1.0}))  # needs another plan
+    failing = await admit(queue, FAILING.model_copy(update={"num_samples": 2}))
+    batch_mate = await admit(queue, SPEC)
+    separate = await admit(queue, SPEC.model_copy(update={"guidance_scale": 1.0}))  # needs another plan
     async with running(redis, version, with_plans(plans, stage, raising)) as worker:
-        for job_id in (sick, mate):
+        for job_id in (failing, batch_mate):
             job = await worker.end_of(job_id)
             assert job.state is JobState.FAILED
             assert job.error is not None
             assert job.error.code == "engine_error"
             assert "fire" not in job.error.message
-        assert (await worker.end_of(apart)).state is JobState.SUCCEEDED
+        assert (await worker.end_of(separate)).state is JobState.SUCCEEDED
         after = await worker.admit(SPEC.model_copy(update={"num_samples": 8}))
         assert (await worker.end_of(after)).state is JobState.SUCCEEDED
         assert worker.is_idle()
-        await until(lambda: (worker.num_jobs("failed"), worker.num_jobs("succeeded")) == (2, 2))
+        await eventually(lambda: (worker.num_jobs("failed"), worker.num_jobs("succeeded")) == (2, 2))
 
 
 @pytest.mark.parametrize("stage", [Stage.BASE, Stage.RESIDUAL])
-async def test_a_sample_that_is_not_finite_fails_alone(
+async def test_a_sample_that_is_not_finite_fails_only_its_job(
     stage: Stage, redis: Redis, version: ModelVersion, plans: ModelPlans
 ) -> None:
     queue = JobQueue(redis)
     healthy = SPEC.model_copy(update={"num_samples": 3})
     before = await admit(queue, healthy)
-    sick = await admit(queue, SICK.model_copy(update={"num_samples": 6}))  # more than there is room for
+    failing = await admit(queue, FAILING.model_copy(update={"num_samples": 6}))  # more than fit into the slots
     async with running(redis, version, with_plans(plans, stage, not_finite)) as worker:
         after = await worker.admit(healthy)
-        job = await worker.end_of(sick)
+        job = await worker.end_of(failing)
         assert job.error is not None
         assert (job.state, job.error.code) == (JobState.FAILED, "non_finite")
         for job_id in (before, after):
             assert (await worker.end_of(job_id)).state is JobState.SUCCEEDED
-            for file, alone in zip(await worker.images(job_id), made_alone(plans, healthy), strict=True):
+            for file, alone in zip(await worker.images(job_id), generated_alone(plans, healthy), strict=True):
                 assert_same(pixels(file), alone)
         assert worker.is_idle()
         assert (await queue.depth("tiny", "1")).num_samples == 0
 
 
-async def test_an_image_that_cannot_be_encoded_fails_its_job_only(
+async def test_an_image_that_cannot_be_encoded_fails_only_its_job(
     worker: RunningWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def encode(image: NDArray[np.uint8], spec: JobSpec, *, index: int, provenance: Provenance) -> bytes:
-        if spec.label == SICK.label:
+        if spec.label == FAILING.label:
             raise OSError("no encoder")
         return encode_image(image, spec, index=index, provenance=provenance)
 
-    monkeypatch.setattr(finishing, "encode_image", encode)
-    sick, healthy = await worker.admit(SICK), await worker.admit(SPEC)
-    job = await worker.end_of(sick)
+    monkeypatch.setattr(job_finisher, "encode_image", encode)
+    failing, healthy = await worker.admit(FAILING), await worker.admit(SPEC)
+    job = await worker.end_of(failing)
     assert job.error is not None
     assert (job.state, job.error.code) == (JobState.FAILED, "engine_error")
     assert (await worker.end_of(healthy)).state is JobState.SUCCEEDED

@@ -16,7 +16,7 @@ from tests.worker.support import SPEC
     ("output_format", "lossless"),
     [("png", True), ("webp", True), ("jpeg", False)],
 )
-def test_every_format_takes_grey_colour_and_transparency(
+def test_every_format_encodes_grey_colour_and_transparency(
     channels: int, output_format: OutputFormat, lossless: bool
 ) -> None:
     rows, columns = np.mgrid[0:24, 0:16]
@@ -27,5 +27,5 @@ def test_every_format_takes_grey_colour_and_transparency(
     )
     assert (decoded.format, decoded.size) == (output_format.upper(), (16, 24))
     mode = {1: "L", 3: "RGB", 4: "RGBA" if lossless else "RGB"}[channels]
-    shown = np.asarray(decoded.convert(mode)).reshape(24, 16, -1).astype(int)
-    assert np.abs(shown - image[..., : shown.shape[-1]]).max() <= (0 if lossless else 24)
+    decoded_pixels = np.asarray(decoded.convert(mode)).reshape(24, 16, -1).astype(int)
+    assert np.abs(decoded_pixels - image[..., : decoded_pixels.shape[-1]]).max() <= (0 if lossless else 24)

@@ -1,12 +1,12 @@
-"""Redis goes away, or gives a job to another: it still ends once, and nothing is left in a slot."""
+"""Lost leases and an unavailable Redis: every job still ends once, and no slot stays in use."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -21,19 +21,21 @@ from msf_scheduler.embedded_valkey import EmbeddedValkey
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import JobSpec, JobState, Provenance
 from msf_scheduler.keys import QueueKeys
-from msf_scheduler.leases import Claim, Claimed, Leases, Swept
+from msf_scheduler.leases import Claim, Claimed, Leases
 from msf_scheduler.queue import JobQueue
 from msf_scheduler.stage import Stage
-from msf_worker import job_finisher as finishing
+from msf_worker import job_finisher
+from msf_worker import worker as worker_module
 from msf_worker.image_encoder import encode_image
-from tests.worker.support import SPEC, TIMEOUT_S, Gate, admit, running, until, with_plans
+from tests.polling import eventually
+from tests.worker.support import SPEC, TIMEOUT_S, Gate, admit, running, with_plans
 
 QUEUE = QueueKeys.of("tiny", "1")
 PAIR = SPEC.model_copy(update={"num_samples": 2})
 
 
 @pytest.mark.slow
-async def test_a_job_that_ends_while_redis_is_away_is_stored_when_it_is_back(
+async def test_a_job_that_ends_while_redis_is_down_is_stored_when_it_returns(
     tmp_path: Path, version: ModelVersion, plans: ModelPlans, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate = Gate()
@@ -43,88 +45,75 @@ async def test_a_job_that_ends_while_redis_is_away_is_stored_when_it_is_back(
             running(redis, version, with_plans(plans, Stage.DECODE, gate)) as worker,
         ):
             job_id = await worker.admit(PAIR)
-            await until(gate.reached.is_set)
+            await eventually(gate.reached.is_set)
             await asyncio.to_thread(valkey.stop)
             gate.open.set()
-            await until(lambda: "waiting for Redis" in caplog.text)
+            await eventually(lambda: "waiting for Redis" in caplog.text)
             await asyncio.to_thread(valkey.start)
             job = await worker.end_of(job_id)
             assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
             assert len(await worker.images(job_id)) == 2
             after = await worker.admit(SPEC)
             assert (await worker.end_of(after)).state is JobState.SUCCEEDED
-            await until(lambda: worker.num_jobs("succeeded") == 2)
+            await eventually(lambda: worker.num_jobs("succeeded") == 2)
             assert worker.num_jobs("dropped") == 0
 
 
-async def take_back(redis: Redis, job_id: str) -> None:
-    """What becomes of a job whose lease ran out because its worker was not heard of for long."""
+async def requeue(redis: Redis, job_id: str) -> None:
+    """Do with a job what a sweep does once its lease has expired."""
     job = await JobQueue(redis).get(job_id)
     assert job is not None
     worker_id = await call(redis, "HGET", keys.job(job_id), "worker")
     assert await Leases(redis).release(Claim(job, worker_id.decode()))
 
 
-async def test_a_lost_job_that_comes_back_goes_on_where_it_was(
-    redis: Redis, version: ModelVersion, plans: ModelPlans
-) -> None:
+async def test_a_lost_job_that_comes_back_continues(redis: Redis, version: ModelVersion, plans: ModelPlans) -> None:
     gate = Gate()
     async with running(redis, version, with_plans(plans, Stage.RESIDUAL, gate)) as worker:
         job_id = await worker.admit(PAIR)
-        await until(gate.reached.is_set)
-        await take_back(redis, job_id)
+        await eventually(gate.reached.is_set)
+        await requeue(redis, job_id)
         await worker.has_attempted(job_id, 2)
         gate.open.set()
         job = await worker.end_of(job_id)
         assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)
         assert len(await worker.images(job_id)) == 2
-        await until(lambda: worker.num_jobs("succeeded") == 1)
+        await eventually(lambda: worker.num_jobs("succeeded") == 1)
         assert worker.is_idle()
         assert worker.num_jobs("dropped") == 0
-        assert worker.count("msf_steps_total", stage="base") == 2 * 4  # none was made twice
+        assert worker.count("msf_steps_total", stage="base") == 2 * 4  # none ran twice
 
 
-async def test_a_lost_job_may_come_back_after_its_loss_was_noticed(
+class PausedLeases(Leases):
+    """Leases whose claims wait while `may_claim` is clear."""
+
+    may_claim: ClassVar[asyncio.Event]
+
+    async def claim(self, *args: Any, **kwargs: Any) -> Claimed:
+        await self.may_claim.wait()
+        return await super().claim(*args, **kwargs)
+
+
+async def test_a_lost_job_may_come_back_after_its_loss_is_noticed(
     redis: Redis, version: ModelVersion, plans: ModelPlans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, may_claim, noticed = Gate(), asyncio.Event(), asyncio.Event()
-    claim, renew, sweep = Leases.claim, Leases.renew, Leases.sweep
-    lost: set[str] = set()
-
-    async def claim_late(
-        leases: Leases, worker_id: str, model: str, version: str, max_samples: int, *, idle: bool
-    ) -> Claimed:
-        await may_claim.wait()
-        return await claim(leases, worker_id, model, version, max_samples, idle=idle)
-
-    async def renew_and_tell(leases: Leases, worker_id: str, claims: Sequence[Claim]) -> set[str]:
-        lost.update(await renew(leases, worker_id, claims))
-        return lost
-
-    async def sweep_and_tell(leases: Leases) -> Swept:  # the worker's last call before it notes its losses
-        swept = await sweep(leases)
-        if lost:
-            noticed.set()
-        return swept
-
-    monkeypatch.setattr(Leases, "claim", claim_late)
-    monkeypatch.setattr(Leases, "renew", renew_and_tell)
-    monkeypatch.setattr(Leases, "sweep", sweep_and_tell)
-    may_claim.set()
+    gate, PausedLeases.may_claim = Gate(), asyncio.Event()
+    monkeypatch.setattr(worker_module, "Leases", PausedLeases)
+    PausedLeases.may_claim.set()
     async with running(redis, version, with_plans(plans, Stage.RESIDUAL, gate)) as worker:
         job_id = await worker.admit(SPEC)
-        await until(gate.reached.is_set)
-        may_claim.clear()
-        await worker.admit(SPEC)  # ends the wait for work, so that the next claim is one that waits
-        await take_back(redis, job_id)
-        await asyncio.wait_for(noticed.wait(), TIMEOUT_S)
-        may_claim.set()
+        await eventually(gate.reached.is_set)
+        PausedLeases.may_claim.clear()
+        await worker.admit(SPEC)  # wakes the claiming loop, whose next claim then waits
+        await requeue(redis, job_id)
+        await eventually(lambda: worker.num_jobs("lost") == 1)
+        PausedLeases.may_claim.set()
         await worker.has_attempted(job_id, 2)
         gate.open.set()
         assert (await worker.end_of(job_id)).state is JobState.SUCCEEDED
 
 
-async def test_a_job_that_comes_back_while_it_ends_is_held_under_its_new_lease(
+async def test_a_job_that_comes_back_while_it_ends_keeps_its_new_lease(
     redis: Redis, version: ModelVersion, plans: ModelPlans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate, encoding, encode = Gate(), threading.Event(), threading.Event()
@@ -134,24 +123,24 @@ async def test_a_job_that_comes_back_while_it_ends_is_held_under_its_new_lease(
         assert encode.wait(TIMEOUT_S)
         return encode_image(image, spec, index=index, provenance=provenance)
 
-    monkeypatch.setattr(finishing, "encode_image", encode_late)
+    monkeypatch.setattr(job_finisher, "encode_image", encode_late)
     gate.open.set()
     async with running(redis, version, with_plans(plans, Stage.BASE, gate)) as worker:
         job_id = await worker.admit(SPEC)
-        await until(encoding.is_set)
+        await eventually(encoding.is_set)
         gate.open.clear()
-        await take_back(redis, job_id)
+        await requeue(redis, job_id)
         await worker.has_attempted(job_id, 2)
         encode.set()
-        await until(lambda: worker.num_jobs("dropped") == 1)
-        await renewal(redis, job_id)
+        await eventually(lambda: worker.num_jobs("dropped") == 1)
+        await next_renewal(redis, job_id)
         gate.open.set()
         job = await worker.end_of(job_id)
         assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)
         assert len(await worker.images(job_id)) == 1
 
 
-async def renewal(redis: Redis, job_id: str) -> None:
+async def next_renewal(redis: Redis, job_id: str) -> None:
     before = await redis.zscore(QUEUE.leases, job_id)
     assert before is not None
 
@@ -159,7 +148,7 @@ async def renewal(redis: Redis, job_id: str) -> None:
         expiry = await redis.zscore(QUEUE.leases, job_id)
         return expiry is not None and expiry > before
 
-    await until(is_later)
+    await eventually(is_later)
 
 
 async def test_the_jobs_of_a_dead_worker_are_taken_over(redis: Redis, version: ModelVersion, plans: ModelPlans) -> None:
@@ -170,21 +159,23 @@ async def test_the_jobs_of_a_dead_worker_are_taken_over(redis: Redis, version: M
         assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)
 
 
-async def test_what_was_claimed_before_redis_went_away_is_worked_on(
+class FlakyLeases(Leases):
+    """Leases whose first claim of version 2 fails."""
+
+    has_failed = False
+
+    async def claim(self, worker_id: str, model: str, version: str, *args: Any, **kwargs: Any) -> Claimed:
+        if version == "2" and not self.has_failed:
+            self.has_failed = True
+            raise QueueUnavailable("the test says so")
+        return await super().claim(worker_id, model, version, *args, **kwargs)
+
+
+async def test_a_claimed_job_is_run_if_redis_fails_before_the_next_claim(
     redis: Redis, version: ModelVersion, plans: ModelPlans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker claims for one model after the other, and Redis may go between two."""
-    second_claims = iter(("fails",))
-    claim = Leases.claim
-
-    async def claim_unsteadily(
-        leases: Leases, worker_id: str, model: str, version: str, max_samples: int, *, idle: bool
-    ) -> Claimed:
-        if version == "2" and next(second_claims, None):
-            raise QueueUnavailable("away")
-        return await claim(leases, worker_id, model, version, max_samples, idle=idle)
-
+    """A worker claims for one model after the other, and Redis may fail in between."""
     job_id = await admit(JobQueue(redis), SPEC)
-    monkeypatch.setattr(Leases, "claim", claim_unsteadily)
+    monkeypatch.setattr(worker_module, "Leases", FlakyLeases)
     async with running(redis, version, plans, also=[replace(version, version="2")]) as worker:
         assert (await worker.end_of(job_id)).state is JobState.SUCCEEDED

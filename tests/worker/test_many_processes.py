@@ -1,4 +1,4 @@
-"""The metrics of several servers and workers together agree with what a client counted."""
+"""Metrics summed over several servers and workers match the counts of a client."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from redis.asyncio import Redis
 from msf_engine.model_plans import ModelPlans
 from msf_engine.repository import ModelVersion
 from msf_server.settings import ServerSettings
+from tests.polling import eventually
 from tests.promtool import Promtool
 from tests.server.conftest import client_of, serving
-from tests.worker.support import RunningWorker, running, until
+from tests.worker.support import RunningWorker, running
 
 IMAGES = "/v1/images/generations"
 JOBS = "/v1/jobs"
@@ -36,12 +37,12 @@ class Stack:
     workers: list[RunningWorker]
 
     async def texts(self) -> list[str]:
-        """Every process's /metrics."""
+        """Return the /metrics of every process."""
         servers = [(await client.get("/metrics")).text for client in self.clients]
         return servers + [generate_latest(worker.metrics.registry).decode() for worker in self.workers]
 
     async def total(self, name: str, **labels: str) -> float:
-        """The sum over processes of the samples that have these labels, as PromQL's sum()."""
+        """Return the sum over processes of the series with these labels, as PromQL's sum()."""
         return sum(
             sample.value
             for text in await self.texts()
@@ -53,20 +54,20 @@ class Stack:
     async def post(self, number: int, path: str, body: dict[str, object]) -> httpx.Response:
         return await self.clients[number % len(self.clients)].post(path, json=body)
 
-    async def end_of_all(self) -> None:
+    async def until_idle(self) -> None:
         async def idle() -> bool:
             depths = [await worker.queue.depth("tiny", "1") for worker in self.workers]
             return all(worker.is_idle() for worker in self.workers) and not any(
                 depth.num_jobs_queued + depth.num_jobs_running for depth in depths
             )
 
-        await until(idle)
+        await eventually(idle)
 
 
 @pytest.fixture
 async def stack(redis_url: str, redis: Redis, version: ModelVersion, plans: ModelPlans) -> AsyncIterator[Stack]:
     async with AsyncExitStack() as opened:
-        workers = [await opened.enter_async_context(running(redis, version, plans, num_slots=4)) for _ in range(2)]
+        workers = [await opened.enter_async_context(running(redis, version, plans, slots=4)) for _ in range(2)]
         settings = ServerSettings(redis_url=redis_url, port=0)
         apps = [await opened.enter_async_context(serving(settings)) for _ in range(2)]
         yield Stack([await opened.enter_async_context(client_of(app)) for app in apps], workers)
@@ -78,8 +79,8 @@ async def test_every_request_image_and_step_is_counted_once(stack: Stack) -> Non
     ]
     unknown_class: dict[str, object] = {"prompt": "hexagon"}
     sent += [(IMAGES, unknown_class)] * 3 + [(IMAGES, {"prompt": "star", "model": "none"})] * 2
-    answers = await asyncio.gather(*(stack.post(number, *each) for number, each in enumerate(sent)))
-    await stack.end_of_all()
+    answers = await asyncio.gather(*(stack.post(number, *request) for number, request in enumerate(sent)))
+    await stack.until_idle()
 
     outcomes = Counter((path, OUTCOMES[answer.status_code]) for (path, _), answer in zip(sent, answers, strict=True))
     assert outcomes == {(IMAGES, "succeeded"): 24, (JOBS, "succeeded"): 8, (IMAGES, "invalid"): 5}
@@ -106,7 +107,7 @@ async def test_every_request_image_and_step_is_counted_once(stack: Stack) -> Non
 async def test_every_missed_deadline_is_counted_once(stack: Stack) -> None:
     body = {"prompt": "star", "n": 4, "num_steps": 50, "timeout_s": 0.05}
     answers = await asyncio.gather(*(stack.post(number, IMAGES, body) for number in range(24)))
-    await stack.end_of_all()
+    await stack.until_idle()
     missed = sum(answer.status_code == 504 for answer in answers)
     assert missed
     assert await stack.total("msf_requests_total", outcome="timeout") == missed
@@ -114,7 +115,7 @@ async def test_every_missed_deadline_is_counted_once(stack: Stack) -> None:
     assert await stack.total(in_queue) + await stack.total(in_slots, outcome="expired") == missed
 
 
-async def test_prometheus_finds_no_fault_with_any_metric(stack: Stack, promtool: Promtool) -> None:
+async def test_promtool_accepts_all_metrics(stack: Stack, promtool: Promtool) -> None:
     await stack.post(0, IMAGES, BODIES[0])
     for text in await stack.texts():
         await asyncio.to_thread(promtool, "check", "metrics", stdin=text)

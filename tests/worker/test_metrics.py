@@ -1,4 +1,4 @@
-"""The counters agree with what ran."""
+"""Counters match the work that ran."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from msf_engine.repository import ModelVersion
 from msf_scheduler.registry import Registry
 from msf_scheduler.stage import Stage
 from msf_scheduler.step_batching import REASONS
-from msf_worker.latency_window import Recent
-from tests.worker.support import SPEC, RunningWorker, running, until, with_plans
-from tests.worker.test_results import CROWD
+from msf_worker.latency_window import LatencyWindow
+from tests.polling import eventually
+from tests.worker.support import SPEC, RunningWorker, running, with_plans
+from tests.worker.test_results import MIXED_JOBS
 
 
 def counting(rows: Counter[Stage], stage: Stage) -> Callable[[Plan], Plan]:
@@ -30,27 +31,27 @@ def counting(rows: Counter[Stage], stage: Stage) -> Callable[[Plan], Plan]:
     return wrap
 
 
-async def test_counters_agree_with_what_ran(redis: Redis, version: ModelVersion, plans: ModelPlans) -> None:
+async def test_counters_match_the_work_that_ran(redis: Redis, version: ModelVersion, plans: ModelPlans) -> None:
     rows: Counter[Stage] = Counter()
     counted = plans
     for stage in Stage:
         counted = with_plans(counted, stage, counting(rows, stage))
     async with running(redis, version, counted) as worker:
-        for job_id in [await worker.admit(spec) for spec in CROWD]:
+        for job_id in [await worker.admit(spec) for spec in MIXED_JOBS]:
             await worker.end_of(job_id)
-        await until(lambda: worker.num_jobs("succeeded") == len(CROWD))
-        splits = [(spec.num_samples, *plans.config.split_steps(spec.num_steps)) for spec in CROWD]
-        made = {
+        await eventually(lambda: worker.num_jobs("succeeded") == len(MIXED_JOBS))
+        splits = [(spec.num_samples, *plans.config.split_steps(spec.num_steps)) for spec in MIXED_JOBS]
+        expected = {
             Stage.BASE: sum(num_samples * num_base for num_samples, num_base, _ in splits),
             Stage.RESIDUAL: sum(num_samples * num_residual for num_samples, _, num_residual in splits),
             Stage.DECODE: sum(num_samples for num_samples, _, _ in splits),
         }
         for stage in Stage:
-            assert worker.count("msf_steps_total", stage=stage) == made[stage]
-            assert worker.count("msf_step_batch_size_sum", stage=stage) == made[stage]
-            assert made[stage] + worker.count("msf_padded_rows_total", stage=stage) == rows[stage]
+            assert worker.count("msf_steps_total", stage=stage) == expected[stage]
+            assert worker.count("msf_step_batch_size_sum", stage=stage) == expected[stage]
+            assert expected[stage] + worker.count("msf_padded_rows_total", stage=stage) == rows[stage]
             assert worker.count("msf_step_batch_seconds_count", stage=stage) == num_batches(worker, stage)
-        assert worker.count("msf_claims_total") == len(CROWD)
+        assert worker.count("msf_claims_total") == len(MIXED_JOBS)
         assert worker.count("msf_slots_in_use") == 0
         assert worker.metrics.registry.get_sample_value("msf_slots") == 8
 
@@ -59,21 +60,21 @@ def num_batches(worker: RunningWorker, stage: Stage) -> float:
     return sum(worker.count("msf_step_batches_total", stage=stage, reason=reason) for reason in REASONS)
 
 
-def test_what_is_older_than_a_minute_is_forgotten() -> None:
+def test_the_latency_window_covers_one_minute() -> None:
     now = 0.0
-    recent = Recent(clock=lambda: now)
-    assert recent.quantiles_ms(0.5) == (None,)
+    window = LatencyWindow(clock=lambda: now)
+    assert window.quantiles_ms(0.5) == (None,)
     for now in range(100):
-        recent.add(float(now), num_images=2)
-    assert recent.images_per_s() == 61 * 2 / 60
-    assert recent.quantiles_ms(0.5, 0.99) == (69.0, 99.0)
+        window.add(float(now), num_images=2)
+    assert window.images_per_s() == 61 * 2 / 60
+    assert window.quantiles_ms(0.5, 0.99) == (69.0, 99.0)
 
 
-async def test_a_heartbeat_carries_what_the_worker_does(worker: RunningWorker, redis: Redis) -> None:
+async def test_a_heartbeat_carries_the_load_of_the_worker(worker: RunningWorker, redis: Redis) -> None:
     await worker.end_of(await worker.admit(SPEC.model_copy(update={"num_samples": 2})))
 
-    async def told() -> bool:
+    async def has_load() -> bool:
         (load,) = await Registry(redis).loads()
         return load.images_per_s > 0 and load.p50_ms is not None and load.batch_fill is not None
 
-    await until(told)
+    await eventually(has_load)

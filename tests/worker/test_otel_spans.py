@@ -14,20 +14,20 @@ from tests.worker.support import SPEC, running
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-async def test_a_job_tells_where_its_time_went(redis: Redis, version: ModelVersion, plans: ModelPlans) -> None:
-    spans = InMemorySpanExporter()
-    tracing = Tracing("msf-worker", "http://unused", SimpleSpanProcessor(spans))
+async def test_a_traced_job_has_a_span_for_each_part(redis: Redis, version: ModelVersion, plans: ModelPlans) -> None:
+    exporter = InMemorySpanExporter()
+    tracing = Tracing("msf-worker", "http://unused", SimpleSpanProcessor(exporter))
     async with running(redis, version, plans, tracing=tracing) as worker:
         await worker.end_of(await worker.admit(SPEC, Terms(traceparent=PARENT)))
-        await worker.end_of(await worker.admit(SPEC))  # nobody traces this one
-    found = {span.name: span for span in spans.get_finished_spans()}
-    assert list(found) == ["queue", "base", "residual", "decode", "encode", "job"]
-    assert {format_trace_id(span.context.trace_id) for span in found.values()} == {PARENT.split("-")[1]}
-    job = found.pop("job")
+        await worker.end_of(await worker.admit(SPEC))  # not traced
+    job_spans = {span.name: span for span in exporter.get_finished_spans()}
+    assert list(job_spans) == ["queue", "base", "residual", "decode", "encode", "job"]
+    assert {format_trace_id(span.context.trace_id) for span in job_spans.values()} == {PARENT.split("-")[1]}
+    job = job_spans.pop("job")
     assert job.start_time is not None
     assert job.end_time is not None
     times = []
-    for span in found.values():
+    for span in job_spans.values():
         assert span.parent is not None
         assert span.parent.span_id == job.context.span_id
         assert span.start_time is not None

@@ -1,4 +1,4 @@
-"""What a job that succeeds leaves: its images, what is written in them, and where its time went."""
+"""Results of jobs that succeed: images, their metadata and timings."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from msf_engine.model_plans import ModelPlans
 from msf_engine.repository import ModelVersion
 from msf_scheduler.jobs import JobState
 from msf_scheduler.queue import JobQueue
-from tests.worker.support import SPEC, RunningWorker, admit, assert_same, made_alone, pixels, running
+from tests.worker.support import SPEC, RunningWorker, admit, assert_same, generated_alone, pixels, running
 
-CROWD = [
+MIXED_JOBS = [
     SPEC.model_copy(update=changes)
     for changes in (
         {"num_samples": 1},
@@ -31,14 +31,14 @@ CROWD = [
 ]
 
 
-async def test_a_crowd_of_different_jobs_each_gets_its_own_images(worker: RunningWorker, plans: ModelPlans) -> None:
-    job_ids = [await worker.admit(spec) for spec in CROWD]
-    for job_id, spec in zip(job_ids, CROWD, strict=True):
+async def test_concurrent_jobs_of_all_kinds_get_their_own_images(worker: RunningWorker, plans: ModelPlans) -> None:
+    job_ids = [await worker.admit(spec) for spec in MIXED_JOBS]
+    for job_id, spec in zip(job_ids, MIXED_JOBS, strict=True):
         job = await worker.end_of(job_id)
         assert (job.state, job.error, job.attempt) == (JobState.SUCCEEDED, None, 1)
         files = await worker.images(job_id)
         assert len(files) == spec.num_samples
-        for file, alone in zip(files, made_alone(plans, spec), strict=True):
+        for file, alone in zip(files, generated_alone(plans, spec), strict=True):
             image = Image.open(io.BytesIO(file))
             assert (image.format, image.size, image.mode) == (
                 spec.output_format.upper(),
@@ -50,15 +50,15 @@ async def test_a_crowd_of_different_jobs_each_gets_its_own_images(worker: Runnin
     assert worker.is_idle()
 
 
-async def test_more_images_than_slots_come_whole_and_in_order(
+async def test_more_images_than_slots_are_complete_and_in_order(
     redis: Redis, version: ModelVersion, plans: ModelPlans
 ) -> None:
     spec = SPEC.model_copy(update={"num_samples": 11})
-    async with running(redis, version, plans, num_slots=3) as worker:
+    async with running(redis, version, plans, slots=3) as worker:
         job_id = await worker.admit(spec)
         after = await worker.admit(SPEC)
         assert (await worker.end_of(job_id)).state is JobState.SUCCEEDED
-        for file, alone in zip(await worker.images(job_id), made_alone(plans, spec), strict=True):
+        for file, alone in zip(await worker.images(job_id), generated_alone(plans, spec), strict=True):
             assert_same(pixels(file), alone)
         assert (await worker.end_of(after)).state is JobState.SUCCEEDED
 
@@ -74,7 +74,7 @@ async def test_the_same_job_alone_gives_the_same_bytes(worker: RunningWorker) ->
     assert await files() == first
 
 
-async def test_a_png_tells_what_made_it(worker: RunningWorker) -> None:
+async def test_a_png_has_the_parameters_to_regenerate_it(worker: RunningWorker) -> None:
     spec = SPEC.model_copy(update={"num_samples": 2, "label": 2})
     job_id = await worker.admit(spec)
     await worker.end_of(job_id)
@@ -97,8 +97,8 @@ async def test_a_png_tells_what_made_it(worker: RunningWorker) -> None:
 async def test_timings_add_up(redis: Redis, version: ModelVersion, plans: ModelPlans) -> None:
     waiting = await admit(JobQueue(redis), SPEC)
     async with running(redis, version, plans) as worker:
-        crowd = [waiting, *(await asyncio.gather(*(worker.admit(spec) for spec in CROWD)))]
-        jobs = [await worker.end_of(job_id) for job_id in crowd]
+        job_ids = [waiting, *(await asyncio.gather(*(worker.admit(spec) for spec in MIXED_JOBS)))]
+        jobs = [await worker.end_of(job_id) for job_id in job_ids]
     for job in jobs:
         assert job.timings is not None
         assert job.claimed_at is not None

@@ -1,10 +1,8 @@
-"""What rides with what, what goes first, and what leaves at once."""
+"""Step batching in a worker: which samples share a batch, which go first, and which leave."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -12,32 +10,38 @@ from redis.asyncio import Redis
 from msf_engine.executor import Executor
 from msf_engine.model_plans import ModelPlans
 from msf_engine.repository import ModelVersion
-from msf_scheduler.dynamic_batching import RequestLevel
 from msf_scheduler.jobs import JobState, Terms
 from msf_scheduler.leases import Leases
 from msf_scheduler.queue import JobQueue
 from msf_scheduler.stage import Stage
 from msf_worker.errors import StepTimeout
 from msf_worker.model_runner import ModelRunner
-from msf_worker.perfetto import Trace
-from tests.worker.support import SPEC, Gate, admit, assert_same, made_alone, pixels, running, until, with_plans
+from tests.polling import eventually
+from tests.worker.support import (
+    SPEC,
+    Gate,
+    admit,
+    assert_same,
+    generated_alone,
+    pixels,
+    running,
+    trace_events,
+    with_plans,
+)
 
 LONG = SPEC.model_copy(update={"num_steps": 50, "num_samples": 4})
 SHORT = SPEC.model_copy(update={"num_steps": 4})
 
 
-def events(folder: Path) -> list[dict[str, Any]]:
-    [file] = folder.iterdir()
-    found: list[dict[str, Any]] = json.loads(f"{file.read_text()}{{}}]")[:-1]
-    return found
+def batches_of(folder: Path) -> list[set[str]]:
+    """Return the ids of the jobs in each step batch of a trace."""
+    return [{member["job"] for member in event["args"]["members"]} for event in trace_events(folder)]
 
 
 async def test_steps_mix_and_a_short_job_overtakes_long_ones(
     redis: Redis, version: ModelVersion, plans: ModelPlans, tmp_path: Path
 ) -> None:
-    """As the worker's own time line shows it."""
-    trace = Trace(tmp_path / "trace", "worker")
-    async with running(redis, version, plans, num_slots=16, trace=trace) as worker:
+    async with running(redis, version, plans, slots=16, trace_dir=tmp_path) as worker:
         long = [await worker.admit(LONG) for _ in range(3)]
         for job_id in long:
             await worker.has_attempted(job_id, 1)
@@ -45,53 +49,51 @@ async def test_steps_mix_and_a_short_job_overtakes_long_ones(
         assert {(await worker.job(job_id)).state for job_id in long} == {JobState.RUNNING}
         ends = [await worker.end_of(job_id) for job_id in long]
     assert all(short.finished_at and end.finished_at and short.finished_at < end.finished_at for end in ends)
-    batches = [event["args"] for event in events(tmp_path / "trace")]
-    assert any(len({rider["step"] for rider in batch["riders"]}) > 1 for batch in batches)
-    assert all(batch["reason"] and batch["bucket"] >= len(batch["riders"]) for batch in batches)
+    batches = [event["args"] for event in trace_events(tmp_path)]
+    assert any(len({member["step"] for member in batch["members"]}) > 1 for batch in batches)
+    assert all(batch["reason"] and batch["bucket"] >= len(batch["members"]) for batch in batches)
 
 
-async def test_a_cancelled_job_leaves_at_the_next_step_and_its_mates_stay(
+async def test_a_cancelled_job_leaves_at_the_next_step_and_the_others_stay(
     redis: Redis, version: ModelVersion, plans: ModelPlans
 ) -> None:
     gate = Gate()
     async with running(redis, version, with_plans(plans, Stage.BASE, gate), lease_s=600) as worker:
         cancelled = await worker.admit(LONG)
-        await until(gate.reached.is_set)
-        mate = await worker.admit(SPEC)
-        await worker.has_attempted(mate, 1)
+        await eventually(gate.reached.is_set)
+        batch_mate = await worker.admit(SPEC)
+        await worker.has_attempted(batch_mate, 1)
         await worker.queue.cancel(cancelled)
-        await until(lambda: worker.num_jobs("lost") == 1)  # long before a renewal would tell
+        await eventually(lambda: worker.num_jobs("lost") == 1)  # long before the next renewal
         gate.open.set()
-        await worker.end_of(mate)
+        await worker.end_of(batch_mate)
         steps = worker.count("msf_steps_total", stage="base")
-        assert steps <= 4 + LONG.num_samples, "at most the step batch that had begun"
-        for file, alone in zip(await worker.images(mate), made_alone(plans, SPEC), strict=True):
+        assert steps <= 4 + LONG.num_samples, "only the step batch that was running"
+        for file, alone in zip(await worker.images(batch_mate), generated_alone(plans, SPEC), strict=True):
             assert_same(pixels(file), alone)
 
 
-async def test_a_deadline_that_passes_on_the_way_ends_the_job(
-    redis: Redis, version: ModelVersion, plans: ModelPlans
-) -> None:
+async def test_a_running_job_expires_at_its_deadline(redis: Redis, version: ModelVersion, plans: ModelPlans) -> None:
     gate = Gate()
     async with running(redis, version, with_plans(plans, Stage.BASE, gate)) as worker:
         late = await worker.admit(SPEC, Terms(timeout_s=0.5))
-        fine = await worker.admit(SPEC, Terms(timeout_s=600))
-        await until(gate.reached.is_set)
+        on_time = await worker.admit(SPEC, Terms(timeout_s=600))
+        await eventually(gate.reached.is_set)
 
         async def has_passed() -> bool:
             seconds, microseconds = await redis.time()
             deadline_at = (await worker.job(late)).deadline_at
             return deadline_at is not None and seconds + microseconds / 1e6 > deadline_at
 
-        await until(has_passed)
+        await eventually(has_passed)
         gate.open.set()
         job = await worker.end_of(late)
         assert (job.state, job.error and job.error.code) == (JobState.EXPIRED, "deadline")
-        assert (await worker.end_of(fine)).state is JobState.SUCCEEDED
-        await until(worker.is_idle)
+        assert (await worker.end_of(on_time)).state is JobState.SUCCEEDED
+        await eventually(worker.is_idle)
 
 
-async def test_a_suspect_runs_alone_and_then_work_goes_on(
+async def test_a_suspect_runs_alone_and_then_the_others_run(
     redis: Redis, version: ModelVersion, plans: ModelPlans, tmp_path: Path
 ) -> None:
     queue, leases = JobQueue(redis), Leases(redis)
@@ -100,48 +102,48 @@ async def test_a_suspect_runs_alone_and_then_work_goes_on(
         await leases.claim("victim", "tiny", "1", 1, idle=True)
         await leases.bury("victim")
     others = [await admit(queue, SPEC) for _ in range(4)]
-    async with running(redis, version, plans, trace=Trace(tmp_path / "trace", "worker")) as worker:
+    async with running(redis, version, plans, trace_dir=tmp_path) as worker:
         for job_id in (suspect, *others):
             assert (await worker.end_of(job_id)).state is JobState.SUCCEEDED
-    company = [{rider["job"] for rider in event["args"]["riders"]} for event in events(tmp_path / "trace")]
-    assert {suspect} in company
-    assert all(riders == {suspect} for riders in company if suspect in riders)
-    assert any(len(riders) > 1 for riders in company)
+    batches = batches_of(tmp_path)
+    assert {suspect} in batches
+    assert all(jobs == {suspect} for jobs in batches if suspect in jobs)
+    assert any(len(jobs) > 1 for jobs in batches)
 
 
 async def test_a_step_that_hangs_ends_the_worker(redis: Redis, version: ModelVersion, plans: ModelPlans) -> None:
     gate = Gate()
     hanging = with_plans(plans, Stage.BASE, gate)
-    async with running(redis, version, hanging, lease_s=0.3, step_timeout_s=0.1) as worker:
+    async with running(redis, version, hanging, step_timeout_s=0.1) as worker:
         await worker.admit(SPEC)
         with pytest.raises(StepTimeout, match="MSF_STEP_TIMEOUT_S"):
             await worker.ended
         gate.open.set()
 
 
-async def test_request_level_batching_answers_all_at_the_end(
+async def test_request_level_batching_finishes_a_batch_together(
     redis: Redis, version: ModelVersion, plans: ModelPlans, tmp_path: Path
 ) -> None:
     queue = JobQueue(redis)
     together = [await admit(queue, spec) for spec in (SHORT, SPEC.model_copy(update={"num_steps": 20}))]
-    policy, trace = RequestLevel(size=2, delay_s=0.0), Trace(tmp_path / "trace", "worker")
-    async with running(redis, version, plans, policy=policy, trace=trace) as worker:
+    async with running(
+        redis, version, plans, batching="request", batch_size=2, batch_delay_s=0.0, trace_dir=tmp_path
+    ) as worker:
         after = await worker.admit(SHORT)
         for job_id in (*together, after):
             assert (await worker.end_of(job_id)).state is JobState.SUCCEEDED
-    batches = [
-        (event["name"], {rider["job"] for rider in event["args"]["riders"]}) for event in events(tmp_path / "trace")
-    ]
-    assert [riders for name, riders in batches if name.startswith("decode")] == [{*together}, {after}]
-    assert all(riders <= {*together} or riders == {after} for _, riders in batches)
+    batches = batches_of(tmp_path)
+    decodes = [event["name"].startswith("decode") for event in trace_events(tmp_path)]
+    assert [jobs for jobs, is_decode in zip(batches, decodes, strict=True) if is_decode] == [{*together}, {after}]
+    assert all(jobs <= {*together} or jobs == {after} for jobs in batches)
 
 
-async def test_a_tenants_first_rides_soon_among_anothers_hundred(
+async def test_the_first_job_of_a_tenant_soon_runs_among_a_hundred_of_another(
     redis: Redis, version: ModelVersion, plans: ModelPlans
 ) -> None:
-    """Even when the hundred are in slots already."""
+    """All of them have slots already."""
     gate = Gate()
-    async with running(redis, version, with_plans(plans, Stage.BASE, gate), num_slots=120) as worker:
+    async with running(redis, version, with_plans(plans, Stage.BASE, gate), slots=120) as worker:
         flood = [await worker.admit(SPEC, Terms(tenant="flood")) for _ in range(100)]
         newcomer = await worker.admit(SPEC, Terms(tenant="newcomer"))
         for job_id in (*flood, newcomer):
@@ -153,7 +155,7 @@ async def test_a_tenants_first_rides_soon_among_anothers_hundred(
         assert sum(end is not None and end > first.finished_at for end in ends) > len(flood) / 2
 
 
-def test_warming_up_measures_what_every_plan_costs(version: ModelVersion, plans: ModelPlans) -> None:
+def test_warm_up_measures_the_cost_of_every_plan(version: ModelVersion, plans: ModelPlans) -> None:
     runner = ModelRunner(version, Executor(plans, 4))
     runner.warm_up()
     measured = {(cost.stage, cost.guided, cost.bucket) for cost in runner.costs}

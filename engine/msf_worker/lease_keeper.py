@@ -1,0 +1,139 @@
+"""Leases of one worker: heartbeats, renewals, notices of cancelled jobs, and a watchdog for steps that hang."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from redis.asyncio import Redis
+
+from msf_scheduler.errors import QueueUnavailable
+from msf_scheduler.leases import Claim, Leases
+from msf_scheduler.notices import notices
+from msf_worker.errors import StepTimeout
+from msf_worker.metrics import WorkerMetrics
+from msf_worker.served_models import ServedModels
+from msf_worker.settings import WorkerSettings
+from msf_worker.waiting import RETRY_S
+
+logger = logging.getLogger(__name__)
+
+HEARTBEATS_PER_LEASE = 3
+
+
+class LeaseKeeper:
+    """Claims whose leases this worker holds, by job id, and the two loops that keep them.
+
+    A job may come back under a new claim, so claims are compared by identity.
+    """
+
+    def __init__(
+        self, settings: WorkerSettings, models: ServedModels, leases: Leases, redis: Redis, metrics: WorkerMetrics
+    ) -> None:
+        self.claims: dict[str, Claim] = {}
+        self.watched: set[str] = set()  # ids of jobs whose progress is published
+        self.steps_possible = asyncio.Event()
+        self.slots_freed = asyncio.Event()
+        self.nothing_held = asyncio.Event()
+        self._lost: set[str] = set()  # ids of jobs that may still have slots
+        self._step_started_at: float | None = None
+        self._settings = settings
+        self._models = models
+        self._leases = leases
+        self._redis = redis
+        self._metrics = metrics
+
+    def hold(self, claim: Claim) -> None:
+        """Add a new claim. If its job was lost before, it keeps its slots."""
+        self.claims[claim.job.id] = claim
+        self._lost.discard(claim.job.id)
+        if claim.job.is_watched:
+            self.watched.add(claim.job.id)
+        self.nothing_held.clear()
+        self.steps_possible.set()
+
+    def let_go(self, claim: Claim) -> bool:
+        """Forget a claim. Returns False if it is not held, even if its job is held under another claim."""
+        if self.claims.get(claim.job.id) is not claim:
+            return False
+        del self.claims[claim.job.id]
+        self.watched.discard(claim.job.id)
+        if not self.claims:
+            self.nothing_held.set()
+            self.slots_freed.set()
+        return True
+
+    def take_lost(self) -> set[str]:
+        """Return the ids of the jobs whose slots must be freed before the next step."""
+        lost, self._lost = self._lost, set()
+        return lost
+
+    async def release(self, *claims: Claim) -> None:
+        """Hand jobs back to the queue; if Redis is unavailable their leases expire instead."""
+        self._lost.update(claim.job.id for claim in claims)
+        for claim in claims:
+            self.let_go(claim)
+            try:
+                await self._leases.release(claim)
+            except QueueUnavailable as error:
+                logger.warning("cannot hand back job %s, its lease will expire: %s", claim.job.id, error)
+
+    @contextmanager
+    def watch_step(self) -> Iterator[None]:
+        """Make `renew_forever` raise StepTimeout if the block takes too long."""
+        self._step_started_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self._step_started_at = None
+
+    async def renew_forever(self) -> None:
+        """Renew all leases on a timer, and sweep those of dead workers. Raises StepTimeout if a step hangs."""
+        while True:
+            await asyncio.sleep(self._settings.lease_s / HEARTBEATS_PER_LEASE)
+            self._check_step()
+            self._models.measure_capacity()
+            try:
+                await self._renew()
+            except QueueUnavailable as error:
+                logger.warning("cannot renew leases: %s", error)
+
+    async def heed_notices(self) -> None:
+        """Lose jobs as soon as they are cancelled, and note which are watched."""
+        while True:
+            try:
+                async for notice in notices(self._redis, self._models.info.id):
+                    self.watched.update(notice.watched)  # the claim may still be on its way
+                    for claim in [self.claims[job_id] for job_id in notice.cancelled if job_id in self.claims]:
+                        self._lose(claim)
+            except QueueUnavailable as error:
+                logger.warning("cannot read which jobs are cancelled and watched: %s", error)
+                await asyncio.sleep(RETRY_S)
+
+    def _check_step(self) -> None:
+        """Raise StepTimeout if a step hangs: only the end of the process ends it, and lets others take its jobs."""
+        timeout_s, started_at = self._settings.step_timeout_s, self._step_started_at
+        if started_at is not None and time.monotonic() - started_at > timeout_s:
+            raise StepTimeout(f"a step batch did not end within MSF_STEP_TIMEOUT_S={timeout_s:g}")
+
+    async def _renew(self) -> None:
+        claims = list(self.claims.values())
+        await self._models.heartbeat()
+        lost = await self._leases.renew(self._models.info.id, claims)
+        swept = await self._leases.sweep()
+        for claim in claims:
+            if claim.job.id in lost:
+                self._lose(claim)
+        self.watched.intersection_update(self.claims)
+        self._metrics.record_sweep(swept)
+        if swept.num_requeued or swept.num_poisoned:
+            logger.warning("requeued %d jobs of dead workers, failed %d", swept.num_requeued, swept.num_poisoned)
+
+    def _lose(self, claim: Claim) -> None:
+        if self.let_go(claim):
+            self._lost.add(claim.job.id)
+            self.steps_possible.set()
+            self._metrics.jobs.labels(claim.job.spec.model, claim.job.spec.version, "lost").inc()

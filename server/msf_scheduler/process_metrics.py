@@ -1,0 +1,40 @@
+"""Prometheus metrics that servers and workers have in common."""
+
+from __future__ import annotations
+
+import asyncio
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+
+from msf_scheduler.leases import Swept
+
+
+class ProcessMetrics:
+    """Registry of one process, with counters of the jobs that its sweeps and claims ended."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # one more series per metric, which nothing reads
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.reclaims = self._counter("msf_reclaims", "Jobs requeued from dead workers, by this process.")
+        self.poisoned = self._counter("msf_jobs_poisoned", "Jobs failed because they kill workers, by this process.")
+        self.expired = self._counter("msf_jobs_expired_queued", "Queued jobs expired, by this process.")
+
+    def count_tasks(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Report the number of the event loop's tasks at every scrape."""
+        self._gauge("msf_asyncio_tasks", "Tasks of the event loop.").set_function(lambda: len(asyncio.all_tasks(loop)))
+
+    def record_sweep(self, swept: Swept) -> None:
+        """Count the jobs that a sweep requeued or ended."""
+        self.reclaims.inc(swept.num_requeued)
+        self.poisoned.inc(swept.num_poisoned)
+        self.expired.inc(swept.num_expired)
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, text, labels, registry=self.registry, buckets=buckets)
