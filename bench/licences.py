@@ -71,11 +71,11 @@ def licences() -> None:
 def packages_by_part() -> Iterator[tuple[str, set[str]]]:
     """Yield each part's title, and the packages that it requires and no part before it does."""
     project = tomllib.loads(PROJECT.read_text())["project"]
-    known: set[str] = set()
+    listed: set[str] = set()
     for part, title in PARTS.items():
         names = required_packages(project["optional-dependencies"][part] if part else project["dependencies"])
-        yield title, names - known
-        known |= names
+        yield title, names - listed
+        listed |= names
 
 
 def required_packages(lines: Iterable[str]) -> set[str]:

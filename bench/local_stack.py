@@ -50,9 +50,10 @@ class Msf:
         return self.output.partition("is ready at ")[2].split()[0]
 
     def descendants(self) -> list[psutil.Process]:
-        with suppress(psutil.NoSuchProcess):
-            return psutil.Process(self.process.pid).children(recursive=True)
-        return []
+        """Return the running command's descendants; none once it has ended, since its pid may be reused."""
+        if self.process.poll() is not None:
+            return []
+        return psutil.Process(self.process.pid).children(recursive=True)
 
     def processes(self) -> dict[str, psutil.Process]:
         """Return the processes by role: `server`, `worker` (the last of several), `valkey` and `supervisor`."""

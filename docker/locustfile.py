@@ -1,4 +1,6 @@
-"""The request mix of `msf load` for Locust: locust --locustfile docker/locustfile.py --host http://127.0.0.1:8000
+"""Request mix of `msf load` for Locust.
+
+    locust --locustfile docker/locustfile.py --host http://127.0.0.1:8000
 
 Locust's users wait for a response before they send the next request (a closed loop), so a stalled server receives fewer
 requests and its latencies look better than they are. `msf load` keeps to its rate; use Locust to explore.

@@ -151,7 +151,7 @@ async def choose_setting(
 ) -> tuple[list[SettingResult], float, RequestLevelSetting]:
     """Return all settings' results, their load in requests/s, and the setting with the lowest p99.
 
-    All settings get the same load, 80 % of the largest capacity: each at its own would favour the slowest.
+    All settings get the same load, 80 % of the largest capacity: loads relative to their own would favour slow ones.
     """
     if len(budget.sizes) == len(budget.delays_s) == 1:
         return [], 0.0, RequestLevelSetting(budget.sizes[0], budget.delays_s[0])

@@ -193,7 +193,7 @@ def _settings_section(comparison: PolicyComparison) -> str:
         rows.append([result.setting.size, f"{result.setting.delay_s:g}", f"{result.capacity_per_s:.1f}", p99])
     return (
         f"{choice}: the lowest p99 at {comparison.common_rate_per_s:.1f} requests/s, {HEADLINE_FRACTION:.0%} of the "
-        f"largest capacity. All settings get the same load: each at its own would favour the slowest.\n\n"
+        f"largest capacity. All settings get the same load: loads relative to their own would favour slow ones.\n\n"
         f"{_table(rows, ['batch size', 'delay, s', 'capacity, requests/s', 'p99, s'])}"
     )
 

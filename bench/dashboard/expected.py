@@ -117,14 +117,14 @@ def expected_values(results: Sequence[RequestResult], window_s: float) -> dict[S
 
 
 def _near(value: float) -> Expectation:
-    return Expectation(value, lambda shown: abs(shown - value) <= TOLERANCE * abs(value))
+    return Expectation(value, lambda actual: abs(actual - value) <= TOLERANCE * abs(value))
 
 
 def _near_bucket(value: float) -> Expectation:
     """Accept the value's histogram bucket or the one below: only the client's latency includes HTTP."""
     place = bisect_left(LATENCY_BUCKETS_S, value)
     low = LATENCY_BUCKETS_S[place - 2] if place > 1 else 0.0
-    return Expectation(value, lambda shown: low <= shown <= LATENCY_BUCKETS_S[min(place, len(LATENCY_BUCKETS_S) - 1)])
+    return Expectation(value, lambda actual: low <= actual <= LATENCY_BUCKETS_S[min(place, len(LATENCY_BUCKETS_S) - 1)])
 
 
 def histogram_quantile(values: Sequence[float], share: float) -> float:

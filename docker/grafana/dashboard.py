@@ -214,7 +214,7 @@ ROWS: dict[str, list[Chart]] = {
             "none",
             "Per second, decodes included: demanded by admitted jobs, executed, and available with full batches "
             "of default requests.",
-            {"demanded": DEMAND, "made": total_rate("msf_steps_total"), "available": SUPPLY},
+            {"demanded": DEMAND, "executed": total_rate("msf_steps_total"), "available": SUPPLY},
         ),
         Chart(
             "Device busy",
