@@ -18,7 +18,6 @@ from pathlib import Path
 import click
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from packaging.version import Version
 
 PARTS = {
     "": "Server",
@@ -51,18 +50,19 @@ def command() -> None:
 @command.command()
 def requirements() -> None:
     """Print each package with its public version; advisories do not know those of local builds."""
+    installed = read_licences()
     for _, names in packages_by_part():
-        for name, (version, _) in read_licences(names).items():
-            click.echo(f"{name}=={version}")
+        for name in sorted(names & installed.keys()):
+            click.echo(f"{name}=={installed[name][0]}")
 
 
 @command.command()
 def licences() -> None:
     """Print docs/licences.md."""
+    installed = read_licences()
     click.echo(HEAD)
     for title, names in packages_by_part():
         click.echo(f"## {title}\n\n| package | version | licence |\n|---|---|---|")
-        installed = read_licences(names)
         for name in sorted(names):
             click.echo("| {} | {} | {} |".format(name, *installed.get(name, ("", ""))))
         click.echo()
@@ -96,13 +96,13 @@ def required_packages(lines: Iterable[str]) -> set[str]:
     return names
 
 
-def read_licences(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Return public version and licence of each installed package, by name."""
-    options = ["--format=json", "--with-system", "--packages", *names]
-    output = subprocess.check_output([sys.executable, "-m", "piplicenses", *options], text=True)
+def read_licences() -> dict[str, tuple[str, str]]:
+    """Return public version and licence of every installed package, by name."""
+    command = [sys.executable, "-m", "piplicenses", "--format=json", "--with-system"]
+    packages = json.loads(subprocess.check_output(command, text=True))
     return {
-        canonicalize_name(package["Name"]): (Version(package["Version"]).public, package["License"].splitlines()[0])
-        for package in json.loads(output)
+        canonicalize_name(package["Name"]): (package["Version"].partition("+")[0], package["License"].splitlines()[0])
+        for package in packages
     }
 
 
