@@ -98,8 +98,8 @@ def required_packages(lines: Iterable[str]) -> set[str]:
 
 def read_licences() -> dict[str, tuple[str, str]]:
     """Return public version and licence of every installed package, by name."""
-    command = [sys.executable, "-m", "piplicenses", "--format=json", "--with-system"]
-    packages = json.loads(subprocess.check_output(command, text=True))
+    program = [sys.executable, "-m", "piplicenses", "--format=json", "--with-system"]
+    packages = json.loads(subprocess.check_output(program, text=True))
     return {
         canonicalize_name(package["Name"]): (package["Version"].partition("+")[0], package["License"].splitlines()[0])
         for package in packages
