@@ -1,9 +1,10 @@
-"""README and guides: examples are executed; links, files, make targets and variables exist."""
+"""README and guides: examples are executed; what they name exists."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -32,6 +33,7 @@ EXAMPLE = re.compile(
 LINK = re.compile(r"\]\((?!https?:)(?P<file>[^)#\s]*)(?:#(?P<anchor>[^)\s]+))?\)")
 SOURCE = re.compile(r"`((?:server|engine|bench|tests|docker|model_repo|docs)/[\w./-]*)`")
 TARGET = re.compile(r"(?:^|`)make ([a-z][a-z-]*)", re.M)
+MODULE = re.compile(r"python -m ((?:bench|msf_)[\w.]*)")
 VARIABLE = re.compile(r"MSF_[A-Z_]+[A-Z]")
 VARIABLES = ROOT / "tests/system/records/variables.json"
 ADDRESS = "localhost:8000"
@@ -94,7 +96,7 @@ def test_examples_of_the_open_inference_protocol(service: Service, monkeypatch: 
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_files_make_targets_and_variables_exist(document: Path) -> None:
+def test_what_a_document_names_exists(document: Path) -> None:
     text = document.read_text()
     for link in LINK.finditer(text):
         target = document.parent / link["file"] if link["file"] else document
@@ -105,6 +107,8 @@ def test_links_files_make_targets_and_variables_exist(document: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
     for name in TARGET.findall(text):
         assert re.search(rf"^{name}:", makefile, re.M), f"make {name}"
+    for module in MODULE.findall(text):
+        assert importlib.util.find_spec(module), module
     assert set(VARIABLE.findall(text)) <= {*json.loads(VARIABLES.read_text()), "MSF_API_KEY"}
 
 
