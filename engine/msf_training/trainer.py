@@ -1,64 +1,56 @@
-"""A training loop that can be killed at any moment and goes on from its last checkpoint."""
+"""Resumable training loop: a run may be killed at any moment and resumes from its last checkpoint."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Generic, TypeVar
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 logger = logging.getLogger(__name__)
 
+Module = TypeVar("Module", bound=nn.Module)
 LossFunction = Callable[[torch.Generator], Mapping[str, Tensor]]
 
 
-def weights_digest(module: nn.Module) -> str:
-    """SHA-256 of all weights: what was made with one network tells by it that it is another's."""
-    seen = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        seen.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return seen.hexdigest()
+class TrainerConfig(BaseModel):
+    """Length and learning rate of a training.
 
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """How long and how fast. The learning rate warms up linearly and decays to 0: along a cosine, or, with `cooldown`,
-    in a straight line over that last part of the iterations (warmup-stable-decay, arXiv 2404.06395). A cooldown of 0
-    leaves it constant, so that a run can be judged at any iteration.
+    The rate warms up linearly, stays constant, and falls linearly to 0 over the last `cooldown` of the iterations
+    (warmup-stable-decay, arXiv 2404.06395). A cooldown of 0 leaves it constant, so that a run can be evaluated at any
+    iteration.
     """
 
-    num_iterations: int
-    learning_rate: float
-    weight_decay: float = 0.0
-    warmup_iterations: int = 100
-    max_grad_norm: float = 1.0
-    cooldown: float | None = None
-    ema_decays: tuple[float, ...] = (0.995, 0.999)
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_iterations: Annotated[int, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup_iterations: Annotated[int, Field(gt=0)] = 100
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    cooldown: Annotated[float, Field(ge=0, le=1)] = 0.2
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999  # decay of the average of the weights
     seed: int = 0
-    checkpoint_every_s: float = 60.0
+    checkpoint_every_s: float = 300.0
     log_every: int = 50
 
     def learning_rate_at(self, iteration: int) -> float:
+        """Return the learning rate of an iteration, counted from 0."""
         warmup = min(1.0, (iteration + 1) / self.warmup_iterations)
-        left = 1 - iteration / self.num_iterations
-        if self.cooldown is None:
-            decay = (1 - math.cos(math.pi * left)) / 2
-        else:
-            decay = min(1.0, left / self.cooldown) if self.cooldown else 1.0
-        return self.learning_rate * warmup * decay
+        remaining = 1 - iteration / self.num_iterations
+        return self.learning_rate * warmup * (min(1.0, remaining / self.cooldown) if self.cooldown else 1.0)
 
 
-class _Objective(nn.Module):
-    """A loss function as a module, which is what DistributedDataParallel watches over."""
+class _LossModule(nn.Module):
+    """A loss function as a module, as DistributedDataParallel needs it."""
 
     def __init__(self, module: nn.Module, loss_function: LossFunction) -> None:
         super().__init__()
@@ -69,22 +61,21 @@ class _Objective(nn.Module):
         return self.loss_function(generator)
 
 
-class Loop:
-    """Trains `module` on `loss_function`; `averages[decay]` holds an exponential moving average of its weights
-    (its parameters: a module with buffers that learn should use its own, with no decays).
+class Trainer(Generic[Module]):
+    """Training of `module`; `average` is the exponential moving average of its parameters (not of its buffers).
 
-    The loss function draws all its randomness from the generator that it is handed, which depends only on the seed and
-    the iteration: a resumed run sees the very batches that an uninterrupted one sees. Where torch.distributed is
-    initialised, each process draws its own batches and gradients are averaged; the first writes the checkpoints.
-    `on_checkpoint` is called after each of them.
+    The loss function draws all its randomness from the generator that it gets, which depends only on the seed and the
+    iteration: a resumed run sees the same batches as an uninterrupted one. Under torch.distributed each process draws
+    its own batches, gradients are averaged, and the first process writes the checkpoints. `on_checkpoint` is called
+    after each of them.
     """
 
     def __init__(
         self,
-        module: nn.Module,
-        config: LoopConfig,
+        module: Module,
+        config: TrainerConfig,
         checkpoint: Path,
-        on_checkpoint: Callable[[Loop], None] = lambda _: None,
+        on_checkpoint: Callable[[Trainer[Module]], None] = lambda _: None,
     ) -> None:
         self.module = module
         self.on_checkpoint = on_checkpoint
@@ -93,25 +84,26 @@ class Loop:
             self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
         self.config = config
         self.checkpoint = checkpoint
-        self.averages = {decay: deepcopy(module).requires_grad_(False).eval() for decay in config.ema_decays}
+        self.average = deepcopy(module).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(
             module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
         )
         self.iteration = 0
 
     def run(self, loss_function: LossFunction) -> None:
+        """Train from the checkpoint, if there is one, to the last iteration."""
         self._resume()
         if self.iteration >= self.config.num_iterations:
             return
         if self.world_size > 1:
-            loss_function = DistributedDataParallel(_Objective(self.module, loss_function))
-        started_at, started_from = time.monotonic(), self.iteration
+            loss_function = DistributedDataParallel(_LossModule(self.module, loss_function))
+        started_at, first_iteration = time.monotonic(), self.iteration
         saved_at = started_at
         while self.iteration < self.config.num_iterations:
             losses = self._step(loss_function)
             now = time.monotonic()
             if self.rank == 0 and self.iteration % self.config.log_every == 0:
-                self._log(losses, seconds_per_iteration=(now - started_at) / (self.iteration - started_from))
+                self._log(losses, seconds_per_iteration=(now - started_at) / (self.iteration - first_iteration))
             if now - saved_at > self.config.checkpoint_every_s:
                 self._save()
                 saved_at = now
@@ -128,20 +120,18 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.iteration += 1
-        self._update_averages()
+        self._update_average()
         return losses
 
     @torch.no_grad()
-    def _update_averages(self) -> None:
-        weights: list[Tensor] = [*self.module.parameters()]
-        for decay, average in self.averages.items():
-            warm = min(decay, self.iteration / (self.iteration + 10))
-            averaged: list[Tensor] = [*average.parameters()]
-            torch._foreach_lerp_(averaged, weights, 1 - warm)
+    def _update_average(self) -> None:
+        decay = min(self.config.ema, self.iteration / (self.iteration + 10))
+        averaged: list[Tensor] = [*self.average.parameters()]
+        torch._foreach_lerp_(averaged, [*self.module.parameters()], 1 - decay)
 
     def _log(self, losses: Mapping[str, Tensor], seconds_per_iteration: float) -> None:
         values = " ".join(f"{name} {value.item():.4f}" for name, value in losses.items())
-        left_s = (self.config.num_iterations - self.iteration) * seconds_per_iteration
+        remaining_s = (self.config.num_iterations - self.iteration) * seconds_per_iteration
         logger.info(
             "%s %d/%d %s | %.2f s/it, %.0f min left",
             self.checkpoint.stem,
@@ -149,7 +139,7 @@ class Loop:
             self.config.num_iterations,
             values,
             seconds_per_iteration,
-            left_s / 60,
+            remaining_s / 60,
         )
 
     def _save(self) -> None:
@@ -158,7 +148,7 @@ class Loop:
         state = {
             "iteration": self.iteration,
             "module": self.module.state_dict(),
-            "averages": {str(decay): average.state_dict() for decay, average in self.averages.items()},
+            "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -172,8 +162,7 @@ class Loop:
             return
         state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
         self.module.load_state_dict(state["module"])
-        for decay, average in self.averages.items():
-            average.load_state_dict(state["averages"][str(decay)])
+        self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration = state["iteration"]
         logger.info("%s resumes at iteration %d", self.checkpoint.stem, self.iteration)

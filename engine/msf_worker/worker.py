@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from msf_scheduler.connection import RedisClient
+from redis.asyncio import Redis
+
 from msf_scheduler.dynamic_batching import RequestLevel
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import WorkerInfo
@@ -42,7 +43,7 @@ class Worker:
         settings: WorkerSettings,
         info: WorkerInfo,
         runners: Sequence[ModelRunner],
-        redis: RedisClient,
+        redis: Redis,
         metrics: WorkerMetrics,
         tracing: Tracing | None = None,
     ) -> None:

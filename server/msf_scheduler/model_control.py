@@ -1,6 +1,6 @@
-"""Model versions that operators want served, and what each worker reports about them.
+"""Which model versions workers are to serve, as an operator said last, and what each worker made of it.
 
-The request is a state, not a message: a worker that was away, or starts later, does the same as the others.
+What was said is a state, not a message: a worker that was away, or starts later, does the same as the others.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import json
 from collections.abc import Collection, Iterable
 from enum import StrEnum
 
+from redis.asyncio import Redis
+
 from msf_scheduler import keys
-from msf_scheduler.connection import RedisClient, call
+from msf_scheduler.connection import call
 from msf_scheduler.jobs import Record
 from msf_scheduler.scripts import Script
 
@@ -18,7 +20,7 @@ REPORT_TTL_S = 60
 
 
 class VersionState(StrEnum):
-    """States of a model version, by Triton's names."""
+    """Triton's names."""
 
     READY = "READY"
     LOADING = "LOADING"
@@ -26,15 +28,15 @@ class VersionState(StrEnum):
     UNAVAILABLE = "UNAVAILABLE"
 
 
-class DesiredVersions(Record):
-    """The only versions of one model that are to be served; `revision` grows with every change of any model."""
+class Desired(Record):
+    """The versions of one model that are wanted, all others not; `revision` grows with every word of an operator."""
 
     versions: tuple[str, ...]
     revision: int
 
 
 class VersionReport(Record):
-    """A version that a worker has in its model repository or serves; `reason` says why it is not as desired."""
+    """A version that is in a worker's model repository or served by it; `reason` tells why it is not as wanted."""
 
     name: str
     version: str
@@ -43,52 +45,45 @@ class VersionReport(Record):
 
 
 class WorkerReport(Record):
-    """State of all versions in one worker, which has acted on all changes up to `revision`."""
+    """What a worker has and does; it had seen all that was desired up to `revision`."""
 
     revision: int
     versions: tuple[VersionReport, ...]
 
 
-class ModelControl:
-    """Desired versions and workers' reports. Without desired versions, workers serve what they find when they start.
+class DesiredModels:
+    """A model of which nothing was said is served as workers find it at their start.
 
     Every method may raise `QueueUnavailable`.
     """
 
-    def __init__(self, redis: RedisClient) -> None:
+    def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._set_versions = Script(redis, "set_versions")
+        self._desire = Script(redis, "desire")
 
-    async def read(self) -> tuple[int, dict[str, DesiredVersions]]:
-        """Return the latest revision, and the desired versions by model."""
+    async def read(self) -> tuple[int, dict[str, Desired]]:
+        """The latest revision of all, and what is desired by model."""
         revision = int(await call(self._redis, "GET", keys.REVISION) or 0)
         stored = await call(self._redis, "HGETALL", keys.DESIRED)
-        return revision, {name.decode(): DesiredVersions.model_validate_json(value) for name, value in stored.items()}
+        return revision, {name.decode(): Desired.model_validate_json(wish) for name, wish in stored.items()}
 
-    async def set_versions(
-        self, name: str, versions: Collection[str] | None, *, since: int | None = None
-    ) -> int | None:
-        """Set the versions of a model that are to be served, or None to leave that to workers. Return the revision.
+    async def want(self, name: str, versions: Collection[str] | None, *, since: int | None = None) -> int | None:
+        """Say which versions of a model are wanted (None: nothing is said of it any more). Returns the revision.
 
-        Return None, and change nothing, if this model was changed after the revision `since`.
+        None: someone else has said something of this model after the revision `since`, and that stands.
         """
-        revision = await self._set_versions(
-            {"desired": keys.DESIRED, "revision": keys.REVISION},
-            model=name,
-            versions=None if versions is None else json.dumps(list(versions)),
-            since=since,
-        )
-        return revision or None
+        wanted = None if versions is None else json.dumps(list(versions))
+        return await self._desire("msf:", model=name, versions=wanted, since=since) or None
 
-    async def next_revision(self) -> int:
-        """Return a revision that changes nothing: reports that have it were made after this call."""
+    async def ask(self) -> int:
+        """A revision that changes nothing: reports that have it were made after now."""
         return int(await call(self._redis, "INCR", keys.REVISION))
 
     async def report(self, worker_id: str, report: WorkerReport) -> None:
-        await call(self._redis, "SET", f"{keys.REPORT}{worker_id}", report.model_dump_json(), "EX", REPORT_TTL_S)
+        await call(self._redis, "SET", keys.report(worker_id), report.model_dump_json(), "EX", REPORT_TTL_S)
 
     async def reports(self, worker_ids: Iterable[str]) -> list[WorkerReport]:
-        """Return the reports of those workers that have made one."""
-        names = [f"{keys.REPORT}{worker_id}" for worker_id in worker_ids]
+        """Of those workers that told any."""
+        names = [keys.report(worker_id) for worker_id in worker_ids]
         stored = await call(self._redis, "MGET", *names) if names else []
         return [WorkerReport.model_validate_json(report) for report in stored if report is not None]

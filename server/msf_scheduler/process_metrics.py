@@ -6,7 +6,7 @@ import asyncio
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
-from msf_scheduler.leases import SweepResult
+from msf_scheduler.leases import Swept
 
 
 class ProcessMetrics:
@@ -24,7 +24,7 @@ class ProcessMetrics:
         """Report the number of the event loop's tasks at every scrape."""
         self._gauge("msf_asyncio_tasks", "Tasks of the event loop.").set_function(lambda: len(asyncio.all_tasks(loop)))
 
-    def record_sweep(self, swept: SweepResult) -> None:
+    def record_sweep(self, swept: Swept) -> None:
         """Count the jobs that a sweep requeued or ended."""
         self.reclaims.inc(swept.num_requeued)
         self.poisoned.inc(swept.num_poisoned)

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from msf_scheduler.histogram_buckets import LATENCY_BUCKETS_S
 from msf_scheduler.jobs import JobRecord, JobSpec, ModelInfo, ModelKey
-from msf_scheduler.leases import SweepResult
+from msf_scheduler.leases import Swept
 from msf_scheduler.queue import QueueDepth
 from msf_scheduler.redis_info import Storage
 from msf_server.errors import Forbidden, Unauthenticated
@@ -148,7 +148,7 @@ class Metrics:
                 seconds += sample.value if sample.name.endswith("_sum") else 0.0
         return int(count), seconds
 
-    def observe_sweep(self, swept: SweepResult) -> None:
+    def observe_sweep(self, swept: Swept) -> None:
         """Count the jobs that a sweep requeued, abandoned or dropped."""
         self.reclaims.inc(swept.num_requeued)
         self.poisoned.inc(swept.num_poisoned)

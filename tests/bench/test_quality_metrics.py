@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bench.evaluation.metrics import class_consistency, fid, intra_class_fid, precision_recall, psnr, top_k
+from bench.evaluation.metrics import fid, precision_recall, psnr, top_k
 
 
 def gaussian(count: int, std: torch.Tensor, mean: float, seed: int) -> torch.Tensor:
@@ -45,20 +45,6 @@ def test_fid_is_biased_upwards_at_small_numbers() -> None:
     assert fid(points[:500], points[500:1000]) > 3 * fid(points[:4000], points[4000:])
 
 
-def test_intra_class_fid_sees_swapped_labels_that_fid_does_not() -> None:
-    points = torch.cat((torch.randn(200, 2), torch.randn(200, 2) + 10))
-    labels = torch.arange(2).repeat_interleave(200)
-    assert intra_class_fid(points, labels, points, labels) == pytest.approx(0, abs=1e-9)
-    assert intra_class_fid(points, labels, points, 1 - labels) == pytest.approx(200, rel=0.1)
-    assert fid(points, points) == pytest.approx(0, abs=1e-9)
-
-
-def test_intra_class_fid_refuses_sets_of_other_classes() -> None:
-    points = torch.randn(4, 2)
-    with pytest.raises(ValueError, match=r"classes differ: \[0, 1\] and \[0, 2\]"):
-        intra_class_fid(points, torch.tensor([0, 0, 1, 1]), points, torch.tensor([0, 0, 2, 2]))
-
-
 def test_precision_and_recall_of_a_set_with_itself_are_one() -> None:
     points = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)) + 1000
     assert precision_recall(points, points) == (1.0, 1.0)
@@ -94,14 +80,10 @@ def test_features_that_do_not_fit_are_refused() -> None:
         precision_recall(torch.zeros(3, 2), torch.zeros(9, 2))
 
 
-def test_class_consistency_is_the_share_of_agreement() -> None:
-    assert class_consistency(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 2, 3])) == 0.75
-
-
 def test_top_k_looks_at_the_first_k_of_the_ranking() -> None:
     ranking = torch.tensor([[2, 0, 1, 3], [1, 3, 0, 2], [0, 1, 2, 3], [3, 2, 1, 0]])
-    asked_for = torch.tensor([2, 3, 2, 0])
-    assert [top_k(ranking, asked_for, k) for k in (1, 2, 3, 4)] == [0.25, 0.5, 0.75, 1.0]
+    labels = torch.tensor([2, 3, 2, 0])
+    assert [top_k(ranking, labels, k) for k in (1, 2, 3, 4)] == [0.25, 0.5, 0.75, 1.0]
 
 
 def test_psnr_is_its_closed_form_and_a_mean_over_images() -> None:

@@ -17,7 +17,7 @@ from msf_engine.noise import NoiseStream, gaussian_noise
 from msf_engine.repository import ModelVersion
 from msf_engine.schedule import timesteps
 from msf_scheduler.stage import Stage
-from msf_training.data import to_uint8
+from msf_training.dataset import to_uint8
 from tests.engine.integration import integrate
 
 REQUESTS = [

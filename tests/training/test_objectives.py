@@ -1,23 +1,15 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from msf_engine.config import Statistics
 from msf_engine.denoiser import Denoiser
 from msf_engine.factorization import compose
-from msf_training.autoencoder import AutoencoderObjective, autoencoder_loss, low_pass, residual_share
-from msf_training.data import Split, load_fashion_mnist, to_uint8, to_unit_range
-from msf_training.denoiser import (
-    DenoiserObjective,
-    Latents,
-    base_loss,
-    encode_latents,
-    normalize,
-    residual_loss,
-)
+from msf_training.autoencoder_loss import AutoencoderObjective, autoencoder_loss, low_pass, residual_share
+from msf_training.dataset import Split, to_uint8, to_unit_range
+from msf_training.denoiser_loss import DenoiserObjective, denoiser_loss
+from msf_training.latents import Latents, encode_latents, normalize
 from tests.models import tiny_config, tiny_model
 
 
@@ -30,11 +22,6 @@ def test_pixels_survive_the_round_trip() -> None:
     levels = torch.arange(256, dtype=torch.uint8)
     assert to_unit_range(levels)[[0, 255]].tolist() == [-1, 1]
     assert torch.equal(to_uint8(to_unit_range(levels)), levels)
-
-
-def test_missing_data_says_how_to_fetch_it(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="`make data` fetches it"):
-        load_fashion_mnist(tmp_path)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
@@ -86,20 +73,19 @@ def test_an_untrained_denoiser_has_the_loss_of_predicting_nothing(latents: Laten
     """Its output is zero, so the loss is E|noise - data|² = 2 for unit variance."""
     config = tiny_config()
     objective = DenoiserObjective(batch_size=4096)
-    base = base_loss(Denoiser(config.base.denoiser), latents, objective, torch.Generator().manual_seed(0))
-    residual = residual_loss(Denoiser(config.residual.denoiser), latents, objective, torch.Generator().manual_seed(0))
-    assert base["loss"].item() == pytest.approx(2, abs=0.1)
-    assert residual["loss"].item() == pytest.approx(2, abs=0.1)
+    for stage in (config.base, config.residual):
+        losses = denoiser_loss(Denoiser(stage.denoiser), latents, objective, torch.Generator().manual_seed(0))
+        assert losses["loss"].item() == pytest.approx(2, abs=0.1)
 
 
-def test_so_many_samples_are_told_their_own_label_where_they_have_one() -> None:
+def test_the_named_fraction_of_named_images_is_labelled_by_name() -> None:
     statistics = Statistics(mean=(0.0,), std=(1.0,))
     zeros = torch.zeros(3, 1, 2, 2)
-    labels, own = torch.tensor([0, 1, 1]), torch.tensor([2, 3, -1])
-    latents = Latents(zeros, zeros, labels, statistics, statistics, own_labels=own)
+    labels, image_labels = torch.tensor([0, 1, 1]), torch.tensor([2, 3, -1])
+    latents = Latents(zeros, zeros, labels, statistics, statistics, image_labels=image_labels)
     indices = torch.arange(3).repeat(2000)
-    told = latents.labels_of(indices, 0.25, torch.Generator().manual_seed(0)).view(2000, 3)
-    assert (told == own).double().mean(0)[:2].tolist() == pytest.approx([0.25, 0.25], abs=0.03)
-    assert set(told[:, 0].tolist()) == {0, 2}
-    assert set(told[:, 2].tolist()) == {1}
-    assert torch.equal(latents.labels_of(indices, 0.0, torch.Generator()), labels.repeat(2000))
+    drawn = latents.draw_labels(indices, 0.25, torch.Generator().manual_seed(0)).view(2000, 3)
+    assert (drawn == image_labels).double().mean(0)[:2].tolist() == pytest.approx([0.25, 0.25], abs=0.03)
+    assert set(drawn[:, 0].tolist()) == {0, 2}
+    assert set(drawn[:, 2].tolist()) == {1}
+    assert torch.equal(latents.draw_labels(indices, 0.0, torch.Generator()), labels.repeat(2000))

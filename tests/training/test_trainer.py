@@ -1,3 +1,5 @@
+"""The training loop resumes exactly, averages the weights, and follows its learning-rate schedule."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -7,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from msf_training.trainer import Loop, LoopConfig
+from msf_training.trainer import Trainer, TrainerConfig
 
-CONFIG = LoopConfig(num_iterations=20, learning_rate=0.05, warmup_iterations=4, ema_decays=(0.5, 0.9))
+CONFIG = TrainerConfig(num_iterations=20, learning_rate=0.05, warmup_iterations=4, cooldown=1, ema=0.9)
 
 
 class Killed(Exception):
     pass
 
 
-def _train(checkpoint: Path, *, killed_at: int | None = None) -> Loop:
+def _train(checkpoint: Path, config: TrainerConfig = CONFIG, *, killed_at: int | None = None) -> Trainer[nn.Linear]:
     torch.manual_seed(0)
     module = nn.Linear(3, 1)
     calls = 0
@@ -29,39 +31,43 @@ def _train(checkpoint: Path, *, killed_at: int | None = None) -> Loop:
         x = torch.randn(8, 3, generator=generator)
         return {"loss": (module(x) - x.sum(1, keepdim=True)).square().mean()}
 
-    config = CONFIG if killed_at is None else LoopConfig(**{**vars(CONFIG), "checkpoint_every_s": -1.0})
-    loop = Loop(module, config, checkpoint)
-    loop.run(loss)
-    return loop
+    trainer = Trainer(module, config, checkpoint)
+    trainer.run(loss)
+    return trainer
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_as_if_nothing_had_happened(tmp_path: Path) -> None:
     whole = _train(tmp_path / "whole.pt")
     with pytest.raises(Killed):
-        _train(tmp_path / "cut.pt", killed_at=8)
+        _train(tmp_path / "cut.pt", CONFIG.model_copy(update={"checkpoint_every_s": -1.0}), killed_at=8)
     resumed = _train(tmp_path / "cut.pt")
     assert resumed.iteration == CONFIG.num_iterations
-    torch.testing.assert_close(resumed.module.state_dict(), whole.module.state_dict(), rtol=0, atol=0)
-    for decay, average in whole.averages.items():
-        torch.testing.assert_close(resumed.averages[decay].state_dict(), average.state_dict(), rtol=0, atol=0)
+    for network in ("module", "average"):
+        states = (getattr(trainer, network).state_dict() for trainer in (resumed, whole))
+        torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
-def test_it_learns_and_averages_lag_behind(tmp_path: Path) -> None:
-    loop = _train(tmp_path / "run.pt")
-    weight = loop.module.state_dict()["weight"]
-    start = _start_weight()
-    assert (weight - 1).norm() < (start - 1).norm()
-    averaged = {decay: average.state_dict()["weight"] for decay, average in loop.averages.items()}
-    assert (averaged[0.9] - weight).norm() > (averaged[0.5] - weight).norm() > 0
-
-
-def _start_weight() -> Tensor:
+def test_training_learns_and_its_average_lags_behind(tmp_path: Path) -> None:
+    weights = {
+        decay: _train(tmp_path / f"{decay}.pt", CONFIG.model_copy(update={"ema": decay})) for decay in (0.5, 0.9)
+    }
+    weight = weights[0.5].module.weight
     torch.manual_seed(0)
-    return nn.Linear(3, 1).weight.detach()
+    assert (weight - 1).norm() < (nn.Linear(3, 1).weight - 1).norm()
+    distances = [(weights[decay].average.weight - weight).norm() for decay in (0.9, 0.5)]
+    assert distances[0] > distances[1] > 0
 
 
-def test_the_learning_rate_warms_up_and_decays_to_nothing() -> None:
+def test_the_learning_rate_warms_up_and_cools_down_to_nothing() -> None:
     rates = [CONFIG.learning_rate_at(iteration) for iteration in range(21)]
     assert rates[0] == pytest.approx(0.05 / 4)
     assert max(rates) == rates[3]
-    assert rates[20] == pytest.approx(0, abs=1e-12)
+    assert rates[20] == 0
+
+
+def test_the_learning_rate_is_constant_up_to_the_cooldown() -> None:
+    config = TrainerConfig(num_iterations=1000, learning_rate=1.0, cooldown=0.2)
+    assert [config.learning_rate_at(i) for i in (0, 99, 500, 800, 900)] == pytest.approx([0.01, 1, 1, 1, 0.5])
+    assert config.learning_rate_at(999) == pytest.approx(0.005)
+    constant = TrainerConfig(num_iterations=1000, learning_rate=1.0, cooldown=0)
+    assert constant.learning_rate_at(999) == 1.0

@@ -1,6 +1,2 @@
--- Read the clock that never jumps.
--- KEYS: clock
--- → seconds
-local clock = require 'clock'
-
-return clock.stamp(clock.now())
+-- → seconds on the clock that never jumps
+return stamp(clock())

@@ -1,16 +1,8 @@
--- Put a job back at its place in the queue, without prejudice.
--- KEYS: queue, job
--- ARGV: id, worker, attempt
--- → 1, or 0 if the lease was lost
-local arguments = require 'arguments'
-local jobs = require 'jobs'
-local keys = require 'keys'
-local queueing = require 'queueing'
+-- Put a job back where it was in its queue, not held against it. → 1, or 0 when the lease was lost
+local job = JOB_PREFIX .. args.id
 
-local key, args = arguments.keys, arguments.values
-
-if not jobs.is_leased_to(key.job, args.worker, args.attempt) then
+if not owns(job, args.worker, args.attempt) then
   return 0
 end
-queueing.requeue(keys.queue(key.queue), key.job, args.id)
+requeue(job, args.id)
 return 1

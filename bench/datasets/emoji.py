@@ -1,9 +1,9 @@
-"""Colour emoji as class folders: Microsoft's Fluent set as LobeHub packs it for npm, sorted by kind.
+"""Colour emoji as class folders by kind, from Microsoft's Fluent set as LobeHub packs it for npm.
 
-    python -m msf_training.emoji --packages data/npm --out data/emoji
+    python -m bench.datasets.emoji --packages data/npm --out data/emoji
 
-reads the two packages as `npm pack` fetches them and writes `<out>/<class>/<picture>--<variant>.webp`. Skin tones are
-variants of one picture, so that a held-out picture is held out in every tone.
+reads the two packages that `npm pack` fetches and writes `<out>/<class>/<image>--<variant>.webp`. Skin tones are
+variants of one image, so that a held-out image is held out in every tone.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from msf_training.folder import NAMES_FILE
+from msf_training.class_folders import NAMES_FILE, VARIANT
 
 IMAGES = "lobehub-fluent-emoji-3d-*.tgz"
 NAMES = "unicode-emoji-json-*.tgz"
 _SKIN_TONES = {f"{code:x}" for code in range(0x1F3FB, 0x1F400)}
-_NOT_TOLD_APART = _SKIN_TONES | {"fe0f"}  # the second asks for colour, which all of them are
+_IGNORED_CODES = _SKIN_TONES | {"fe0f"}  # fe0f asks for a colour emoji, which all of these are
 
-# In Unicode's order of emoji (CLDR's), kinds follow one another: where each begins, by its first emoji's slug.
+# Unicode (CLDR) orders emoji by kind: the slug of the first emoji of each run, and the class of the run.
 STARTS = (
     ("grinning_face", "face"),
     ("smiling_face_with_horns", "monster"),
@@ -87,67 +87,72 @@ STARTS = (
 )
 
 
-def picture_of(codes: str) -> str:
-    """`1f44b-1f3fb` to `1f44b`: code points without skin tones."""
-    return "-".join(code for code in codes.split("-") if code not in _NOT_TOLD_APART)
+def without_tones(codes: str) -> str:
+    """Drop skin tones from hyphenated code points: `1f44b-1f3fb` to `1f44b`."""
+    return "-".join(code for code in codes.split("-") if code not in _IGNORED_CODES)
 
 
-def classes_of(names: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """A class for each picture; `names` is unicode-emoji-json's data by emoji. Raises ValueError for a lost start."""
+def classes_of(emoji: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Return the class of each image, given unicode-emoji-json's data by emoji.
+
+    Raises ValueError if that lacks the start of a run.
+    """
     starts = dict(STARTS)
-    missing = starts.keys() - {each["slug"] for each in names.values()}
+    missing = starts.keys() - {entry["slug"] for entry in emoji.values()}
     if missing:
-        raise ValueError(f"unicode-emoji-json knows no {', '.join(sorted(missing))}; allowed is a version that does")
+        raise ValueError(f"unicode-emoji-json lacks {', '.join(sorted(missing))}; use version 0.9.0")
     classes, kind = {}, STARTS[0][1]
-    for emoji, about in names.items():
-        kind = starts.get(about["slug"], kind)
-        classes[_codes(emoji)] = kind
+    for character, entry in emoji.items():
+        kind = starts.get(entry["slug"], kind)
+        classes[_codes(character)] = kind
     return classes
 
 
 def names_of(emoji: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """Each picture's own name, such as "red apple"; without tones, as `picture_of`."""
-    return {_codes(each): about["slug"].replace("_", " ") for each, about in emoji.items()}
+    """Return the name of each image, such as "red apple", without tones."""
+    return {_codes(character): entry["slug"].replace("_", " ") for character, entry in emoji.items()}
 
 
 def _codes(emoji: str) -> str:
-    return picture_of("-".join(f"{ord(character):04x}" for character in emoji))
+    return without_tones("-".join(f"{ord(character):04x}" for character in emoji))
 
 
 def write_class_folders(packages: Path, out: Path) -> int:
-    """Returns the number of images. Raises FileNotFoundError that says how to fetch the packages."""
-    with tarfile.open(_find(packages, NAMES)) as archive:
-        listed = archive.extractfile("package/data-by-emoji.json")
-        assert listed is not None
-        emoji = json.load(listed)
+    """Write the folders and return the number of images. Raises FileNotFoundError if a package is missing."""
+    with tarfile.open(_newest(packages, NAMES)) as archive:
+        emoji = json.loads(_read(archive, "package/data-by-emoji.json"))
     classes = classes_of(emoji)
     out.mkdir(parents=True, exist_ok=True)
     (out / NAMES_FILE).write_text(json.dumps(names_of(emoji), indent=0), "utf-8")
     num_images = 0
-    with tarfile.open(_find(packages, IMAGES)) as archive:
-        for member in archive:
-            found = re.fullmatch(r"package/assets/([0-9a-f-]+)\.webp", member.name)
-            kind = classes.get(picture_of(found[1])) if found else None
-            if found is None or kind is None:
+    with tarfile.open(_newest(packages, IMAGES)) as archive:
+        for name in archive.getnames():
+            match = re.fullmatch(r"package/assets/([0-9a-f-]+)\.webp", name)
+            image = without_tones(match[1]) if match else ""
+            if match is None or image not in classes:
                 continue
-            content = archive.extractfile(member)
-            assert content is not None
-            folder = out / kind
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{picture_of(found[1])}--{found[1]}.webp").write_bytes(content.read())
+            folder = out / classes[image]
+            folder.mkdir(exist_ok=True)
+            (folder / f"{image}{VARIANT}{match[1]}.webp").write_bytes(_read(archive, name))
             num_images += 1
     return num_images
 
 
-def _find(packages: Path, pattern: str) -> Path:
-    found = sorted(packages.glob(pattern))
-    if not found:
-        raise FileNotFoundError(f"{packages} has no {pattern}; `make data-emoji` fetches it")
-    return found[-1]
+def _read(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    assert file is not None
+    return file.read()
+
+
+def _newest(packages: Path, pattern: str) -> Path:
+    files = sorted(packages.glob(pattern))
+    if not files:
+        raise FileNotFoundError(f"{packages} holds no {pattern}; `make data-emoji` fetches it")
+    return files[-1]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Sort colour emoji into class folders.")
+    parser = argparse.ArgumentParser(description="Write colour emoji as class folders.")
     parser.add_argument("--packages", type=Path, required=True, help="folder of the two npm packages")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -155,7 +160,7 @@ def main() -> None:
         num_images = write_class_folders(arguments.packages, arguments.out)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
-    print(f"{num_images} images in {len(set(dict(STARTS).values()))} classes below {arguments.out}")
+    print(f"{num_images:,} images in {len(set(dict(STARTS).values()))} classes below {arguments.out}")
 
 
 if __name__ == "__main__":

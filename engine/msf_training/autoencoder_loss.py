@@ -1,12 +1,12 @@
-"""Trains the autoencoder so that its latents factorize well.
+"""Loss of an autoencoder whose latents factorize well.
 
-Beside reconstruction it learns two things that the factorization needs: to decode `up(down(z))` to the low-passed
-image (scale-equivariant regularisation), and to put little energy into the residual (a direct penalty on its share).
+In addition to reconstruction it learns what the factorization needs: to decode `up(down(z))` to the low-passed image
+(scale-equivariant regularisation), and to put little energy into the residual (a penalty on its share).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,31 +15,30 @@ from torch import Tensor
 
 from msf_engine.autoencoder import Autoencoder
 from msf_engine.factorization import decompose, down, up
-from msf_training.data import Split
-
-Augment = Callable[[Tensor, Tensor, torch.Generator], Tensor]  # images in [-1, 1] and their labels to images
+from msf_training.augmentation import Augmentation
+from msf_training.dataset import Split
 
 
 @dataclass(frozen=True)
 class AutoencoderObjective:
-    """Weights of the loss's terms, and the batch."""
+    """Batch size and weights of the loss terms; `low_pass_fraction` is a part of each batch."""
 
     batch_size: int = 64
     gradient_weight: float = 0.5
     kl_weight: float = 5e-4
     low_pass_weight: float = 0.25
-    low_pass_fraction: float = 0.25  # of each batch
+    low_pass_fraction: float = 0.25
     residual_share_weight: float = 0.05
 
 
 def low_pass(images: Tensor) -> Tensor:
-    """What an image looks like at half its resolution, at its own size."""
+    """Return images (B, C, H, W) reduced to half their resolution and scaled back."""
     half = F.avg_pool2d(images, 2)
     return F.interpolate(half, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def residual_share(latents: Tensor) -> Tensor:
-    """The part of the latents' variance (over the batch, per channel, summed) that the residual holds: a scalar."""
+    """Return the residual's part of the latents' variance, over the batch, summed over channels: a scalar."""
     base, residual = decompose(latents)
     residual_energy = residual.square().mean(dim=(0, 2, 3)).sum() / 4  # orthonormal: 4 positions a block
     base_energy = base.var(dim=(0, 2, 3), correction=0).sum()
@@ -47,7 +46,7 @@ def residual_share(latents: Tensor) -> Tensor:
 
 
 def reconstruction_loss(output: Tensor, target: Tensor, gradient_weight: float) -> Tensor:
-    """L1 of the pixels plus L1 of their horizontal and vertical differences."""
+    """Return the L1 of the pixels plus the weighted L1 of their horizontal and vertical differences."""
     difference = output - target
     gradient = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
     return difference.abs().mean() + gradient_weight * gradient
@@ -58,12 +57,12 @@ def autoencoder_loss(
     data: Split,
     objective: AutoencoderObjective,
     generator: torch.Generator,
-    augment: Augment | None = None,
+    augmentation: Augmentation | None = None,
 ) -> Mapping[str, Tensor]:
-    """One batch's loss and its parts."""
+    """Return the loss of one batch and its terms."""
     device = next(autoencoder.parameters()).device
     images, labels = data.batch(torch.randint(len(data), (objective.batch_size,), generator=generator))
-    images = (augment(images, labels, generator) if augment else images).to(device)
+    images = (augmentation.draw(images, labels, generator) if augmentation else images).to(device)
     num_low = int(objective.batch_size * objective.low_pass_fraction)
     with torch.autocast(device.type, torch.bfloat16):
         posterior = autoencoder.posterior(images)

@@ -1,0 +1,78 @@
+"""The evaluation measures what the executor serves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench.evaluation.served_model import SamplingSetting, ServedModel
+from msf_engine.backends import get_backend
+from msf_engine.config import Statistics
+from msf_engine.executor import Executor, SampleRequest
+from msf_engine.model import DecodeModule
+from msf_engine.plan_cache import PlanCache
+from msf_engine.plan_loader import load_plans
+from msf_engine.repository import read_version, save_version
+from tests.models import LABELS, tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+    weights = tiny_model()
+    off_center = Statistics(mean=(0.3,) * 6, std=(0.7,) * 6)  # a zero residual is then not zero once normalised
+    residual = weights.config.residual.model_copy(update={"statistics": off_center})
+    weights.config = weights.config.model_copy(update={"residual": residual})
+    folder = tmp_path_factory.mktemp("repository")
+    save_version(folder, "tiny", "1", weights, LABELS)
+    version = read_version(folder, "tiny")
+    backend = get_backend("eager", "fp32", torch.get_num_threads())
+    plans = load_plans(version, backend, PlanCache(folder / "plans"), buckets=(4,))
+    return ServedModel(plans, DecodeModule(version.load()))
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
+def test_images_are_those_of_the_executor(model: ServedModel, guidance_scale: float) -> None:
+    labels = torch.arange(6) % len(LABELS)
+    setting = SamplingSetting(3, 2, guidance_scale)
+    images, base = model.generate(labels, setting, seed=7)
+    assert images.shape == (6, 1, 16, 16)
+    assert torch.equal(model.complete(base, labels, setting, seed=7), images)
+
+    executor = Executor(model.plans, num_slots=1)
+    for index in (0, 5):
+        slot = executor.join(SampleRequest(index % len(LABELS), 7, index, 3, 2, guidance_scale))
+        served = {}
+        while executor.slots:
+            served = executor.step([slot]).images
+        expected = torch.from_numpy(served[slot]).movedim(-1, 0)
+        assert (images[index].int() - expected.int()).abs().max() <= 1
+
+
+def test_without_a_residual_the_base_alone_is_decoded(model: ServedModel) -> None:
+    base = torch.randn(5, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    preview = model.pixels.preview(base).movedim(-1, 1)
+    assert (model.decode(base).int() - preview.int()).abs().max() <= 1
+
+
+def test_encoding_gives_latents_that_decode_to_the_reconstruction(model: ServedModel) -> None:
+    images = torch.randint(256, (3, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    base, residual = model.encode(images)
+    assert base.shape == (3, 2, 2, 2)
+    assert residual.shape == (3, 6, 2, 2)
+    autoencoder = model.pixels.autoencoder
+    with torch.no_grad():
+        direct = autoencoder.decode(autoencoder.posterior(images.float() / 127.5 - 1).mean)
+    expected = ((direct + 1) * 127.5).round().clamp(0, 255)
+    assert (model.decode(base, residual) - expected).abs().max() <= 1
+
+
+def test_settings_are_read_and_written() -> None:
+    for text, setting in (("16+4@1.5", SamplingSetting(16, 4, 1.5)), ("8+2@0", SamplingSetting(8, 2, 0.0))):
+        assert SamplingSetting.parse(text) == setting
+        assert str(setting) == text
+
+
+@pytest.mark.parametrize("text", ["16@1.5", "16+4", "16+4@", "16+4@x", "0+4@1", "16+0@1", "-1+4@1", "16+4@1/1", ""])
+def test_a_malformed_setting_is_refused_by_name(text: str) -> None:
+    with pytest.raises(ValueError, match="invalid setting "):
+        SamplingSetting.parse(text)
