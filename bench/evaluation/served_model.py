@@ -1,0 +1,104 @@
+"""A model version by the plans that serve it: the evaluation measures what users get."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from msf_engine.backends import BackendName, get_backend
+from msf_engine.model import DecodeModule
+from msf_engine.model_plans import ModelPlans
+from msf_engine.plan_cache import PlanCache
+from msf_engine.plan_loader import load_plans
+from msf_engine.repository import ModelVersion
+from msf_engine.sampling import initial_noise, noisy_condition, sample, stage_trajectory
+from msf_scheduler.stage import Stage
+from msf_training.dataset import to_unit_range
+
+BUCKET = 16
+_SETTING = re.compile(r"(\d+)\+(\d+)@(\d+(?:\.\d+)?)")
+
+
+@dataclass(frozen=True)
+class SamplingSetting:
+    """Steps of each stage and the request's guidance scale, written `16+4@1.5`."""
+
+    num_base_steps: int
+    num_residual_steps: int
+    guidance_scale: float
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a setting. Raises ValueError that shows the syntax."""
+        match = _SETTING.fullmatch(text.strip())
+        if match is None or not int(match[1]) or not int(match[2]):
+            raise ValueError(f"invalid setting {text!r}; write base+residual steps@guidance scale, such as 16+4@1.5")
+        return cls(int(match[1]), int(match[2]), float(match[3]))
+
+    def __str__(self) -> str:
+        return f"{self.num_base_steps}+{self.num_residual_steps}@{self.guidance_scale:g}"
+
+
+class ServedModel:
+    """Stages of a model on its plans. Latents are normalised; images are uint8 (N, C, H, W)."""
+
+    def __init__(self, plans: ModelPlans, pixels: DecodeModule) -> None:
+        self.plans = plans
+        self.config = plans.config
+        self.pixels = pixels  # the uncompiled decoder, which also encodes
+
+    @property
+    def default_setting(self) -> SamplingSetting:
+        config = self.config
+        steps = config.base.default_num_steps, config.residual.default_num_steps
+        return SamplingSetting(*steps, config.sampling.default_guidance_scale)
+
+    def generate(self, labels: Tensor, setting: SamplingSetting, seed: int) -> tuple[Tensor, Tensor]:
+        """Return images of `labels` (N,) and their bases (N, C, h, w)."""
+        base = self._denoise(Stage.BASE, None, labels, setting.num_base_steps, setting.guidance_scale, seed)
+        return self.complete(base, labels, setting, seed), base
+
+    def complete(self, base: Tensor, labels: Tensor, setting: SamplingSetting, seed: int) -> Tensor:
+        """Return images with these bases and generated residuals."""
+        rows = enumerate(base)
+        cond = torch.stack([noisy_condition(self.config, row, seed=seed, index=index) for index, row in rows])
+        steps, scale = setting.num_residual_steps, setting.guidance_scale
+        return self.decode(base, self._denoise(Stage.RESIDUAL, cond, labels, steps, scale, seed))
+
+    def decode(self, base: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return the images of latents; without a residual, those of the base alone."""
+        if residual is None:
+            zero = torch.zeros(1, 3 * self.config.latent_channels, 1, 1)
+            residual = self.pixels.residual.normalize(zero).expand(len(base), -1, *base.shape[2:])
+        (images,) = self.plans.bucketed((Stage.DECODE, False))(base, residual)
+        return images.movedim(-1, 1)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return base and residual of images."""
+        parts = [self.pixels.encode(to_unit_range(part)) for part in torch.split(images, BUCKET)]
+        base, residual = (torch.cat(stage) for stage in zip(*parts, strict=True))
+        return base, residual
+
+    def _denoise(
+        self, stage: Stage, cond: Tensor | None, labels: Tensor, num_steps: int, guidance_scale: float, seed: int
+    ) -> Tensor:
+        embed = self.plans.time_embeddings[stage]
+        trajectory = stage_trajectory(self.config, stage, embed, num_steps, guidance_scale)
+        steps = {guided: self.plans.bucketed((stage, guided)) for guided in set(trajectory.guided)}
+        indices = range(len(labels))
+        noise = torch.stack([initial_noise(self.config, stage, seed=seed, index=index) for index in indices])
+        return sample(steps, trajectory, noise, noise[:, :0] if cond is None else cond, labels)
+
+
+def load_served_model(version: ModelVersion, backend: BackendName, plan_folder: Path) -> ServedModel:
+    """Load the plans of one bucket. Raises what `get_backend` and `load_plans` raise."""
+    plans = load_plans(
+        version, get_backend(backend, None, torch.get_num_threads()), PlanCache(plan_folder), buckets=(BUCKET,)
+    )
+    return ServedModel(plans, DecodeModule(version.load()))

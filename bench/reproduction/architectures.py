@@ -1,0 +1,135 @@
+"""What is compared: MSF and single-stage DiTs of the same code, at several scales and training budgets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from bench.engine.flops import step_flops
+from bench.reproduction.sampling import Sampling
+from msf_engine.config import DenoiserConfig
+from msf_engine.denoiser import Denoiser
+from msf_training.class_folders import ClassFolders, load_class_folders
+from msf_training.dataset import Split
+from msf_training.recipe import Recipe, read_recipe
+
+LATENT_CHANNELS, LATENT_SIZE, NUM_CLASSES = 4, 8, 10
+STEPS = {1: (20,), 2: (16, 4)}  # by number of stages: 20 in total
+BASELINE = "DiT/1, equal parameters"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A DiT, or MSF: `stages` are its denoisers. One of equal depth has as many blocks as MSF's deeper denoiser."""
+
+    name: str
+    stages: tuple[DenoiserConfig, ...]
+    is_of_equal_depth: bool = False
+
+    @property
+    def flops(self) -> float:
+        """Operations of one forward pass of every stage for one image; training takes three times as many."""
+        return sum(step_flops(stage, guided=False) for stage in self.stages)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for stage in self.stages for parameter in Denoiser(stage).parameters())
+
+    @property
+    def folder(self) -> str:
+        return self.name.replace("/", "-").replace(", ", "-").replace(" ", "-")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Size and length of a comparison.
+
+    All see `num_images` for the first budget; BASELINE sees as many for the second. A setting, and a point of a
+    learning curve, is judged by `num_tuning` held-out images; the end of a budget by `num_evaluated` test images.
+    """
+
+    width: int
+    depth: int  # blocks in total; MSF shares them
+    num_heads: int
+    batch_size: int
+    num_images: int
+    seeds: tuple[int, ...]
+    num_tuning: int
+    num_evaluated: int
+    guidance: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0)  # candidates at the end of each budget
+
+    @property
+    def denoisers(self) -> str:
+        """Describe what figures after a number of images depend on."""
+        return f"width {self.width}, {self.depth} blocks, {self.num_heads} heads, batches of {self.batch_size}"
+
+
+SCALES = {
+    "short": Scale(64, 5, 2, 64, 51_200, (0,), 500, 1_000),
+    "seeds": Scale(64, 5, 2, 64, 51_200, (0, 1, 2), 1_000, 10_000),
+    "small": Scale(96, 8, 3, 128, 102_400, (0, 1, 2), 1_000, 2_000),
+    "full": Scale(128, 10, 4, 128, 512_000, (0, 1, 2), 2_000, 10_000),
+}
+
+
+def denoiser_config(
+    scale: Scale, in_channels: int, cond_channels: int, size: int, patch_size: int, depth: int
+) -> DenoiserConfig:
+    return DenoiserConfig(
+        in_channels=in_channels,
+        cond_channels=cond_channels,
+        size=size,
+        patch_size=patch_size,
+        width=scale.width,
+        depth=depth,
+        num_heads=scale.num_heads,
+        num_classes=NUM_CLASSES,
+    )
+
+
+def architectures(scale: Scale) -> list[Architecture]:
+    """Return MSF, then the DiTs."""
+    denoiser = partial(denoiser_config, scale)
+    channels, size = LATENT_CHANNELS, LATENT_SIZE
+    base_depth = round(scale.depth * 0.6)
+    base = denoiser(channels, 0, size // 2, 1, base_depth)
+    residual = denoiser(3 * channels, channels, size // 2, 1, scale.depth - base_depth)
+    return [
+        Architecture("MSF", (base, residual)),
+        Architecture(BASELINE, (denoiser(channels, 0, size, 1, scale.depth),)),
+        Architecture("DiT/2, equal parameters", (denoiser(channels, 0, size, 2, scale.depth),)),
+        Architecture("DiT/1, equal depth", (denoiser(channels, 0, size, 1, base_depth),), is_of_equal_depth=True),
+        Architecture("DiT/2, equal depth", (denoiser(channels, 0, size, 2, base_depth),), is_of_equal_depth=True),
+    ]
+
+
+def marks(scale: Scale, architecture: Architecture) -> dict[str, int]:
+    """Return the numbers of images after which a run is evaluated.
+
+    They are a quarter, half and all of `num_images`; as many as BASELINE's operations allow; and, for those of equal
+    parameters, as many as these operations allow the cheapest of them.
+    """
+    batch, every = scale.batch_size, architectures(scale)
+    operations = scale.num_images * next(entry.flops for entry in every if entry.name == BASELINE)
+
+    def affordable(architecture: Architecture) -> int:
+        return round(operations / architecture.flops / batch) * batch
+
+    seen = scale.num_images
+    numbers = {"quarter": seen // 4, "half": seen // 2, "images": seen, "flops": affordable(architecture)}
+    if not architecture.is_of_equal_depth:
+        numbers["longer"] = max(affordable(entry) for entry in every if not entry.is_of_equal_depth)
+    return numbers
+
+
+def sampling_of(architecture: Architecture, guidance: float) -> Sampling:
+    steps = STEPS[len(architecture.stages)]
+    return Sampling(steps, (guidance,) * len(steps))
+
+
+def load_fashion_mnist(folder: Path, out: Path) -> tuple[Recipe, ClassFolders, Split]:
+    """Load the class folders that `make data` writes: the recipe, training and held-out images, test images."""
+    recipe = read_recipe("fashion-mnist")
+    data = load_class_folders(folder / "train", out / "images.npy", recipe.image_format, recipe.held_out_percent)
+    return recipe, data, load_class_folders(folder / "test", out / "test.npy", recipe.image_format).train

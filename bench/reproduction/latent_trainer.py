@@ -1,0 +1,118 @@
+"""Training of architectures on one autoencoder's latents of Fashion-MNIST, and images by them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.reproduction.architectures import LATENT_CHANNELS, LATENT_SIZE, NUM_CLASSES, Architecture
+from bench.reproduction.sampling import Sampling, sample_stages
+from msf_engine.config import DenoiserConfig, Statistics
+from msf_engine.denoiser import Denoiser
+from msf_engine.factorization import compose, down
+from msf_engine.model import MsfModel, Normalizer
+from msf_training.dataset import Split, to_uint8
+from msf_training.denoiser_loss import DenoiserObjective, denoiser_loss
+from msf_training.latents import Latents, encode_latents, normalize
+from msf_training.trainer import Trainer, TrainerConfig
+
+LEARNING_RATE = 6e-4
+
+
+class LatentTrainer:
+    """Training at a constant learning rate with averaged weights, so that a run can be evaluated at any point.
+
+    `out` holds checkpoints and the averages after every requested number of images.
+    """
+
+    def __init__(self, model: MsfModel, train: Split, batch_size: int, out: Path) -> None:
+        self.model = model
+        self.train = train
+        self.batch_size = batch_size
+        self.out = out
+
+    @cached_property
+    def latents(self) -> Latents:
+        return encode_latents(self.model.autoencoder, self.train)
+
+    @cached_property
+    def whole(self) -> Latents:
+        """The latents without factorization, as `base`."""
+        z = self._compose([self.latents.base, self.latents.residual])
+        statistics = Statistics(mean=tuple(z.mean((0, 2, 3)).tolist()), std=tuple(z.std((0, 2, 3)).tolist()))
+        return Latents(Normalizer(statistics).normalize(z), z[:, :0], self.latents.labels, statistics, statistics)
+
+    @cached_property
+    def residuals(self) -> Latents:
+        """The residuals alone, as `base`: for a residual denoiser without a condition."""
+        latents, statistics = self.latents, self.latents.residual_statistics
+        return Latents(latents.residual, latents.residual[:, :0], latents.labels, statistics, statistics)
+
+    def denoisers(
+        self, architecture: Architecture, seed: int, num_images: int, objective: DenoiserObjective | None = None
+    ) -> list[Denoiser]:
+        """Train on `num_images`, or read what an earlier run kept."""
+        folder = self.out / f"{architecture.folder}-{seed}"
+        objective = objective or DenoiserObjective(batch_size=self.batch_size)
+        return [self._denoiser(stage, folder, seed, num_images, objective) for stage in architecture.stages]
+
+    def images(self, denoisers: list[Denoiser], sampling: Sampling, count: int, seed: int) -> Split:
+        """Generate `count` images, class after class in rounds."""
+        labels = torch.arange(count) % NUM_CLASSES
+        latents = sample_stages(denoisers, labels, sampling, seed)
+        if len(latents) == 1:
+            return Split(self.decode(Normalizer(self.whole.base_statistics).restore(latents[0])), labels)
+        return Split(self.decode(self._compose(latents)), labels)
+
+    def images_with_bases(self, real: Split, denoisers: list[Denoiser], sampling: Sampling, seed: int) -> Split:
+        """Generate residuals for the bases of real images."""
+        base = normalize(down(self.encode(real)), self.latents.base_statistics)
+        latents = sample_stages(denoisers, real.labels, sampling, seed, base)
+        return Split(self.decode(self._compose(latents)), real.labels)
+
+    @torch.no_grad()
+    def encode(self, split: Split) -> Tensor:
+        """Return latents (N, C, H, W), not normalised."""
+        parts = torch.split(torch.arange(len(split)), 250)
+        return torch.cat([self.model.autoencoder.posterior(split.batch(indices)[0]).mean for indices in parts])
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """Return the uint8 images of latents (N, C, H, W)."""
+        return torch.cat([to_uint8(self.model.autoencoder.decode(part)) for part in torch.split(z, 250)])
+
+    def _denoiser(
+        self, config: DenoiserConfig, folder: Path, seed: int, num_images: int, objective: DenoiserObjective
+    ) -> Denoiser:
+        name = "residual" if config.in_channels == 3 * LATENT_CHANNELS else "base"
+        file = folder / f"{name}-{num_images:07d}.pt"
+        torch.manual_seed(seed)
+        denoiser = Denoiser(config)
+        if file.exists():
+            denoiser.load_state_dict(torch.load(file, weights_only=True))
+            return denoiser.eval()
+        latents = self._latents_of(config)
+        num_iterations = num_images // self.batch_size
+        settings = TrainerConfig(
+            num_iterations=num_iterations, learning_rate=LEARNING_RATE, cooldown=0, seed=seed, checkpoint_every_s=60
+        )
+        trainer = Trainer(denoiser, settings, folder / f"{name}.pt")
+        trainer.run(lambda generator: denoiser_loss(denoiser, latents, objective, generator))
+        if trainer.iteration > num_iterations:
+            raise RuntimeError(f"{folder} was trained beyond {num_images} images; remove it to start again")
+        torch.save(trainer.average.state_dict(), file)
+        return trainer.average
+
+    def _latents_of(self, config: DenoiserConfig) -> Latents:
+        if config.size == LATENT_SIZE:
+            return self.whole
+        alone = config.in_channels == 3 * LATENT_CHANNELS and not config.cond_channels
+        return self.residuals if alone else self.latents
+
+    def _compose(self, latents: list[Tensor]) -> Tensor:
+        statistics = self.latents.base_statistics, self.latents.residual_statistics
+        base, residual = (Normalizer(each).restore(z) for each, z in zip(statistics, latents, strict=True))
+        return compose(base, residual)
