@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.dashboard.queries import PanelQuery, PrometheusClient
 from msf_cli.load.results import RequestOutcome, RequestResult
-from msf_scheduler.histogram_buckets import LATENCY_BUCKETS_S
+from msf_scheduler.process_metrics import LATENCY_BUCKETS_S
 
 TOLERANCE = 0.02
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}

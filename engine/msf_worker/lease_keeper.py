@@ -128,7 +128,7 @@ class LeaseKeeper:
             if claim.job.id in lost:
                 self._lose(claim)
         self.watched.intersection_update(self.claims)
-        self._metrics.record_sweep(swept)
+        self._metrics.observe_sweep(swept)
         if swept.num_requeued or swept.num_poisoned:
             logger.warning("requeued %d jobs of dead workers, failed %d", swept.num_requeued, swept.num_poisoned)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from msf_scheduler.histogram_buckets import LATENCY_BUCKETS_S
 from msf_scheduler.jobs import ModelKey, Timings
 from msf_scheduler.process_metrics import ProcessMetrics
 from msf_scheduler.stage import Stage
@@ -27,58 +26,48 @@ class WorkerMetrics(ProcessMetrics):
         self.latencies = LatencyWindow()
         self._num_samples = self._num_rows = 0  # since the last call of `take_fill_ratio`
         self._described: dict[ModelKey, tuple[str, str]] = {}
-        self.step_seconds = self._histogram("msf_step_batch_seconds", "Time of one step batch.", _STAGE, _STEP_SECONDS)
-        self.batch_size = self._histogram("msf_step_batch_size", "Samples per step batch.", _STAGE, _BATCH_SIZES)
+        self.step_seconds = self._histogram("msf_step_batch_seconds", "Time of one step batch", _STAGE, _STEP_SECONDS)
+        self.batch_size = self._histogram("msf_step_batch_size", "Samples per step batch", _STAGE, _BATCH_SIZES)
         self.batch_fill = self._histogram(
-            "msf_step_batch_fill_ratio", "Samples over computed rows of a step batch.", _STAGE, _FILL_RATIOS
+            "msf_step_batch_fill_ratio", "Samples over computed rows of a step batch", _STAGE, _FILL_RATIOS
         )
-        self.steps = self._counter("msf_steps", "Steps of samples, decodes included.", _STAGE)
-        self.previews = self._counter("msf_previews", "Previews decoded.", _MODEL)
-        self.padded_rows = self._counter("msf_padded_rows", "Rows computed as padding.", _STAGE)
-        self.batches = self._counter(
-            "msf_step_batches", "Step batches by the reason for choosing them.", (*_STAGE, "reason")
-        )
+        self.steps = self._counter("msf_steps", "Steps of samples, decodes included", _STAGE)
+        self.previews = self._counter("msf_previews", "Previews decoded", _MODEL)
+        self.padded_rows = self._counter("msf_padded_rows", "Rows computed as padding", _STAGE)
+        self.batches = self._counter("msf_step_batches", "Step batches by reason", (*_STAGE, "reason"))
         self.queue_seconds = self._histogram(
-            "msf_queue_seconds",
-            "Time from admission to the first step batch of finished jobs.",
-            _MODEL,
-            LATENCY_BUCKETS_S,
+            "msf_queue_seconds", "Time from admission to the first step batch of finished jobs", _MODEL
         )
         self.stage_seconds = self._histogram(
-            "msf_stage_seconds", "Time in one stage's step batches of finished jobs.", _STAGE, LATENCY_BUCKETS_S
+            "msf_stage_seconds", "Time of finished jobs in a stage's step batches", _STAGE
         )
-        self.encode_seconds = self._histogram(
-            "msf_encode_seconds", "Time of encoding the images of finished jobs.", _MODEL, LATENCY_BUCKETS_S
-        )
-        self.jobs = self._counter("msf_worker_jobs", "Jobs that ended in this worker.", (*_MODEL, "outcome"))
-        self.claims = self._counter("msf_claims", "Jobs claimed.", _MODEL)
-        self.slots_in_use = self._gauge("msf_slots_in_use", "Slots that hold a sample.", _MODEL)
-        self._gauge("msf_slots", "Slots per model.").set(num_slots)
+        self.encode_seconds = self._histogram("msf_encode_seconds", "Time of encoding finished jobs", _MODEL)
+        self.jobs = self._counter("msf_worker_jobs", "Jobs that ended in this worker", (*_MODEL, "outcome"))
+        self.claims = self._counter("msf_claims", "Jobs claimed", _MODEL)
+        self.slots_in_use = self._gauge("msf_slots_in_use", "Slots that hold a sample", _MODEL)
+        self._gauge("msf_slots", "Slots per model").set(num_slots)
         self.steps_available = self._gauge(
             "msf_steps_available_per_second",
-            "Steps, decodes included, of the model's default request that this worker can make in full batches, "
-            "at the speed measured last and with no other work.",
+            "Steps, decodes included, that this worker could make of the model's default request in full batches",
             _MODEL,
         )
-        self.plans = self._counter("msf_plans", "Plans by source: cache or built.", (*_MODEL, "source"))
+        self.plans = self._counter("msf_plans", "Plans by source: cache or built", (*_MODEL, "source"))
         self.info = self._gauge(
             "msf_worker_info",
-            "1. `fingerprint` is the start of the model's runtime fingerprint.",
+            "1; `fingerprint` is the start of the runtime fingerprint",
             (*_MODEL, "backend", "fingerprint"),
         )
 
     def watch_gpu(self, memory: Callable[[], tuple[int, int]]) -> None:
         """Report the GPU's memory at every scrape; `memory` returns its free and total bytes."""
-        free = self._gauge("msf_gpu_memory_free_bytes", "Free memory of the GPU.")
+        free = self._gauge("msf_gpu_memory_free_bytes", "Free memory of the GPU")
         free.set_function(lambda: memory()[0])
-        self._gauge("msf_gpu_memory_bytes", "Total memory of the GPU.").set_function(lambda: memory()[1])
+        self._gauge("msf_gpu_memory_bytes", "Total memory of the GPU").set_function(lambda: memory()[1])
 
     def add_model(self, model: ModelKey) -> None:
         """Start a model's counters at 0: Prometheus misses the first increment of a new series."""
-        self.claims.labels(*model)
-        self.previews.labels(*model)
-        self.queue_seconds.labels(*model)
-        self.encode_seconds.labels(*model)
+        for metric in (self.claims, self.previews, self.queue_seconds, self.encode_seconds):
+            metric.labels(*model)
         for outcome in _OUTCOMES:
             self.jobs.labels(*model, outcome)
         for stage in Stage:

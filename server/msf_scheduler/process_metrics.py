@@ -8,6 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from msf_scheduler.leases import Swept
 
+LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0)
+
 
 class ProcessMetrics:
     """Registry of one process, with counters of the jobs that its sweeps and claims ended."""
@@ -16,15 +18,15 @@ class ProcessMetrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # one more series per metric, which nothing reads
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.reclaims = self._counter("msf_reclaims", "Jobs requeued from dead workers, by this process.")
-        self.poisoned = self._counter("msf_jobs_poisoned", "Jobs failed because they kill workers, by this process.")
-        self.expired = self._counter("msf_jobs_expired_queued", "Queued jobs expired, by this process.")
+        self.reclaims = self._counter("msf_reclaims", "Jobs reclaimed from dead workers, by this process")
+        self.poisoned = self._counter("msf_jobs_poisoned", "Jobs failed because they kill workers, by this process")
+        self.expired = self._counter("msf_jobs_expired_queued", "Queued jobs that expired, by this process")
 
     def count_tasks(self, loop: asyncio.AbstractEventLoop) -> None:
         """Report the number of the event loop's tasks at every scrape."""
-        self._gauge("msf_asyncio_tasks", "Tasks of the event loop.").set_function(lambda: len(asyncio.all_tasks(loop)))
+        self._gauge("msf_asyncio_tasks", "Tasks in the event loop").set_function(lambda: len(asyncio.all_tasks(loop)))
 
-    def record_sweep(self, swept: Swept) -> None:
+    def observe_sweep(self, swept: Swept) -> None:
         """Count the jobs that a sweep requeued or ended."""
         self.reclaims.inc(swept.num_requeued)
         self.poisoned.inc(swept.num_poisoned)
@@ -36,5 +38,7 @@ class ProcessMetrics:
     def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
         return Gauge(name, text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
+    def _histogram(
+        self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...] = LATENCY_BUCKETS_S
+    ) -> Histogram:
         return Histogram(name, text, labels, registry=self.registry, buckets=buckets)

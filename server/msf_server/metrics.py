@@ -9,11 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
-
-from msf_scheduler.histogram_buckets import LATENCY_BUCKETS_S
 from msf_scheduler.jobs import JobRecord, JobSpec, ModelInfo, ModelKey
-from msf_scheduler.leases import Swept
+from msf_scheduler.process_metrics import ProcessMetrics
 from msf_scheduler.queue import QueueDepth
 from msf_scheduler.redis_info import Storage
 from msf_server.errors import Forbidden, Unauthenticated
@@ -52,16 +49,13 @@ class JobTotals:
     output_ms: float = 0.0  # decoder and encoder
 
 
-class Metrics:
-    """One registry per app. Values that are shared through Redis are gauges, to be aggregated by max."""
+class Metrics(ProcessMetrics):
+    """Metrics of one app. Values that are shared through Redis are gauges, to be aggregated by max."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # unused extra series
-        self.registry = CollectorRegistry()
+        super().__init__()
+        self.count_tasks(loop)
         self.totals: defaultdict[ModelKey, JobTotals] = defaultdict(JobTotals)
-        tasks = self._gauge("msf_asyncio_tasks", "Tasks in the event loop")
-        tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
-        ProcessCollector(registry=self.registry)
         self.requests = self._counter("msf_requests", "Requests by route and outcome", (*MODEL, "route", "outcome"))
         self.request_s = self._histogram(
             "msf_request_seconds",
@@ -78,13 +72,6 @@ class Metrics:
         )
         self.round_trip_s = self._histogram(
             "msf_redis_round_trip_seconds", "Round trips to Redis: admissions, and one per scrape", ("call",)
-        )
-        self.reclaims = self._counter("msf_reclaims", "Jobs reclaimed from lost workers, by this process")
-        self.poisoned = self._counter(
-            "msf_jobs_poisoned", "Jobs abandoned because workers died while running them, by this process"
-        )
-        self.expired = self._counter(
-            "msf_jobs_expired_queued", "Queued jobs dropped at their deadline, by this process"
         )
         self.webhooks = self._counter("msf_webhooks", "Attempts to deliver a webhook, by outcome", ("outcome",))
         for outcome in ("delivered", "retried", "failed"):
@@ -148,12 +135,6 @@ class Metrics:
                 seconds += sample.value if sample.name.endswith("_sum") else 0.0
         return int(count), seconds
 
-    def observe_sweep(self, swept: Swept) -> None:
-        """Count the jobs that a sweep requeued, abandoned or dropped."""
-        self.reclaims.inc(swept.num_requeued)
-        self.poisoned.inc(swept.num_poisoned)
-        self.expired.inc(swept.num_expired)
-
     def show(self, models: Iterable[ModelKey]) -> None:
         """Start the counters of `models` at 0: Prometheus misses the increment with which a counter appears."""
         for model in models:
@@ -190,12 +171,3 @@ class Metrics:
         self.memory_limit.set(shared.storage.memory_limit_bytes)
         self.aof_size.set(shared.storage.aof_bytes)
         self.aof_ok.set(shared.storage.aof_ok)
-
-    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-        return Counter(name, text, labels, registry=self.registry)
-
-    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
-        return Gauge(name, text, labels, registry=self.registry)
-
-    def _histogram(self, name: str, text: str, labels: tuple[str, ...]) -> Histogram:
-        return Histogram(name, text, labels, registry=self.registry, buckets=LATENCY_BUCKETS_S)
