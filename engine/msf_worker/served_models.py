@@ -53,8 +53,8 @@ class ServedModels:
 
     async def drop_retired(self, claims: Iterable[Claim]) -> None:
         """Drop retired versions that none of the held claims is for. Must not run while a claim is under way."""
-        held = {(claim.job.spec.model, claim.job.spec.version) for claim in claims}
-        leaving = {key for key in self._retiring & self.runners.keys() - held if not self.runners[key].jobs}
+        in_use = {(claim.job.spec.model, claim.job.spec.version) for claim in claims}
+        leaving = {key for key in self._retiring & self.runners.keys() - in_use if not self.runners[key].jobs}
         if leaving:
             self.runners = {key: runner for key, runner in self.runners.items() if key not in leaving}
             for key in leaving:

@@ -18,7 +18,7 @@ def _default_cache_dir() -> Path:
 
 
 class WorkerSettings(BaseModel):
-    """All that a worker can be told, except which Redis it works for."""
+    """Settings of a worker, except which Redis it works for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,4 +1,4 @@
-"""The worker: claims jobs, steps their samples and finishes complete jobs, until it is stopped."""
+"""Worker of one device: claims jobs, steps their samples, and finishes complete jobs, until it is stopped."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Worker:
         self._metrics = metrics
         self._trace = PerfettoTrace(settings.trace_dir, info.id) if settings.trace_dir else None
         self._drain_timeout_s = settings.drain_timeout_s
-        self._claims_alone = False  # a suspect is held, or waits until nothing else is
+        self._claims_alone = False  # a suspect runs, or waits for all other jobs to end
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set; then finish running jobs, hand back waiting ones, and leave."""
@@ -123,33 +123,28 @@ class Worker:
 
     async def _step_forever(self) -> None:
         while True:
-            self._drop_lost()
-            self._expire_late()
-            self._fill_slots()
+            self._update_slots()
             choice = self._choose()
             if isinstance(choice, StepBatch):
                 await self._step(choice)
             else:
                 await self._wait_for_samples(choice)
 
-    def _drop_lost(self) -> None:
+    def _update_slots(self) -> None:
+        """Drop lost jobs, expire late ones, and let waiting samples join."""
         lost = self._keeper.take_lost()
         for runner in self.models.runners.values():
             for job_id in lost & runner.jobs.keys():
                 logger.info("dropping job %s, whose lease is gone", job_id)
-                runner.drop(job_id)
-                self._keeper.slots_freed.set()
-
-    def _expire_late(self) -> None:
-        for runner in self.models.runners.values():
+                self._drop(runner, job_id)
             for job in runner.late_jobs():
-                runner.drop(job.id)
-                self._keeper.slots_freed.set()
+                self._drop(runner, job.id)
                 self._finisher.expire(job)
-
-    def _fill_slots(self) -> None:
-        for runner in self.models.runners.values():
             runner.fill_slots()
+
+    def _drop(self, runner: ModelRunner, job_id: str) -> None:
+        runner.drop(job_id)
+        self._keeper.slots_freed.set()
 
     def _choose(self) -> StepBatch | Hold | None:
         runners = self.models.runners.values()
