@@ -46,7 +46,7 @@ class ActiveJob:
     stage_times: dict[Stage, tuple[float, float]] = field(default_factory=dict)  # start of first step, end of last
     num_previews: int = 0  # published so far
     last_progress: tuple[Stage | None, float] = (None, 0.0)  # stage and time of the last progress published
-    publication: asyncio.Task[None] | None = None  # the last of its chain
+    publication: asyncio.Task[None] | None = None  # the last write of progress or a preview
 
     def __post_init__(self) -> None:
         self.rebind(self.claim)

@@ -35,8 +35,8 @@ class LeaseKeeper:
     ) -> None:
         self.claims: dict[str, Claim] = {}
         self.watched: set[str] = set()  # ids of jobs whose progress is published
-        self.steps_possible = asyncio.Event()
-        self.slots_freed = asyncio.Event()
+        self.steps_possible = asyncio.Event()  # wakes the stepping loop
+        self.slots_freed = asyncio.Event()  # wakes the claiming loop
         self.nothing_held = asyncio.Event()
         self._lost: set[str] = set()  # ids of jobs that may still have slots
         self._step_started_at: float | None = None

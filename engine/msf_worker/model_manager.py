@@ -1,4 +1,4 @@
-"""Following of the operators' wishes: loads desired models in the background, retires those no longer desired."""
+"""Model management in a worker: loads desired versions in the background, and retires those no longer desired."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ModelManager:
     queue: JobQueue
     models: ServedModels
     device: ThreadPoolExecutor
-    is_loading: bool = False  # in its thread, which cannot be interrupted
+    is_loading: bool = False  # its thread cannot be interrupted
     _thread: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=_lower_priority)
     )

@@ -1,4 +1,4 @@
-"""The model versions that a worker serves, as its claims, its metrics and the registry know them."""
+"""Model versions that a worker serves: claims, metrics and registry follow them."""
 
 from __future__ import annotations
 

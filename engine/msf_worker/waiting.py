@@ -16,7 +16,10 @@ T = TypeVar("T")
 
 
 async def first_done(*awaitables: Awaitable[Any]) -> None:
-    """Return when one is done, or raise its exception. Cancels the others, and waits for their end, unless tasks."""
+    """Return when one is done, or raise its exception.
+
+    The others are cancelled and awaited, unless they were tasks before.
+    """
     tasks = {asyncio.ensure_future(awaitable): awaitable for awaitable in awaitables}
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

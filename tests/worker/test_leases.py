@@ -60,7 +60,7 @@ async def test_a_job_that_ends_while_redis_is_down_is_stored_when_it_returns(
 
 
 async def requeue(redis: Redis, job_id: str) -> None:
-    """Do with a job what a sweep does once its lease has expired."""
+    """Return a job to the queue, as a sweep does when its lease has expired."""
     job = await JobQueue(redis).get(job_id)
     assert job is not None
     worker_id = await call(redis, "HGET", keys.job(job_id), "worker")

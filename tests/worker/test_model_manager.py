@@ -18,6 +18,7 @@ from msf_scheduler.queue import JobQueue
 from msf_scheduler.registry import Registry
 from msf_scheduler.stage import Stage
 from msf_worker import model_manager
+from msf_worker.model_loader import ModelLoader
 from msf_worker.model_manager import ModelManager
 from msf_worker.model_runner import ModelRunner
 from msf_worker.worker import Worker
@@ -28,7 +29,7 @@ SECOND = SPEC.model_copy(update={"version": "2"})
 
 
 @dataclass
-class FakeLoader:
+class FakeLoader(ModelLoader):
     """Loads versions 1 and 2 of the tiny model, both with the same plans."""
 
     version: ModelVersion
@@ -56,7 +57,7 @@ class Operator:
     loader: FakeLoader
 
     def manager(self, worker: Worker) -> ModelManager:
-        return ModelManager(self.loader, self.desired, self.queue, worker.models, worker.device)  # type: ignore[arg-type]  # a fake
+        return ModelManager(self.loader, self.desired, self.queue, worker.models, worker.device)
 
     async def served(self) -> list[str]:
         return [model.version for worker in await self.registry.workers() for model in worker.models]
