@@ -18,8 +18,7 @@ from tabulate import tabulate
 from msf_cli.loading import load_model
 from msf_cli.settings import read_settings
 from msf_engine.model_plans import ModelPlans, plan_kinds
-from msf_engine.plan_loader import probes_of
-from msf_engine.plan_validation import FULL, FULL_REPEATS, strict_sets, sweep
+from msf_engine.plan_validation import FULL, FULL_REPEATS, equal_buckets, sweep, validation_inputs
 from msf_engine.repository import find_models
 
 
@@ -28,12 +27,12 @@ def sweep_plans(plans: ModelPlans, num_repeats: int) -> tuple[list[list[str]], b
     rows, agrees = [], True
     for stage, guided in plan_kinds(plans.config):
         started_at = time.monotonic()
-        probes = probes_of(plans.config, plans.time_embeddings, stage)
+        probes = validation_inputs(plans.config, plans.time_embeddings, stage)
         digests = {
             bucket: sweep(plans.by_kind[stage, guided][bucket], probes, bucket, FULL, num_repeats)
             for bucket in plans.buckets
         }
-        strict, short_form = strict_sets(digests), plans.strict[stage, guided]
+        strict, short_form = equal_buckets(digests), plans.strict[stage, guided]
         agrees &= not short_form or any(set(short_form) <= set(buckets) for buckets in strict)
         name = f"{stage}{' guided' if guided else ''}"
         sets = "; ".join(",".join(map(str, buckets)) for buckets in strict) or "none"

@@ -24,7 +24,7 @@ from msf_engine.plan import Plan, PlanSpec, step_inputs
 from msf_scheduler.stage import Stage
 
 NUM_WARMUP = 3
-NUM_SWEEP_CALLS = 4 * validation.NUM_PROBES
+NUM_SWEEP_CALLS = 4 * validation.NUM_SAMPLES
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,17 @@ class BenchModel:
 
     def __init__(self, network: GpuNetwork, device: torch.device) -> None:
         self.network = network
-        self.probes: dict[Stage, validation.Probes] = {}
-        self.references: dict[Stage, validation.Reference] = {}
+        self.probes: dict[Stage, validation.ValidationInputs] = {}
+        self.references: dict[Stage, validation.EagerReference] = {}
         self._modules: dict[Stage, StepModule] = {}
         for stage, size in network.denoisers().items():
             with device:
                 module = StepModule(random_denoiser(size), guided=True).eval()
             time_embedding = copy.deepcopy(module.denoiser.time).cpu()
-            self.probes[stage] = validation.make_probes(stage, step_inputs(size), NUM_CLASSES, time_embedding)
-            self.references[stage] = validation.Reference.of(stage, module, self.probes[stage])
+            self.probes[stage] = validation.make_validation_inputs(
+                stage, step_inputs(size), NUM_CLASSES, time_embedding
+            )
+            self.references[stage] = validation.EagerReference.of(stage, module, self.probes[stage])
             self._modules[stage] = module
 
     def module(self, stage: Stage) -> nn.Module:
@@ -162,7 +164,7 @@ class GpuBench:
 
 
 def _probe_numbers(bucket: int) -> list[int]:
-    return [slot % validation.NUM_PROBES for slot in range(bucket)]
+    return [slot % validation.NUM_SAMPLES for slot in range(bucket)]
 
 
 def _repeat(call: Callable[[], object], effort: Effort) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from bench.gpu.cells import VARIES, CellResult, StageTimes
-from msf_engine.plan_validation import strict_sets
+from msf_engine.plan_validation import equal_buckets
 from msf_scheduler.stage import Stage
 
 EAGER_BACKENDS = ("eager", "eager-cast")
@@ -65,7 +65,7 @@ def _strict_buckets(result: CellResult, group: Sequence[CellResult]) -> str:
     sets = []
     for stage in result.stages:
         digests = {peer.bucket: peer.stages[stage].digest for peer in peers}
-        stage_sets = strict_sets({bucket: None if digest == VARIES else digest for bucket, digest in digests.items()})
+        stage_sets = equal_buckets({bucket: None if digest == VARIES else digest for bucket, digest in digests.items()})
         sets.append(set(next(iter(stage_sets), ())))
     strict = set.intersection(*sets)
     return ", ".join(map(str, sorted(strict))) if result.bucket in strict else "no"

@@ -11,10 +11,8 @@ from torch import Tensor
 from msf_engine.config import ModelConfig
 from msf_engine.denoiser import TimeEmbedding
 from msf_engine.errors import PlanError
-from msf_engine.plan import Plan
+from msf_engine.plan import Plan, PlanKind
 from msf_scheduler.stage import Stage
-
-PlanKind = tuple[Stage, bool]  # stage, guided
 
 
 @dataclass(frozen=True)

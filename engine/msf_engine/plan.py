@@ -1,4 +1,4 @@
-"""What a plan is: a compiled step, or the decoder, for named batch sizes."""
+"""Plans: compiled denoising steps and decoders, each for fixed batch sizes (buckets)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ if TYPE_CHECKING:
     from msf_engine.config import ModelConfig
     from msf_engine.denoiser import DenoiserShape
 
-Input = tuple[tuple[int, ...], Literal["float32", "int64"]]
+PlanKind = tuple[Stage, bool]  # stage, guided
+Input = tuple[tuple[int, ...], Literal["float32", "int64"]]  # shape of a row, dtype
 
 
 class Plan(Protocol):
-    """A compiled artefact, ready to run: tensors of one of its buckets' batch in, tensors out, all on the host."""
+    """A network that is ready to run: tensors of one of its buckets' batch in, tensors out, all on the host."""
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]: ...
 
 
 @dataclass(frozen=True)
 class PlanSpec:
-    """One plan: a stage of a model version at its buckets. `inputs` are shapes without the batch, in order."""
+    """What a plan is built for: a stage of a model version at some buckets. `inputs` are in the order of the call."""
 
     model: str  # "name:version", for people
     model_digest: str
@@ -38,12 +39,22 @@ class PlanSpec:
         buckets = ",".join(str(bucket) for bucket in self.buckets)
         return f"{self.stage}{' guided' if self.guided else ''} x{buckets}"
 
+    @property
+    def kind(self) -> PlanKind:
+        return self.stage, self.guided
+
     def example(self, batch: int) -> tuple[Tensor, ...]:
+        """Return zeros in the shape of a batch."""
         return tuple(torch.zeros(batch, *shape, dtype=getattr(torch, dtype)) for shape, dtype in self.inputs)
 
 
+def stage_inputs(config: ModelConfig, stage: Stage) -> tuple[Input, ...]:
+    """Return the inputs of a stage's plans."""
+    return decode_inputs(config) if stage is Stage.DECODE else step_inputs(config.stage(stage).denoiser)
+
+
 def step_inputs(denoiser: DenoiserShape) -> tuple[Input, ...]:
-    """The inputs of `StepModule.forward`."""
+    """Return the inputs of `StepModule.forward`."""
     side = denoiser.size
     latent = (denoiser.in_channels, side, side)
     tensors = (latent, latent, (denoiser.cond_channels, side, side), (denoiser.width,))
@@ -55,6 +66,6 @@ def step_inputs(denoiser: DenoiserShape) -> tuple[Input, ...]:
 
 
 def decode_inputs(config: ModelConfig) -> tuple[Input, ...]:
-    """The inputs of `DecodeModule.forward`."""
+    """Return the inputs of `DecodeModule.forward`."""
     side, channels = config.latent_size // 2, config.latent_channels
     return ((channels, side, side), "float32"), ((3 * channels, side, side), "float32")

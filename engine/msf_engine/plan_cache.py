@@ -1,4 +1,4 @@
-"""The cache that keeps plans between starts, and what is known of each."""
+"""Cache of compiled plans and their validations on disk."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -21,24 +19,15 @@ from filelock import FileLock
 from msf_engine.errors import PlanError
 from msf_engine.options import DEFAULT_PLAN_CACHE_BYTES
 from msf_engine.plan import PlanSpec
-from msf_engine.plan_validation import Trial
+from msf_engine.plan_validation import Validation
+from msf_engine.revisions import network_fingerprint
 
 logger = logging.getLogger(__name__)
-
-_COMPILED_FROM = (
-    "autoencoder.py",
-    "denoiser.py",
-    "export.py",
-    "factorization.py",
-    "model.py",
-    "precision.py",
-    "guided_step.py",
-)
 
 
 @dataclass(frozen=True)
 class PlanRecord:
-    """What is told of a plan. `trials`, one for each bucket, are empty until it ran."""
+    """Metadata of a plan. `validations`, one for each bucket, are empty until it runs."""
 
     model: str
     plan: str
@@ -49,13 +38,13 @@ class PlanRecord:
     sha256: str
     built_at: str  # ISO 8601
     build_s: float
-    trials: tuple[Trial, ...] = ()
+    validations: tuple[Validation, ...] = ()
 
     @classmethod
     def from_json(cls, text: bytes) -> Self:
-        """Raises ValueError, TypeError or KeyError for anything else than a record."""
+        """Parse a record. Raises ValueError, TypeError or KeyError for anything else."""
         fields = json.loads(text)
-        return cls(**{**fields, "trials": tuple(Trial(**trial) for trial in fields["trials"])})
+        return cls(**{**fields, "validations": tuple(Validation(**each) for each in fields["validations"])})
 
 
 class StoredPlan(NamedTuple):
@@ -66,9 +55,9 @@ class StoredPlan(NamedTuple):
 class PlanCache:
     """Compiled plans in a folder, one folder each: `plan.bin` and `plan.json`. Safe with several processes.
 
-    The key hashes the spec (the model's digest is in it), the backend's fingerprint and the source of the networks. A
-    plan is written under a temporary name and renamed; its checksum is compared when it is read. Beyond `limit_bytes`
-    the plans that were read longest ago are removed.
+    The key is the SHA-256 of the spec (with the model's digest) and the fingerprints of backend and networks. A plan is
+    written under a temporary name and renamed; its checksum is compared when it is read. Beyond `limit_bytes` the least
+    recently read plans are removed.
     """
 
     def __init__(self, folder: Path, limit_bytes: int = DEFAULT_PLAN_CACHE_BYTES) -> None:
@@ -76,7 +65,7 @@ class PlanCache:
         self.limit_bytes = limit_bytes
 
     def get(self, spec: PlanSpec, fingerprint: str) -> StoredPlan | None:
-        """The plan, or None when it is absent or damaged (a damaged one is removed)."""
+        """Return the plan, or None when it is absent or damaged. Removes a damaged one."""
         entry = self._entry(spec, fingerprint)
         try:
             record = PlanRecord.from_json((entry / "plan.json").read_bytes())
@@ -85,7 +74,7 @@ class PlanCache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
-            logger.warning("cached plan %s is unreadable and is built again: %s", spec, error)
+            logger.warning("cached plan %s cannot be read and is built again: %s", spec, error)
         else:
             if record.sha256 == hashlib.sha256(artefact).hexdigest():
                 return StoredPlan(artefact, record)
@@ -94,20 +83,20 @@ class PlanCache:
         return None
 
     def put(self, spec: PlanSpec, stored: StoredPlan) -> None:
-        """Keep a plan, instead of any before it. Raises PlanError where nothing can be written."""
+        """Store a plan in place of any previous one. Raises PlanError when the folder is not writable."""
         entry = self._entry(spec, stored.record.fingerprint)
         try:
             self._write(entry, stored)
         except OSError as error:
             raise PlanError(f"plan cache {self.folder} cannot be written: {error.strerror}") from error
-        self._make_room(entry)
+        self._evict(entry)
 
     def remove(self, spec: PlanSpec, fingerprint: str) -> None:
         shutil.rmtree(self._entry(spec, fingerprint), ignore_errors=True)
 
     @contextmanager
     def building(self, spec: PlanSpec, fingerprint: str) -> Iterator[None]:
-        """While one process is inside, others wait: what it builds they can read."""
+        """Exclude other processes while one builds the plan; they can then read it. Raises PlanError as `put` does."""
         entry = self._entry(spec, fingerprint)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -121,14 +110,14 @@ class PlanCache:
             lock.release()
 
     def records(self) -> list[PlanRecord]:
-        """What is told of every plan in the cache."""
-        found = []
+        """Return the metadata of every plan in the cache."""
+        records = []
         for file in sorted(self.folder.glob("*/plan.json")):
             try:
-                found.append(PlanRecord.from_json(file.read_bytes()))
+                records.append(PlanRecord.from_json(file.read_bytes()))
             except (OSError, ValueError, TypeError, KeyError) as error:
-                logger.warning("%s is no plan's record: %s", file, error)
-        return sorted(found, key=lambda record: (record.model, record.backend, record.precision, record.plan))
+                logger.warning("%s is not a plan record: %s", file, error)
+        return sorted(records, key=lambda record: (record.model, record.backend, record.precision, record.plan))
 
     def _write(self, entry: Path, stored: StoredPlan) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -142,33 +131,26 @@ class PlanCache:
         except OSError:
             if not entry.is_dir():
                 raise
-            shutil.rmtree(partial)  # another process was faster
+            shutil.rmtree(partial)  # another process has written it
         shutil.rmtree(entry / "previous", ignore_errors=True)
 
-    def _make_room(self, newest: Path) -> None:
+    def _evict(self, newest: Path) -> None:
         entries = [file.parent for file in self.folder.glob("*/plan.bin")]
         try:
             sizes = {entry: (entry / "plan.bin").stat().st_size for entry in entries}
             oldest_first = sorted(entries, key=lambda entry: entry.stat().st_mtime)
         except FileNotFoundError:
-            return  # another process makes room
+            return  # another process removes plans
         for entry in oldest_first:
             if sum(sizes.values()) <= self.limit_bytes:
                 return
             if entry != newest:
-                logger.warning("plan cache is larger than %d bytes: removing %s", self.limit_bytes, entry.name)
+                logger.warning("plan cache exceeds %d bytes: removing %s", self.limit_bytes, entry.name)
                 shutil.rmtree(entry, ignore_errors=True)
                 del sizes[entry]
 
     def _entry(self, spec: PlanSpec, fingerprint: str) -> Path:
-        backend = fingerprint.partition(" ")[0]
-        source = source_digest((*_COMPILED_FROM, f"backends/{backend}.py"))
-        key = json.dumps({"spec": asdict(spec), "fingerprint": fingerprint, "source": source}, sort_keys=True)
+        key = json.dumps(
+            {"spec": asdict(spec), "backend": fingerprint, "networks": network_fingerprint()}, sort_keys=True
+        )
         return self.folder / hashlib.sha256(key.encode()).hexdigest()
-
-
-@cache
-def source_digest(names: tuple[str, ...]) -> str:
-    """SHA-256 of files of the engine: what the code makes after a change is something else."""
-    package = resources.files("msf_engine")
-    return hashlib.sha256(b"".join((package / name).read_bytes() for name in names)).hexdigest()

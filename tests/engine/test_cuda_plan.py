@@ -10,8 +10,7 @@ import torch
 from msf_engine.backends import BackendName, Precision, get_backend
 from msf_engine.guided_step import StepModule
 from msf_engine.plan import PlanSpec, step_inputs
-from msf_engine.plan_loader import probes_of
-from msf_engine.plan_validation import STEP_TOLERANCE, Reference
+from msf_engine.plan_validation import STEP_TOLERANCE, EagerReference, validation_inputs
 from msf_engine.repository import ModelVersion
 from msf_scheduler.stage import Stage
 
@@ -29,8 +28,8 @@ def test_plans_agree_with_the_reference_on_any_thread_and_in_any_order(
 ) -> None:
     stage = Stage.RESIDUAL
     module = StepModule(version.load().residual, guided=True).eval()
-    probes = probes_of(version.config, {stage: version.load_time_embedding(stage)}, stage)
-    reference = Reference.of(stage, module, probes)
+    inputs = validation_inputs(version.config, {stage: version.load_time_embedding(stage)}, stage)
+    reference = EagerReference.of(stage, module, inputs)
     chosen = get_backend(backend, precision, 1)
     plans = {}
     for bucket in (1, 4):
@@ -40,7 +39,7 @@ def test_plans_agree_with_the_reference_on_any_thread_and_in_any_order(
     kept = []
     with ThreadPoolExecutor(1) as thread:
         for numbers in ([0], [1, 2, 3, 4], [2], [4, 3, 2, 1], [0]):
-            outputs = thread.submit(plans[len(numbers)], *probes.rows(numbers)).result()
+            outputs = thread.submit(plans[len(numbers)], *inputs.rows(numbers)).result()
             kept.append((outputs, numbers))
     for outputs, numbers in kept:  # after all of them: no call may overwrite what an earlier one gave
         assert reference.error(outputs, numbers) <= STEP_TOLERANCE[precision]

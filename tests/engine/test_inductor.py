@@ -11,8 +11,7 @@ from msf_engine.backends import get_backend
 from msf_engine.errors import BackendUnavailable
 from msf_engine.guided_step import StepModule
 from msf_engine.plan import PlanSpec, step_inputs
-from msf_engine.plan_loader import probes_of
-from msf_engine.plan_validation import STEP_TOLERANCE, Reference
+from msf_engine.plan_validation import STEP_TOLERANCE, EagerReference, validation_inputs
 from msf_engine.repository import ModelVersion
 from msf_scheduler.stage import Stage
 
@@ -25,10 +24,10 @@ def test_a_compiled_step_agrees_with_eager(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     stage = Stage.BASE
     module = StepModule(version.load().denoiser(stage), guided=True).eval()
-    probes = probes_of(version.config, {stage: version.load_time_embedding(stage)}, stage)
+    inputs = validation_inputs(version.config, {stage: version.load_time_embedding(stage)}, stage)
     spec = PlanSpec("tiny:1", "", stage, True, (3,), step_inputs(version.config.stage(stage).denoiser))
     plan = get_backend("inductor", "bf16", 1).load(spec, b"", lambda: module)
-    error = Reference.of(stage, module, probes).error(plan(*probes.rows([0, 1, 2])), [0, 1, 2])
+    error = EagerReference.of(stage, module, inputs).error(plan(*inputs.rows([0, 1, 2])), [0, 1, 2])
     assert 0 < error < STEP_TOLERANCE["bf16"]
     assert any(tmp_path.iterdir()), "it was compiled"
 

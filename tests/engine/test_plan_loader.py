@@ -85,10 +85,10 @@ def test_a_plan_that_answers_otherwise_than_when_it_was_tried_is_built_again(
 ) -> None:
     entry = min(plan_folder.glob("*/plan.json"))
     record = json.loads(entry.read_text())
-    record["trials"][0]["answer"] = "0" * 64
+    record["validations"][0]["output_digest"] = "0" * 64
     entry.write_text(json.dumps(record))
     load_plans(version, openvino, PlanCache(plan_folder), (2,))
-    assert "is built again: it does not answer as when it was accepted" in caplog.text
+    assert "is built again: its outputs are not those of its validation" in caplog.text
 
 
 class WrongBackend(EagerBackend):
@@ -100,7 +100,7 @@ class WrongBackend(EagerBackend):
 
 
 def test_a_plan_that_disagrees_with_the_reference_never_serves(version: ModelVersion, tmp_path: Path) -> None:
-    with pytest.raises(PlanRejected, match=r"plan base guided x2 of tiny:1 is refused: .* error .* is 0.01, allowed"):
+    with pytest.raises(PlanRejected, match=r"plan base guided x2 of tiny:1 is rejected: .* error .* is 0.01; allowed"):
         load_plans(version, WrongBackend("fp32", 1), PlanCache(tmp_path), (2,))
     assert list(tmp_path.glob("*/plan.bin")) == []
 
@@ -127,7 +127,7 @@ def test_where_the_first_choice_is_refused_the_next_serves(
     monkeypatch.setattr(inductor, "BACKEND", WrongBackend)
     backend, _ = load_models([version], None, None, 1, PlanCache(tmp_path), (1,))
     assert type(backend) is EagerBackend
-    assert "backend inductor cannot serve here: plan base guided x1" in caplog.text
+    assert "backend inductor cannot serve on this machine: plan base guided x1" in caplog.text
 
 
 def test_a_named_backend_is_never_replaced(
@@ -150,9 +150,9 @@ class AbsentBackend(EagerBackend):
 def test_a_plan_built_where_it_cannot_run_is_tried_where_it_can(version: ModelVersion, tmp_path: Path) -> None:
     cache = PlanCache(tmp_path)
     compile_plans(version, AbsentBackend("fp32", 1), cache, (2,))
-    assert [record.trials for record in cache.records()] == [()] * 5
+    assert [record.validations for record in cache.records()] == [()] * 5
     load_plans(version, EagerBackend("fp32", 1), cache, (2,))
-    assert all(record.trials[0].is_accepted for record in cache.records())
+    assert all(record.validations[0].is_accepted for record in cache.records())
 
 
 def test_the_fingerprint_names_every_plan(version: ModelVersion, tmp_path: Path) -> None:

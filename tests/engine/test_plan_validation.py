@@ -1,4 +1,4 @@
-"""What trials must notice: plans that are wrong, and rows that depend on their batch."""
+"""Validation detects plans that are wrong and rows that depend on their batch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from msf_engine.plan import Plan
-from msf_engine.plan_validation import FULL, SHORT, Probes, Reference, make_probes, strict_sets, sweep, trial
+from msf_engine.plan_validation import (
+    FULL,
+    SHORT,
+    EagerReference,
+    Validation,
+    ValidationInputs,
+    equal_buckets,
+    make_validation_inputs,
+    sweep,
+    validate,
+)
 from msf_scheduler.stage import Stage
 
 INPUTS = (((2, 2, 2), "float32"), ((6, 2, 2), "float32"))
@@ -23,73 +33,78 @@ class Sum(nn.Module):
 
 
 @pytest.fixture
-def probes() -> Probes:
-    return make_probes(Stage.DECODE, INPUTS, 3, lambda times, levels: times[:, None])  # type: ignore[arg-type]
+def inputs() -> ValidationInputs:
+    return make_validation_inputs(Stage.DECODE, INPUTS, 3, lambda times, levels: times[:, None])  # type: ignore[arg-type]
 
 
-def plan(*inputs: Tensor) -> tuple[Tensor, ...]:
-    return (Sum()(*inputs),)
+def plan(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return (Sum()(*tensors),)
 
 
-def slot_dependent(*inputs: Tensor) -> tuple[Tensor, ...]:
-    (rows,) = plan(*inputs)
+def slot_dependent(*tensors: Tensor) -> tuple[Tensor, ...]:
+    (rows,) = plan(*tensors)
     return (torch.cat((rows[:-1], rows[-1:].nextafter(torch.tensor(torch.inf)))),)
 
 
-def neighbour_dependent(*inputs: Tensor) -> tuple[Tensor, ...]:
-    (rows,) = plan(*inputs)
+def neighbour_dependent(*tensors: Tensor) -> tuple[Tensor, ...]:
+    (rows,) = plan(*tensors)
     return (rows + 1e-3 * rows.nan_to_num().mean() if len(rows) > 1 else rows,)
 
 
-def poisoned_by_nan(*inputs: Tensor) -> tuple[Tensor, ...]:
-    (rows,) = plan(*inputs)
+def poisoned_by_nan(*tensors: Tensor) -> tuple[Tensor, ...]:
+    (rows,) = plan(*tensors)
     return (rows + 0 * rows.sum(),)
 
 
-def poisoned_by_huge(*inputs: Tensor) -> tuple[Tensor, ...]:
-    (rows,) = plan(*inputs)
+def poisoned_by_huge(*tensors: Tensor) -> tuple[Tensor, ...]:
+    (rows,) = plan(*tensors)
     return (rows + rows.abs().max().clamp_min(1e4) * 1e-3,)
 
 
-def test_rows_that_stand_for_themselves_are_alike_in_every_bucket(probes: Probes) -> None:
-    rows = {bucket: sweep(plan, probes, bucket, FULL, 2) for bucket in (1, 2, 5, 8)}
-    assert None not in rows.values()
-    assert strict_sets(rows) == [(1, 2, 5, 8)]
+def test_independent_rows_are_equal_in_every_bucket(inputs: ValidationInputs) -> None:
+    digests = {bucket: sweep(plan, inputs, bucket, FULL, 2) for bucket in (1, 2, 5, 8)}
+    assert None not in digests.values()
+    assert equal_buckets(digests) == [(1, 2, 5, 8)]
 
 
-@pytest.mark.parametrize("odd", [slot_dependent, neighbour_dependent, poisoned_by_nan])
-def test_rows_that_depend_on_their_batch_are_found_at_once(probes: Probes, odd: Plan) -> None:
-    assert sweep(odd, probes, 4, SHORT, 1) is None
+@pytest.mark.parametrize("dependent", [slot_dependent, neighbour_dependent, poisoned_by_nan])
+def test_rows_that_depend_on_their_batch_are_detected(inputs: ValidationInputs, dependent: Plan) -> None:
+    assert sweep(dependent, inputs, 4, SHORT, 1) is None
 
 
-def test_the_full_form_tries_more(probes: Probes) -> None:
-    assert sweep(poisoned_by_huge, probes, 4, FULL, 1) is None
+def test_the_full_sweep_detects_influence_of_huge_values(inputs: ValidationInputs) -> None:
+    assert sweep(poisoned_by_huge, inputs, 4, FULL, 1) is None
 
 
-def test_a_plan_that_wavers_is_found_by_repeating(probes: Probes) -> None:
+def test_repeats_detect_a_plan_that_is_not_deterministic(inputs: ValidationInputs) -> None:
     calls = iter(range(10_000))
 
-    def wavering(*inputs: Tensor) -> tuple[Tensor, ...]:
-        (rows,) = plan(*inputs)
+    def unstable(*tensors: Tensor) -> tuple[Tensor, ...]:
+        (rows,) = plan(*tensors)
         return (rows + (next(calls) == 700),)
 
-    assert sweep(wavering, probes, 2, SHORT, 50) is None
+    assert sweep(unstable, inputs, 2, SHORT, 50) is None
 
 
-def test_of_the_sets_of_like_buckets_the_largest_comes_first() -> None:
-    assert strict_sets({1: "a", 2: "b", 4: "b", 8: None}) == [(2, 4), (1,)]
-    assert strict_sets({1: "a", 2: "b"}) == [(2,), (1,)]
-    assert strict_sets({1: None}) == []
+def test_the_largest_group_of_equal_buckets_comes_first() -> None:
+    assert equal_buckets({1: "a", 2: "b", 4: "b", 8: None}) == [(2, 4), (1,)]
+    assert equal_buckets({1: "a", 2: "b"}) == [(2,), (1,)]
+    assert equal_buckets({1: None}) == []
 
 
 @pytest.mark.parametrize(
     ("wrong", "error"), [(lambda *i: (plan(*i)[0] + 3,), 3.0), (lambda *i: (plan(*i)[0] * torch.nan,), float("inf"))]
 )
-def test_an_error_is_that_of_the_worst_row(probes: Probes, wrong: Plan, error: float) -> None:
-    reference = Reference.of(Stage.DECODE, Sum(), probes)
-    told = {"tolerance": 1.0, "verified_on": "here", "verified_at": "today"}
+def test_the_error_is_that_of_the_worst_row(inputs: ValidationInputs, wrong: Plan, error: float) -> None:
+    reference = EagerReference.of(Stage.DECODE, Sum(), inputs)
+
+    def validated(candidate: Plan, bucket: int) -> Validation:
+        return validate(
+            candidate, inputs, reference, bucket, tolerance=1.0, verified_on="this CPU", verified_at="2026-01-01"
+        )
+
     for bucket in (1, 4):
-        assert trial(plan, probes, reference, bucket, **told).is_accepted  # type: ignore[arg-type]
-        found = trial(wrong, probes, reference, bucket, **told)  # type: ignore[arg-type]
-        assert found.error == pytest.approx(error)
-        assert not found.is_accepted
+        assert validated(plan, bucket).is_accepted
+        validation = validated(wrong, bucket)
+        assert validation.error == pytest.approx(error)
+        assert not validation.is_accepted

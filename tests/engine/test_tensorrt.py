@@ -25,8 +25,8 @@ from msf_engine.guided_step import StepModule
 from msf_engine.model import DecodeModule, MsfModel
 from msf_engine.plan import PlanSpec, decode_inputs, step_inputs
 from msf_engine.plan_cache import PlanCache
-from msf_engine.plan_loader import compile_plans, load_plans, probes_of
-from msf_engine.plan_validation import Probes, Reference
+from msf_engine.plan_loader import compile_plans, load_plans
+from msf_engine.plan_validation import EagerReference, ValidationInputs, validation_inputs
 from msf_engine.repository import ModelVersion
 from msf_scheduler.stage import Stage
 
@@ -57,9 +57,9 @@ def spec_of(model: MsfModel, stage: Stage, *buckets: int) -> PlanSpec:
     return PlanSpec("tiny:1", "weights", stage, stage is not Stage.DECODE, buckets, inputs)
 
 
-def probes(version: ModelVersion, stage: Stage) -> Probes:
+def inputs_of(version: ModelVersion, stage: Stage) -> ValidationInputs:
     embeddings = {each: version.load_time_embedding(each) for each in (Stage.BASE, Stage.RESIDUAL)}
-    return probes_of(version.config, embeddings, stage)
+    return validation_inputs(version.config, embeddings, stage)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -72,13 +72,13 @@ def test_onnx_agrees_with_eager_for_any_batch(
     export_onnx(spec_of(model, stage, 1, 3), exported, tmp_path / "plan.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "plan.onnx", providers=["CPUExecutionProvider"])
     used = {each.name for each in session.get_inputs()}
-    tried = probes(version, stage)
-    reference = Reference.of(stage, module, tried)
-    for numbers in ([0], [1, 2, 3], [4, 3, 2, 1, 0, 0, 1]):
-        feeds = dict(zip(input_names(stage), (t.numpy() for t in tried.rows(numbers)), strict=True))
-        found = session.run(list(output_names(stage)), {name: feeds[name] for name in used})
+    inputs = inputs_of(version, stage)
+    reference = EagerReference.of(stage, module, inputs)
+    for samples in ([0], [1, 2, 3], [4, 3, 2, 1, 0, 0, 1]):
+        feeds = dict(zip(input_names(stage), (t.numpy() for t in inputs.rows(samples)), strict=True))
+        outputs = session.run(list(output_names(stage)), {name: feeds[name] for name in used})
         allowed = 1.0 if stage is Stage.DECODE else error
-        assert reference.error([torch.from_numpy(np.asarray(each)) for each in found], numbers) <= allowed
+        assert reference.error([torch.from_numpy(np.asarray(each)) for each in outputs], samples) <= allowed
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_without_a_gpu_plans_are_built_and_wait_for_one(version: ModelVersion, t
     assert sorted(record.plan for record in records) == sorted(
         f"{stage} x1,2" for stage in ("base guided", "base", "residual guided", "residual", "decode")
     )
-    assert all(record.trials == () and record.size_bytes > 10_000 for record in records)
+    assert all(record.validations == () and record.size_bytes > 10_000 for record in records)
     compile_plans(version, backend, cache, (1, 2))
     assert cache.records() == records, "and what is there is not built again"
     with pytest.raises(PlanError, match="runs on NVIDIA GPUs, and torch sees none here"):
@@ -161,7 +161,7 @@ def test_without_a_gpu_plans_are_built_and_wait_for_one(version: ModelVersion, t
 def test_plans_agree_with_eager_on_a_gpu(version: ModelVersion, tmp_path: Path, precision: Precision) -> None:
     cache = PlanCache(tmp_path)
     load_plans(version, get_backend("tensorrt", precision, 1), cache, (1, 2, 4))
-    assert all(trial.is_accepted for record in cache.records() for trial in record.trials)
+    assert all(each.is_accepted for record in cache.records() for each in record.validations)
 
 
 def test_plans_of_another_precision_are_others(model: MsfModel, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""Backends turn the model's modules into plans. One Protocol; a backend's libraries are imported when it is chosen."""
+"""Backends turn a model's modules into plans. A backend's libraries are imported when it is chosen."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, cast
 
 import torch
@@ -18,11 +18,11 @@ __all__ = ["BACKENDS", "Backend", "BackendName", "Precision", "check_precision",
 
 
 class Backend(Protocol):
-    """Makes plans.
+    """Compiler and runtime of plans.
 
-    `fingerprint` begins with the backend's name and names all that a plan depends on beside the model: libraries,
-    precision, device, threads. `device` is the hardware, for people. Where `one_plan_for_all_buckets`, a spec has
-    several buckets. Where not `runs_here`, plans can be compiled but not loaded.
+    `fingerprint` begins with the backend's name and lists everything that a plan depends on besides the model: library
+    versions, precision, device, compile options. `device` is the hardware, for people. With `one_plan_for_all_buckets`
+    a spec has several buckets. Unless `runs_here`, plans can be compiled but not loaded.
     """
 
     name: BackendName
@@ -35,15 +35,15 @@ class Backend(Protocol):
     def fingerprint(self) -> str: ...
 
     def tolerance(self, stage: Stage) -> float:
-        """The largest error of `trials.Trial` that is accepted."""
+        """Return the largest error of a `Validation` that is accepted."""
         ...
 
     def compile(self, spec: PlanSpec, module: nn.Module) -> bytes:
-        """The plan's artefact; empty where there is nothing to keep. Raises PlanError."""
+        """Return the plan as bytes; empty if there is nothing to store. Raises PlanError."""
         ...
 
     def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
-        """The plan, ready to run; `source` builds the module for those that run it as it is. Raises PlanError."""
+        """Return the plan, ready to run; `source` builds the module, for backends that run it. Raises PlanError."""
         ...
 
 
@@ -52,9 +52,9 @@ class _BackendClass(Protocol):
 
 
 def get_backend(name: BackendName, precision: Precision | None, num_threads: int) -> Backend:
-    """The backend called `name`; without a precision, in the fastest that the device has.
+    """Return the backend `name`; without a precision, in the fastest of the device.
 
-    Raises BackendUnavailable that says what is missing, ValueError for other names.
+    Raises BackendUnavailable when a library is missing, ValueError for an unknown name.
     """
     if name not in BACKENDS:
         raise ValueError(f"backend {name!r} is unknown; allowed: {', '.join(BACKENDS)}")
@@ -63,12 +63,17 @@ def get_backend(name: BackendName, precision: Precision | None, num_threads: int
 
 
 def default_backends() -> tuple[BackendName, ...]:
-    """What this machine's device is served with, the first choice first."""
+    """Return the backends that suit this machine's device, best first."""
     return ("tensorrt", "inductor") if torch.cuda.is_available() else ("openvino", "inductor", "eager")
 
 
 def check_precision(backend: str, precision: Precision | None, allowed: tuple[Precision, ...], why: str) -> Precision:
-    """`precision` if it is allowed, the first of the allowed without one. Raises BackendUnavailable."""
+    """Return `precision` if it is allowed, the first allowed one for None. Raises BackendUnavailable."""
     if precision is not None and precision not in allowed:
         raise BackendUnavailable(f"backend {backend} has no precision {precision} {why}; allowed: {', '.join(allowed)}")
     return precision or allowed[0]
+
+
+def describe_options(options: Mapping[str, object]) -> str:
+    """Return compile options in the form that fingerprints have."""
+    return " ".join(f"{name}={value}" for name, value in sorted(options.items()))

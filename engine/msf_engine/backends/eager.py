@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from msf_engine import plan_validation as trials
-from msf_engine.backends import BackendName, Precision
+from msf_engine import plan_validation
+from msf_engine.backends import BackendName, Precision, describe_options
 from msf_engine.denoiser import Denoiser
 from msf_engine.device import Device
 from msf_engine.guided_step import StepModule
@@ -38,10 +38,14 @@ class EagerBackend:
 
     @property
     def fingerprint(self) -> str:
-        return f"{self.name} {self.precision} torch {torch.__version__} {self._device.fingerprint}"
+        options = {"tf32": self._device.torch.type == "cuda" and self.precision != "fp32"}
+        return (
+            f"{self.name} {self.precision} torch {torch.__version__} {self._device.fingerprint} "
+            f"{describe_options(options)}"
+        )
 
     def tolerance(self, stage: Stage) -> float:
-        return trials.tolerance(stage, "fp32" if stage is Stage.DECODE else self.precision)
+        return plan_validation.tolerance(stage, "fp32" if stage is Stage.DECODE else self.precision)
 
     def compile(self, spec: PlanSpec, module: nn.Module) -> bytes:
         return b""

@@ -9,12 +9,13 @@ import torch
 import torch._dynamo.config
 from torch import Tensor, nn
 
-from msf_engine.backends import BackendName, Precision
+from msf_engine.backends import BackendName, Precision, describe_options
 from msf_engine.backends.eager import EagerBackend
 from msf_engine.errors import BackendUnavailable
 
 COMPILERS = ("g++", "clang++")
 MAX_PLANS = 10_000
+COMPILE_OPTIONS = {"fullgraph": True, "dynamic": False}
 
 
 class InductorBackend(EagerBackend):
@@ -37,8 +38,13 @@ class InductorBackend(EagerBackend):
             # Not torch's own (mode="reduce-overhead"): they belong to one thread, and plans are loaded on another.
             self._graph_pool = torch.cuda.graph_pool_handle()
 
+    @property
+    def fingerprint(self) -> str:
+        return f"{super().fingerprint} {describe_options(COMPILE_OPTIONS)}"
+
     def _prepared(self, module: nn.Module) -> Callable[..., Tensor | tuple[Tensor, ...]]:
-        return torch.compile(module, fullgraph=True, dynamic=False)
+        compiled: nn.Module = torch.compile(module, **COMPILE_OPTIONS)  # type: ignore[call-overload]
+        return compiled
 
 
 BACKEND = InductorBackend

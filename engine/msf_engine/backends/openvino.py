@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from msf_engine import plan_validation as trials
-from msf_engine.backends import BackendName, Precision, check_precision
+from msf_engine import plan_validation
+from msf_engine.backends import BackendName, Precision, check_precision, describe_options
 from msf_engine.errors import BackendUnavailable, PlanError
 from msf_engine.export import export_program
 from msf_engine.plan import Plan, PlanSpec
@@ -48,33 +48,32 @@ class OpenVinoBackend:
 
     @property
     def fingerprint(self) -> str:
-        return (
-            f"{self.name} {self.precision} {ov.get_version()} {platform.machine()} {self.device} "
-            f"{self._num_threads} threads torch {torch.__version__}"
-        )
+        libraries = f"{ov.get_version()} torch {torch.__version__}"
+        options = f"{describe_options(self.options(Stage.BASE))} decode {describe_options(self.options(Stage.DECODE))}"
+        return f"{self.name} {self.precision} {libraries} {platform.machine()} {self.device} {options}"
 
     def tolerance(self, stage: Stage) -> float:
-        return trials.tolerance(stage, self._precision(stage))
+        return plan_validation.tolerance(stage, self._precision(stage))
 
     def compile(self, spec: PlanSpec, module: nn.Module) -> bytes:
         model = self.static_model(spec, module)
-        artefact: bytes = self._core.compile_model(model, "CPU", self.config(spec)).export_model().getvalue()
+        artefact: bytes = self._core.compile_model(model, "CPU", self.options(spec.stage)).export_model().getvalue()
         return artefact
 
     def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
         try:
             # Without the config an imported plan runs in another precision than it was compiled for.
-            return _runner(self._core.import_model(artefact, "CPU", self.config(spec)))
+            return _runner(self._core.import_model(artefact, "CPU", self.options(spec.stage)))
         except RuntimeError as error:
             raise PlanError(f"OpenVINO cannot load plan {spec}: {error}") from error
 
     def _precision(self, stage: Stage) -> Precision:
         return "fp32" if stage is Stage.DECODE else self.precision
 
-    def config(self, spec: PlanSpec) -> dict[str, str | int]:
-        """OpenVINO's properties for a plan."""
+    def options(self, stage: Stage) -> dict[str, str | int]:
+        """Return OpenVINO's properties for a stage's plans."""
         return {
-            "INFERENCE_PRECISION_HINT": "bf16" if self._precision(spec.stage) == "bf16" else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if self._precision(stage) == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": self._num_threads,
             "NUM_STREAMS": 1,
         }

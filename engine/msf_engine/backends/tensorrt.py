@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from msf_engine import plan_validation as trials
+from msf_engine import plan_validation
 from msf_engine.backends import BackendName, Precision, check_precision
 from msf_engine.device import gpu_fingerprint
 from msf_engine.errors import BackendUnavailable, PlanError
@@ -78,7 +78,7 @@ class TensorRtBackend:
         return f"{self.name} {self.precision} {package} {gpu_fingerprint() if self.runs_here else 'no GPU'}"
 
     def tolerance(self, stage: Stage) -> float:
-        return trials.tolerance(stage, self.precision_of(stage))
+        return plan_validation.tolerance(stage, self.precision_of(stage))
 
     def compile(self, spec: PlanSpec, module: nn.Module) -> bytes:
         precision = self.precision_of(spec.stage)

@@ -34,14 +34,14 @@ _HEAD = ("model", "plan", "backend", "precision", "size", "built in", "error", "
 
 
 def _row(record: PlanRecord) -> tuple[str, ...]:
-    trials = record.trials
-    if trials:
-        worst = max(trials, key=lambda trial: trial.error)
-        row_kinds = {trial.row[:6] if trial.row else "vary" for trial in trials}
+    validations = record.validations
+    if validations:
+        worst = max(validations, key=lambda validation: validation.error)
+        row_kinds = {each.row_digest[:6] if each.row_digest else "vary" for each in validations}
         verified = (f"{worst.error:.2g}", f"{worst.tolerance:.2g}", ",".join(sorted(row_kinds)))
-        where = f"{trials[0].verified_on}, {trials[0].verified_at}"
+        where = f"{worst.verified_on}, {worst.verified_at}"
     else:
-        verified, where = ("-", "-", "-"), "nothing yet: it has never run"
+        verified, where = ("-", "-", "-"), "not yet validated"
     return (
         record.model,
         record.plan,

@@ -1,0 +1,102 @@
+"""Outputs of a model with fixed weights, in eager float32, and their record.
+
+`python -m tests.engine.fixed_outputs` records them, after a revision was raised.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from msf_engine.factorization import compose
+from msf_engine.guided_step import StepModule
+from msf_engine.model import DecodeModule, MsfModel
+from msf_engine.noise import NoiseStream, gaussian_noise
+from msf_engine.revisions import NETWORK_REVISION, NUMERICS_REVISION
+from msf_engine.sampling import initial_noise, noisy_condition, sample, stage_trajectory
+from msf_scheduler.stage import Stage
+from tests.models import tiny_config
+
+RECORD = Path(__file__).parent / "fixed_outputs.json"
+LABELS = torch.tensor([0, 2])
+GUIDANCE_SCALE = 2.5
+
+Outputs = dict[str, NDArray[np.float32]]
+
+
+def _values(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Evenly distributed numbers in [-1, 1) by integer arithmetic alone (a multiplicative hash of the position)."""
+    positions = np.arange(np.prod(shape), dtype=np.uint64) + np.uint64(1 + 7919 * seed)
+    hashed = (positions * np.uint64(2654435761)) % np.uint64(2**32)
+    return torch.from_numpy((hashed.astype(np.float64) / 2**31 - 1).astype(np.float32).reshape(shape))
+
+
+def fixed_model() -> MsfModel:
+    """Return the tiny model with weights that no library's random numbers decide."""
+    model = MsfModel(tiny_config()).eval().requires_grad_(False)
+    for seed, (_, parameter) in enumerate(sorted(model.named_parameters())):
+        fan_in = max(parameter[0].numel(), 1)
+        parameter.copy_(_values(tuple(parameter.shape), seed) / fan_in**0.5)
+    return model
+
+
+@torch.no_grad()
+def network_outputs() -> Outputs:
+    """Return the outputs of what plans are compiled from: steps of both stages, guided and not, and the decoder."""
+    model = fixed_model()
+    decode = DecodeModule(model)
+    outputs: Outputs = {}
+    for stage in (Stage.BASE, Stage.RESIDUAL):
+        config = model.config.stage(stage).denoiser
+        x, d_prev = (_values((2, config.in_channels, config.size, config.size), seed) for seed in (1, 2))
+        cond = _values((2, config.cond_channels, config.size, config.size), 3)
+        scalars = [torch.tensor(pair) for pair in ((1.5, 4.0), (1.0, 0.9), (-0.25, -0.5), (0.125, 0.0))]
+        for guided in (True, False):
+            step = StepModule(model.denoiser(stage), guided=guided)
+            d, x_next = step(x, d_prev, cond, _values((2, config.width), 4), LABELS, *scalars)
+            outputs[f"{stage} guided={guided}"] = torch.stack((d, x_next)).numpy()
+    base, residual = _values((2, 2, 2, 2), 5), _values((2, 6, 2, 2), 6)
+    latents = compose(decode.base.restore(base), decode.residual.restore(residual))
+    outputs["autoencoder"] = model.autoencoder.decode(latents).numpy()
+    outputs["decode"] = decode.levels(base, residual).numpy()
+    return outputs
+
+
+@torch.no_grad()
+def numeric_outputs() -> Outputs:
+    """Return the outputs of what the host computes: noise, trajectories, and the latents at the end of both stages."""
+    model = fixed_model()
+    config = model.config
+    outputs: Outputs = {"noise": gaussian_noise((2, 3, 3), seed=11, index=3, stream=NoiseStream.CONDITION).numpy()}
+    cond = torch.empty(2, 0, 2, 2)
+    for stage, num_steps in ((Stage.BASE, 5), (Stage.RESIDUAL, 3)):
+        denoiser = model.denoiser(stage)
+        trajectory = stage_trajectory(config, stage, denoiser.time, num_steps, GUIDANCE_SCALE)
+        steps = {guided: StepModule(denoiser, guided=guided) for guided in (True, False)}
+        noise = torch.stack([initial_noise(config, stage, seed=11, index=index) for index in range(2)])
+        latents = sample(steps, trajectory, noise, cond, LABELS)
+        cond = torch.stack([noisy_condition(config, row, seed=11, index=index) for index, row in enumerate(latents)])
+        outputs[f"{stage} times"] = np.array(trajectory.times, dtype=np.float32)
+        outputs[f"{stage} time embedding"] = trajectory.time_embedding.numpy()
+        outputs[f"{stage} coefficients"] = trajectory.coefficients.numpy()
+        outputs[f"{stage} latents"] = latents.numpy()
+    return outputs
+
+
+def record() -> None:
+    """Write the outputs of this code under its revisions."""
+    parts = {"networks": (NETWORK_REVISION, network_outputs()), "numerics": (NUMERICS_REVISION, numeric_outputs())}
+    content = {
+        part: {"revision": revision, "outputs": {name: output.tolist() for name, output in outputs.items()}}
+        for part, (revision, outputs) in parts.items()
+    }
+    RECORD.write_text(json.dumps(content) + "\n")
+
+
+if __name__ == "__main__":
+    record()
