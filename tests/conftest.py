@@ -29,6 +29,7 @@ async def redis_url(valkey: EmbeddedValkey) -> str:
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
     async with connect(redis_url) as redis:
+        assert isinstance(redis, Redis)
         yield redis
 
 

@@ -8,8 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from redis.asyncio import Redis
-
+from msf_scheduler.connection import RedisClient
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.leases import Claim, Leases
 from msf_scheduler.notices import notices
@@ -31,7 +30,7 @@ class LeaseKeeper:
     """
 
     def __init__(
-        self, settings: WorkerSettings, models: ServedModels, leases: Leases, redis: Redis, metrics: WorkerMetrics
+        self, settings: WorkerSettings, models: ServedModels, leases: Leases, redis: RedisClient, metrics: WorkerMetrics
     ) -> None:
         self.claims: dict[str, Claim] = {}
         self.watched: set[str] = set()  # ids of jobs whose progress is published

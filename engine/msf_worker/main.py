@@ -11,7 +11,7 @@ import torch
 
 from msf_scheduler.connection import check, connect
 from msf_scheduler.jobs import WorkerInfo
-from msf_scheduler.model_control import DesiredModels
+from msf_scheduler.model_control import ModelControl
 from msf_scheduler.queue import JobQueue
 from msf_scheduler.tracing import Tracing, TracingUnavailable
 from msf_worker.errors import WorkerError
@@ -39,7 +39,7 @@ async def run_worker(settings: WorkerSettings, redis_url: str, stop: asyncio.Eve
         if torch.cuda.is_available():
             metrics.watch_gpu(torch.cuda.mem_get_info)
         metrics_server = _serve_metrics(metrics, settings.worker_metrics_port)
-        desired = DesiredModels(redis)
+        desired = ModelControl(redis)
         _, desired_versions = await desired.read()
         loader = ModelLoader(settings)
         loading = asyncio.create_task(asyncio.to_thread(loader.load_first, desired_versions))

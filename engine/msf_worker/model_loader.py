@@ -13,7 +13,7 @@ from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import load_models, load_plans
 from msf_engine.repository import ModelVersion, list_versions, read_version
 from msf_scheduler.jobs import ModelKey
-from msf_scheduler.model_control import Desired
+from msf_scheduler.model_control import DesiredVersions
 from msf_worker.fault_injection import FaultyRunner
 from msf_worker.model_runner import ModelRunner
 from msf_worker.settings import WorkerSettings
@@ -29,10 +29,10 @@ class ModelLoader:
         self._settings = settings
         self._plan_cache = PlanCache(settings.cache_dir / "plans", settings.plan_cache_bytes)
 
-    def load_first(self, desired: Mapping[str, Desired]) -> list[ModelRunner]:
+    def load_first(self, desired: Mapping[str, DesiredVersions]) -> list[ModelRunner]:
         """Load and warm up the versions that are desired, and all versions of models without a desired state.
 
-        Desired versions that are not in the repository are skipped. Raises EngineError.
+        DesiredVersions versions that are not in the repository are skipped. Raises EngineError.
         """
         settings, versions = self._settings, []
         for name, version in list_versions(settings.model_repo):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from msf_engine.errors import EngineError
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import ModelKey
-from msf_scheduler.model_control import Desired, DesiredModels, VersionReport, VersionState, WorkerReport
+from msf_scheduler.model_control import DesiredVersions, ModelControl, VersionReport, VersionState, WorkerReport
 from msf_scheduler.queue import JobQueue
 from msf_worker.model_loader import ModelLoader
 from msf_worker.model_runner import ModelRunner
@@ -35,7 +35,7 @@ class ModelManager:
     """Loads one version at a time while the others are served."""
 
     loader: ModelLoader
-    desired: DesiredModels
+    desired: ModelControl
     queue: JobQueue
     models: ServedModels
     device: ThreadPoolExecutor
@@ -72,7 +72,7 @@ class ModelManager:
         reports = tuple(self._report(key, desired, is_pending=key in pending) for key in versions)
         await self.desired.report(self.models.info.id, WorkerReport(revision=revision, versions=reports))
 
-    def _must_load(self, key: ModelKey, desired: Mapping[str, Desired]) -> bool:
+    def _must_load(self, key: ModelKey, desired: Mapping[str, DesiredVersions]) -> bool:
         name, version = key
         if name not in desired or version not in desired[name].versions or key in self.models.runners:
             return False
@@ -109,7 +109,7 @@ class ModelManager:
         while await asyncio.get_running_loop().run_in_executor(self.device, next, runs, None):
             pass
 
-    async def _retire_undesired(self, desired: Mapping[str, Desired]) -> None:
+    async def _retire_undesired(self, desired: Mapping[str, DesiredVersions]) -> None:
         """Retire versions that no server admits jobs of any more, once their queues are empty."""
         now = time.monotonic()
         undesired = [key for key in self.models.runners if not _is_desired(key, desired)]
@@ -117,7 +117,7 @@ class ModelManager:
         settled = [key for key, since in self._undesired_since.items() if now - since >= RETIRE_DELAY_S]
         self.models.retire([key for key in settled if (await self.queue.depth(*key)).num_jobs_queued == 0])
 
-    def _report(self, key: ModelKey, desired: Mapping[str, Desired], *, is_pending: bool) -> VersionReport:
+    def _report(self, key: ModelKey, desired: Mapping[str, DesiredVersions], *, is_pending: bool) -> VersionReport:
         reason = ""
         if key in self.models.runners and key not in self._loading:  # it is registered, so servers know of it
             state = VersionState.READY if _is_desired(key, desired) else VersionState.UNLOADING
@@ -137,6 +137,6 @@ def _lower_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADER_NICENESS)
 
 
-def _is_desired(key: ModelKey, desired: Mapping[str, Desired]) -> bool:
+def _is_desired(key: ModelKey, desired: Mapping[str, DesiredVersions]) -> bool:
     name, version = key
     return name not in desired or version in desired[name].versions

@@ -40,7 +40,7 @@ class ProgressPublisher:
         is_done = progress.steps_done == progress.num_steps
         if is_done or progress.stage != stage or now - published_at >= PROGRESS_INTERVAL_S:
             job.last_progress = progress.stage, now
-            self._chain(job, self._leases.show_progress(job.claim, progress))
+            self._chain(job, self._leases.publish_progress(job.claim, progress))
 
     def publish_preview(self, job: ActiveJob, preview: Preview, pixels: NDArray[np.uint8]) -> None:
         """Encode and publish a preview."""
@@ -57,7 +57,7 @@ class ProgressPublisher:
     ) -> None:
         claim = job.claim
         file = await asyncio.get_running_loop().run_in_executor(self._encoder, encode_preview, pixels, job.spec)
-        await self._leases.show_preview(claim, sequence, preview, file)
+        await self._leases.publish_preview(claim, sequence, preview, file)
 
     def _chain(self, job: ActiveJob, publishing: Coroutine[Any, Any, object]) -> None:
         job.publication = asyncio.create_task(_after(job.publication, publishing))

@@ -88,7 +88,7 @@ class ServedModels:
         self._metrics.add_model(runner.key)
         self._metrics.slots_in_use.labels(*runner.key).set_function(runner.num_slots_in_use)
         self._metrics.describe(runner.key, backend, runner.fingerprint, plans.num_loaded, plans.num_built)
-        self._leases.run_with(runner.key, runner.fingerprint)
+        self._leases.set_fingerprint(runner.key, runner.fingerprint)
         self.runners = {**self.runners, runner.key: runner}
         self.measure_capacity()
 

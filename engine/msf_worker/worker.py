@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from redis.asyncio import Redis
-
+from msf_scheduler.connection import RedisClient
 from msf_scheduler.dynamic_batching import RequestLevel
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import WorkerInfo
@@ -43,7 +42,7 @@ class Worker:
         settings: WorkerSettings,
         info: WorkerInfo,
         runners: Sequence[ModelRunner],
-        redis: Redis,
+        redis: RedisClient,
         metrics: WorkerMetrics,
         tracing: Tracing | None = None,
     ) -> None:

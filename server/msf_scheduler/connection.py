@@ -1,22 +1,25 @@
-"""The connection to Redis, and the one place where its errors become ours."""
+"""Connections to Redis, and the one place where redis-py's errors become ours."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
+from urllib.parse import urlsplit
 
 from redis import exceptions
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster, Sentinel
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from msf_scheduler.errors import QueueUnavailable
+from msf_scheduler.keys import PREFIX
 
 T = TypeVar("T")
+RedisClient: TypeAlias = Redis | RedisCluster
 
-MAX_BLOCK_S = 5.0  # the longest blocking read; must stay below COMMAND_TIMEOUT_S
-COMMAND_TIMEOUT_S = 10.0  # with the wait for a free connection
+MAX_BLOCK_S = 5.0  # longest blocking read; must stay below COMMAND_TIMEOUT_S
+COMMAND_TIMEOUT_S = 10.0  # including the wait for a free connection
 CONNECT_TIMEOUT_S = 3.0
 MAX_CONNECTIONS = 32
 
@@ -26,46 +29,74 @@ _UNAVAILABLE = (
     exceptions.OutOfMemoryError,
     exceptions.ReadOnlyError,
     exceptions.NoPermissionError,
+    exceptions.ClusterError,
     exceptions.ClusterDownError,
+    exceptions.RedisClusterException,
 )
 _UNAVAILABLE_CODES = ("MISCONF", "NOREPLICAS", "BUSY ")  # redis-py has no classes for these
 
 
-def connect(url: str) -> Redis:
-    """A client for `redis://`, `rediss://` or `unix://`, which connects on first use.
+def connect(url: str) -> RedisClient:
+    """Return a client, which connects on first use; raise `ValueError` for a URL that is none of these.
 
-    Nothing is retried below us: a write whose reply was lost may have happened. Timeouts are ours too (`guarded`):
-    redis-py's `socket_timeout` sends through `asyncio.wait_for`, which before Python 3.12 may swallow a cancellation.
-    Raises `ValueError` for other URLs.
+    - `redis://`, `rediss://` (TLS) or `unix://`: one server
+    - `redis-cluster://`, `rediss-cluster://`: any node of a Redis Cluster
+    - `redis-sentinel://host:port,host:port/service`: the master that Sentinels name
+
+    Nothing is retried here: a write whose reply was lost may still have been applied. Timeouts are ours too
+    (`guarded`): redis-py's `socket_timeout` sends through `asyncio.wait_for`, which before Python 3.12 may swallow a
+    cancellation.
     """
-    pool = BlockingConnectionPool.from_url(
-        url,
-        protocol=2,  # replies have another shape under RESP3
-        max_connections=MAX_CONNECTIONS,
-        timeout=None,
-        socket_timeout=None,
-        socket_connect_timeout=CONNECT_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
+    options: dict[str, Any] = {
+        "protocol": 2,  # replies have another shape under RESP3
+        "socket_timeout": None,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "retry": Retry(NoBackoff(), 0),
+    }
+    scheme, _, rest = url.partition("://")
+    if scheme in ("redis-cluster", "rediss-cluster"):
+        return RedisCluster.from_url(f"{scheme.removesuffix('-cluster')}://{rest}", **options)
+    if scheme == "redis-sentinel":
+        return _connect_through_sentinels(url, options)
+    return Redis.from_pool(
+        BlockingConnectionPool.from_url(url, max_connections=MAX_CONNECTIONS, timeout=None, **options)
     )
-    return Redis.from_pool(pool)
 
 
-async def check(redis: Redis) -> None:
+def _connect_through_sentinels(url: str, options: dict[str, Any]) -> Redis:
+    parts = urlsplit(url)
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    username, _, password = credentials.partition(":")
+    sentinels = [(host, int(port or 26379)) for host, _, port in (node.partition(":") for node in hosts.split(","))]
+    service = parts.path.strip("/")
+    if not service:
+        raise ValueError("Redis URL redis-sentinel:// names no service; allowed: redis-sentinel://host:port,…/service")
+    sentinel = Sentinel(sentinels, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
+    client: Redis = sentinel.master_for(service, username=username or None, password=password or None, **options)
+    return client
+
+
+async def check(redis: RedisClient) -> None:
     """Raise `QueueUnavailable` unless this Redis answers, runs our scripts and never evicts jobs."""
     try:
         await call(redis, "SCRIPT LOAD", "#!lua flags=allow-oom\nreturn 1")
     except exceptions.ResponseError as error:
-        raise QueueUnavailable(f"{address(redis)} cannot run our scripts: {error} (needs Redis 7)") from error
-    memory = await call(redis, "INFO", "memory")
+        raise QueueUnavailable(
+            f"{address(redis)} cannot run Lua scripts with flags: {error} (needs Redis 7)"
+        ) from error
+    memory = await server_info(redis, "memory")
     policy = memory["maxmemory_policy"]
     if memory["maxmemory"] and policy.startswith("allkeys"):
         raise QueueUnavailable(
-            f"{address(redis)} may evict accepted jobs: its maxmemory-policy is {policy!r}, which must be 'noeviction'"
+            f"{address(redis)} may evict accepted jobs: maxmemory-policy is {policy!r}, and must be 'noeviction'"
         )
 
 
-async def guarded(redis: Redis, reply: Awaitable[T]) -> T:
-    """Every use of Redis goes through here: `QueueUnavailable` when it cannot serve us in time; bugs pass."""
+async def guarded(redis: RedisClient, reply: Awaitable[T]) -> T:
+    """Await a reply of Redis; raise `QueueUnavailable` if Redis cannot serve it in time.
+
+    Every use of Redis goes through here. Errors that mean a bug of ours pass unchanged.
+    """
     try:
         async with asyncio.timeout(COMMAND_TIMEOUT_S):
             return await reply
@@ -80,14 +111,25 @@ async def guarded(redis: Redis, reply: Awaitable[T]) -> T:
         raise
 
 
-async def call(redis: Redis, *command: str | bytes | int | float) -> Any:
-    """One command's reply as redis-py shapes it (bytes inside); raises `QueueUnavailable`."""
+async def call(redis: RedisClient, *command: str | bytes | int | float) -> Any:
+    """Return one command's reply as redis-py shapes it (bytes inside); raise `QueueUnavailable`."""
     execute: Callable[..., Awaitable[Any]] = redis.execute_command
     return await guarded(redis, execute(*command))
 
 
-def address(redis: Redis) -> str:
-    """Where the client connects to, without credentials."""
+async def server_info(redis: RedisClient, *sections: str) -> dict[str, Any]:
+    """Return INFO of the server that holds the jobs; raise `QueueUnavailable`."""
+    if not isinstance(redis, RedisCluster):
+        return dict(await call(redis, "INFO", *sections))
+    await guarded(redis, redis.initialize())
+    node = redis.get_node_from_key(PREFIX)
+    return dict(await guarded(redis, redis.execute_command("INFO", *sections, target_nodes=node)))
+
+
+def address(redis: RedisClient) -> str:
+    """Return where the client connects to, without credentials."""
+    if isinstance(redis, RedisCluster):
+        return ", ".join(redis.nodes_manager.startup_nodes)
     options = redis.connection_pool.connection_kwargs
     if "path" in options:
         return str(options["path"])

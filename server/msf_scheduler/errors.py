@@ -29,7 +29,12 @@ class QueueFull(SchedulerError):
 
 
 class MemoryFull(SchedulerError):
-    """Admission was refused, as Redis might not hold the result; nothing was stored."""
+    """Admission was refused because Redis might not hold the result; nothing was stored."""
+
+    def __init__(self, used_bytes: int, limit_bytes: int) -> None:
+        super().__init__(
+            f"Redis may run out of memory: results need {used_bytes / 2**20:.0f} of {limit_bytes / 2**20:.0f} MiB"
+        )
 
 
 class DeadlineTooShort(SchedulerError):

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from msf_scheduler.stage import Stage
 
+SCHEMA_VERSION = 2  # of a stored job
+
 ModelKey = tuple[str, str]  # name, version
 
 OutputFormat = Literal["png", "webp", "jpeg"]
@@ -42,9 +44,16 @@ class JobState(StrEnum):
 
 
 class Priority(StrEnum):
+    """Priority classes, the first to be served first."""
+
     HIGH = "high"
     NORMAL = "normal"
     LOW = "low"
+
+    @property
+    def rank(self) -> int:
+        """Position among the classes, from 0."""
+        return list(Priority).index(self)
 
 
 class JobSpec(Record):
@@ -140,7 +149,7 @@ class Delivery(Record):
 class JobRecord(Record):
     """A job as stored: spec, state and history. Times are Unix seconds by Redis's clock."""
 
-    schema_version: int = 1
+    schema_version: int = SCHEMA_VERSION
     id: str
     spec: JobSpec
     terms: Terms = Terms()

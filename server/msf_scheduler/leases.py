@@ -1,6 +1,6 @@
-"""The queue of jobs in Redis, as workers use it: claim, keep, give up.
+"""Queue of jobs in Redis, as workers use it: claim, renew, finish or give back.
 
-A lease is worth `attempt` and worker id together: whoever lost it can no longer change the job.
+A lease is identified by worker id and `attempt` together: a worker that lost it can no longer change the job.
 """
 
 from __future__ import annotations
@@ -8,24 +8,23 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from redis.asyncio import Redis
+from typing import Any
 
 from msf_scheduler import keys
-from msf_scheduler.connection import MAX_BLOCK_S, call
+from msf_scheduler.connection import MAX_BLOCK_S, RedisClient, call
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.job_codec import decode_job
 from msf_scheduler.jobs import JobError, JobRecord, JobState, ModelKey, Preview, Progress, Provenance, Timings
 from msf_scheduler.keys import QueueKeys
 from msf_scheduler.queue import EXPIRED
-from msf_scheduler.scripts import Script
+from msf_scheduler.scripts import Script, by_name
 from msf_scheduler.tunables import DEAD_LETTER_TTL_S, LEASE_S, RESULT_TTL_S
 
 GONE = JobError(
     code=ErrorCode.FINGERPRINT_GONE,
-    message="no worker can make the bytes that were promised any more; ask again, for another fingerprint",
+    message="no worker can produce the promised bytes any more; repeat the request for another fingerprint",
 )
-POISONED = JobError(code=ErrorCode.POISONED, message="every worker that ran this job stopped; it is not tried again")
+POISONED = JobError(code=ErrorCode.POISONED, message="every worker that ran this job died; it will not be run again")
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,21 @@ class Claim:
     job: JobRecord
     worker_id: str
 
+    @property
+    def queue(self) -> QueueKeys:
+        return QueueKeys.of(self.job.spec.model, self.job.spec.version)
+
+    @property
+    def token(self) -> dict[str, str | int]:
+        """Arguments by which scripts check the lease."""
+        return {"id": self.job.id, "worker": self.worker_id, "attempt": self.job.attempt}
+
 
 @dataclass(frozen=True)
-class Claimed:
-    """What a claim brought. `alone`: a suspect waits (or was claimed), so the worker must hold nothing else.
+class ClaimResult:
+    """Jobs that a worker may run now. `alone`: a suspect waits or was claimed, so the worker must hold nothing else.
 
-    `num_expired` jobs were dropped, as their deadlines could not be met any more.
+    `num_expired` jobs ended because their deadlines could not be met any more.
     """
 
     claims: tuple[Claim, ...] = ()
@@ -49,15 +57,15 @@ class Claimed:
 
 
 @dataclass(frozen=True)
-class Swept:
-    """What upkeep did: jobs taken back from workers, given up as poisoned, and dropped past their deadline."""
+class SweepResult:
+    """Numbers of jobs taken back from workers, failed as poisoned, and ended past their deadline."""
 
     num_requeued: int = 0
     num_poisoned: int = 0
     num_expired: int = 0
 
-    def __add__(self, other: Swept) -> Swept:
-        return Swept(
+    def __add__(self, other: SweepResult) -> SweepResult:
+        return SweepResult(
             self.num_requeued + other.num_requeued,
             self.num_poisoned + other.num_poisoned,
             self.num_expired + other.num_expired,
@@ -65,176 +73,165 @@ class Swept:
 
 
 class Leases:
-    """Every method raises `QueueUnavailable` when Redis cannot be used; it may then have taken effect or not."""
+    """Leases of one worker, and the upkeep of all.
+
+    Every method raises `QueueUnavailable` when Redis cannot be used; the call may then have taken effect or not.
+    """
 
     def __init__(
         self,
-        redis: Redis,
+        redis: RedisClient,
         *,
         lease_s: float = LEASE_S,
         result_ttl_s: float = RESULT_TTL_S,
         fingerprints: Mapping[ModelKey, str] | None = None,
     ) -> None:
-        """`fingerprints`, by (model, version), are those of a worker that claims: jobs bound to them are for it."""
+        """`fingerprints`, by model version, are the worker's: it may claim the jobs bound to them."""
         self._redis = redis
-        self._fingerprints = {QueueKeys.of(*model): its for model, its in (fingerprints or {}).items()}
+        self._fingerprints = {QueueKeys.of(*model): value for model, value in (fingerprints or {}).items()}
         self._lease_s = lease_s
-        self._lives = {"ttl_s": result_ttl_s, "dead_ttl_s": DEAD_LETTER_TTL_S}
+        self._result_ttl_s = result_ttl_s
         self._claim = Script(redis, "claim")
         self._renew = Script(redis, "renew")
         self._finish = Script(redis, "finish")
         self._release = Script(redis, "release")
         self._sweep = Script(redis, "sweep")
-        self._bury = Script(redis, "bury")
+        self._reclaim = Script(redis, "reclaim")
         self._publish = Script(redis, "publish")
 
-    def run_with(self, model: ModelKey, fingerprint: str) -> None:
-        """From now on, jobs of this (model, version) that are bound to the fingerprint are for this worker too."""
+    def set_fingerprint(self, model: ModelKey, fingerprint: str) -> None:
+        """Let this worker claim the jobs of a model version that are bound to the fingerprint."""
         self._fingerprints[QueueKeys.of(*model)] = fingerprint
 
-    async def claim(self, worker_id: str, model: str, version: str, max_samples: int, *, idle: bool) -> Claimed:
-        """Lease the next jobs, whole, while they hold fewer than `max_samples`; the last may overshoot.
+    async def claim(self, worker_id: str, model: str, version: str, max_samples: int, *, idle: bool) -> ClaimResult:
+        """Lease the next jobs, whole, while they hold fewer than `max_samples`; the last may exceed it.
 
-        `idle`: the worker holds nothing, of no model; only then does it get a suspect.
+        `idle`: the worker holds no job of any model; only then does it get a suspect.
         """
         queue = QueueKeys.of(model, version)
-        alone, num_expired, *claimed = await self._claim(
-            queue.prefix,
+        reply = await self._claim(
+            {"queue": queue.prefix},
             worker=worker_id,
             max_samples=max_samples,
             lease_s=self._lease_s,
             idle=idle,
             fingerprint=self._fingerprints.get(queue),
             expired=EXPIRED.model_dump_json(),
-            **self._lives,
+            ttl_s=self._result_ttl_s,
         )
-        claims = tuple(Claim(decode_job(fields), worker_id) for fields in claimed)
-        return Claimed(claims, bool(alone), num_expired)
+        result = by_name(reply)
+        claims = tuple(Claim(decode_job(fields), worker_id) for fields in result["jobs"])
+        return ClaimResult(claims, bool(result["alone"]), result["num_expired"])
 
     async def wait_for_work(self, models: Sequence[ModelKey], timeout_s: float) -> None:
-        """Return when a `claim` from one of these (model, version) may find work, or after `timeout_s`.
+        """Return when a `claim` from one of these model versions may find work, or after `timeout_s`.
 
-        At most `MAX_BLOCK_S`, whatever `timeout_s` says; claim again in any case. Of several workers that wait, the
-        one that has waited longest returns, and the next when its claim leaves work.
+        The wait never exceeds `MAX_BLOCK_S`; claim again in any case. Of several waiting workers, the one that has
+        waited longest returns, and the next when its claim leaves work.
         """
         queues = [QueueKeys.of(*model) for model in models]
         tokens = [queue.wake() for queue in queues]
         tokens += [queue.wake(self._fingerprints[queue]) for queue in queues if queue in self._fingerprints]
-        block_s = max(min(timeout_s, MAX_BLOCK_S), 0.001)  # 0 would block for ever
+        block_s = max(min(timeout_s, MAX_BLOCK_S), 0.001)  # 0 would block without limit
         await call(self._redis, "BLPOP", *tokens, f"{block_s:.3f}")
 
     async def renew(self, worker_id: str, claims: Sequence[Claim]) -> set[str]:
-        """Extend the leases; returns the ids of jobs that are no longer this worker's (lost or ended)."""
-        held: dict[QueueKeys, list[tuple[str, int]]] = defaultdict(list)
+        """Extend the leases; return the ids of jobs whose lease was lost, or that ended."""
+        leases: dict[QueueKeys, list[tuple[str, int]]] = defaultdict(list)
         for claim in claims:
-            held[_queue_of(claim)].append((claim.job.id, claim.job.attempt))
+            leases[claim.queue].append((claim.job.id, claim.job.attempt))
         lost: set[str] = set()
-        for queue, jobs in held.items():
-            answer = await self._renew(
-                queue.prefix,
+        for queue, pairs in leases.items():
+            job_ids = await self._renew(
+                {"queue": queue.prefix},
                 worker=worker_id,
                 lease_s=self._lease_s,
-                held=jobs,
+                leases=pairs,
                 fingerprint=self._fingerprints.get(queue),
             )
-            lost.update(job_id.decode() for job_id in answer)
+            lost.update(job_id.decode() for job_id in job_ids)
         return lost
 
-    async def show_progress(self, claim: Claim, progress: Progress) -> bool:
-        """Tell those who watch the job. False: dropped, the lease was lost."""
-        token = _token(claim)
-        return bool(await self._publish(_queue_of(claim).prefix, **token, progress=progress.model_dump_json()))
+    async def publish_progress(self, claim: Claim, progress: Progress) -> bool:
+        """Store the progress and notify watchers. Return False if the lease was lost."""
+        return await self._publish_fields(claim, progress=progress.model_dump_json())
 
-    async def show_preview(self, claim: Claim, sequence: int, preview: Preview, file: bytes) -> bool:
-        """Keep a preview for as long as the job runs or its result lives, and tell those who watch.
+    async def publish_preview(self, claim: Claim, sequence: int, preview: Preview, file: bytes) -> bool:
+        """Store a preview until the job's result is forgotten, and notify watchers. Return False if the lease was lost.
 
-        `sequence` grows from 1 with each preview of this claim. False: dropped, the lease was lost.
+        `sequence` grows from 1 with each preview of this claim.
         """
-        return bool(
-            await self._publish(
-                _queue_of(claim).prefix,
-                file,
-                **_token(claim),
-                sequence=sequence,
-                preview=preview.model_dump_json(),
-            )
-        )
+        return await self._publish_fields(claim, file, sequence=sequence, preview=preview.model_dump_json())
+
+    async def _publish_fields(self, claim: Claim, *blobs: bytes, **fields: Any) -> bool:
+        job_id = claim.job.id
+        key: dict[str, str | None] = {"job": keys.job(job_id), "previews": keys.previews(job_id)}
+        return bool(await self._publish(key, *blobs, **claim.token, **fields))
 
     async def succeed(
         self, claim: Claim, images: Sequence[bytes], timings: Timings, provenance: Provenance | None = None
     ) -> bool:
-        """Store the encoded files in the order of the samples. False: dropped, the lease was lost."""
+        """Store the encoded files in the order of the samples. Return False if the lease was lost."""
         return await self._end(claim, JobState.SUCCEEDED, "timings", timings.model_dump_json(), images, provenance)
 
     async def fail(self, claim: Claim, error: JobError) -> bool:
-        """End the job with an error. False: dropped, the lease was lost."""
+        """End the job with an error. Return False if the lease was lost."""
         return await self._end(claim, JobState.FAILED, "error", error.model_dump_json())
 
     async def expire(self, claim: Claim) -> bool:
-        """End the job because its deadline cannot be met. False: dropped, the lease was lost."""
+        """End the job because its deadline cannot be met. Return False if the lease was lost."""
         return await self._end(claim, JobState.EXPIRED, "error", EXPIRED.model_dump_json())
 
     async def _end(
         self,
         claim: Claim,
         state: JobState,
-        field: str,
+        result: str,
         value: str,
         images: Sequence[bytes] = (),
         provenance: Provenance | None = None,
     ) -> bool:
-        return bool(
-            await self._finish(
-                _queue_of(claim).prefix,
-                *images,
-                **_token(claim),
-                state=state,
-                field=field,
-                value=value,
-                plan=provenance and provenance.fingerprint,
-                provenance=provenance and provenance.model_dump_json(),
-                ttl_s=self._lives["dead_ttl_s" if state is JobState.FAILED else "ttl_s"],
-            )
+        job_id = claim.job.id
+        is_stored = await self._finish(
+            {"queue": claim.queue.prefix, "job": keys.job(job_id), "images": keys.images(job_id)},
+            *images,
+            **claim.token,
+            state=state,
+            result=result,
+            value=value,
+            fingerprint=provenance and provenance.fingerprint,
+            provenance=provenance and provenance.model_dump_json(),
+            ttl_s=DEAD_LETTER_TTL_S if state is JobState.FAILED else self._result_ttl_s,
         )
+        return bool(is_stored)
 
     async def release(self, claim: Claim) -> bool:
-        """Give the job back, to its old place, not held against it. False: the lease was lost."""
-        return bool(await self._release(_queue_of(claim).prefix, **_token(claim)))
+        """Return the job to its place in the queue without prejudice. Return False if the lease was lost."""
+        key: dict[str, str | None] = {"queue": claim.queue.prefix, "job": keys.job(claim.job.id)}
+        return bool(await self._release(key, **claim.token))
 
-    async def sweep(self) -> Swept:
-        """Take back the jobs, of any model, whose lease ran out, and end those that wait past their deadline.
+    async def sweep(self) -> SweepResult:
+        """Take back the jobs of any model whose lease ran out, and end those that wait past their deadline.
 
         Every worker and every server calls it on a timer.
         """
-        swept = Swept()
-        for queue in await self._queues():
-            answer = await self._sweep(
-                queue.prefix,
-                expired=EXPIRED.model_dump_json(),
-                poisoned=POISONED.model_dump_json(),
-                gone=GONE.model_dump_json(),
-                **self._lives,
-            )
-            swept += Swept(*answer)
-        return swept
+        return await self._for_each_queue(
+            self._sweep,
+            expired=EXPIRED.model_dump_json(),
+            poisoned=POISONED.model_dump_json(),
+            gone=GONE.model_dump_json(),
+            ttl_s=self._result_ttl_s,
+            dead_ttl_s=DEAD_LETTER_TTL_S,
+        )
 
-    async def bury(self, worker_id: str) -> Swept:
-        """Take back at once what a worker held that is known to be dead."""
-        swept = Swept()
-        for queue in await self._queues():
-            answer = await self._bury(
-                queue.prefix, worker=worker_id, poisoned=POISONED.model_dump_json(), **self._lives
-            )
-            swept += Swept(*answer)
-        return swept
+    async def reclaim(self, worker_id: str) -> SweepResult:
+        """Take back at once the jobs of a worker that is known to be dead."""
+        return await self._for_each_queue(
+            self._reclaim, worker=worker_id, poisoned=POISONED.model_dump_json(), dead_ttl_s=DEAD_LETTER_TTL_S
+        )
 
-    async def _queues(self) -> list[QueueKeys]:
-        return [QueueKeys(name.decode()) for name in await call(self._redis, "SMEMBERS", keys.QUEUES)]
-
-
-def _queue_of(claim: Claim) -> QueueKeys:
-    return QueueKeys.of(claim.job.spec.model, claim.job.spec.version)
-
-
-def _token(claim: Claim) -> dict[str, str | int]:
-    return {"id": claim.job.id, "worker": claim.worker_id, "attempt": claim.job.attempt}
+    async def _for_each_queue(self, script: Script, **arguments: Any) -> SweepResult:
+        total = SweepResult()
+        for name in await call(self._redis, "SMEMBERS", keys.QUEUES):
+            total += SweepResult(**by_name(await script({"queue": QueueKeys(name.decode()).prefix}, **arguments)))
+        return total

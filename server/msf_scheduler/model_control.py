@@ -1,6 +1,6 @@
-"""Which model versions workers are to serve, as an operator said last, and what each worker made of it.
+"""Model versions that operators want served, and what each worker reports about them.
 
-What was said is a state, not a message: a worker that was away, or starts later, does the same as the others.
+The request is a state, not a message: a worker that was away, or starts later, does the same as the others.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ import json
 from collections.abc import Collection, Iterable
 from enum import StrEnum
 
-from redis.asyncio import Redis
-
 from msf_scheduler import keys
-from msf_scheduler.connection import call
+from msf_scheduler.connection import RedisClient, call
 from msf_scheduler.jobs import Record
 from msf_scheduler.scripts import Script
 
@@ -20,7 +18,7 @@ REPORT_TTL_S = 60
 
 
 class VersionState(StrEnum):
-    """Triton's names."""
+    """States of a model version, by Triton's names."""
 
     READY = "READY"
     LOADING = "LOADING"
@@ -28,15 +26,15 @@ class VersionState(StrEnum):
     UNAVAILABLE = "UNAVAILABLE"
 
 
-class Desired(Record):
-    """The versions of one model that are wanted, all others not; `revision` grows with every word of an operator."""
+class DesiredVersions(Record):
+    """The only versions of one model that are to be served; `revision` grows with every change of any model."""
 
     versions: tuple[str, ...]
     revision: int
 
 
 class VersionReport(Record):
-    """A version that is in a worker's model repository or served by it; `reason` tells why it is not as wanted."""
+    """A version that a worker has in its model repository or serves; `reason` says why it is not as desired."""
 
     name: str
     version: str
@@ -45,45 +43,52 @@ class VersionReport(Record):
 
 
 class WorkerReport(Record):
-    """What a worker has and does; it had seen all that was desired up to `revision`."""
+    """State of all versions in one worker, which has acted on all changes up to `revision`."""
 
     revision: int
     versions: tuple[VersionReport, ...]
 
 
-class DesiredModels:
-    """A model of which nothing was said is served as workers find it at their start.
+class ModelControl:
+    """Desired versions and workers' reports. Without desired versions, workers serve what they find when they start.
 
     Every method may raise `QueueUnavailable`.
     """
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: RedisClient) -> None:
         self._redis = redis
-        self._desire = Script(redis, "desire")
+        self._set_versions = Script(redis, "set_versions")
 
-    async def read(self) -> tuple[int, dict[str, Desired]]:
-        """The latest revision of all, and what is desired by model."""
+    async def read(self) -> tuple[int, dict[str, DesiredVersions]]:
+        """Return the latest revision, and the desired versions by model."""
         revision = int(await call(self._redis, "GET", keys.REVISION) or 0)
         stored = await call(self._redis, "HGETALL", keys.DESIRED)
-        return revision, {name.decode(): Desired.model_validate_json(wish) for name, wish in stored.items()}
+        return revision, {name.decode(): DesiredVersions.model_validate_json(value) for name, value in stored.items()}
 
-    async def want(self, name: str, versions: Collection[str] | None, *, since: int | None = None) -> int | None:
-        """Say which versions of a model are wanted (None: nothing is said of it any more). Returns the revision.
+    async def set_versions(
+        self, name: str, versions: Collection[str] | None, *, since: int | None = None
+    ) -> int | None:
+        """Set the versions of a model that are to be served, or None to leave that to workers. Return the revision.
 
-        None: someone else has said something of this model after the revision `since`, and that stands.
+        Return None, and change nothing, if this model was changed after the revision `since`.
         """
-        wanted = None if versions is None else json.dumps(list(versions))
-        return await self._desire("msf:", model=name, versions=wanted, since=since) or None
+        revision = await self._set_versions(
+            {"desired": keys.DESIRED, "revision": keys.REVISION},
+            model=name,
+            versions=None if versions is None else json.dumps(list(versions)),
+            since=since,
+        )
+        return revision or None
 
-    async def ask(self) -> int:
-        """A revision that changes nothing: reports that have it were made after now."""
+    async def next_revision(self) -> int:
+        """Return a revision that changes nothing: reports that have it were made after this call."""
         return int(await call(self._redis, "INCR", keys.REVISION))
 
     async def report(self, worker_id: str, report: WorkerReport) -> None:
-        await call(self._redis, "SET", keys.report(worker_id), report.model_dump_json(), "EX", REPORT_TTL_S)
+        await call(self._redis, "SET", f"{keys.REPORT}{worker_id}", report.model_dump_json(), "EX", REPORT_TTL_S)
 
     async def reports(self, worker_ids: Iterable[str]) -> list[WorkerReport]:
-        """Of those workers that told any."""
-        names = [keys.report(worker_id) for worker_id in worker_ids]
+        """Return the reports of those workers that have made one."""
+        names = [f"{keys.REPORT}{worker_id}" for worker_id in worker_ids]
         stored = await call(self._redis, "MGET", *names) if names else []
         return [WorkerReport.model_validate_json(report) for report in stored if report is not None]

@@ -6,7 +6,7 @@ import asyncio
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
-from msf_scheduler.leases import Swept
+from msf_scheduler.leases import SweepResult
 
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0)
 
@@ -26,7 +26,7 @@ class ProcessMetrics:
         """Report the number of the event loop's tasks at every scrape."""
         self._gauge("msf_asyncio_tasks", "Tasks in the event loop").set_function(lambda: len(asyncio.all_tasks(loop)))
 
-    def observe_sweep(self, swept: Swept) -> None:
+    def observe_sweep(self, swept: SweepResult) -> None:
         """Count the jobs that a sweep requeued or ended."""
         self.reclaims.inc(swept.num_requeued)
         self.poisoned.inc(swept.num_poisoned)

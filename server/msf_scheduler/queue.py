@@ -1,36 +1,29 @@
-"""The queue of jobs in Redis, as servers use it: one atomic transition each.
+"""Queue of jobs in Redis, as servers use it: each transition is atomic.
 
     admit → queued → claim → running → succeed, fail → succeeded, failed
                ↑                 │
-               └ release, sweep, bury        cancel and expire end a job in either state
+               └ release, sweep, reclaim     cancel and expire end a job in either state
 
-Workers' side is `leases.py`.
+`leases.py` is the side of the workers.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from redis.asyncio import Redis
-
 from msf_scheduler import keys
-from msf_scheduler.connection import call, guarded
+from msf_scheduler.connection import RedisClient, call, guarded
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import DeadlineTooShort, IdempotencyConflict, MemoryFull, QueueFull
-from msf_scheduler.job_codec import SCHEMA_VERSION, decode_job
-from msf_scheduler.jobs import JobError, JobRecord, JobSpec, JobState, Priority, Terms
+from msf_scheduler.job_codec import decode_job
+from msf_scheduler.jobs import SCHEMA_VERSION, JobError, JobRecord, JobSpec, JobState, Terms
 from msf_scheduler.keys import QueueKeys
-from msf_scheduler.scripts import Script
-from msf_scheduler.tunables import (
-    MAX_QUEUED_SAMPLES,
-    MAX_RETRY_AFTER_S,
-    MIN_RETRY_AFTER_S,
-    RESULT_TTL_S,
-)
+from msf_scheduler.scripts import Script, by_name
+from msf_scheduler.tunables import MAX_QUEUED_SAMPLES, MAX_RETRY_AFTER_S, MIN_RETRY_AFTER_S, RESULT_TTL_S
 
-BANDS = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
 EXPIRED = JobError(code=ErrorCode.DEADLINE, message="the job could not end within its timeout_s")
 
 
@@ -53,19 +46,18 @@ class QueueDepth:
 
 
 def new_job_id() -> str:
-    """Unguessable: whoever knows a job's id may read its images."""
+    """Return an id that cannot be guessed: a job's id gives access to its images."""
     return secrets.token_hex(16)
 
 
 class JobQueue:
-    """Every method raises `QueueUnavailable` when Redis cannot be used; it may then have taken effect or not."""
+    """Admission, state and end of jobs.
+
+    Every method raises `QueueUnavailable` when Redis cannot be used; the call may then have taken effect or not.
+    """
 
     def __init__(
-        self,
-        redis: Redis,
-        *,
-        max_queued_samples: int = MAX_QUEUED_SAMPLES,
-        result_ttl_s: float = RESULT_TTL_S,
+        self, redis: RedisClient, *, max_queued_samples: int = MAX_QUEUED_SAMPLES, result_ttl_s: float = RESULT_TTL_S
     ) -> None:
         self._redis = redis
         self._max_queued_samples = max_queued_samples
@@ -84,66 +76,82 @@ class JobQueue:
         least_s: float = 0.0,
         result_bytes: int = 0,
         idempotency: Idempotency | None = None,
-        plan: str | None = None,
+        fingerprint: str | None = None,
         bound_to: str | None = None,
     ) -> JobRecord:
         """Queue a job, or raise `QueueFull`, `MemoryFull`, `DeadlineTooShort` or `IdempotencyConflict`.
 
-        An id or idempotency key that was admitted before only gives that job as it is now. With `plan`, the
-        fingerprint of what is going to run it, the job shares the work and the result of identical jobs. Only workers
-        of the fingerprint `bound_to` run it; when there have been none for a minute, it fails.
-        `least_s` is the shortest time that it can take, `result_bytes` the most that its files can.
+        An id or idempotency key that was admitted before returns that job as it is now. With `fingerprint`, of the
+        plans that are expected to run it, the job shares the work and the result of identical jobs. Only workers with
+        the fingerprint `bound_to` run it; if none has it for a minute, the job fails.
+        `least_s` is the shortest time the job can take, `result_bytes` the largest size of its files.
         """
         terms = terms or Terms()
         queue = QueueKeys.of(spec.model, spec.version)
-        outcome, *answer = await self._admit(
-            queue.prefix,
-            name=queue.name,
+        share = idempotency_key = digest = None
+        if fingerprint:
+            share = f"{keys.SHARE}{_digest(fingerprint, spec.model_dump_json())}"
+        if idempotency:
+            idempotency_key = f"{keys.IDEMPOTENCY}{_digest(terms.tenant, idempotency.key)}"
+            digest = hashlib.sha256(idempotency.body).hexdigest()
+        fields = {
+            "id": job_id,
+            "schema_version": SCHEMA_VERSION,
+            "spec": spec.model_dump_json(),
+            "terms": terms.model_dump_json(),
+            "model": spec.model,
+            "version": spec.version,
+            "num_samples": spec.num_samples,
+            "priority_class": terms.priority.rank,
+            "tenant": terms.tenant,
+            "user": terms.user,
+            "weight": terms.weight,
+            "cost": spec.num_samples * spec.num_steps,
+            "least_s": least_s,
+            "result_bytes": result_bytes,
+            "webhook": terms.webhook_url and 1,
+            "bound_to": bound_to,
+            "fingerprint": fingerprint,
+            "share": share,
+            "idempotency": idempotency_key,
+        }
+        reply = await self._admit(
+            {
+                "queue": queue.prefix,
+                "job": keys.job(job_id),
+                "tenant_jobs": f"{keys.TENANT_JOBS}{terms.tenant}",
+                "idempotency": idempotency_key,
+                "share": share,
+            },
             id=job_id,
-            schema_version=SCHEMA_VERSION,
-            spec=spec.model_dump_json(),
-            terms=terms.model_dump_json(),
-            model=spec.model,
-            version=spec.version,
-            num_samples=spec.num_samples,
-            band=BANDS[terms.priority],
-            tenant=terms.tenant,
-            user=terms.user,
-            weight=terms.weight,
-            cost=spec.num_samples * spec.num_steps,
-            timeout_s=terms.timeout_s,
-            least_s=least_s,
-            result_bytes=result_bytes,
-            reply_to=reply_to,
-            webhook=terms.webhook_url,
+            fields={name: value for name, value in fields.items() if value is not None},
+            name=queue.name,
             limit=self._max_queued_samples,
-            idempotency=idempotency and f"{keys.IDEMPOTENCY_PREFIX}{_digest(terms.tenant, idempotency.key)}",
-            digest=idempotency and hashlib.sha256(idempotency.body).hexdigest(),
-            plan=plan,
-            bound=bound_to,
-            share=plan and f"{keys.SHARE_PREFIX}{_digest(plan, spec.model_dump_json())}",
+            digest=digest,
+            timeout_s=terms.timeout_s,
+            reply_to=reply_to,
             ttl_s=self._result_ttl_s,
         )
-        match outcome:
-            case b"accepted":
-                return decode_job(answer[0])
-            case b"conflict":
-                raise IdempotencyConflict(answer[0].decode())
-            case b"late":
+        match by_name(reply):
+            case {"outcome": b"accepted", "job": job}:
+                return decode_job(job)
+            case {"outcome": b"conflict", "job_id": other_id}:
+                raise IdempotencyConflict(other_id.decode())
+            case {"outcome": b"late"}:
                 raise DeadlineTooShort(terms.timeout_s or 0.0, least_s)
-            case b"memory":
-                used, limit = answer
-                raise MemoryFull(f"the results of {used / 2**20:.0f} MiB may not fit into Redis's {limit / 2**20:.0f}")
-        num_samples, retry_after_s = answer
-        raise QueueFull(
-            spec.model,
-            num_samples=num_samples,
-            limit=self._max_queued_samples,
-            retry_after_s=min(max(float(retry_after_s), MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S),
-        )
+            case {"outcome": b"memory", "used_bytes": used_bytes, "limit_bytes": limit_bytes}:
+                raise MemoryFull(used_bytes, limit_bytes)
+            case {"num_samples": num_samples, "retry_after_s": retry_after_s}:
+                raise QueueFull(
+                    spec.model,
+                    num_samples=num_samples,
+                    limit=self._max_queued_samples,
+                    retry_after_s=min(max(float(retry_after_s), MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S),
+                )
+        raise AssertionError(reply)
 
     async def get(self, job_id: str) -> JobRecord | None:
-        """The job as it is now; None when it never was or its result's life is over."""
+        """Return the job as it is now, or None if it never existed or was forgotten."""
         fields = await call(self._redis, "HGETALL", keys.job(job_id))
         return decode_job(fields) if fields else None
 
@@ -152,8 +160,8 @@ class JobQueue:
 
         A result that is shared with another job takes a second one.
         """
-        async with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.hgetall(keys.job(job_id))
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.hgetall(keys.job(job_id))  # before the files: those of a job that has succeeded are all there
             pipeline.lrange(keys.images(job_id), 0, -1)
             fields, files = await guarded(self._redis, pipeline.execute())
         if not fields:
@@ -161,75 +169,80 @@ class JobQueue:
         job = decode_job(fields)
         return job, await self.images(job) if job.images_of else files
 
+    async def _get_all(self, job_ids: Sequence[bytes]) -> list[JobRecord]:
+        """Return those of the jobs that are still stored."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hgetall(keys.job(job_id.decode()))
+            hashes = await guarded(self._redis, pipeline.execute())
+        return [decode_job(fields) for fields in hashes if fields]
+
     async def jobs_of(self, tenant: str, *, limit: int, before: str | None = None) -> list[JobRecord]:
-        """A tenant's jobs that are still known, the newest first, at most `limit`, of those older than job `before`."""
-        index = keys.tenant_jobs(tenant)
+        """Return at most `limit` of a tenant's stored jobs that are older than job `before`, newest first."""
+        index = f"{keys.TENANT_JOBS}{tenant}"
         rank = await call(self._redis, "ZREVRANK", index, before) if before else -1
         if rank is None:
             return []
         ids = await call(self._redis, "ZREVRANGE", index, rank + 1, rank + limit)
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for job_id in ids:
-                pipeline.hgetall(keys.job(job_id.decode()))
-            found = await guarded(self._redis, pipeline.execute())
-        return [decode_job(fields) for fields in found if fields]
+        return await self._get_all(ids)
 
     async def images(self, job: JobRecord) -> list[bytes]:
-        """The job's encoded files in the order of its samples; empty when there are none (any more)."""
+        """Return the encoded files in the order of the samples; empty if there are none, or none any more."""
         return list(await call(self._redis, "LRANGE", keys.images(job.images_of or job.id), 0, -1))
 
     async def cancel(self, job_id: str) -> JobState | None:
-        """End the job now, unless it has ended. Returns the state it is left in; None: there is no such job.
+        """End the job now unless it has ended. Return the state it is left in, or None if there is no such job.
 
-        A worker that runs it frees its slots at the next step. Others that share its work still get it done.
+        A worker that runs it frees its slots at the next step. Jobs that share its work still complete.
         """
         return await self._end(job_id, JobState.CANCELLED)
 
     async def expire(self, job_id: str) -> JobState | None:
-        """As `cancel`, for a job whose time is up."""
+        """Do as `cancel` for a job whose deadline has passed."""
         return await self._end(job_id, JobState.EXPIRED, EXPIRED)
 
     async def _end(self, job_id: str, state: JobState, error: JobError | None = None) -> JobState | None:
         model, version = await call(self._redis, "HMGET", keys.job(job_id), "model", "version")
         if model is None:
             return None
-        left_in = await self._cancel(
-            QueueKeys.of(model.decode(), version.decode()).prefix,
+        final_state = await self._cancel(
+            {"queue": QueueKeys.of(model.decode(), version.decode()).prefix, "job": keys.job(job_id)},
             id=job_id,
             state=state,
             error=error and error.model_dump_json(),
             ttl_s=self._result_ttl_s,
         )
-        return JobState(left_in.decode()) if left_in else None
+        return JobState(final_state.decode()) if final_state else None
 
     async def depth(self, model: str, version: str) -> QueueDepth:
-        num_queued, num_running, num_samples, age_s = await self._depth(QueueKeys.of(model, version).prefix)
-        return QueueDepth(num_queued, num_running, num_samples, float(age_s))
+        reply = by_name(await self._depth({"queue": QueueKeys.of(model, version).prefix}))
+        return QueueDepth(**reply | {"oldest_age_s": float(reply["oldest_age_s"])})
 
     async def dead_letters(self, model: str, version: str) -> list[JobRecord]:
-        """The failed jobs that are still known, latest first."""
-        ids = await call(self._redis, "ZRANGE", QueueKeys.of(model, version).dead, 0, -1, "REV")
-        records = [await self.get(job_id.decode()) for job_id in ids]
-        return [record for record in records if record is not None]
+        """Return the failed jobs that are still stored, latest first."""
+        ids = await call(self._redis, "ZRANGE", QueueKeys.of(model, version).dead_letters, 0, -1, "REV")
+        return await self._get_all(ids)
 
-    async def requeue(self, dead: JobRecord) -> JobRecord:
-        """Admit what a failed job asked for anew, under another id, and take it off the dead letters."""
-        least_s, result_bytes = await call(self._redis, "HMGET", keys.job(dead.id), "least_s", "result_bytes")
+    async def requeue(self, dead_letter: JobRecord) -> JobRecord:
+        """Admit a failed job's spec again under a new id, and remove the failed job from the dead letters."""
+        job_key = keys.job(dead_letter.id)
+        least_s, result_bytes = await call(self._redis, "HMGET", job_key, "least_s", "result_bytes")
         job = await self.admit(
-            dead.spec,
-            dead.terms,
+            dead_letter.spec,
+            dead_letter.terms,
             job_id=new_job_id(),
             reply_to=None,
             least_s=float(least_s or 0),
             result_bytes=int(result_bytes or 0),
-            bound_to=dead.bound_to,
+            bound_to=dead_letter.bound_to,
         )
-        await call(self._redis, "ZREM", QueueKeys.of(dead.spec.model, dead.spec.version).dead, dead.id)
+        queue = QueueKeys.of(dead_letter.spec.model, dead_letter.spec.version)
+        await call(self._redis, "ZREM", queue.dead_letters, dead_letter.id)
         return job
 
 
 def _digest(*parts: str) -> str:
-    """Of the parts as they are, whatever they contain."""
+    """Return a SHA-256 that tells the parts apart whatever they contain."""
     digest = hashlib.sha256()
     for part in parts:
         encoded = part.encode()

@@ -1,24 +1,20 @@
-"""What each API key may use and has used, counted in Redis for all servers together."""
+"""Limits and usage of API keys, counted in Redis for all servers together."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from redis.asyncio import Redis
-
 from msf_scheduler import keys
-from msf_scheduler.connection import call
+from msf_scheduler.connection import RedisClient, call
 from msf_scheduler.errors import LimitExceeded
-from msf_scheduler.scripts import Script
-
-_COUNTED = ("requests", "refused", "samples", "sample_steps")
+from msf_scheduler.scripts import Script, by_name
 
 
 @dataclass(frozen=True)
-class Limits:
-    """None: no limit. A minute's requests may come at once, then as evenly as they are refilled.
+class RateLimits:
+    """Limits of one key; None is unlimited. A minute's requests may come at once, and are refilled evenly.
 
-    A day is the 24 hours from the first sample that is counted in it.
+    A day is the 24 hours from the first sample counted in it.
     """
 
     requests_per_minute: int | None = None
@@ -26,8 +22,8 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Usage:
-    """Since the first request: what limits `refused`, and the samples (and sample steps) of accepted jobs."""
+class KeyUsage:
+    """Totals since the first request; `refused` by limits, samples and sample steps of accepted jobs."""
 
     requests: int
     refused: int
@@ -35,32 +31,30 @@ class Usage:
     sample_steps: int
 
 
-class Meter:
-    """Every method raises `QueueUnavailable` when Redis cannot be used."""
+class UsageMeter:
+    """Counter of requests and samples by key. Every method raises `QueueUnavailable` when Redis cannot be used."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: RedisClient) -> None:
         self._redis = redis
         self._charge = Script(redis, "charge")
         self._refund = Script(redis, "refund")
 
-    async def charge(self, name: str, limits: Limits, *, samples: int, sample_steps: int) -> None:
-        """Count one request of key `name`, or raise `LimitExceeded`; what is refused takes nothing off the limits."""
-        refusal, *retry_after_s = await self._charge(
-            keys.usage(name),
-            samples=samples,
-            sample_steps=sample_steps,
-            requests_per_minute=limits.requests_per_minute,
-            samples_per_day=limits.samples_per_day,
+    async def charge(self, name: str, limits: RateLimits, *, samples: int, sample_steps: int) -> None:
+        """Count one request of key `name`, or raise `LimitExceeded`; a refusal does not count towards the limits."""
+        limit_values = {field: limit for field, limit in vars(limits).items() if limit is not None}
+        reply = await self._charge(
+            {"usage": f"{keys.USAGE}{name}"}, samples=samples, sample_steps=sample_steps, **limit_values
         )
-        if refusal == b"requests":
-            raise LimitExceeded("requests_per_minute", limits.requests_per_minute or 0, float(retry_after_s[0]))
-        if refusal == b"samples":
-            raise LimitExceeded("samples_per_day", limits.samples_per_day or 0, float(retry_after_s[0]))
+        if reply:
+            refusal = by_name(reply)
+            limit = refusal["limit"].decode()
+            raise LimitExceeded(limit, limit_values[limit], float(refusal["retry_after_s"]))
 
     async def refund(self, name: str, *, samples: int, sample_steps: int) -> None:
-        """Take back the samples of a request that was charged and then came to nothing."""
-        await self._refund(keys.usage(name), samples=samples, sample_steps=sample_steps)
+        """Take back the samples of a charged request that was not admitted."""
+        await self._refund({"usage": f"{keys.USAGE}{name}"}, samples=samples, sample_steps=sample_steps)
 
-    async def usage(self, name: str) -> Usage:
-        counted = await call(self._redis, "HMGET", keys.usage(name), *_COUNTED)
-        return Usage(*(int(count or 0) for count in counted))
+    async def usage(self, name: str) -> KeyUsage:
+        fields = ("requests", "refused", "samples", "sample_steps")
+        counts = await call(self._redis, "HMGET", f"{keys.USAGE}{name}", *fields)
+        return KeyUsage(*(int(count or 0) for count in counts))

@@ -1,20 +1,17 @@
-"""What Redis tells of the memory and the disk that accepted jobs live in."""
+"""Memory and disk use of the Redis that holds the jobs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from redis.asyncio import Redis
-
-from msf_scheduler.connection import call
+from msf_scheduler.connection import RedisClient, server_info
 
 
 @dataclass(frozen=True)
 class Storage:
-    """`memory_limit_bytes` and `aof_bytes` are 0 where there is no limit or no append-only file.
+    """Memory and disk use. `memory_limit_bytes` and `aof_bytes` are 0 without a limit or an append-only file.
 
-    Not `aof_ok`: the last write to the append-only file, or its last rewrite, failed, as on a full disk; Redis then
-    refuses every write.
+    Not `aof_ok`: the last write or rewrite of the append-only file failed, as on a full disk, and Redis refuses writes.
     """
 
     memory_bytes: int
@@ -23,12 +20,12 @@ class Storage:
     aof_ok: bool
 
 
-async def read_storage(redis: Redis) -> Storage:
-    """Raises QueueUnavailable."""
-    told = await call(redis, "INFO", "memory", "persistence")
+async def read_storage(redis: RedisClient) -> Storage:
+    """Return the current use; raise `QueueUnavailable`."""
+    info = await server_info(redis, "memory", "persistence")
     return Storage(
-        memory_bytes=told["used_memory"],
-        memory_limit_bytes=told["maxmemory"],
-        aof_bytes=told.get("aof_current_size", 0),
-        aof_ok=(told["aof_last_write_status"], told["aof_last_bgrewrite_status"]) == ("ok", "ok"),
+        memory_bytes=info["used_memory"],
+        memory_limit_bytes=info["maxmemory"],
+        aof_bytes=info.get("aof_current_size", 0),
+        aof_ok=(info["aof_last_write_status"], info["aof_last_bgrewrite_status"]) == ("ok", "ok"),
     )

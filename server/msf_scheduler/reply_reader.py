@@ -1,4 +1,4 @@
-"""How a server learns what became of its jobs: one blocking read per process, whatever the number of requests."""
+"""Replies that a server gets about its jobs, through one blocking read per process for any number of requests."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from redis.asyncio import Redis
-
 from msf_scheduler import keys
-from msf_scheduler.connection import MAX_BLOCK_S, call, guarded
+from msf_scheduler.connection import MAX_BLOCK_S, RedisClient, call, guarded
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import JobState
 
-RECONNECT_FIRST_S = 0.05
-RECONNECT_MAX_S = 2.0
-CHECK_EVERY_S = 30.0
+MIN_RETRY_DELAY_S = 0.05
+MAX_RETRY_DELAY_S = 2.0
+CHECK_INTERVAL_S = 30.0
 LOST_AFTER_S = 30.0  # longer than any admission can take
-MAX_READ = 1024
+MAX_ENTRIES_PER_READ = 1024
 
 _START = b"0-0"
 
@@ -32,22 +30,22 @@ class _Awaited:
 
 
 class ReplyReader:
-    """Resolves the futures of the jobs that were admitted with `reply_to=reader.stream`.
+    """Resolves the futures of jobs that were admitted with `reply_to=reader.stream`.
 
-    Reading does not consume entries, so a read that is cut off loses nothing. The records are the truth: they are
-    checked after every outage and once in a while.
+    Reading does not consume entries, so an interrupted read loses nothing. Job records are authoritative: they are
+    checked after every outage and every CHECK_INTERVAL_S.
     """
 
-    def __init__(self, redis: Redis, server_id: str) -> None:
+    def __init__(self, redis: RedisClient, server_id: str) -> None:
         self._redis = redis
-        self.stream = keys.replies(server_id)
+        self.stream = f"{keys.REPLIES}{server_id}"
         self._last_id = _START
         self._awaited: dict[str, _Awaited] = {}
         self._listeners: defaultdict[str, list[asyncio.Event]] = defaultdict(list)
 
     @contextmanager
     def listening(self, *job_ids: str) -> Iterator[asyncio.Event]:
-        """An event that is set whenever there may be news of one of these jobs, which this server watches."""
+        """Yield an event that is set whenever one of these jobs, which this server watches, may have changed."""
         changed = asyncio.Event()
         for job_id in job_ids:
             self._listeners[job_id].append(changed)
@@ -60,9 +58,9 @@ class ReplyReader:
                     del self._listeners[job_id]
 
     def expect(self, job_id: str) -> asyncio.Future[JobState]:
-        """The job's terminal state, when it comes. Call before `admit`; `forget` it when it no longer matters.
+        """Return a future of the job's terminal state. Call before `admit`; `forget` it when it no longer matters.
 
-        The future fails with `QueueUnavailable` if Redis lost the job. Each call gives a future of its own.
+        The future fails with `QueueUnavailable` if Redis lost the job. Each call returns another future.
         """
         future: asyncio.Future[JobState] = asyncio.get_running_loop().create_future()
         self._awaited.setdefault(job_id, _Awaited()).futures.append(future)
@@ -77,39 +75,37 @@ class ReplyReader:
                 del self._awaited[job_id]
 
     async def run(self) -> None:
-        """Read for ever; outlives Redis. Cancel to stop, run again to resume."""
-        delay_s = RECONNECT_FIRST_S
+        """Read without end, also across outages of Redis. Cancel to stop, run again to resume."""
+        delay_s = MIN_RETRY_DELAY_S
         next_check = 0.0
         while True:
             try:
                 if time.monotonic() >= next_check:
                     await self._check_records()
                     for job_id in list(self._listeners):
-                        self._wake(job_id)
-                    next_check = time.monotonic() + CHECK_EVERY_S
+                        self._notify(job_id)
+                    next_check = time.monotonic() + CHECK_INTERVAL_S
                 await self._read()
-                delay_s = RECONNECT_FIRST_S
+                delay_s = MIN_RETRY_DELAY_S
             except QueueUnavailable:
-                # Redis may come back with another stream or none: start over; known ends do no harm.
+                # Redis may return with another stream or none: start over; known ends do no harm.
                 self._last_id = _START
                 next_check = 0.0
                 await asyncio.sleep(delay_s)
-                delay_s = min(2 * delay_s, RECONNECT_MAX_S)
+                delay_s = min(2 * delay_s, MAX_RETRY_DELAY_S)
 
     async def _read(self) -> None:
-        block_ms = round(MAX_BLOCK_S * 1000)
-        streams = await call(
-            self._redis, "XREAD", "COUNT", MAX_READ, "BLOCK", block_ms, "STREAMS", self.stream, self._last_id
-        )
+        options = ("COUNT", MAX_ENTRIES_PER_READ, "BLOCK", round(MAX_BLOCK_S * 1000))
+        streams = await call(self._redis, "XREAD", *options, "STREAMS", self.stream, self._last_id)
         for _, entries in streams:
             for entry_id, entry in entries:
-                if b"news" in entry:
-                    self._wake(entry[b"news"].decode())
+                if b"changed" in entry:
+                    self._notify(entry[b"changed"].decode())
                 else:
                     self._resolve(entry[b"job"].decode(), JobState(entry[b"state"].decode()))
                 self._last_id = entry_id
 
-    def _wake(self, job_id: str) -> None:
+    def _notify(self, job_id: str) -> None:
         for changed in self._listeners.get(job_id, ()):
             changed.set()
 
@@ -136,8 +132,8 @@ class ReplyReader:
     def _give_up(self, job_id: str) -> None:
         awaited = self._awaited.get(job_id)
         if awaited is None or time.monotonic() - awaited.since < LOST_AFTER_S:
-            return  # forgotten meanwhile, or perhaps not admitted yet
+            return  # forgotten in the meantime, or perhaps not admitted yet
         del self._awaited[job_id]
         for future in awaited.futures:
             if not future.done():
-                future.set_exception(QueueUnavailable(f"Redis no longer knows job {job_id}"))
+                future.set_exception(QueueUnavailable(f"Redis no longer stores job {job_id}"))

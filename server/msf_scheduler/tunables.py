@@ -23,4 +23,4 @@ WEBHOOK_TTL_S = 4 * 86400  # longer than any delivery is repeated
 STREAM_TTL_S = 86400.0
 MAX_REPLIES = 100_000  # entries kept for a server that does not read
 MAX_NOTICES = 10_000  # entries kept for a worker that does not read
-MAX_FORGOTTEN = 1000  # results that one sweep removes
+MAX_SWEPT = 1000  # entries of each kind that one sweep handles

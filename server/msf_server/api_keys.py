@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from msf_scheduler.rate_limits import Limits
+from msf_scheduler.rate_limits import RateLimits
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ class ApiKey(BaseModel):
         return (value,) if isinstance(value, str) else value
 
     @property
-    def limits(self) -> Limits:
-        return Limits(self.requests_per_minute, self.samples_per_day)
+    def limits(self) -> RateLimits:
+        return RateLimits(self.requests_per_minute, self.samples_per_day)
 
 
 class _File(BaseModel):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import ModelInfo, ModelKey
-from msf_scheduler.model_control import Desired, DesiredModels
+from msf_scheduler.model_control import DesiredVersions, ModelControl
 from msf_scheduler.registry import Registry
 from msf_server.errors import ModelNotFound, Unavailable, quoted
 
@@ -32,7 +32,7 @@ class Catalog:
     def __init__(
         self,
         registry: Registry,
-        desired: DesiredModels,
+        desired: ModelControl,
         *,
         worker_absence_s: float,
         max_age_s: float = 1.0,
@@ -48,7 +48,7 @@ class Catalog:
         self._is_stale = False
         self._failure: str | None = None
         self._models: tuple[ModelInfo, ...] = ()
-        self._desired: dict[str, Desired] = {}
+        self._desired: dict[str, DesiredVersions] = {}
         self._served_at: dict[ModelKey, float] = {}
         self._fingerprints: dict[ModelKey, set[str]] = {}
         self._strict: dict[ModelKey, Counter[str]] = {}  # slots by fingerprint, where strict jobs can be run

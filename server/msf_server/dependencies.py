@@ -13,19 +13,18 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
-from redis.asyncio import Redis
 
-from msf_scheduler.connection import connect
+from msf_scheduler.connection import RedisClient, connect
 from msf_scheduler.errors import QueueUnavailable
-from msf_scheduler.job_events import Watcher
+from msf_scheduler.job_events import JobWatcher
 from msf_scheduler.leases import Leases
-from msf_scheduler.model_control import DesiredModels
+from msf_scheduler.model_control import ModelControl
 from msf_scheduler.queue import JobQueue
-from msf_scheduler.rate_limits import Meter
+from msf_scheduler.rate_limits import UsageMeter
 from msf_scheduler.registry import Registry
 from msf_scheduler.reply_reader import ReplyReader
 from msf_scheduler.tracing import Tracing
-from msf_scheduler.webhook_queue import Webhooks
+from msf_scheduler.webhook_queue import WebhookQueue
 from msf_server.api_keys import KeyRing
 from msf_server.callers import Caller, identify
 from msf_server.catalog import Catalog
@@ -47,14 +46,14 @@ class Services:
     """Everything that the routes of one process share, as `app.state.services`."""
 
     settings: ServerSettings
-    redis: Redis
+    redis: RedisClient
     queue: JobQueue
     registry: Registry
-    watcher: Watcher
+    watcher: JobWatcher
     url_signer: UrlSigner
     catalog: Catalog
     metrics: Metrics
-    meter: Meter
+    meter: UsageMeter
     keys: KeyRing | None
     submission: Submission
 
@@ -68,11 +67,11 @@ async def open_services(
     registry = Registry(redis)
     replies = ReplyReader(redis, f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
     queue = JobQueue(redis, max_queued_samples=settings.max_queued_samples, result_ttl_s=settings.result_ttl_s)
-    meter = Meter(redis)
+    meter = UsageMeter(redis)
     metrics = Metrics(asyncio.get_running_loop())
     background = [_read_replies(replies), _sweep(Leases(redis, result_ttl_s=settings.result_ttl_s), metrics)]
     if settings.webhook_secret:
-        background.append(Deliverer(Webhooks(redis), queue, metrics, settings).run())
+        background.append(Deliverer(WebhookQueue(redis), queue, metrics, settings).run())
     tasks = [asyncio.create_task(each) for each in background]
     try:
         yield Services(
@@ -80,9 +79,9 @@ async def open_services(
             redis=redis,
             queue=queue,
             registry=registry,
-            watcher=Watcher(redis, replies),
+            watcher=JobWatcher(redis, replies),
             url_signer=UrlSigner(redis, settings.result_ttl_s),
-            catalog=Catalog(registry, DesiredModels(redis), worker_absence_s=settings.worker_absence_s),
+            catalog=Catalog(registry, ModelControl(redis), worker_absence_s=settings.worker_absence_s),
             metrics=metrics,
             meter=meter,
             keys=keys,
@@ -139,14 +138,14 @@ async def _base_url(request: Request) -> str:
 
 
 SettingsDep = Annotated[ServerSettings, _service(lambda services: services.settings)]
-RedisDep = Annotated[Redis, _service(lambda services: services.redis)]
+RedisDep = Annotated[RedisClient, _service(lambda services: services.redis)]
 QueueDep = Annotated[JobQueue, _service(lambda services: services.queue)]
 RegistryDep = Annotated[Registry, _service(lambda services: services.registry)]
-WatcherDep = Annotated[Watcher, _service(lambda services: services.watcher)]
+WatcherDep = Annotated[JobWatcher, _service(lambda services: services.watcher)]
 UrlSignerDep = Annotated[UrlSigner, _service(lambda services: services.url_signer)]
 CatalogDep = Annotated[Catalog, _service(lambda services: services.catalog)]
 MetricsDep = Annotated[Metrics, _service(lambda services: services.metrics)]
-MeterDep = Annotated[Meter, _service(lambda services: services.meter)]
+MeterDep = Annotated[UsageMeter, _service(lambda services: services.meter)]
 KeyRingDep = Annotated[KeyRing | None, _service(lambda services: services.keys)]
 SubmissionDep = Annotated[Submission, _service(lambda services: services.submission)]
 

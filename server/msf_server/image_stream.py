@@ -10,7 +10,7 @@ from contextlib import aclosing
 import anyio
 
 from msf_scheduler.errors import SchedulerError
-from msf_scheduler.job_events import StoredPreview, Watcher
+from msf_scheduler.job_events import JobWatcher, StoredPreview
 from msf_scheduler.jobs import JobRecord
 from msf_server.errors import ApiError, translate
 from msf_server.request_log import RequestLog
@@ -20,7 +20,7 @@ from msf_server.submission import LATE_S, PendingJob, Submission
 
 
 async def image_events(
-    body: ImageRequest, pending: PendingJob, submission: Submission, watcher: Watcher, log: RequestLog
+    body: ImageRequest, pending: PendingJob, submission: Submission, watcher: JobWatcher, log: RequestLog
 ) -> AsyncGenerator[bytes, None]:
     """Yield the frames of a job from its admission to its end.
 

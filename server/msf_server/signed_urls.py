@@ -6,10 +6,8 @@ import hashlib
 import hmac
 import secrets
 
-from redis.asyncio import Redis
-
 from msf_scheduler import keys
-from msf_scheduler.connection import call
+from msf_scheduler.connection import RedisClient, call
 from msf_scheduler.jobs import JobRecord
 
 FILES = "/v1/files"
@@ -19,7 +17,7 @@ SECRET_BYTES = 32
 class UrlSigner:
     """HMAC-SHA256 with a secret that all servers of one Redis share. Methods raise QueueUnavailable."""
 
-    def __init__(self, redis: Redis, lifetime_s: float) -> None:
+    def __init__(self, redis: RedisClient, lifetime_s: float) -> None:
         self._redis = redis
         self._lifetime_s = lifetime_s
         self._secret = b""

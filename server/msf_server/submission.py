@@ -14,7 +14,7 @@ from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import QueueUnavailable, SchedulerError
 from msf_scheduler.jobs import JobRecord, JobState
 from msf_scheduler.queue import JobQueue, new_job_id
-from msf_scheduler.rate_limits import Meter
+from msf_scheduler.rate_limits import UsageMeter
 from msf_scheduler.reply_reader import ReplyReader
 from msf_scheduler.tracing import Tracing
 from msf_server.errors import ApiError, Cancelled, ClientGone, JobFailed, TimedOut, Unavailable
@@ -40,7 +40,7 @@ class Submission:
     """Jobs of one server process. While `draining`, new jobs are refused and accepted ones are still answered."""
 
     def __init__(
-        self, queue: JobQueue, replies: ReplyReader, meter: Meter, metrics: Metrics, tracing: Tracing | None
+        self, queue: JobQueue, replies: ReplyReader, meter: UsageMeter, metrics: Metrics, tracing: Tracing | None
     ) -> None:
         self.draining = False
         self._queue = queue
@@ -171,7 +171,7 @@ class Submission:
                 least_s=model.least.bound_s(spec.num_steps, spec.num_samples),
                 result_bytes=num_files * round(num_pixels * WORST_COMPRESSION + FILE_OVERHEAD_BYTES),
                 idempotency=order.idempotency,
-                plan=order.share_under,
+                fingerprint=order.share_under,
                 bound_to=order.bound_to,
             )
 

@@ -1,4 +1,4 @@
-"""Webhooks, signed as Standard Webhooks (standardwebhooks.com) and delivered at least once.
+"""WebhookQueue, signed as Standard Webhooks (standardwebhooks.com) and delivered at least once.
 
 A message is sent again until it is answered with 2xx. Callers choose the URLs, so none may lead into our own network:
 names are resolved here, every address must be public, and the connection goes to the address that was checked.
@@ -20,7 +20,7 @@ from standardwebhooks import Webhook
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import Delivery, JobRecord
 from msf_scheduler.queue import JobQueue
-from msf_scheduler.webhook_queue import Webhooks
+from msf_scheduler.webhook_queue import WebhookQueue
 from msf_server.metrics import Metrics
 from msf_server.schemas.jobs import JobObject
 from msf_server.settings import ServerSettings
@@ -66,7 +66,7 @@ def tenant_secret(master: str, tenant: str) -> str:
 class Deliverer:
     """Delivery loop of one server; any server may deliver any webhook."""
 
-    def __init__(self, webhooks: Webhooks, queue: JobQueue, metrics: Metrics, settings: ServerSettings) -> None:
+    def __init__(self, webhooks: WebhookQueue, queue: JobQueue, metrics: Metrics, settings: ServerSettings) -> None:
         self._webhooks = webhooks
         self._queue = queue
         self._metrics = metrics
@@ -107,12 +107,12 @@ class Deliverer:
         delivery = Delivery(
             state="pending" if outcome == "retried" else outcome, num_attempts=message.num_attempts, problem=problem
         )
-        await self._webhooks.settle(job_id, delivery, again_in_s=retry_in_s)
+        await self._webhooks.settle(job_id, delivery, retry_in_s=retry_in_s)
 
     async def _first_message(self, job_id: str) -> Message | None:
         job = await self._queue.get(job_id)
         if job is None or job.terms.webhook_url is None:
-            await self._webhooks.settle(job_id, None, again_in_s=None)
+            await self._webhooks.settle(job_id, None, retry_in_s=None)
             return None
         if not job.state.is_terminal:
             return None  # looked at again in a minute, in case an older release stores its end

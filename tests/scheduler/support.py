@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from redis.asyncio import Redis
 
-from msf_scheduler.connection import call
+from msf_scheduler.connection import RedisClient, call
 from msf_scheduler.jobs import JobRecord, JobSpec, Priority, Terms, Timings
 from msf_scheduler.keys import QueueKeys
 from msf_scheduler.leases import Claim, Leases
@@ -91,7 +91,7 @@ async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 20.
             await asyncio.sleep(0.005)
 
 
-async def until_blocked(redis: Redis, num_clients: int) -> None:
+async def until_blocked(redis: RedisClient, num_clients: int) -> None:
     """Wait until so many clients hang in a blocking read."""
 
     async def blocked() -> bool:

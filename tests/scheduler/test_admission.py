@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 
 from msf_scheduler.connection import check, connect
 from msf_scheduler.errors import MemoryFull, QueueFull, QueueUnavailable
-from msf_scheduler.jobs import MAX_SEED, JobError, JobRecord, JobState
+from msf_scheduler.jobs import MAX_SEED, SCHEMA_VERSION, JobError, JobRecord, JobState
 from msf_scheduler.keys import RESERVED, QueueKeys
 from msf_scheduler.leases import Leases
 from msf_scheduler.queue import JobQueue, QueueDepth, new_job_id
@@ -69,7 +69,7 @@ async def test_a_record_comes_back_as_it_went_in(redis: Redis) -> None:
     admitted = await queue.admit(spec(4, seed=MAX_SEED), job_id=new_job_id(), reply_to=None)
     assert admitted == await queue.get(admitted.id)
     assert admitted.spec == spec(4, seed=MAX_SEED)
-    assert (admitted.state, admitted.attempt, admitted.schema_version) == (JobState.QUEUED, 0, 1)
+    assert (admitted.state, admitted.attempt, admitted.schema_version) == (JobState.QUEUED, 0, SCHEMA_VERSION)
 
 
 @pytest.mark.parametrize(

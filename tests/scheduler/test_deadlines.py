@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 
 from msf_scheduler.errors import DeadlineTooShort
 from msf_scheduler.jobs import JobState
-from msf_scheduler.leases import Leases, Swept
+from msf_scheduler.leases import Leases, SweepResult
 from msf_scheduler.notices import notices
 from msf_scheduler.queue import JobQueue, QueueDepth
 from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, ids, replies, stored, until
@@ -44,7 +44,7 @@ async def test_a_claim_passes_over_what_is_late(queue: JobQueue, leases: Leases,
 
 async def test_a_sweep_ends_what_waits_in_vain(queue: JobQueue, leases: Leases, redis: Redis) -> None:
     late_id, _ = await late_job(queue), await admit(queue, timeout_s=100.0)
-    assert await leases.sweep() == Swept(num_expired=1)
+    assert await leases.sweep() == SweepResult(num_expired=1)
     assert (await stored(queue, late_id)).state is JobState.EXPIRED
     assert await replies(redis) == [(late_id, "expired")]
     assert (await queue.depth(MODEL, VERSION)).num_jobs_queued == 1

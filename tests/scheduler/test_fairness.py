@@ -87,10 +87,10 @@ async def test_higher_priorities_go_first(queue: JobQueue, leases: Leases) -> No
     assert sorted(ids(claims)) == sorted(job.id for jobs in admitted.values() for job in jobs)
 
 
-async def passed_over(redis: Redis, band: int, seconds: float) -> None:
-    """As if so much time had passed since the band was last served."""
-    since = float(await redis.hget(COUNTERS, f"band{band}") or 0)
-    await redis.hset(COUNTERS, f"band{band}", since - seconds)
+async def passed_over(redis: Redis, priority_class: int, seconds: float) -> None:
+    """As if so much time had passed since the class was last served."""
+    since = float(await redis.hget(COUNTERS, f"served_at:{priority_class}") or 0)
+    await redis.hset(COUNTERS, f"served_at:{priority_class}", since - seconds)
 
 
 async def test_waiting_raises_a_lower_priority_again_and_again(redis: Redis, queue: JobQueue, leases: Leases) -> None:
@@ -108,8 +108,8 @@ async def test_ageing_does_not_turn_the_order_round(redis: Redis, queue: JobQueu
     """A queue that stood still has aged as a whole."""
     for priority in (LOW, NORMAL, HIGH):
         await admit(queue, priority=priority)
-    for band in (0, 1, 2):
-        await passed_over(redis, band, 60)
+    for priority_class in (0, 1, 2):
+        await passed_over(redis, priority_class, 60)
     assert [held.job.terms.priority for held in await in_turn(leases, 3)] == [HIGH, NORMAL, LOW]
 
 

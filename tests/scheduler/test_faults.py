@@ -8,26 +8,26 @@ from redis.asyncio import Redis
 
 from msf_scheduler.jobs import JobError, JobState
 from msf_scheduler.keys import CLOCK, RESERVED
-from msf_scheduler.leases import Claimed, Leases, Swept
+from msf_scheduler.leases import ClaimResult, Leases, SweepResult
 from msf_scheduler.queue import JobQueue, QueueDepth
 from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, ids, replies, stored
 
 
-async def claim_idle(leases: Leases, worker_id: str = "idle") -> Claimed:
+async def claim_idle(leases: Leases, worker_id: str = "idle") -> ClaimResult:
     return await leases.claim(worker_id, MODEL, VERSION, 8, idle=True)
 
 
 async def die(leases: Leases, times: int) -> None:
     for _ in range(times):
         assert (await claim_idle(leases, "victim")).claims
-        await leases.bury("victim")
+        await leases.reclaim("victim")
 
 
 async def test_the_dead_are_buried_at_once(queue: JobQueue, leases: Leases) -> None:
     jobs = [await admit(queue) for _ in range(3)]
     mine, *_ = await claim(leases, "dead", 2)
     [other] = await claim(leases, "alive")
-    assert await leases.bury("dead") == Swept(num_requeued=2)
+    assert await leases.reclaim("dead") == SweepResult(num_requeued=2)
     assert ids(await claim(leases, "alive", 5)) == [jobs[0].id, jobs[1].id]
     assert not await leases.succeed(mine, [b"late"], TIMINGS)
     assert await leases.succeed(other, [b"image"], TIMINGS)
@@ -39,7 +39,7 @@ async def test_a_suspect_runs_alone(queue: JobQueue, leases: Leases) -> None:
     normal = [await admit(queue) for _ in range(2)]
 
     busy = await leases.claim("busy", MODEL, VERSION, 8, idle=False)
-    assert busy == Claimed((), alone=True), "it takes nothing more, so that it gets idle"
+    assert busy == ClaimResult((), alone=True), "it takes nothing more, so that it gets idle"
     other = await leases.claim("other", MODEL, VERSION, 1, idle=False)
     assert (ids(other.claims), other.alone) == ([normal[0].id], False), "one of them is enough"
     alone = await leases.claim("busy", MODEL, VERSION, 8, idle=True)
@@ -61,7 +61,7 @@ async def test_a_suspect_waits_for_nobody_who_is_dead(queue: JobQueue, leases: L
     await die(leases, 2)
     assert (await leases.claim("busy", MODEL, VERSION, 8, idle=False)).alone
     assert not (await claim_idle(leases)).claims, "busy has it first"
-    await leases.bury("busy")
+    await leases.reclaim("busy")
     assert ids((await claim_idle(leases)).claims) == [suspect.id]
 
 
@@ -69,7 +69,7 @@ async def test_suspects_wake_workers_too(queue: JobQueue, leases: Leases) -> Non
     suspects = [await admit(queue) for _ in range(2)]
     for _ in range(2):
         await claim(leases, "victim", 2)
-        await leases.bury("victim")
+        await leases.reclaim("victim")
     for suspect in suspects:
         async with asyncio.timeout(4):  # sooner than the longest wait
             await leases.wait_for_work([(MODEL, VERSION)], 60)
@@ -81,7 +81,7 @@ async def test_three_deaths_alone_are_poison(queue: JobQueue, leases: Leases, re
     await die(leases, 4)
     assert (await stored(queue, job.id)).state is JobState.QUEUED
     [held] = (await claim_idle(leases, "victim")).claims
-    assert await leases.bury("victim") == Swept(num_poisoned=1)
+    assert await leases.reclaim("victim") == SweepResult(num_poisoned=1)
     record = await stored(queue, job.id)
     assert (record.state, record.error and record.error.code) == (JobState.FAILED, "poisoned")
     assert not await leases.succeed(held, [b"late"], TIMINGS)
@@ -114,7 +114,7 @@ async def test_lost_leases_of_living_workers_are_not_held_against_a_job(
     assert not (await stored(queue, job.id)).is_suspect
     for num_deaths in (1, 2):
         assert ids(await claim(leases)) == [job.id]
-        await leases.bury("worker-1")
+        await leases.reclaim("worker-1")
         assert (await stored(queue, job.id)).is_suspect is (num_deaths == 2)
 
 
@@ -125,12 +125,12 @@ async def test_not_even_of_a_job_that_is_suspect_for_good_reasons(
     await die(leases, 2)
     for _ in range(5):
         [held] = (await claim_idle(dying, "paused")).claims
-        assert await leases.sweep() == Swept(num_requeued=1)
+        assert await leases.sweep() == SweepResult(num_requeued=1)
         assert await leases.renew("paused", [held]) == {job.id}
     await die(leases, 2)
     assert (await stored(queue, job.id)).state is JobState.QUEUED
     [held] = (await claim_idle(leases, "victim")).claims
-    assert await leases.bury("victim") == Swept(num_poisoned=1)
+    assert await leases.reclaim("victim") == SweepResult(num_poisoned=1)
 
 
 async def test_a_clock_that_was_set_ends_nothing(queue: JobQueue, leases: Leases, redis: Redis) -> None:
@@ -142,7 +142,7 @@ async def test_a_clock_that_was_set_ends_nothing(queue: JobQueue, leases: Leases
     for jump_s in (3600, -7200):
         wall, offset = (float(value or 0) for value in await redis.hmget(CLOCK, "wall", "offset"))
         await redis.hset(CLOCK, mapping={"wall": wall - jump_s, "offset": offset + jump_s})
-        assert await leases.sweep() == Swept()
+        assert await leases.sweep() == SweepResult()
     states = [(await stored(queue, job.id)).state for job in (ended, running, waiting)]
     assert states == [JobState.SUCCEEDED, JobState.RUNNING, JobState.QUEUED]
     late = await admit(queue)

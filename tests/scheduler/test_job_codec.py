@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from redis.asyncio import Redis
 
+from msf_scheduler import keys
 from msf_scheduler.jobs import JobSpec, ModelInfo, Terms, WorkerInfo
 from msf_scheduler.queue import JobQueue
 from tests.scheduler.support import admit, spec
@@ -11,7 +12,7 @@ async def test_what_a_newer_release_wrote_is_read_by_an_older_one(redis: Redis) 
     queue = JobQueue(redis)
     job = await admit(queue)
     newer = '{"a_field_of_the_future": 1, ' + spec().model_dump_json()[1:]
-    await redis.hset(f"msf:job:{job.id}", mapping={"spec": newer, "a_future_field": "x"})
+    await redis.hset(keys.job(job.id), mapping={"spec": newer, "a_future_field": "x"})
     found = await queue.get(job.id)
     assert found is not None
     assert found.spec == spec()

@@ -5,42 +5,42 @@ from __future__ import annotations
 import pytest
 from redis.asyncio import Redis
 
-from msf_scheduler.model_control import Desired, DesiredModels, VersionReport, VersionState, WorkerReport
+from msf_scheduler.model_control import DesiredVersions, ModelControl, VersionReport, VersionState, WorkerReport
 
 
 @pytest.fixture
-def desired(redis: Redis) -> DesiredModels:
-    return DesiredModels(redis)
+def desired(redis: Redis) -> ModelControl:
+    return ModelControl(redis)
 
 
-async def test_nothing_is_desired_at_first(desired: DesiredModels) -> None:
+async def test_nothing_is_desired_at_first(desired: ModelControl) -> None:
     assert await desired.read() == (0, {})
 
 
-async def test_the_last_word_stands(desired: DesiredModels) -> None:
-    assert await desired.want("cats", ["1", "2"]) == 1
-    assert await desired.want("dogs", ["7"]) == 2
-    assert await desired.want("cats", []) == 3
+async def test_the_last_word_stands(desired: ModelControl) -> None:
+    assert await desired.set_versions("cats", ["1", "2"]) == 1
+    assert await desired.set_versions("dogs", ["7"]) == 2
+    assert await desired.set_versions("cats", []) == 3
     assert await desired.read() == (
         3,
-        {"cats": Desired(versions=(), revision=3), "dogs": Desired(versions=("7",), revision=2)},
+        {"cats": DesiredVersions(versions=(), revision=3), "dogs": DesiredVersions(versions=("7",), revision=2)},
     )
-    assert await desired.want("cats", None) == 4
-    assert await desired.read() == (4, {"dogs": Desired(versions=("7",), revision=2)})
+    assert await desired.set_versions("cats", None) == 4
+    assert await desired.read() == (4, {"dogs": DesiredVersions(versions=("7",), revision=2)})
 
 
-async def test_a_word_that_was_not_heard_is_not_overruled(desired: DesiredModels) -> None:
-    heard = await desired.ask()
-    first = await desired.want("cats", ["1"], since=heard)
-    await desired.want("dogs", ["1"])
-    second = await desired.want("cats", ["2"], since=first)
+async def test_a_word_that_was_not_heard_is_not_overruled(desired: ModelControl) -> None:
+    heard = await desired.next_revision()
+    first = await desired.set_versions("cats", ["1"], since=heard)
+    await desired.set_versions("dogs", ["1"])
+    second = await desired.set_versions("cats", ["2"], since=first)
     assert second is not None
-    assert await desired.want("cats", ["3"], since=first) is None
-    assert await desired.want("cats", None, since=heard) is None
+    assert await desired.set_versions("cats", ["3"], since=first) is None
+    assert await desired.set_versions("cats", None, since=heard) is None
     assert (await desired.read())[1]["cats"].versions == ("2",)
 
 
-async def test_reports_are_those_of_the_workers_that_are_asked_for(desired: DesiredModels) -> None:
+async def test_reports_are_those_of_the_workers_that_are_asked_for(desired: ModelControl) -> None:
     ready = VersionReport(name="cats", version="1", state=VersionState.READY)
     for worker, revision in (("a", 1), ("b", 2), ("a", 3)):
         await desired.report(worker, WorkerReport(revision=revision, versions=(ready,)))

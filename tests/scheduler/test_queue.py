@@ -6,7 +6,7 @@ from redis.asyncio import Redis
 
 from msf_scheduler.connection import call
 from msf_scheduler.jobs import JobError, JobState
-from msf_scheduler.leases import Leases, Swept
+from msf_scheduler.leases import Leases, SweepResult
 from msf_scheduler.queue import JobQueue, QueueDepth
 from tests.scheduler.support import (
     MODEL,
@@ -114,7 +114,7 @@ async def test_a_released_job_goes_back_to_its_place_with_a_clean_record(queue: 
 async def test_a_dead_workers_job_starts_again_elsewhere(queue: JobQueue, leases: Leases, dying: Leases) -> None:
     admitted = [(await admit(queue)).id for _ in range(2)]
     [dead] = await claim(dying, "dead")
-    assert await leases.sweep() == Swept(num_requeued=1)
+    assert await leases.sweep() == SweepResult(num_requeued=1)
     alive, _ = await claim(leases, "alive", max_samples=2)
 
     assert (alive.job.id, alive.job.attempt) == (admitted[0], 2)

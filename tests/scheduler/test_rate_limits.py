@@ -10,15 +10,15 @@ from redis.asyncio import Redis
 from msf_scheduler import keys
 from msf_scheduler.connection import call
 from msf_scheduler.errors import LimitExceeded
-from msf_scheduler.rate_limits import Limits, Meter, Usage
+from msf_scheduler.rate_limits import KeyUsage, RateLimits, UsageMeter
 
 
 @pytest.fixture
-def meter(redis: Redis) -> Meter:
-    return Meter(redis)
+def meter(redis: Redis) -> UsageMeter:
+    return UsageMeter(redis)
 
 
-async def charge(meter: Meter, limits: Limits, samples: int = 1, name: str = "a") -> LimitExceeded | None:
+async def charge(meter: UsageMeter, limits: RateLimits, samples: int = 1, name: str = "a") -> LimitExceeded | None:
     try:
         await meter.charge(name, limits, samples=samples, sample_steps=10 * samples)
     except LimitExceeded as error:
@@ -29,12 +29,12 @@ async def charge(meter: Meter, limits: Limits, samples: int = 1, name: str = "a"
 async def pass_time(redis: Redis, seconds: float) -> None:
     """As if the key had been used so much earlier."""
     for field in ("full_at", "day_at"):
-        at = float(await call(redis, "HGET", keys.usage("a"), field))
-        await call(redis, "HSET", keys.usage("a"), field, f"{at - seconds:.6f}")
+        at = float(await call(redis, "HGET", f"{keys.USAGE}a", field))
+        await call(redis, "HSET", f"{keys.USAGE}a", field, f"{at - seconds:.6f}")
 
 
-async def test_a_minutes_requests_may_come_at_once_and_one_more_is_told_when(meter: Meter, redis: Redis) -> None:
-    limits = Limits(requests_per_minute=6)
+async def test_a_minutes_requests_may_come_at_once_and_one_more_is_told_when(meter: UsageMeter, redis: Redis) -> None:
+    limits = RateLimits(requests_per_minute=6)
     assert [await charge(meter, limits) for _ in range(6)] == [None] * 6
     refused = await charge(meter, limits)
     assert refused is not None
@@ -45,14 +45,14 @@ async def test_a_minutes_requests_may_come_at_once_and_one_more_is_told_when(met
     assert await charge(meter, limits) is not None
 
 
-async def test_requests_that_come_together_pass_no_more_than_the_limit(meter: Meter) -> None:
-    outcomes = await asyncio.gather(*(charge(meter, Limits(requests_per_minute=10)) for _ in range(50)))
+async def test_requests_that_come_together_pass_no_more_than_the_limit(meter: UsageMeter) -> None:
+    outcomes = await asyncio.gather(*(charge(meter, RateLimits(requests_per_minute=10)) for _ in range(50)))
     assert outcomes.count(None) == 10
-    assert await meter.usage("a") == Usage(requests=10, refused=40, samples=10, sample_steps=100)
+    assert await meter.usage("a") == KeyUsage(requests=10, refused=40, samples=10, sample_steps=100)
 
 
-async def test_a_days_samples(meter: Meter, redis: Redis) -> None:
-    limits = Limits(samples_per_day=10)
+async def test_a_days_samples(meter: UsageMeter, redis: Redis) -> None:
+    limits = RateLimits(samples_per_day=10)
     assert await charge(meter, limits, 8) is None
     refused = await charge(meter, limits, 3)
     assert refused is not None
@@ -63,21 +63,21 @@ async def test_a_days_samples(meter: Meter, redis: Redis) -> None:
     assert await charge(meter, limits, 10) is None
 
 
-async def test_samples_that_are_given_back_may_be_used_again(meter: Meter) -> None:
-    limits = Limits(samples_per_day=10)
+async def test_samples_that_are_given_back_may_be_used_again(meter: UsageMeter) -> None:
+    limits = RateLimits(samples_per_day=10)
     assert await charge(meter, limits, 10) is None
     await meter.refund("a", samples=10, sample_steps=100)
-    assert await meter.usage("a") == Usage(requests=1, refused=0, samples=0, sample_steps=0)
+    assert await meter.usage("a") == KeyUsage(requests=1, refused=0, samples=0, sample_steps=0)
     assert await charge(meter, limits, 10) is None
 
 
-async def test_keys_do_not_share_limits(meter: Meter) -> None:
-    limits = Limits(requests_per_minute=1)
+async def test_keys_do_not_share_limits(meter: UsageMeter) -> None:
+    limits = RateLimits(requests_per_minute=1)
     assert await charge(meter, limits, name="a") is None
     assert await charge(meter, limits, name="b") is None
-    assert await meter.usage("nobody") == Usage(0, 0, 0, 0)
+    assert await meter.usage("nobody") == KeyUsage(0, 0, 0, 0)
 
 
-async def test_without_limits_all_is_counted_and_nothing_refused(meter: Meter) -> None:
-    assert [await charge(meter, Limits(), 64) for _ in range(20)] == [None] * 20
-    assert await meter.usage("a") == Usage(requests=20, refused=0, samples=1280, sample_steps=12800)
+async def test_without_limits_all_is_counted_and_nothing_refused(meter: UsageMeter) -> None:
+    assert [await charge(meter, RateLimits(), 64) for _ in range(20)] == [None] * 20
+    assert await meter.usage("a") == KeyUsage(requests=20, refused=0, samples=1280, sample_steps=12800)

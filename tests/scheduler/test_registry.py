@@ -4,6 +4,7 @@ import asyncio
 
 from redis.asyncio import Redis
 
+from msf_scheduler import keys
 from msf_scheduler.jobs import ModelInfo, WorkerInfo
 from msf_scheduler.registry import Registry
 from tests.scheduler.support import until
@@ -105,7 +106,7 @@ async def test_the_dead_are_forgotten(redis: Redis) -> None:
 
     async def only_one_is_stored() -> bool:
         await brief.heartbeat("alive")
-        return await redis.hlen("msf:workers") == 1
+        return await redis.hlen(keys.WORKERS) == 1
 
     await until(only_one_is_stored)
-    assert await redis.hkeys("msf:workers") == [b"alive"]
+    assert await redis.hkeys(keys.WORKERS) == [b"alive"]

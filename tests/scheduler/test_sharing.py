@@ -10,11 +10,11 @@ from redis.asyncio import Redis
 from msf_scheduler.errors import DeadlineTooShort, IdempotencyConflict
 from msf_scheduler.jobs import JobError, JobRecord, JobState, Priority, Provenance, Terms
 from msf_scheduler.keys import RESERVED
-from msf_scheduler.leases import Leases, Swept
+from msf_scheduler.leases import Leases, SweepResult
 from msf_scheduler.queue import Idempotency, JobQueue, QueueDepth, new_job_id
 from tests.scheduler.support import MODEL, TIMINGS, VERSION, claim, ids, images_of, replies, spec, stored
 
-PLAN = "openvino bf16"
+FINGERPRINT = "openvino bf16"
 
 
 async def ask(queue: JobQueue, key: str, body: bytes = b"body", tenant: str = "a") -> JobRecord:
@@ -23,13 +23,13 @@ async def ask(queue: JobQueue, key: str, body: bytes = b"body", tenant: str = "a
     )
 
 
-MADE = Provenance(fingerprint=PLAN, reproducibility="fast")
+MADE = Provenance(fingerprint=FINGERPRINT, reproducibility="fast")
 
 
 async def share(
     queue: JobQueue,
     seed: int = 7,
-    plan: str | None = PLAN,
+    fingerprint: str | None = FINGERPRINT,
     timeout_s: float | None = None,
     least_s: float = 0.0,
     priority: Priority = Priority.NORMAL,
@@ -39,7 +39,7 @@ async def share(
         Terms(timeout_s=timeout_s, priority=priority),
         job_id=new_job_id(),
         reply_to="replies",
-        plan=plan,
+        fingerprint=fingerprint,
         least_s=least_s,
         result_bytes=100,
     )
@@ -105,8 +105,8 @@ async def test_a_result_is_kept_for_who_asks_later(queue: JobQueue, leases: Leas
     late = await share(queue)
     assert (late.state, late.images_of, late.timings) == (JobState.SUCCEEDED, leader.id, TIMINGS)
     assert await queue.images(late) == [b"1", b"2"]
-    assert (await share(queue, plan="eager")).state is JobState.QUEUED
-    assert (await share(queue, plan=None)).state is JobState.QUEUED
+    assert (await share(queue, fingerprint="eager")).state is JobState.QUEUED
+    assert (await share(queue, fingerprint=None)).state is JobState.QUEUED
     assert (await queue.depth(MODEL, VERSION)).num_samples == 4
 
 
@@ -153,9 +153,9 @@ async def test_who_follows_a_running_job_needs_no_time_of_its_own(queue: JobQueu
     [held] = await claim(leases)
     follower = await share(queue, timeout_s=50.0, least_s=60.0)
     for _ in range(2):
-        assert await leases.sweep() == Swept()
+        assert await leases.sweep() == SweepResult()
     late = await share(queue, timeout_s=1e-6)
-    assert await leases.sweep() == Swept(num_expired=1)
+    assert await leases.sweep() == SweepResult(num_expired=1)
     await leases.succeed(held, [b"1", b"2"], TIMINGS, MADE)
     assert await images_of(queue, follower.id) == [b"1", b"2"]
     assert (await stored(queue, late.id)).state is JobState.EXPIRED

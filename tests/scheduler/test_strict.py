@@ -45,7 +45,7 @@ async def admit(
         job_id=new_job_id(),
         reply_to="replies",
         bound_to=bound_to,
-        plan=bound_to if share else None,
+        fingerprint=bound_to if share else None,
     )
 
 
@@ -107,7 +107,7 @@ async def test_suspects_stay_bound(redis: Redis, queue: JobQueue, red: Leases, b
     job = await admit(queue, "red")
     for _ in range(2):
         assert (await red.claim("r", *KEY, 1, idle=True)).claims
-        await red.bury("r")
+        await red.reclaim("r")
     assert (await stored(queue, job.id)).is_suspect
     assert not (await blue.claim("b", *KEY, 1, idle=True)).alone
     assert ids((await red.claim("r", *KEY, 1, idle=True)).claims) == [job.id]

@@ -68,7 +68,7 @@ async def held(worker: FakeWorker, job_id: str) -> Claim:
 
 
 async def show(worker: FakeWorker, claim: Claim, sequence: int, index: int, number: int) -> None:
-    assert await worker.leases.show_preview(claim, sequence, Preview(index=index, number=number), b"%d" % sequence)
+    assert await worker.leases.publish_preview(claim, sequence, Preview(index=index, number=number), b"%d" % sequence)
 
 
 async def test_a_job_from_the_queue_to_its_images(live_url: str, worker: FakeWorker) -> None:
@@ -77,7 +77,7 @@ async def test_a_job_from_the_queue_to_its_images(live_url: str, worker: FakeWor
     claim = await held(worker, job_id)
     async with following(live_url, job_id) as events:
         progress = Progress(stage="base", steps_done=3, num_steps=26, samples_done=0)
-        assert await worker.leases.show_progress(claim, progress)
+        assert await worker.leases.publish_progress(claim, progress)
         kind, _, data = await anext(events)
         assert (kind, data["stage"], data["steps_done"], data["num_samples"]) == ("progress", "base", 3, 2)
         await show(worker, claim, 1, index=0, number=0)
@@ -148,7 +148,7 @@ async def test_a_new_attempt_shows_its_previews_again(live_url: str, worker: Fak
                 ids.append(event_id)
                 break
         assert ids == ["2-1"]
-        assert not await worker.leases.show_preview(claim, 2, Preview(index=0, number=1), b"late")
+        assert not await worker.leases.publish_preview(claim, 2, Preview(index=0, number=1), b"late")
 
 
 async def test_only_the_previews_that_were_asked_for(live_url: str, worker: FakeWorker) -> None:

@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from msf_scheduler.jobs import ModelInfo
-from msf_scheduler.model_control import DesiredModels, VersionReport, VersionState, WorkerReport
+from msf_scheduler.model_control import ModelControl, VersionReport, VersionState, WorkerReport
 from msf_scheduler.registry import Registry
 from msf_server.api_keys import digest, new_key
 from msf_server.app import create_app
@@ -32,7 +32,7 @@ READY, LOADING, UNAVAILABLE = VersionState.READY, VersionState.LOADING, VersionS
 class Reports:
     """What the fake worker tells of its repository, again and again; a test changes `states`."""
 
-    def __init__(self, desired: DesiredModels, worker: FakeWorker) -> None:
+    def __init__(self, desired: ModelControl, worker: FakeWorker) -> None:
         self.desired = desired
         self.worker = worker
         self.states: dict[str, tuple[VersionState, str]] = {"1": (READY, "")}

@@ -77,7 +77,7 @@ async def test_a_stream_with_previews(ai: AsyncOpenAI, worker: FakeWorker) -> No
     await until(lambda: len(worker.claimed), 1)
     claim = worker.claimed[0]
     for sequence, index in ((1, 4), (2, 5)):
-        await worker.leases.show_preview(claim, sequence, Preview(index=index, number=0), b"base %d" % index)
+        await worker.leases.publish_preview(claim, sequence, Preview(index=index, number=0), b"base %d" % index)
     events = []
     async for event in stream:
         events.append(event)

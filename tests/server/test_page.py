@@ -107,11 +107,13 @@ async def test_progress_and_previews_are_shown_while_a_job_runs(page: Page, work
     claim = worker.claimed[0]
     assert claim.job.terms.num_previews == 2
     progress = Progress(stage="residual", steps_done=20, num_steps=26, samples_done=0)
-    await worker.leases.show_progress(claim, progress)
+    await worker.leases.publish_progress(claim, progress)
     await expect(page.locator("#stage")).to_have_text("residual, step 20 of 26")
     await expect(page.get_by_role("progressbar")).to_have_attribute("value", str(20 / 26))
     for sequence, (index, number) in enumerate([(1, 0), (0, 0), (1, 1)], start=1):
-        await worker.leases.show_preview(claim, sequence, Preview(index=index, number=number), draw(claim.job.spec)[0])
+        await worker.leases.publish_preview(
+            claim, sequence, Preview(index=index, number=number), draw(claim.job.spec)[0]
+        )
     await expect(page.get_by_role("img", name="Preview 1 of image 1")).to_be_visible()
     await expect(page.get_by_role("img", name="Preview 2 of image 2")).to_be_visible()
     await expect(page.get_by_role("link")).to_have_count(2)  # in the header

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from msf_scheduler import keys
 from msf_server import webhook_delivery as webhooks
 from msf_server.settings import ServerSettings
 from msf_server.ssrf import AddressRefused, check_url, is_allowed, resolve
@@ -102,7 +103,7 @@ async def test_one_that_is_never_taken_is_given_up_and_shown(
         lambda: delivery(client, job_id), {"state": "failed", "num_attempts": 4, "problem": "answered with 302"}
     )
     assert len(receiver.received) == 4  # no redirection was followed
-    assert await redis.zcard("msf:webhooks") == 0
+    assert await redis.zcard(keys.WEBHOOKS) == 0
     metrics = (await client.get("/metrics")).text
     assert 'msf_webhooks_total{outcome="failed"} 1.0' in metrics
 

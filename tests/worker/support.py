@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from redis.asyncio import Redis
 from torch import Tensor
 
 from msf_engine.executor import Executor, SampleRequest
@@ -23,6 +22,7 @@ from msf_engine.generate import generate
 from msf_engine.model_plans import ModelPlans
 from msf_engine.plan import Plan
 from msf_engine.repository import ModelVersion
+from msf_scheduler.connection import RedisClient
 from msf_scheduler.jobs import JobRecord, JobSpec, JobState, Terms, WorkerInfo
 from msf_scheduler.queue import JobQueue, new_job_id
 from msf_scheduler.stage import Stage
@@ -45,7 +45,7 @@ class RunningWorker:
 
     worker: Worker
     runner: ModelRunner
-    redis: Redis
+    redis: RedisClient
     metrics: WorkerMetrics
     ended: asyncio.Task[None]
     stop: asyncio.Event
@@ -92,7 +92,7 @@ class RunningWorker:
 
 @asynccontextmanager
 async def running(
-    redis: Redis,
+    redis: RedisClient,
     version: ModelVersion,
     plans: ModelPlans,
     *,

@@ -21,7 +21,7 @@ from msf_scheduler.embedded_valkey import EmbeddedValkey
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import JobSpec, JobState, Provenance
 from msf_scheduler.keys import QueueKeys
-from msf_scheduler.leases import Claim, Claimed, Leases
+from msf_scheduler.leases import Claim, ClaimResult, Leases
 from msf_scheduler.queue import JobQueue
 from msf_scheduler.stage import Stage
 from msf_worker import job_finisher
@@ -89,7 +89,7 @@ class PausedLeases(Leases):
 
     may_claim: ClassVar[asyncio.Event]
 
-    async def claim(self, *args: Any, **kwargs: Any) -> Claimed:
+    async def claim(self, *args: Any, **kwargs: Any) -> ClaimResult:
         await self.may_claim.wait()
         return await super().claim(*args, **kwargs)
 
@@ -141,11 +141,11 @@ async def test_a_job_that_comes_back_while_it_ends_keeps_its_new_lease(
 
 
 async def next_renewal(redis: Redis, job_id: str) -> None:
-    before = await redis.zscore(QUEUE.leases, job_id)
+    before = await redis.zscore(f"{QUEUE.prefix}leases", job_id)
     assert before is not None
 
     async def is_later() -> bool:
-        expiry = await redis.zscore(QUEUE.leases, job_id)
+        expiry = await redis.zscore(f"{QUEUE.prefix}leases", job_id)
         return expiry is not None and expiry > before
 
     await eventually(is_later)
@@ -164,7 +164,7 @@ class FlakyLeases(Leases):
 
     has_failed = False
 
-    async def claim(self, worker_id: str, model: str, version: str, *args: Any, **kwargs: Any) -> Claimed:
+    async def claim(self, worker_id: str, model: str, version: str, *args: Any, **kwargs: Any) -> ClaimResult:
         if version == "2" and not self.has_failed:
             self.has_failed = True
             raise QueueUnavailable("the test says so")

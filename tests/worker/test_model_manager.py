@@ -13,7 +13,7 @@ from msf_engine.executor import Executor
 from msf_engine.model_plans import ModelPlans
 from msf_engine.repository import ModelVersion
 from msf_scheduler.jobs import JobState, ModelKey, WorkerInfo
-from msf_scheduler.model_control import DesiredModels, VersionState
+from msf_scheduler.model_control import ModelControl, VersionState
 from msf_scheduler.queue import JobQueue
 from msf_scheduler.registry import Registry
 from msf_scheduler.stage import Stage
@@ -51,7 +51,7 @@ class FakeLoader(ModelLoader):
 class Operator:
     """An operator, who changes the desired state and watches what workers make of it."""
 
-    desired: DesiredModels
+    desired: ModelControl
     registry: Registry
     queue: JobQueue
     loader: FakeLoader
@@ -80,7 +80,7 @@ class Operator:
 
     async def until_checked(self) -> None:
         """Wait for the end of a check that begins after this call."""
-        revision = await self.desired.ask()
+        revision = await self.desired.next_revision()
 
         async def is_checked() -> bool:
             reports = await self.desired.reports([worker.id for worker in await self.registry.workers()])
@@ -93,7 +93,7 @@ class Operator:
 def operator(redis: Redis, version: ModelVersion, plans: ModelPlans, monkeypatch: pytest.MonkeyPatch) -> Operator:
     monkeypatch.setattr(model_manager, "CHECK_INTERVAL_S", 0.01)
     monkeypatch.setattr(model_manager, "RETIRE_DELAY_S", 0.0)
-    return Operator(DesiredModels(redis), Registry(redis), JobQueue(redis), FakeLoader(version, plans))
+    return Operator(ModelControl(redis), Registry(redis), JobQueue(redis), FakeLoader(version, plans))
 
 
 async def test_a_version_is_served_once_it_is_desired(
@@ -102,7 +102,7 @@ async def test_a_version_is_served_once_it_is_desired(
     async with running(redis, version, plans, managed_by=operator.manager) as worker:
         await operator.until_reported("2", VersionState.UNAVAILABLE, "not loaded")
         early = await worker.admit(SECOND)
-        await operator.desired.want("tiny", ["1", "2"])
+        await operator.desired.set_versions("tiny", ["1", "2"])
         assert (await worker.end_of(early)).state is JobState.SUCCEEDED
         await operator.until_served("1", "2")
         await operator.until_reported("2", VersionState.READY)
@@ -124,7 +124,7 @@ async def test_a_version_is_not_reported_ready_before_servers_can_see_it(
 
     monkeypatch.setattr(Registry, "register", register_late)
     async with running(redis, version, plans, managed_by=operator.manager):
-        await operator.desired.want("tiny", ["1", "2"])
+        await operator.desired.set_versions("tiny", ["1", "2"])
         await registering.wait()
         await operator.until_checked()
         assert (await operator.reports())["2"] == (VersionState.LOADING, "")
@@ -143,7 +143,7 @@ async def test_an_undesired_version_leaves_after_its_last_job(
         running_job = await worker.admit(SPEC)
         await eventually(gate.reached.is_set)
         late = await worker.admit(SPEC)  # admitted by a server that does not know yet
-        await operator.desired.want("tiny", [])
+        await operator.desired.set_versions("tiny", [])
         await operator.until_reported("1", VersionState.UNLOADING)
         await operator.until_checked()
         assert await operator.served() == ["1"]
@@ -156,7 +156,7 @@ async def test_an_undesired_version_leaves_after_its_last_job(
         later = await worker.admit(SPEC)
         await operator.until_checked()
         assert (await worker.job(later)).state is JobState.QUEUED
-        await operator.desired.want("tiny", ["1"])
+        await operator.desired.set_versions("tiny", ["1"])
         assert (await worker.end_of(later)).state is JobState.SUCCEEDED
 
 
@@ -167,9 +167,9 @@ async def test_a_version_that_is_desired_again_stays(
     async with running(redis, version, with_plans(plans, Stage.BASE, gate), managed_by=operator.manager) as worker:
         running_job = await worker.admit(SPEC)
         await eventually(gate.reached.is_set)
-        await operator.desired.want("tiny", [])
+        await operator.desired.set_versions("tiny", [])
         await operator.until_reported("1", VersionState.UNLOADING)
-        await operator.desired.want("tiny", ["1"])
+        await operator.desired.set_versions("tiny", ["1"])
         await operator.until_reported("1", VersionState.READY)
         gate.open.set()
         assert (await worker.end_of(running_job)).state is JobState.SUCCEEDED
@@ -183,11 +183,11 @@ async def test_a_failed_load_is_reported_and_repeated_on_request(
 ) -> None:
     operator.loader.failure = PlanError("out of memory")
     async with running(redis, version, plans, managed_by=operator.manager) as worker:
-        await operator.desired.want("tiny", ["1", "2"])
+        await operator.desired.set_versions("tiny", ["1", "2"])
         await operator.until_reported("2", VersionState.UNAVAILABLE, "out of memory")
         await operator.until_checked()
         assert operator.loader.loaded == ["2"]
         operator.loader.failure = None
-        await operator.desired.want("tiny", ["1", "2"])
+        await operator.desired.set_versions("tiny", ["1", "2"])
         await operator.until_served("1", "2")
         assert (await worker.end_of(await worker.admit(SECOND))).state is JobState.SUCCEEDED

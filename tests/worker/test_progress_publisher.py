@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from msf_engine.executor import Executor, SampleRequest
 from msf_engine.model_plans import ModelPlans
 from msf_engine.repository import ModelVersion
-from msf_scheduler.job_events import News, StoredPreview, Watcher
+from msf_scheduler.job_events import JobUpdate, JobWatcher, StoredPreview
 from msf_scheduler.jobs import JobRecord, JobState, Progress, Terms
 from msf_scheduler.reply_reader import ReplyReader
 from msf_scheduler.stage import Stage
@@ -21,14 +21,14 @@ from tests.worker.support import SPEC, Gate, RunningWorker, pixels, running, wit
 
 
 @pytest.fixture
-async def watcher(redis: Redis) -> AsyncIterator[Watcher]:
+async def watcher(redis: Redis) -> AsyncIterator[JobWatcher]:
     replies = ReplyReader(redis, "server")
     reading = asyncio.create_task(replies.run())
-    yield Watcher(redis, replies)
+    yield JobWatcher(redis, replies)
     reading.cancel()
 
 
-async def all_news(watcher: Watcher, job_id: str) -> list[News]:
+async def all_news(watcher: JobWatcher, job_id: str) -> list[JobUpdate]:
     return [news async for news in watcher.follow(job_id)]
 
 
@@ -42,7 +42,7 @@ def base_alone(plans: ModelPlans, index: int) -> np.ndarray:
 
 
 async def test_the_base_is_published_before_the_residual_is_complete(
-    redis: Redis, version: ModelVersion, plans: ModelPlans, watcher: Watcher
+    redis: Redis, version: ModelVersion, plans: ModelPlans, watcher: JobWatcher
 ) -> None:
     gate = Gate()
     async with running(redis, version, with_plans(plans, Stage.RESIDUAL, gate)) as worker:
@@ -64,7 +64,7 @@ async def test_the_base_is_published_before_the_residual_is_complete(
 
 @pytest.mark.parametrize(("num_steps", "num_requested", "num_expected"), [(6, 0, 0), (6, 1, 1), (9, 3, 3), (2, 3, 1)])
 async def test_each_sample_has_the_previews_requested_or_one_per_residual_step(
-    worker: RunningWorker, watcher: Watcher, num_steps: int, num_requested: int, num_expected: int
+    worker: RunningWorker, watcher: JobWatcher, num_steps: int, num_requested: int, num_expected: int
 ) -> None:
     spec = SPEC.model_copy(update={"num_steps": num_steps, "num_samples": 10})
     news = await all_news(watcher, await worker.admit(spec, Terms(num_previews=num_requested)))
@@ -77,7 +77,7 @@ async def test_each_sample_has_the_previews_requested_or_one_per_residual_step(
 
 
 async def test_progress_is_published_while_the_job_is_watched(
-    redis: Redis, version: ModelVersion, plans: ModelPlans, watcher: Watcher
+    redis: Redis, version: ModelVersion, plans: ModelPlans, watcher: JobWatcher
 ) -> None:
     gate = Gate()
     async with running(redis, version, with_plans(plans, Stage.RESIDUAL, gate)) as worker:
@@ -98,7 +98,7 @@ async def test_progress_is_published_while_the_job_is_watched(
 
 
 async def test_a_job_may_be_watched_from_the_middle(
-    redis: Redis, version: ModelVersion, plans: ModelPlans, watcher: Watcher
+    redis: Redis, version: ModelVersion, plans: ModelPlans, watcher: JobWatcher
 ) -> None:
     """A notice reaches the worker, which publishes progress from its next step on."""
     gate = Gate()

@@ -100,7 +100,7 @@ async def test_a_suspect_runs_alone_and_then_the_others_run(
     suspect = await admit(queue, SPEC)
     for _ in range(2):
         await leases.claim("victim", "tiny", "1", 1, idle=True)
-        await leases.bury("victim")
+        await leases.reclaim("victim")
     others = [await admit(queue, SPEC) for _ in range(4)]
     async with running(redis, version, plans, trace_dir=tmp_path) as worker:
         for job_id in (suspect, *others):

@@ -15,12 +15,11 @@ from pathlib import Path
 import click
 import uvicorn
 from fastapi import FastAPI
-from redis.asyncio import Redis
 
 from msf_cli.logs import configure_logging
 from msf_cli.settings import Settings, describe_settings, read_settings
 from msf_cli.supervisor import Supervisor
-from msf_scheduler.connection import check, connect
+from msf_scheduler.connection import RedisClient, check, connect
 from msf_scheduler.embedded_valkey import EmbeddedValkey
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import WorkerInfo
@@ -141,13 +140,13 @@ async def _announce(registry: Registry, supervisor: Supervisor, url: str, starte
     click.echo(f"\n  msf-serve is ready at {url}   ({models}; {seconds:.1f} s)\n")
 
 
-async def _bury(app: FastAPI, redis: Redis, pid: int) -> None:
+async def _bury(app: FastAPI, redis: RedisClient, pid: int) -> None:
     """What a worker of ours held when it died starts again at once, not when its lease runs out."""
     registry, leases = Registry(redis), Leases(redis)
     with contextlib.suppress(QueueUnavailable):
         for worker in await registry.workers():
             if (worker.host, worker.pid) == (socket.gethostname(), pid):
-                buried = await leases.bury(worker.id)
+                buried = await leases.reclaim(worker.id)
                 await registry.unregister(worker.id)
                 if hasattr(app.state, "services"):
                     app.state.services.metrics.observe_sweep(buried)

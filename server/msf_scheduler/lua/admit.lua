@@ -1,134 +1,137 @@
--- Accept a job, or refuse it without a trace. The same id or idempotency key again is answered with what is stored.
--- → {'accepted', record}, {'conflict', id}, {'late'}, {'full', samples, retry after s} or {'memory', bytes, limit}
-local job = JOB_PREFIX .. args.id
--- Releases that do not know of webhooks make none due; servers look after them.
-local WEBHOOK_LOOK_S = 60
+-- Accept a job, or refuse it without a trace. A known id or idempotency key is answered with the stored job.
+-- KEYS: queue, job, tenant_jobs; idempotency and share where the job has them
+-- ARGV: id, fields (of the record), name ("model/version"), limit (samples), digest (of the idempotent request),
+--       timeout_s, reply_to (stream), ttl_s (of a result that is there at once)
+-- → outcome "accepted" with job (name, value, …) · "conflict" with job_id · "late" · "full" with num_samples and
+--   retry_after_s · "memory" with used_bytes and limit_bytes
+local arguments = require 'arguments'
+local capacity = require 'capacity'
+local clock = require 'clock'
+local jobs = require 'jobs'
+local keys = require 'keys'
+local lanes = require 'lanes'
+local lifecycle = require 'lifecycle'
+local queueing = require 'queueing'
+local states = require 'states'
+local throughput = require 'throughput'
+local tunables = require 'tunables'
 
-local function answer(found)
-  if args.reply_to and not is_terminal(redis.call('HGET', found, 'state')) then
-    redis.call('SADD', found .. ':waiters', args.reply_to)
+local key, args = arguments.keys, arguments.values
+local queue, fields = keys.queue(key.queue), args.fields
+
+local function answer(job)
+  if args.reply_to and not jobs.is_terminal(redis.call('HGET', job, 'state')) then
+    redis.call('SADD', job .. keys.WAITERS, args.reply_to)
   end
-  return {'accepted', redis.call('HGETALL', found)}
+  return {'outcome', 'accepted', 'job', redis.call('HGETALL', job)}
 end
 
 local function store(state, now, offset)
-  redis.call('HSET', job, 'schema_version', args.schema_version, 'id', args.id, 'spec', args.spec, 'terms', args.terms,
-    'model', args.model, 'version', args.version, 'num_samples', args.num_samples, 'state', state, 'attempt', 0,
-    'seq', redis.call('HINCRBY', counters, 'seq', 1), 'admitted_at', stamp(now), 'clock_offset', stamp(offset), 'band', args.band,
-    'tenant', args.tenant, 'user', args.user, 'weight', args.weight, 'cost', args.cost, 'least_s', args.least_s,
-    'result_bytes', args.result_bytes)
-  if args.webhook then
-    redis.call('HSET', job, 'webhook', 1)
-    redis.call('ZADD', WEBHOOKS, stamp(now + WEBHOOK_LOOK_S), args.id)  -- its end makes it due at once
+  for name, value in pairs(fields) do
+    redis.call('HSET', key.job, name, value)
   end
-  redis.call('ZADD', TENANT_JOBS_PREFIX .. args.tenant, stamp(now), args.id)
-  if args.bound then
-    redis.call('HSET', job, 'bound', args.bound)
+  redis.call('HSET', key.job, 'state', state, 'attempt', 0, 'seq', redis.call('HINCRBY', queue.counters, 'seq', 1),
+    'admitted_at', clock.stamp(now), 'clock_offset', clock.stamp(offset))
+  redis.call('ZADD', key.tenant_jobs, clock.stamp(now), args.id)
+  if fields.webhook then
+    redis.call('ZADD', keys.WEBHOOKS, clock.stamp(now + tunables.WEBHOOK_CHECK_S), args.id)  -- the end makes it due
   end
   if args.timeout_s then
-    redis.call('HSET', job, 'deadline_at', stamp(now + args.timeout_s))
-    redis.call('ZADD', deadlines, stamp(now + args.timeout_s - args.least_s), args.id)
+    redis.call('HSET', key.job, 'deadline_at', clock.stamp(now + args.timeout_s))
+    redis.call('ZADD', queue.deadlines, clock.stamp(now + args.timeout_s - fields.least_s), args.id)
   end
-  if args.idempotency then
-    redis.call('HSET', args.idempotency, 'job', args.id, 'digest', args.digest)
-    redis.call('HSET', job, 'idempotency', args.idempotency)
-  end
-  if args.share then
-    redis.call('HSET', job, 'share', args.share, 'plan', args.plan)
+  if key.idempotency then
+    redis.call('HSET', key.idempotency, 'job', args.id, 'digest', args.digest)
   end
 end
 
--- A job that is waited for by one of higher priority gets that priority.
-local function raise(job, id)
-  if args.band >= tonumber(redis.call('HGET', job, 'band')) then
+-- Give a queued job the priority of one that waits for it, if that is higher.
+local function raise_priority(job, id)
+  local class, is_suspect = unpack(redis.call('HMGET', job, 'priority_class', 'is_suspect'))
+  if fields.priority_class >= tonumber(class) then
     return
   end
-  local is_suspect = redis.call('HGET', job, 'suspect') == '1'
   if not is_suspect then
-    leave_lane(job, id)
+    lanes.leave(queue, job, id)
   end
-  redis.call('HSET', job, 'band', args.band)
+  redis.call('HSET', job, 'priority_class', fields.priority_class)
   if not is_suspect then
-    join_lane(job, id)
+    lanes.join(queue, job, id)
   end
 end
 
--- Identical deterministic work: its result if it is done, else its result once it will be.
-local function share(now, offset, is_late)
-  local leader = redis.call('GET', args.share)
-  local leading = leader and JOB_PREFIX .. leader
-  local state = leading and redis.call('HGET', leading, 'state')
-  if state == 'succeeded' then
-    store('succeeded', now, offset)
-    local result = redis.call('HMGET', leading, 'timings', 'provenance')
-    redis.call('HSET', job, 'images_of', leader, 'cached', 1, 'timings', result[1])
-    if result[2] then
-      redis.call('HSET', job, 'provenance', result[2])
+-- Answer with the result of an identical job, now or once it is there. Return whether there is such a job.
+local function follow_leader(now, offset, is_late)
+  local leader_id = redis.call('GET', key.share)
+  if not leader_id then
+    return false
+  end
+  local leader = jobs.key(leader_id)
+  local state, timings, provenance = unpack(redis.call('HMGET', leader, 'state', 'timings', 'provenance'))
+  if state == states.SUCCEEDED then
+    store(states.SUCCEEDED, now, offset)
+    redis.call('HSET', key.job, 'images_of', leader_id, 'timings', timings)
+    if provenance then
+      redis.call('HSET', key.job, 'provenance', provenance)
     end
-    redis.call('ZADD', ends, 'GT', stamp(now + args.ttl_s), leader)
-    close(job, args.id, 'succeeded', now, args.ttl_s)
+    redis.call('ZADD', queue.ends, 'GT', clock.stamp(now + args.ttl_s), leader_id)
+    lifecycle.close(queue, key.job, args.id, states.SUCCEEDED, now, args.ttl_s)
     return true
   end
-  if state == 'running' or (state == 'queued' and not is_late) then
-    if state == 'queued' then
-      raise(leading, leader)
+  if state == states.RUNNING or (state == states.QUEUED and not is_late) then
+    if state == states.QUEUED then
+      raise_priority(leader, leader_id)
     end
-    store('queued', now, offset)
-    redis.call('HSET', job, 'leader', leader)
-    redis.call('RPUSH', leading .. ':followers', args.id)
+    store(states.QUEUED, now, offset)
+    redis.call('HSET', key.job, 'leader', leader_id)
+    redis.call('RPUSH', leader .. keys.FOLLOWERS, args.id)
     return true
   end
   return false
 end
 
--- Bytes in use with all that accepted jobs may still store, and the limit (0: there is none).
-local function memory()
-  local info = redis.call('INFO', 'memory')
-  local used = tonumber(string.match(info, 'used_memory:(%d+)'))
-  return used + tonumber(redis.call('GET', RESERVED) or 0), tonumber(string.match(info, 'maxmemory:(%d+)'))
+if redis.call('EXISTS', key.job) == 1 then
+  return answer(key.job)
 end
-
-if redis.call('EXISTS', job) == 1 then
-  return answer(job)
-end
-if args.idempotency then
-  local known = redis.call('HMGET', args.idempotency, 'job', 'digest')
-  if known[1] and redis.call('EXISTS', JOB_PREFIX .. known[1]) == 1 then
-    if known[2] ~= args.digest then
-      return {'conflict', known[1]}
+if key.idempotency then
+  local id, digest = unpack(redis.call('HMGET', key.idempotency, 'job', 'digest'))
+  if id and redis.call('EXISTS', jobs.key(id)) == 1 then
+    if digest ~= args.digest then
+      return {'outcome', 'conflict', 'job_id', id}
     end
-    return answer(JOB_PREFIX .. known[1])
+    return answer(jobs.key(id))
   end
 end
 
-local now, offset = clock()
-local is_late = args.timeout_s and args.timeout_s < args.least_s
-if args.share and share(now, offset, is_late) then
-  return answer(job)
+local now, offset = clock.now()
+local is_late = args.timeout_s and args.timeout_s < fields.least_s
+if key.share and follow_leader(now, offset, is_late) then
+  return answer(key.job)
 end
 if is_late then
-  return {'late'}
+  return {'outcome', 'late'}
 end
-local samples = tonumber(redis.call('HGET', counters, 'samples') or 0)
-local excess = samples + args.num_samples - args.limit
+local num_samples = capacity.num_samples(queue)
+local excess = num_samples + fields.num_samples - args.limit
 if excess > 0 then
-  local done, seconds = service(now)
-  -- Before anything was done, as if the first sample was just about to be.
-  return {'full', samples, stamp(excess * seconds / math.max(done, 1))}
+  local done, seconds = throughput.read(queue, now)
+  -- Before the first sample is done, estimate as if it were about to be.
+  local retry_after_s = excess * seconds / math.max(done, 1)
+  return {'outcome', 'full', 'num_samples', num_samples, 'retry_after_s', clock.stamp(retry_after_s)}
 end
-local used, limit = memory()
-if limit > 0 and used + args.result_bytes > limit then
-  return {'memory', used, limit}
+local used_bytes, limit_bytes = capacity.memory()
+if limit_bytes > 0 and used_bytes + fields.result_bytes > limit_bytes then
+  return {'outcome', 'memory', 'used_bytes', used_bytes, 'limit_bytes', limit_bytes}
 end
 
-if samples == 0 then
-  redis.call('HSET', counters, 'rate_at', stamp(now))  -- idle time says nothing about the rate
+if num_samples == 0 then
+  throughput.resume(queue, now)
 end
-store('queued', now, offset)
-if args.share then
-  redis.call('SET', args.share, args.id)
+store(states.QUEUED, now, offset)
+if key.share then
+  redis.call('SET', key.share, args.id)
 end
-redis.call('SADD', QUEUES, args.name)
-count_in(job)
-enqueue(job, args.id)
-return answer(job)
+redis.call('SADD', keys.QUEUES, args.name)
+capacity.reserve(queue, key.job)
+queueing.enqueue(queue, key.job, args.id)
+return answer(key.job)

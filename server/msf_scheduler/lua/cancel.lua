@@ -1,19 +1,31 @@
--- End a job that has not ended; the worker that runs it is told. → the state that the job is left in
-local job = JOB_PREFIX .. args.id
+-- End a job that has not ended, and tell the worker that runs it.
+-- KEYS: queue, job
+-- ARGV: id, state (to leave it in), error, ttl_s
+-- → the state that the job is left in; nil: no such job
+local arguments = require 'arguments'
+local clock = require 'clock'
+local jobs = require 'jobs'
+local keys = require 'keys'
+local lifecycle = require 'lifecycle'
+local queueing = require 'queueing'
+local states = require 'states'
+local streams = require 'streams'
 
-local found = redis.call('HMGET', job, 'state', 'worker')
-local state, worker = found[1], found[2]
-if not state or is_terminal(state) then
+local job, args = arguments.keys.job, arguments.values
+local queue = keys.queue(arguments.keys.queue)
+
+local state, worker = unpack(redis.call('HMGET', job, 'state', 'worker'))
+if not state or jobs.is_terminal(state) then
   return state
 end
-if state == 'queued' then
-  dequeue(job, args.id)
+if state == states.QUEUED then
+  queueing.dequeue(queue, job, args.id)
 else
-  redis.call('ZREM', leases, args.id)
-  tell(NOTICES_PREFIX .. worker, MAX_NOTICES, 'job', args.id)
+  redis.call('ZREM', queue.leases, args.id)
+  streams.notify_cancelled(worker, args.id)
 end
 if args.error then
   redis.call('HSET', job, 'error', args.error)
 end
-finish(job, args.id, args.state, clock(), args.ttl_s)
+lifecycle.finish(queue, job, args.id, args.state, clock.now(), args.ttl_s)
 return args.state

@@ -1,8 +1,21 @@
--- → {jobs queued, jobs running, samples of both, age in seconds of the oldest queued job}
-local age = 0
-local oldest = redis.call('ZRANGE', waiting, 0, 0)[1]
+-- Measure a queue.
+-- KEYS: queue
+-- → num_jobs_queued, num_jobs_running, num_samples (of both), oldest_age_s (of the queued jobs, or 0)
+local arguments = require 'arguments'
+local capacity = require 'capacity'
+local clock = require 'clock'
+local jobs = require 'jobs'
+local keys = require 'keys'
+
+local queue = keys.queue(arguments.keys.queue)
+local age_s = 0
+local oldest = redis.call('ZRANGE', queue.waiting, 0, 0)[1]
 if oldest then
-  age = math.max(clock() - redis.call('HGET', JOB_PREFIX .. oldest, 'admitted_at'), 0)
+  age_s = math.max(clock.now() - redis.call('HGET', jobs.key(oldest), 'admitted_at'), 0)
 end
-local samples = tonumber(redis.call('HGET', counters, 'samples') or 0)
-return {redis.call('ZCARD', waiting), redis.call('ZCARD', leases), samples, stamp(age)}
+return {
+  'num_jobs_queued', redis.call('ZCARD', queue.waiting),
+  'num_jobs_running', redis.call('ZCARD', queue.leases),
+  'num_samples', capacity.num_samples(queue),
+  'oldest_age_s', clock.stamp(age_s),
+}

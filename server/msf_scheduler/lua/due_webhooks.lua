@@ -1,7 +1,14 @@
--- Take the webhooks that are due; they are due again after lease_s unless somebody says otherwise. → job ids
-local now = clock()
-local ids = redis.call('ZRANGEBYSCORE', WEBHOOKS, '-inf', stamp(now), 'LIMIT', 0, args.limit)
+-- Take the webhooks that are due; unless settled, each is due again after lease_s.
+-- KEYS: webhooks
+-- ARGV: limit, lease_s
+-- → ids of jobs
+local arguments = require 'arguments'
+local clock = require 'clock'
+
+local webhooks, args = arguments.keys.webhooks, arguments.values
+local now = clock.now()
+local ids = redis.call('ZRANGEBYSCORE', webhooks, '-inf', clock.stamp(now), 'LIMIT', 0, args.limit)
 for _, id in ipairs(ids) do
-  redis.call('ZADD', WEBHOOKS, stamp(now + args.lease_s), id)
+  redis.call('ZADD', webhooks, clock.stamp(now + args.lease_s), id)
 end
 return ids

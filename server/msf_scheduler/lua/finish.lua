@@ -1,23 +1,34 @@
--- Store a worker's result and give up its lease. → 1, or 0 when the lease was lost and the result is dropped
-local job = JOB_PREFIX .. args.id
+-- Store a worker's result and give up its lease.
+-- KEYS: queue, job, images
+-- ARGV: id, worker, attempt, state, result ("timings" or "error"), value (of that), fingerprint and provenance (of what
+--       made the images), ttl_s; then the encoded images
+-- → 1, or 0 if the lease was lost and the result is dropped
+local arguments = require 'arguments'
+local clock = require 'clock'
+local jobs = require 'jobs'
+local keys = require 'keys'
+local lifecycle = require 'lifecycle'
+local throughput = require 'throughput'
 
-if not owns(job, args.worker, args.attempt) then
+local key, args = arguments.keys, arguments.values
+local queue, job = keys.queue(key.queue), key.job
+
+if not jobs.is_leased_to(job, args.worker, args.attempt) then
   return 0
 end
-local now = clock()
-redis.call('ZREM', leases, args.id)
-redis.call('HSET', job, args.field, args.value)
+local now = clock.now()
+redis.call('ZREM', queue.leases, args.id)
+redis.call('HSET', job, args.result, args.value)
 if args.provenance then
   redis.call('HSET', job, 'provenance', args.provenance)
 end
 if #ARGV > 1 then
-  redis.call('RPUSH', job .. ':images', unpack(ARGV, 2))
+  redis.call('RPUSH', key.images, unpack(ARGV, 2))
 end
-local share = redis.call('HGET', job, 'share')
-if share and redis.call('HGET', job, 'plan') ~= args.plan then
-  redis.call('DEL', share)  -- made by another plan than it is filed under: for those who wait, not for later
+local share, fingerprint, num_samples = unpack(redis.call('HMGET', job, 'share', 'fingerprint', 'num_samples'))
+if share and fingerprint ~= args.fingerprint then
+  redis.call('DEL', share)  -- not made by the plans it is filed under: for its followers, not for later requests
 end
-local done, seconds = service(now)
-store_service(done + redis.call('HGET', job, 'num_samples'), seconds, now)
-finish(job, args.id, args.state, now, args.ttl_s)
+throughput.record(queue, num_samples, now)
+lifecycle.finish(queue, job, args.id, args.state, now, args.ttl_s)
 return 1

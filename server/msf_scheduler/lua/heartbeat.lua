@@ -1,18 +1,25 @@
--- Note that a worker lives and forget those that do not. → 1, or 0 when the worker is not registered
-local now = clock()
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', HEARTBEATS, '-inf', stamp(now - args.ttl_s))) do
+-- Record that a worker is alive, and forget workers that are not.
+-- KEYS: workers, loads, heartbeats, last_seen
+-- ARGV: worker, load, ttl_s
+-- → 1, or 0 if the worker is not registered
+local arguments = require 'arguments'
+local clock = require 'clock'
+
+local key, args = arguments.keys, arguments.values
+local now = clock.now()
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', key.heartbeats, '-inf', clock.stamp(now - args.ttl_s))) do
   if id ~= args.worker then
-    redis.call('HDEL', WORKERS, id)
-    redis.call('HDEL', LOADS, id)
-    redis.call('ZREM', HEARTBEATS, id)
+    redis.call('HDEL', key.workers, id)
+    redis.call('HDEL', key.loads, id)
+    redis.call('ZREM', key.heartbeats, id)
   end
 end
-redis.call('SET', LAST_SEEN, stamp(now))
-if redis.call('HEXISTS', WORKERS, args.worker) == 0 then
+redis.call('SET', key.last_seen, clock.stamp(now))
+if redis.call('HEXISTS', key.workers, args.worker) == 0 then
   return 0
 end
-redis.call('ZADD', HEARTBEATS, stamp(now), args.worker)
+redis.call('ZADD', key.heartbeats, clock.stamp(now), args.worker)
 if args.load then
-  redis.call('HSET', LOADS, args.worker, args.load)
+  redis.call('HSET', key.loads, args.worker, args.load)
 end
 return 1

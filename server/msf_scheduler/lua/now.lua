@@ -1,2 +1,6 @@
--- → seconds on the clock that never jumps
-return stamp(clock())
+-- Read the clock that never jumps.
+-- KEYS: clock
+-- → seconds
+local clock = require 'clock'
+
+return clock.stamp(clock.now())

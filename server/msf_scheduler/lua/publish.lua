@@ -1,14 +1,22 @@
--- Store how far a job is, or a preview of a sample, and tell who watches. → 1, or 0 when the lease was lost
-local job = JOB_PREFIX .. args.id
+-- Store a job's progress, or a preview of one of its samples, and notify its watchers.
+-- KEYS: job, previews
+-- ARGV: id, worker, attempt, progress; or sequence and preview, then the encoded image
+-- → 1, or 0 if the lease was lost
+local arguments = require 'arguments'
+local jobs = require 'jobs'
+local streams = require 'streams'
 
-if not owns(job, args.worker, args.attempt) then
+local key, args = arguments.keys, arguments.values
+
+if not jobs.is_leased_to(key.job, args.worker, args.attempt) then
   return 0
 end
 if args.progress then
-  redis.call('HSET', job, 'progress', args.progress)
+  redis.call('HSET', key.job, 'progress', args.progress)
 end
 if args.preview then
-  redis.call('XADD', job .. ':previews', args.attempt .. '-' .. args.sequence, 'preview', args.preview, 'file', ARGV[2])
+  local entry_id = args.attempt .. '-' .. args.sequence
+  redis.call('XADD', key.previews, entry_id, 'preview', args.preview, 'file', ARGV[2])
 end
-tell_watchers(job, args.id)
+streams.notify_watchers(key.job, args.id)
 return 1

@@ -1,4 +1,10 @@
 -- Take back the samples of a charged request that was not admitted; as a request it still counts.
-for field, count in pairs({day_samples = args.samples, samples = args.samples, sample_steps = args.sample_steps}) do
-  redis.call('HINCRBY', KEYS[1], field, -count)
-end
+-- KEYS: usage
+-- ARGV: samples, sample_steps
+-- → nothing
+local arguments = require 'arguments'
+
+local usage, args = arguments.keys.usage, arguments.values
+redis.call('HINCRBY', usage, 'day_samples', -args.samples)
+redis.call('HINCRBY', usage, 'samples', -args.samples)
+redis.call('HINCRBY', usage, 'sample_steps', -args.sample_steps)

@@ -1,8 +1,16 @@
--- Put a job back where it was in its queue, not held against it. → 1, or 0 when the lease was lost
-local job = JOB_PREFIX .. args.id
+-- Put a job back at its place in the queue, without prejudice.
+-- KEYS: queue, job
+-- ARGV: id, worker, attempt
+-- → 1, or 0 if the lease was lost
+local arguments = require 'arguments'
+local jobs = require 'jobs'
+local keys = require 'keys'
+local queueing = require 'queueing'
 
-if not owns(job, args.worker, args.attempt) then
+local key, args = arguments.keys, arguments.values
+
+if not jobs.is_leased_to(key.job, args.worker, args.attempt) then
   return 0
 end
-requeue(job, args.id)
+queueing.requeue(keys.queue(key.queue), key.job, args.id)
 return 1

@@ -1,43 +1,57 @@
--- Extend the leases that are still this worker's. → ids of the jobs that are not
-local now = clock()
-local expiry = stamp(now + args.lease_s)
-show_fingerprint(now)
-local lost = {}
+-- Extend the leases that are still a worker's.
+-- KEYS: queue
+-- ARGV: worker, lease_s, leases (each id, attempt), fingerprint (of the worker)
+-- → ids of the jobs whose lease was lost
+local arguments = require 'arguments'
+local clock = require 'clock'
+local fingerprints = require 'fingerprints'
+local jobs = require 'jobs'
+local keys = require 'keys'
+local queueing = require 'queueing'
+local states = require 'states'
+local tunables = require 'tunables'
 
--- A lease ran out, yet its worker lives: that was no death.
-local function forgive(job, id, how)
-  local deaths = redis.call('HINCRBY', job, 'deaths', -1)
-  if redis.call('HGET', job, 'suspect') ~= '1' then
+local args = arguments.values
+local queue = keys.queue(arguments.keys.queue)
+local now = clock.now()
+local expiry = clock.stamp(now + args.lease_s)
+local lost = {}
+fingerprints.refresh(queue, args.fingerprint, now)
+
+-- Undo a death: the lease ran out, yet the worker lives.
+local function forgive(job, id, was_alone)
+  local num_deaths = redis.call('HINCRBY', job, 'num_deaths', -1)
+  local is_suspect, state = unpack(redis.call('HMGET', job, 'is_suspect', 'state'))
+  if not is_suspect then
     return
   end
-  if deaths >= SUSPECT_AFTER then
-    if how == 'alone' then
-      redis.call('HINCRBY', job, 'deaths_alone', -1)
+  if num_deaths >= tunables.SUSPECT_AFTER then
+    if was_alone then
+      redis.call('HINCRBY', job, 'num_deaths_alone', -1)
     end
     return
   end
-  local is_queued = redis.call('HGET', job, 'state') == 'queued'
-  if is_queued then
-    dequeue(job, id)
+  if state == states.QUEUED then
+    queueing.dequeue(queue, job, id)
   end
-  redis.call('HDEL', job, 'suspect', 'deaths_alone')
-  if is_queued then
-    enqueue(job, id)
+  redis.call('HDEL', job, 'is_suspect', 'num_deaths_alone')
+  if state == states.QUEUED then
+    queueing.enqueue(queue, job, id)
   end
 end
 
-for _, held in ipairs(args.held) do
-  local id, attempt = held[1], held[2]
-  local job = JOB_PREFIX .. id
-  if owns(job, args.worker, attempt) then
-    redis.call('ZADD', leases, expiry, id)
+for _, lease in ipairs(args.leases) do
+  local id, attempt = unpack(lease)
+  local job = jobs.key(id)
+  if jobs.is_leased_to(job, args.worker, attempt) then
+    redis.call('ZADD', queue.leases, expiry, id)
   else
     lost[#lost + 1] = id
-    local lapse = 'lapsed ' .. args.worker .. ' ' .. attempt
-    local how = redis.call('HGET', job, lapse)
-    if how then
+    local lapse = jobs.lapse(args.worker, attempt)
+    local company = redis.call('HGET', job, lapse)
+    if company then
       redis.call('HDEL', job, lapse)
-      forgive(job, id, how)
+      forgive(job, id, company == 'alone')
     end
   end
 end

@@ -1,12 +1,17 @@
--- Write down how a delivery went, where the job can still be read, and when to try again, if ever.
-local job = JOB_PREFIX .. args.id
-if args.again_in_s then
-  redis.call('ZADD', WEBHOOKS, stamp(clock() + args.again_in_s), args.id)
+-- Record a delivery in its job, if that still exists, and schedule the next attempt, if any.
+-- KEYS: webhooks, webhook (the stored message), job
+-- ARGV: id, delivery, retry_in_s (none: there is no further attempt)
+-- → nothing
+local arguments = require 'arguments'
+local clock = require 'clock'
+
+local key, args = arguments.keys, arguments.values
+if args.retry_in_s then
+  redis.call('ZADD', key.webhooks, clock.stamp(clock.now() + args.retry_in_s), args.id)
 else
-  redis.call('ZREM', WEBHOOKS, args.id)
-  redis.call('DEL', WEBHOOK_PREFIX .. args.id)
+  redis.call('ZREM', key.webhooks, args.id)
+  redis.call('DEL', key.webhook)
 end
-if args.delivery and redis.call('EXISTS', job) == 1 then
-  redis.call('HSET', job, 'delivery', args.delivery)
+if args.delivery and redis.call('EXISTS', key.job) == 1 then
+  redis.call('HSET', key.job, 'delivery', args.delivery)
 end
-return 1

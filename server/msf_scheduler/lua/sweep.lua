@@ -1,61 +1,89 @@
--- Take back jobs whose lease ran out, end those that wait past their deadline, and forget results whose life is over.
--- → {requeued, poisoned, expired}
-local MAX_FORGOTTEN = 1000  -- at once; there is another sweep in a second
-local now = clock()
+-- Take back jobs whose lease ran out, end those that are past their deadline, and forget results that are past their
+-- lifetime.
+-- KEYS: queue
+-- ARGV: expired, poisoned, gone (errors of jobs that end), ttl_s, dead_ttl_s (of those)
+-- → num_requeued, num_poisoned, num_expired
+local arguments = require 'arguments'
+local clock = require 'clock'
+local fingerprints = require 'fingerprints'
+local jobs = require 'jobs'
+local keys = require 'keys'
+local lifecycle = require 'lifecycle'
+local queueing = require 'queueing'
+local states = require 'states'
+local tunables = require 'tunables'
+local waking = require 'waking'
+
+local args = arguments.values
+local queue = keys.queue(arguments.keys.queue)
+local now = clock.now()
 local num_requeued, num_poisoned, num_expired = 0, 0, 0
 
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', stamp(now))) do
-  local job = JOB_PREFIX .. id
-  local holder = redis.call('HMGET', job, 'worker', 'attempt', 'suspect')
-  -- Until that worker shows up (renew.lua).
-  redis.call('HSET', job, 'lapsed ' .. holder[1] .. ' ' .. holder[2], holder[3] and 'alone' or 'in company')
-  if bereave(job, id, now) then
+local function reclaim_lapsed(id)
+  local job = jobs.key(id)
+  local worker, attempt, is_suspect = unpack(redis.call('HMGET', job, 'worker', 'attempt', 'is_suspect'))
+  -- Kept until that worker returns, if it does (renew.lua).
+  redis.call('HSET', job, jobs.lapse(worker, attempt), is_suspect and 'alone' or 'in company')
+  if lifecycle.record_death(queue, job, id, now, args.poisoned, args.dead_ttl_s) then
     num_poisoned = num_poisoned + 1
   else
     num_requeued = num_requeued + 1
   end
 end
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', deadlines, '-inf', stamp(now))) do
-  local job = JOB_PREFIX .. id
-  local found = redis.call('HMGET', job, 'state', 'leader', 'deadline_at')
-  local is_under_way = found[2] and redis.call('HGET', JOB_PREFIX .. found[2], 'state') == 'running'
-  if is_under_way and now < tonumber(found[3]) then
-    redis.call('ZADD', deadlines, found[3], id)  -- by another job, which may end at any time
-  elseif found[1] == 'queued' then
-    dequeue(job, id)
-    redis.call('HSET', job, 'error', args.expired)
-    finish(job, id, 'expired', now, args.ttl_s)
+
+local function expire(id)
+  local job = jobs.key(id)
+  local state, leader, deadline_at = unpack(redis.call('HMGET', job, 'state', 'leader', 'deadline_at'))
+  local is_led = leader and redis.call('HGET', jobs.key(leader), 'state') == states.RUNNING
+  if is_led and now < tonumber(deadline_at) then
+    redis.call('ZADD', queue.deadlines, deadline_at, id)  -- the running job may end at any time
+  elseif state == states.QUEUED then
+    queueing.dequeue(queue, job, id)
+    lifecycle.fail(queue, job, id, states.EXPIRED, args.expired, now, args.ttl_s)
     num_expired = num_expired + 1
   end
 end
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', ends, '-inf', stamp(now), 'LIMIT', 0, MAX_FORGOTTEN)) do
-  local job = JOB_PREFIX .. id
-  local filed = redis.call('HMGET', job, 'share', 'idempotency', 'tenant')
-  if filed[1] and redis.call('GET', filed[1]) == id then
-    redis.call('DEL', filed[1])
+
+local function forget(id)
+  local job = jobs.key(id)
+  local share, idempotency, tenant = unpack(redis.call('HMGET', job, 'share', 'idempotency', 'tenant'))
+  if share and redis.call('GET', share) == id then
+    redis.call('DEL', share)
   end
-  if filed[2] and redis.call('HGET', filed[2], 'job') == id then
-    redis.call('DEL', filed[2])
+  if idempotency and redis.call('HGET', idempotency, 'job') == id then
+    redis.call('DEL', idempotency)
   end
-  redis.call('DEL', job, job .. ':images', job .. ':previews')
-  if filed[3] then
-    redis.call('ZREM', TENANT_JOBS_PREFIX .. filed[3], id)
+  redis.call('DEL', job, job .. keys.IMAGES, job .. keys.PREVIEWS)
+  if tenant then
+    redis.call('ZREM', keys.TENANT_JOBS .. tenant, id)
   end
-  redis.call('ZREM', ends, id)
-  redis.call('ZREM', dead, id)
+  redis.call('ZREM', queue.ends, id)
+  redis.call('ZREM', queue.dead_letters, id)
 end
--- Fingerprints that no worker shows any more: their jobs cannot be run as promised.
-for _, bound in ipairs(redis.call('ZRANGEBYSCORE', fingerprints, '-inf', stamp(now - GONE_AFTER_S))) do
-  for _, id in ipairs(redis.call('ZRANGE', waiting, 0, -1)) do
-    local job = JOB_PREFIX .. id
-    if bound_to(job) == bound then
-      dequeue(job, id)
-      redis.call('HSET', job, 'error', args.gone)
-      finish(job, id, 'failed', now, args.dead_ttl_s)
+
+-- Fail the queued jobs of a fingerprint that no worker has any more: they cannot be run as promised.
+local function fail_bound(fingerprint)
+  for _, id in ipairs(redis.call('ZRANGE', queue.waiting, 0, -1)) do
+    local job = jobs.key(id)
+    if fingerprints.of_job(job) == fingerprint then
+      queueing.dequeue(queue, job, id)
+      lifecycle.fail(queue, job, id, states.FAILED, args.gone, now, args.dead_ttl_s)
     end
   end
-  redis.call('ZREM', fingerprints, bound)
-  redis.call('DEL', marked(wake, bound))
+  redis.call('ZREM', queue.fingerprints, fingerprint)
+  redis.call('DEL', fingerprints.qualify(queue.wake, fingerprint))
 end
-wake_where_work_is(now)
-return {num_requeued, num_poisoned, num_expired}
+
+local function each_until(set, time, action)
+  local limit = tunables.MAX_SWEPT
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', set, '-inf', clock.stamp(time), 'LIMIT', 0, limit)) do
+    action(member)
+  end
+end
+
+each_until(queue.leases, now, reclaim_lapsed)
+each_until(queue.deadlines, now, expire)
+each_until(queue.ends, now, forget)
+each_until(queue.fingerprints, now - tunables.GONE_AFTER_S, fail_bound)
+waking.wake_all(queue, now)
+return {'num_requeued', num_requeued, 'num_poisoned', num_poisoned, 'num_expired', num_expired}

@@ -1,22 +1,29 @@
--- Tell a server what becomes of a job from now on, and its worker that somebody watches. → its state, nil: no such job
-local function watch(id)
-  local job = JOB_PREFIX .. id
-  local found = redis.call('HMGET', job, 'state', 'worker', 'watched', 'leader')
-  local state, worker, watched, leader = found[1], found[2], found[3], found[4]
-  if not state or is_terminal(state) then
-    return state
+-- Notify a server of what happens to a job from now on, and tell the job's worker that it is watched.
+-- KEYS: job
+-- ARGV: id, reply_to (stream)
+-- → nothing
+local arguments = require 'arguments'
+local jobs = require 'jobs'
+local keys = require 'keys'
+local streams = require 'streams'
+
+local args = arguments.values
+
+local function watch(job, id)
+  local state, worker, is_watched, leader = unpack(redis.call('HMGET', job, 'state', 'worker', 'is_watched', 'leader'))
+  if not state or jobs.is_terminal(state) then
+    return
   end
-  redis.call('SADD', job .. ':watchers', args.reply_to)
-  if watched ~= '1' then
-    redis.call('HSET', job, 'watched', 1)
+  redis.call('SADD', job .. keys.WATCHERS, args.reply_to)
+  if not is_watched then
+    redis.call('HSET', job, 'is_watched', 1)
     if worker then
-      tell(WATCHES_PREFIX .. worker, MAX_NOTICES, 'job', id)
+      streams.notify_watched(worker, id)
     end
   end
   if leader then
-    watch(leader)  -- whose work is also this one's
+    watch(jobs.key(leader), leader)  -- its work is also this job's
   end
-  return state
 end
 
-return watch(args.id)
+watch(arguments.keys.job, args.id)

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.jobs import ModelKey
-from msf_scheduler.model_control import DesiredModels, VersionReport, VersionState, WorkerReport
+from msf_scheduler.model_control import ModelControl, VersionReport, VersionState, WorkerReport
 from msf_scheduler.registry import Registry
 from msf_server.dependencies import CatalogDep, RegistryDep, SettingsDep
 from msf_server.errors import InvalidRequest, ModelNotFound, Superseded, TimedOut, Unavailable, quoted
@@ -52,7 +52,7 @@ async def _body(request: Request) -> bytes:
 class WorkerReports:
     """Reads the reports of the live workers about their model repositories."""
 
-    def __init__(self, registry: Registry, desired: DesiredModels) -> None:
+    def __init__(self, registry: Registry, desired: ModelControl) -> None:
         self._registry = registry
         self._desired = desired
 
@@ -150,16 +150,16 @@ async def load(
     desired = catalog.desired
     try:
         async with asyncio.timeout(settings.load_timeout_s):
-            revision = await desired.ask()
+            revision = await desired.next_revision()
             available = _versions_of(name, await workers.since(revision))
             versions = _selected(policy, available, name)
             _, desired_models = await desired.read()
             previous = desired_models[name].versions if name in desired_models else None
             serving = await workers.loaded(name) if previous is None else previous
-            added = await desired.want(name, _ordered({*serving, *versions}), since=revision)
+            added = await desired.set_versions(name, _ordered({*serving, *versions}), since=revision)
             _check(added, name)
             problems = await workers.problems(name, versions, added or 0)
-            final = await desired.want(name, previous if problems else versions, since=added)
+            final = await desired.set_versions(name, previous if problems else versions, since=added)
     except TimeoutError:
         raise TimedOut(
             f"{name} is not loaded after {settings.load_timeout_s:g} s. Workers continue to load it; "
@@ -184,7 +184,7 @@ async def unload(name: ModelName, body: BodyDep, workers: WorkerReportsDep, cata
     names = {model.name for model in await catalog.models()}
     if name not in names and not _versions_of(name, await workers.latest()):
         raise ModelNotFound(f"Unknown model {quoted(name)}. Allowed: {', '.join(sorted(names))}.", param="model")
-    await catalog.desired.want(name, ())
+    await catalog.desired.set_versions(name, ())
     catalog.forget()
     return Response()
 

@@ -8,8 +8,8 @@ import time
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from redis.asyncio import Redis
 
+from msf_scheduler.connection import RedisClient
 from msf_scheduler.errors import SchedulerError
 from msf_scheduler.queue import JobQueue
 from msf_scheduler.redis_info import read_storage
@@ -51,7 +51,7 @@ async def metrics(
     return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _shared_state(catalog: Catalog, queue: JobQueue, registry: Registry, redis: Redis) -> SharedState:
+async def _shared_state(catalog: Catalog, queue: JobQueue, registry: Registry, redis: RedisClient) -> SharedState:
     models = [(model.name, model.version) for model in await catalog.models()]
     started_at = time.perf_counter()
     storage = await read_storage(redis)

@@ -12,7 +12,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
 
 from msf_scheduler.errors import SchedulerError
-from msf_scheduler.job_events import EventId, StoredPreview, Watcher
+from msf_scheduler.job_events import EventId, JobWatcher, StoredPreview
 from msf_scheduler.jobs import JobRecord, JobState, Progress
 from msf_scheduler.queue import JobQueue
 from msf_server.callers import Caller
@@ -181,7 +181,7 @@ def _event_id(text: str | None) -> EventId | None:
     return None if match[2] == _LAST else (int(match[1]), int(match[2]))
 
 
-async def _events(job_id: str, after: EventId, jobs: JobReader, watcher: Watcher) -> AsyncGenerator[bytes, None]:
+async def _events(job_id: str, after: EventId, jobs: JobReader, watcher: JobWatcher) -> AsyncGenerator[bytes, None]:
     position, progress = None, None
     try:
         async with aclosing(watcher.follow(job_id, after)) as reports:

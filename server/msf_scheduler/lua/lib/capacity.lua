@@ -1,0 +1,32 @@
+-- Samples that the queue holds, and memory set aside for the results of accepted jobs.
+local keys = require 'keys'
+
+local capacity = {}
+
+local function add(queue, job, sign)
+  local num_samples, result_bytes = unpack(redis.call('HMGET', job, 'num_samples', 'result_bytes'))
+  redis.call('HINCRBY', queue.counters, 'samples', sign * num_samples)
+  redis.call('INCRBY', keys.RESERVED, sign * result_bytes)
+end
+
+function capacity.reserve(queue, job)
+  add(queue, job, 1)
+end
+
+function capacity.release(queue, job)
+  add(queue, job, -1)
+end
+
+-- Return the samples that are queued or running.
+function capacity.num_samples(queue)
+  return tonumber(redis.call('HGET', queue.counters, 'samples') or 0)
+end
+
+-- Return the bytes in use including all that is set aside, and the limit (0: none).
+function capacity.memory()
+  local info = redis.call('INFO', 'memory')
+  local used_bytes = tonumber(string.match(info, 'used_memory:(%d+)'))
+  return used_bytes + (redis.call('GET', keys.RESERVED) or 0), tonumber(string.match(info, 'maxmemory:(%d+)'))
+end
+
+return capacity

@@ -1,0 +1,87 @@
+-- Order of the queued jobs: priority class → tenants by virtual time (start-time fair queuing, in sample steps over
+-- weight) → the tenant's users in turn → the user's jobs by admission. Jobs bound to a fingerprint have lanes of their
+-- own: a place is a priority class with such a fingerprint.
+local clock = require 'clock'
+local fingerprints = require 'fingerprints'
+local priority_classes = require 'priority_classes'
+
+local lanes = {}
+
+function lanes.tenants(queue, place)
+  return queue.tenants .. place
+end
+
+function lanes.users(queue, place, tenant)
+  return queue.users .. place .. ':' .. tenant
+end
+
+function lanes.jobs(queue, place, tenant, user)
+  return queue.lane .. place .. ':' .. #tenant .. ':' .. tenant .. ':' .. user
+end
+
+local function is_empty(queue, class)
+  for _, fingerprint in ipairs(fingerprints.all(queue)) do
+    if redis.call('EXISTS', lanes.tenants(queue, fingerprints.qualify(class, fingerprint))) == 1 then
+      return false
+    end
+  end
+  return true
+end
+
+-- Tell whether any lane of a fingerprint has jobs.
+function lanes.have_jobs(queue, fingerprint)
+  for _, class in ipairs(priority_classes) do
+    if redis.call('EXISTS', lanes.tenants(queue, fingerprints.qualify(class, fingerprint))) == 1 then
+      return true
+    end
+  end
+  return false
+end
+
+function lanes.join(queue, job, id)
+  local class, tenant, user, seq = unpack(redis.call('HMGET', job, 'priority_class', 'tenant', 'user', 'seq'))
+  local place = fingerprints.qualify(class, fingerprints.of_job(job))
+  local jobs, users = lanes.jobs(queue, place, tenant, user), lanes.users(queue, place, tenant)
+  redis.call('ZADD', jobs, seq, id)
+  if redis.call('ZCARD', jobs) > 1 then
+    return
+  end
+  redis.call('ZADD', users, redis.call('HINCRBY', queue.counters, 'turn', 1), user)
+  if redis.call('ZCARD', users) > 1 then
+    return
+  end
+  if is_empty(queue, class) then
+    redis.call('HSET', queue.counters, 'served_at:' .. class, clock.stamp(clock.now()))
+  end
+  local virtual_time = tonumber(redis.call('HGET', queue.counters, 'virtual_time') or 0)
+  local pass = tonumber(redis.call('ZSCORE', queue.passes, tenant) or 0)
+  redis.call('ZADD', lanes.tenants(queue, place), math.max(virtual_time, pass), tenant)
+end
+
+function lanes.leave(queue, job, id)
+  local class, tenant, user = unpack(redis.call('HMGET', job, 'priority_class', 'tenant', 'user'))
+  local place = fingerprints.qualify(class, fingerprints.of_job(job))
+  local jobs, users = lanes.jobs(queue, place, tenant, user), lanes.users(queue, place, tenant)
+  if redis.call('ZREM', jobs, id) == 0 or redis.call('EXISTS', jobs) == 1 then
+    return
+  end
+  redis.call('ZREM', users, user)
+  if redis.call('EXISTS', users) == 0 then
+    redis.call('ZREM', lanes.tenants(queue, place), tenant)
+  end
+end
+
+-- Add a job's cost over its weight to what its tenant has used (sign -1: the job was given back).
+function lanes.charge(queue, job, sign)
+  local tenant, cost, weight = unpack(redis.call('HMGET', job, 'tenant', 'cost', 'weight'))
+  local virtual_time = redis.call('HGET', queue.counters, 'virtual_time') or 0
+  local pass = (redis.call('ZSCORE', queue.passes, tenant) or virtual_time) + sign * cost / weight
+  redis.call('ZADD', queue.passes, pass, tenant)
+  for _, fingerprint in ipairs(fingerprints.all(queue)) do
+    for _, class in ipairs(priority_classes) do
+      redis.call('ZADD', lanes.tenants(queue, fingerprints.qualify(class, fingerprint)), 'XX', pass, tenant)
+    end
+  end
+end
+
+return lanes

@@ -1,0 +1,31 @@
+-- Take back at once the jobs of a worker that is known to be dead.
+-- KEYS: queue
+-- ARGV: worker, poisoned (error of jobs that are given up), dead_ttl_s (of those)
+-- → num_requeued, num_poisoned
+local arguments = require 'arguments'
+local clock = require 'clock'
+local jobs = require 'jobs'
+local keys = require 'keys'
+local lifecycle = require 'lifecycle'
+local waking = require 'waking'
+
+local args = arguments.values
+local queue = keys.queue(arguments.keys.queue)
+local now = clock.now()
+local num_requeued, num_poisoned = 0, 0
+
+if waking.reserved_worker(queue, now) == args.worker then
+  redis.call('HDEL', queue.counters, 'alone_worker', 'alone_until')
+  waking.wake_all(queue, now)
+end
+for _, id in ipairs(redis.call('ZRANGE', queue.leases, 0, -1)) do
+  local job = jobs.key(id)
+  if redis.call('HGET', job, 'worker') == args.worker then
+    if lifecycle.record_death(queue, job, id, now, args.poisoned, args.dead_ttl_s) then
+      num_poisoned = num_poisoned + 1
+    else
+      num_requeued = num_requeued + 1
+    end
+  end
+end
+return {'num_requeued', num_requeued, 'num_poisoned', num_poisoned}
