@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from redis import exceptions
@@ -21,7 +21,8 @@ RedisClient: TypeAlias = Redis | RedisCluster
 MAX_BLOCK_S = 5.0  # longest blocking read; must stay below COMMAND_TIMEOUT_S
 COMMAND_TIMEOUT_S = 10.0  # including the wait for a free connection
 CONNECT_TIMEOUT_S = 3.0
-MAX_CONNECTIONS = 32
+MAX_CONNECTIONS = 32  # further commands wait for a free one
+MAX_CLUSTER_CONNECTIONS = 1024  # further commands fail: redis-py has no blocking pool for clusters
 
 _UNAVAILABLE = (
     exceptions.ConnectionError,  # also LOADING, MASTERDOWN and refused credentials
@@ -55,12 +56,33 @@ def connect(url: str) -> RedisClient:
     }
     scheme, _, rest = url.partition("://")
     if scheme in ("redis-cluster", "rediss-cluster"):
-        return RedisCluster.from_url(f"{scheme.removesuffix('-cluster')}://{rest}", **options)
+        one_node_url = f"{scheme.removesuffix('-cluster')}://{rest}"
+        return _LazyCluster.from_url(one_node_url, max_connections=MAX_CLUSTER_CONNECTIONS, **options)
     if scheme == "redis-sentinel":
         return _connect_through_sentinels(url, options)
     return Redis.from_pool(
         BlockingConnectionPool.from_url(url, max_connections=MAX_CONNECTIONS, timeout=None, **options)
     )
+
+
+class _LazyCluster(RedisCluster):
+    """Cluster client that connects on first use, like other clients, instead of when its context is entered."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.aclose()
+
+
+class _SentinelClient(Redis):
+    """Client of the master that Sentinels name; closes its connections to them too."""
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        await super().aclose(close_connection_pool)
+        pool: Any = self.connection_pool
+        for sentinel in pool.sentinel_manager.sentinels:
+            await sentinel.aclose()
 
 
 def _connect_through_sentinels(url: str, options: dict[str, Any]) -> Redis:
@@ -72,7 +94,8 @@ def _connect_through_sentinels(url: str, options: dict[str, Any]) -> Redis:
     if not service:
         raise ValueError("Redis URL redis-sentinel:// names no service; allowed: redis-sentinel://host:port,…/service")
     sentinel = Sentinel(sentinels, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
-    client: Redis = sentinel.master_for(service, username=username or None, password=password or None, **options)
+    options = options | {"username": username or None, "password": password or None}
+    client: Redis = sentinel.master_for(service, redis_class=_SentinelClient, **options)
     return client
 
 

@@ -1,19 +1,19 @@
-"""What the scheduler's tests share."""
+"""Helpers of the scheduler's tests."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
-from redis.asyncio import Redis
-
-from msf_scheduler.connection import RedisClient, call
+from msf_scheduler import keys
+from msf_scheduler.connection import RedisClient, call, server_info
 from msf_scheduler.jobs import JobRecord, JobSpec, Priority, Terms, Timings
 from msf_scheduler.keys import QueueKeys
 from msf_scheduler.leases import Claim, Leases
 from msf_scheduler.queue import JobQueue, new_job_id
+from tests.polling import eventually
 
 MODEL, VERSION = "shapes", "1"
+REPLIES = f"{keys.REPLIES}test"  # stream
 TIMINGS = Timings(queue_ms=1.5, base_ms=2, residual_ms=3, decode_ms=4, encode_ms=5, total_ms=16)
 
 
@@ -55,12 +55,12 @@ async def admit(
 
 
 async def claim(leases: Leases, worker_id: str = "worker-1", max_samples: int = 1) -> list[Claim]:
-    """As a worker that holds other jobs."""
+    """Claim jobs for a worker that holds others."""
     return list((await leases.claim(worker_id, MODEL, VERSION, max_samples, idle=False)).claims)
 
 
 def ids(claims: Sequence[Claim]) -> list[str]:
-    return [held.job.id for held in claims]
+    return [claim.job.id for claim in claims]
 
 
 async def stored(queue: JobQueue, job_id: str) -> JobRecord:
@@ -73,28 +73,22 @@ async def images_of(queue: JobQueue, job_id: str) -> list[bytes]:
     return await queue.images(await stored(queue, job_id))
 
 
-async def replies(redis: Redis, stream: str = "replies") -> list[tuple[str, str]]:
-    """What waiters were told: job id and state."""
+async def replies(redis: RedisClient, stream: str = REPLIES) -> list[tuple[str, str]]:
+    """Return the job id and state of every reply."""
     entries = await call(redis, "XRANGE", stream, "-", "+")
     return [(entry[b"job"].decode(), entry[b"state"].decode()) for _, entry in entries]
 
 
-async def queue_keys(redis: Redis) -> set[str]:
-    """What exists of the queue's own keys, without their prefix."""
+async def queue_keys(redis: RedisClient) -> set[str]:
+    """Return the existing keys of the queue, without their prefix."""
     prefix = QueueKeys.of(MODEL, VERSION).prefix
     return {key.decode().removeprefix(prefix) for key in await call(redis, "KEYS", f"{prefix}*")}
 
 
-async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 20.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not await condition():  # noqa: ASYNC110  another process decides
-            await asyncio.sleep(0.005)
-
-
 async def until_blocked(redis: RedisClient, num_clients: int) -> None:
-    """Wait until so many clients hang in a blocking read."""
+    """Wait until `num_clients` clients wait in a blocking read."""
 
-    async def blocked() -> bool:
-        return int((await redis.info("clients"))["blocked_clients"]) == num_clients
+    async def is_blocked() -> bool:
+        return int((await server_info(redis, "clients"))["blocked_clients"]) == num_clients
 
-    await until(blocked)
+    await eventually(is_blocked)

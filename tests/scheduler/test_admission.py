@@ -11,7 +11,7 @@ from msf_scheduler.jobs import MAX_SEED, SCHEMA_VERSION, JobError, JobRecord, Jo
 from msf_scheduler.keys import RESERVED, QueueKeys
 from msf_scheduler.leases import Leases
 from msf_scheduler.queue import JobQueue, QueueDepth, new_job_id
-from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, spec
+from tests.scheduler.support import MODEL, REPLIES, TIMINGS, VERSION, admit, claim, spec
 
 
 async def test_the_limit_holds_to_the_sample_under_concurrency(redis: Redis) -> None:
@@ -32,11 +32,11 @@ async def test_the_limit_holds_to_the_sample_under_concurrency(redis: Redis) -> 
 async def test_a_refusal_leaves_no_trace(redis: Redis) -> None:
     queue = JobQueue(redis, max_queued_samples=1)
     with pytest.raises(QueueFull):
-        await queue.admit(spec(2), job_id="refused", reply_to="replies")
+        await queue.admit(spec(2), job_id="refused", reply_to=REPLIES)
 
     assert await queue.get("refused") is None
     assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
-    assert not await redis.exists("replies")
+    assert not await redis.exists(REPLIES)
 
 
 async def test_running_jobs_count_and_finished_ones_make_room(redis: Redis) -> None:

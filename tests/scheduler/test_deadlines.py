@@ -10,7 +10,8 @@ from msf_scheduler.jobs import JobState
 from msf_scheduler.leases import Leases, SweepResult
 from msf_scheduler.notices import notices
 from msf_scheduler.queue import JobQueue, QueueDepth
-from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, ids, replies, stored, until
+from tests.polling import eventually
+from tests.scheduler.support import MODEL, REPLIES, TIMINGS, VERSION, admit, claim, ids, replies, stored
 
 
 async def test_what_cannot_end_in_time_is_refused(queue: JobQueue, leases: Leases) -> None:
@@ -22,14 +23,14 @@ async def test_what_cannot_end_in_time_is_refused(queue: JobQueue, leases: Lease
 
 async def late_job(queue: JobQueue) -> str:
     """Admitted with a moment of slack, and let pass it."""
-    job = await admit(queue, 2, "replies", timeout_s=100.0, least_s=100.0 - 0.001)
+    job = await admit(queue, 2, REPLIES, timeout_s=100.0, least_s=100.0 - 0.001)
     record = await stored(queue, job.id)
     assert record.deadline_at == pytest.approx(record.admitted_at + 100)
 
     async def has_passed() -> bool:
         return (await queue.depth(MODEL, VERSION)).oldest_age_s > 0.005
 
-    await until(has_passed)
+    await eventually(has_passed)
     return job.id
 
 

@@ -14,7 +14,7 @@ from msf_scheduler import embedded_valkey as embedded
 from msf_scheduler.connection import call, check, connect
 from msf_scheduler.embedded_valkey import EmbeddedValkey, find_server
 from msf_scheduler.errors import QueueUnavailable
-from tests.scheduler.support import until
+from tests.polling import eventually
 
 OWNER = """
 import socket, sys, time
@@ -88,7 +88,7 @@ async def test_it_ends_with_its_owner_and_the_data_stay(tmp_path: Path) -> None:
 async def test_a_server_without_owner_is_gone(tmp_path: Path) -> None:
     with owner_process(tmp_path) as (owner, url):
         owner.send_signal(signal.SIGKILL)
-        await until(lambda: is_gone(url))
+        await eventually(lambda: is_gone(url))
 
 
 @pytest.mark.slow
@@ -124,7 +124,7 @@ async def test_a_killed_server_is_started_again_with_its_data(tmp_path: Path) ->
             await redis.set("kept", "data")
             await call(redis, "WAITAOF", 1, 0, 0)
             os.kill((await redis.info("server"))["process_id"], signal.SIGKILL)
-        await until(lambda: answers(valkey.url))
+        await eventually(lambda: answers(valkey.url))
         async with connect(valkey.url) as redis:
             assert await redis.get("kept") == b"data"
 

@@ -10,7 +10,7 @@ from msf_scheduler.jobs import JobError, JobState
 from msf_scheduler.keys import CLOCK, RESERVED
 from msf_scheduler.leases import ClaimResult, Leases, SweepResult
 from msf_scheduler.queue import JobQueue, QueueDepth
-from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, ids, replies, stored
+from tests.scheduler.support import MODEL, REPLIES, TIMINGS, VERSION, admit, claim, ids, replies, stored
 
 
 async def claim_idle(leases: Leases, worker_id: str = "idle") -> ClaimResult:
@@ -77,7 +77,7 @@ async def test_suspects_wake_workers_too(queue: JobQueue, leases: Leases) -> Non
 
 
 async def test_three_deaths_alone_are_poison(queue: JobQueue, leases: Leases, redis: Redis) -> None:
-    job = await admit(queue, reply_to="replies")
+    job = await admit(queue, reply_to=REPLIES)
     await die(leases, 4)
     assert (await stored(queue, job.id)).state is JobState.QUEUED
     [held] = (await claim_idle(leases, "victim")).claims

@@ -18,7 +18,7 @@ from msf_scheduler.jobs import JobError, JobState, Priority, Provenance, Terms
 from msf_scheduler.keys import RESERVED, QueueKeys, job
 from msf_scheduler.leases import Claim, Leases
 from msf_scheduler.queue import Idempotency, JobQueue, QueueDepth
-from tests.scheduler.support import MODEL, TIMINGS, VERSION, queue_keys, replies, spec
+from tests.scheduler.support import MODEL, REPLIES, TIMINGS, VERSION, queue_keys, replies, spec
 
 LIMIT = 16
 BYTES_PER_SAMPLE = 10
@@ -72,7 +72,7 @@ class Play:
                 wanted,
                 terms,
                 job_id=job_id,
-                reply_to="replies",
+                reply_to=REPLIES,
                 fingerprint=bound_to or self.dice.choice((None, "plan")),
                 bound_to=bound_to,
                 least_s=self.dice.choice((0.0, 0.0, 1.0)),
@@ -236,4 +236,4 @@ async def test_what_must_always_hold(redis: Redis, seed: int) -> None:
     left = {key.decode() for key in await call(redis, "KEYS", "*")}
     queues = {PREFIX + name for name in ("counters", "fingerprints", *WAKE)}
     notices = {f"{keys.NOTICES}{worker_id}" for worker_id in WORKERS}
-    assert left <= {"replies", keys.QUEUES, keys.CLOCK, RESERVED, *queues, *notices}
+    assert left <= {REPLIES, keys.QUEUES, keys.CLOCK, RESERVED, *queues, *notices}

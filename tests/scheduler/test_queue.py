@@ -8,18 +8,8 @@ from msf_scheduler.connection import call
 from msf_scheduler.jobs import JobError, JobState
 from msf_scheduler.leases import Leases, SweepResult
 from msf_scheduler.queue import JobQueue, QueueDepth
-from tests.scheduler.support import (
-    MODEL,
-    TIMINGS,
-    VERSION,
-    admit,
-    claim,
-    ids,
-    images_of,
-    stored,
-    until,
-    until_blocked,
-)
+from tests.polling import eventually
+from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, ids, images_of, stored, until_blocked
 
 
 async def test_first_in_first_out(queue: JobQueue, leases: Leases) -> None:
@@ -145,7 +135,7 @@ async def test_a_renewed_lease_is_not_reclaimed(queue: JobQueue, leases: Leases,
         await leases.sweep()
         return (await stored(queue, abandoned.id)).state is JobState.QUEUED
 
-    await until(abandoned_is_back)
+    await eventually(abandoned_is_back)
     assert (await stored(queue, renewed.id)).state is JobState.RUNNING
 
 

@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 from msf_scheduler import keys
 from msf_scheduler.jobs import ModelInfo, WorkerInfo
 from msf_scheduler.registry import Registry
-from tests.scheduler.support import until
+from tests.polling import eventually
 
 
 def model(name: str, description: str = "") -> ModelInfo:
@@ -84,7 +84,7 @@ async def test_a_silent_worker_is_dead_and_can_come_back(redis: Redis) -> None:
     async def is_gone() -> bool:
         return await silent.workers() == []
 
-    await until(is_gone)
+    await eventually(is_gone)
     await lively.register(worker("lively", model("shapes")))
     await silent.heartbeat("silent")
     assert [info.id for info in await lively.workers()] == ["lively", "silent"]
@@ -108,5 +108,5 @@ async def test_the_dead_are_forgotten(redis: Redis) -> None:
         await brief.heartbeat("alive")
         return await redis.hlen(keys.WORKERS) == 1
 
-    await until(only_one_is_stored)
+    await eventually(only_one_is_stored)
     assert await redis.hkeys(keys.WORKERS) == [b"alive"]

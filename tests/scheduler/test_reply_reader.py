@@ -18,7 +18,8 @@ from msf_scheduler.jobs import JobError, JobState
 from msf_scheduler.leases import Leases
 from msf_scheduler.queue import JobQueue, new_job_id
 from msf_scheduler.reply_reader import ReplyReader
-from tests.scheduler.support import TIMINGS, claim, spec, until, until_blocked
+from tests.polling import eventually
+from tests.scheduler.support import TIMINGS, claim, spec, until_blocked
 
 
 @asynccontextmanager
@@ -156,5 +157,5 @@ async def test_the_reader_survives_a_crash_of_valkey(tmp_path: Path) -> None:
                         return await Leases(redis).succeed(second, [], TIMINGS)
                     return False
 
-                await until(finished)
+                await eventually(finished)
                 assert await after is JobState.SUCCEEDED

@@ -12,14 +12,14 @@ from msf_scheduler.jobs import JobError, JobRecord, JobState, Priority, Provenan
 from msf_scheduler.keys import RESERVED
 from msf_scheduler.leases import Leases, SweepResult
 from msf_scheduler.queue import Idempotency, JobQueue, QueueDepth, new_job_id
-from tests.scheduler.support import MODEL, TIMINGS, VERSION, claim, ids, images_of, replies, spec, stored
+from tests.scheduler.support import MODEL, REPLIES, TIMINGS, VERSION, claim, ids, images_of, replies, spec, stored
 
 FINGERPRINT = "openvino bf16"
 
 
 async def ask(queue: JobQueue, key: str, body: bytes = b"body", tenant: str = "a") -> JobRecord:
     return await queue.admit(
-        spec(), Terms(tenant=tenant), job_id=new_job_id(), reply_to="replies", idempotency=Idempotency(key, body)
+        spec(), Terms(tenant=tenant), job_id=new_job_id(), reply_to=REPLIES, idempotency=Idempotency(key, body)
     )
 
 
@@ -38,7 +38,7 @@ async def share(
         spec(2, seed),
         Terms(timeout_s=timeout_s, priority=priority),
         job_id=new_job_id(),
-        reply_to="replies",
+        reply_to=REPLIES,
         fingerprint=fingerprint,
         least_s=least_s,
         result_bytes=100,

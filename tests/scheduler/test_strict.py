@@ -11,7 +11,7 @@ from msf_scheduler.jobs import JobRecord, JobState, Priority, Provenance, Terms
 from msf_scheduler.keys import QueueKeys
 from msf_scheduler.leases import Leases
 from msf_scheduler.queue import JobQueue, new_job_id
-from tests.scheduler.support import MODEL, TIMINGS, VERSION, ids, replies, spec, stored, until_blocked
+from tests.scheduler.support import MODEL, REPLIES, TIMINGS, VERSION, ids, replies, spec, stored, until_blocked
 
 KEY = (MODEL, VERSION)
 
@@ -43,7 +43,7 @@ async def admit(
         spec(),
         Terms(tenant=tenant, priority=priority),
         job_id=new_job_id(),
-        reply_to="replies",
+        reply_to=REPLIES,
         bound_to=bound_to,
         fingerprint=bound_to if share else None,
     )
