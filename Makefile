@@ -31,6 +31,8 @@ check-all: check test-slow ## also the tests that start whole services, train mo
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	@if command -v luacheck >/dev/null; then luacheck --quiet server/msf_scheduler/lua; \
+	  else echo "lint: luacheck is not installed (Debian: apt install lua-check); the Lua scripts are not checked"; fi
 
 types: $(VENV)/.dev
 	$(BIN)/mypy

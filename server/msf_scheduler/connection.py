@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Self, TypeAlias, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster, Sentinel
@@ -88,7 +88,7 @@ class _SentinelClient(Redis):
 def _connect_through_sentinels(url: str, options: dict[str, Any]) -> Redis:
     parts = urlsplit(url)
     credentials, _, hosts = parts.netloc.rpartition("@")
-    username, _, password = credentials.partition(":")
+    username, _, password = (unquote(part) for part in credentials.partition(":"))
     sentinels = [(host, int(port or 26379)) for host, _, port in (node.partition(":") for node in hosts.split(","))]
     service = parts.path.strip("/")
     if not service:
@@ -104,9 +104,7 @@ async def check(redis: RedisClient) -> None:
     try:
         await call(redis, "SCRIPT LOAD", "#!lua flags=allow-oom\nreturn 1")
     except exceptions.ResponseError as error:
-        raise QueueUnavailable(
-            f"{address(redis)} cannot run Lua scripts with flags: {error} (needs Redis 7)"
-        ) from error
+        raise QueueUnavailable(f"{address(redis)} cannot run our Lua scripts, which need Redis 7: {error}") from error
     memory = await server_info(redis, "memory")
     policy = memory["maxmemory_policy"]
     if memory["maxmemory"] and policy.startswith("allkeys"):
