@@ -51,7 +51,7 @@ class ClassAccuracy:
     seen_as: str
 
 
-class Reference:
+class ReferenceImages:
     """Real images that image sets are compared with; their features are computed once, when first needed."""
 
     def __init__(self, networks: FeatureNetworks, real: Split) -> None:
@@ -92,20 +92,23 @@ def class_accuracies(
     labels: Sequence[str], train: Split, held_out: ImageSet, generated: ImageSet
 ) -> list[ClassAccuracy]:
     """Measure every class, in the order of the labels."""
-    accuracies = []
-    for label, name in enumerate(labels):
-        real, made = (images.description.ranking[images.split.labels == label, 0] for images in (held_out, generated))
-        accuracies.append(
-            ClassAccuracy(
-                name=name,
-                num_train=int((train.labels == label).sum()),
-                num_held_out=len(real),
-                held_out=(real == label).double().mean().item() if len(real) else None,
-                generated=(made == label).double().mean().item(),
-                seen_as=labels[int(made.mode().values)],
-            )
-        )
-    return accuracies
+    return [_class_accuracy(labels, label, train, held_out, generated) for label in range(len(labels))]
+
+
+def _class_accuracy(
+    labels: Sequence[str], label: int, train: Split, held_out: ImageSet, generated: ImageSet
+) -> ClassAccuracy:
+    real_answers, answers = (
+        images.description.ranking[images.split.labels == label, 0] for images in (held_out, generated)
+    )
+    return ClassAccuracy(
+        name=labels[label],
+        num_train=int((train.labels == label).sum()),
+        num_held_out=len(real_answers),
+        held_out=(real_answers == label).double().mean().item() if len(real_answers) else None,
+        generated=(answers == label).double().mean().item(),
+        seen_as=labels[int(answers.mode().values)],
+    )
 
 
 def balanced(split: Split, num_images: int, skip: int = 0) -> Split:

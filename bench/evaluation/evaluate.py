@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from bench.evaluation.comparison import Reference
+from bench.evaluation.comparison import ReferenceImages
 from bench.evaluation.evaluation import Evaluation, Options, spread
 from bench.evaluation.feature_networks import train_feature_networks
 from bench.evaluation.imagenet import load_imagenet_encoder
@@ -100,12 +100,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = load_served_model(version, args.backend, out / "plans")
     except (ValueError, OSError, ImportError, EngineError) as error:
         parser.error(str(error))
-    networks = replace(train_feature_networks(data, recipe, out), imagenet=imagenet)
+    networks = train_feature_networks(data, recipe, out)
     evaluation = Evaluation(
         version,
         model,
         data,
-        Reference(networks, test.train),
+        ReferenceImages(replace(networks, imagenet=imagenet), test.train),
         f"the {len(test.train):,} {'test' if args.test else 'training'} images",
         TrainingImages(networks, data, recipe),
         f"{args.backend} (threads: {torch.get_num_threads()}, batch: {BUCKET})",

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.evaluation.comparison import ImageSet, Reference, balanced, class_accuracies
+from bench.evaluation.comparison import ImageSet, ReferenceImages, balanced, class_accuracies
 from bench.evaluation.metrics import psnr
 from bench.evaluation.nearness import TrainingImages
 from bench.evaluation.report import EvaluationResult, save_neighbours
@@ -47,7 +47,7 @@ class Evaluation:
     version: ModelVersion
     model: ServedModel
     data: ClassFolders
-    reference: Reference
+    reference: ReferenceImages
     reference_name: str
     training: TrainingImages
     engine: str

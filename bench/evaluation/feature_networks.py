@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.evaluation.augmentation import erase, recolour, zoom
 from bench.evaluation.imagenet import ImageNetEncoder
 from bench.evaluation.networks import Classifier, SelfSupervised, vicreg_loss
-from msf_training.augmentation import brighten, erase, flip, shift, tint, zoom
+from msf_training.augmentation import flip, shift
 from msf_training.class_folders import ClassFolders
 from msf_training.dataset import Split, to_unit_range
 from msf_training.latents import weights_digest
@@ -41,18 +42,14 @@ class NetworkTraining:
     self_supervised: TrainerConfig
 
 
-FEW = NetworkTraining(
-    width=48,
-    batch_size=64,
-    classifier=TrainerConfig(num_iterations=1500, learning_rate=4e-3, weight_decay=0.05, cooldown=1),
-    self_supervised=TrainerConfig(num_iterations=300, learning_rate=3e-3, weight_decay=0.02, cooldown=1),
-)
-MANY = NetworkTraining(
-    width=32,
-    batch_size=128,
-    classifier=TrainerConfig(num_iterations=2400, learning_rate=4e-3, weight_decay=0.02, cooldown=1),
-    self_supervised=TrainerConfig(num_iterations=1200, learning_rate=3e-3, weight_decay=0.02, cooldown=1),
-)
+def _fit(num_iterations: int, learning_rate: float, weight_decay: float) -> TrainerConfig:
+    return TrainerConfig(
+        num_iterations=num_iterations, learning_rate=learning_rate, weight_decay=weight_decay, cooldown=1
+    )
+
+
+FEW = NetworkTraining(48, 64, classifier=_fit(1500, 4e-3, 0.05), self_supervised=_fit(300, 3e-3, 0.02))
+MANY = NetworkTraining(32, 128, classifier=_fit(2400, 4e-3, 0.02), self_supervised=_fit(1200, 3e-3, 0.02))
 
 
 @dataclass(frozen=True)
@@ -91,12 +88,6 @@ class FeatureNetworks:
             features["ImageNet"] = self.imagenet(to_unit_range(images))
         ranking = self.classifier.head(features["classifier"]).argsort(dim=1, descending=True)
         return Description(ranking, features)
-
-    @torch.no_grad()
-    def describe_self_supervised(self, split: Split) -> Tensor:
-        """Return the self-supervised features (N, D) alone."""
-        parts = (split.all_images[rows] for rows in torch.split(split.rows, PART_SIZE))
-        return torch.cat([self.self_supervised.encoder(to_unit_range(reduce(part, self.background))) for part in parts])
 
     def digest(self) -> str:
         """Return a digest that changes with any weight of the trained networks."""
@@ -191,4 +182,4 @@ def self_supervised_loss(
 
 def _augment(images: Tensor, may_flip: Tensor, scales: tuple[float, float], generator: torch.Generator) -> Tensor:
     moved = shift(zoom(flip(images, may_flip, generator), scales, generator), images.shape[-1] // 16, generator)
-    return tint(brighten(moved, (0.7, 1.3), generator), (0.85, 1.15), generator)
+    return recolour(moved, (0.7, 1.3), (0.85, 1.15), generator)

@@ -42,7 +42,10 @@ class TrainingImages:
         may_flip = torch.tensor(recipe.may_flip(data.labels))[data.train.labels]
         rows = torch.split(data.train.rows, PART_SIZE)
         parts = [coarse_pixels(data.train.all_images[part], recipe.background) for part in rows]
-        features = {"self-supervised": networks.describe_self_supervised(data.train), "pixels": torch.cat(parts)}
+        features = {
+            "self-supervised": networks.describe(data.train).features["self-supervised"],
+            "pixels": torch.cat(parts),
+        }
         self.points = {space: TrainingPoints(features[space], may_flip) for space in SPACES}
 
     def neighbours(self, images: Tensor, space: str) -> Neighbours:
@@ -57,7 +60,7 @@ class TrainingImages:
         """Return (V, N, D)."""
         if space == "pixels":
             return coarse_views(images, self.recipe.background, self.recipe.shift_pixels)
-        return self.networks.describe_self_supervised(Split(images, torch.zeros(len(images))))[None]
+        return self.networks.describe(Split(images, torch.zeros(len(images)))).features["self-supervised"][None]
 
 
 def coarse_pixels(images: Tensor, background: str) -> Tensor:

@@ -16,7 +16,7 @@ from statistics import fmean
 
 import torch
 
-from bench.evaluation.comparison import Quality, Reference, balanced
+from bench.evaluation.comparison import Quality, ReferenceImages, balanced
 from bench.evaluation.feature_networks import FeatureNetworks, train_feature_networks
 from bench.evaluation.report import markdown_table
 from bench.reproduction.architectures import (
@@ -121,7 +121,7 @@ class Ablation:
         num_images: int = 2_000,
     ) -> None:
         self.scale = scale
-        self.reference = Reference(networks, balanced(data.held_out, num_images))
+        self.reference = ReferenceImages(networks, balanced(data.held_out, num_images))
         self.unseen = balanced(data.held_out, num_images, skip=num_images)
         self.trainers = {
             regularised: LatentTrainer(

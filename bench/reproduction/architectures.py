@@ -1,4 +1,4 @@
-"""What is compared: MSF and single-stage DiTs of the same code, at several scales and training budgets."""
+"""MSF and the single-stage DiTs that it is compared with, at several scales and training budgets."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def marks(scale: Scale, architecture: Architecture) -> dict[str, int]:
     def affordable(architecture: Architecture) -> int:
         return round(operations / architecture.flops / batch) * batch
 
-    seen = scale.num_images
-    numbers = {"quarter": seen // 4, "half": seen // 2, "images": seen, "flops": affordable(architecture)}
+    total = scale.num_images
+    numbers = {"quarter": total // 4, "half": total // 2, "images": total, "flops": affordable(architecture)}
     if not architecture.is_of_equal_depth:
         numbers["longer"] = max(affordable(entry) for entry in every if not entry.is_of_equal_depth)
     return numbers

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from bench.evaluation.comparison import Quality, Reference, balanced
+from bench.evaluation.comparison import Quality, ReferenceImages, balanced
 from bench.evaluation.feature_networks import FeatureNetworks, train_feature_networks
 from bench.reproduction.architectures import (
     BASELINE,
@@ -57,8 +57,8 @@ class Reproduction:
         self.scale = scale
         self.trainer = LatentTrainer(version.load(), data.train, scale.batch_size, out)
         self.references = {
-            "tuning": Reference(networks, balanced(data.held_out, scale.num_tuning)),
-            "test": Reference(networks, balanced(test, scale.num_evaluated)),
+            "tuning": ReferenceImages(networks, balanced(data.held_out, scale.num_tuning)),
+            "test": ReferenceImages(networks, balanced(test, scale.num_evaluated)),
         }
         context = {
             "autoencoder": weights_digest(self.trainer.model.autoencoder),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.reproduction.architectures import LATENT_CHANNELS, LATENT_SIZE, NUM_CLASSES, Architecture
-from bench.reproduction.sampling import Sampling, sample_stages
+from bench.reproduction.sampling import Sampling, StageSampler
 from msf_engine.config import DenoiserConfig, Statistics
 from msf_engine.denoiser import Denoiser
 from msf_engine.factorization import compose, down
@@ -20,6 +20,7 @@ from msf_training.latents import Latents, encode_latents, normalize
 from msf_training.trainer import Trainer, TrainerConfig
 
 LEARNING_RATE = 6e-4
+BATCH = 50
 
 
 class LatentTrainer:
@@ -62,7 +63,7 @@ class LatentTrainer:
     def images(self, denoisers: list[Denoiser], sampling: Sampling, count: int, seed: int) -> Split:
         """Generate `count` images, class after class in rounds."""
         labels = torch.arange(count) % NUM_CLASSES
-        latents = sample_stages(denoisers, labels, sampling, seed)
+        latents = StageSampler(denoisers, sampling, BATCH)(labels, seed)
         if len(latents) == 1:
             return Split(self.decode(Normalizer(self.whole.base_statistics).restore(latents[0])), labels)
         return Split(self.decode(self._compose(latents)), labels)
@@ -70,7 +71,7 @@ class LatentTrainer:
     def images_with_bases(self, real: Split, denoisers: list[Denoiser], sampling: Sampling, seed: int) -> Split:
         """Generate residuals for the bases of real images."""
         base = normalize(down(self.encode(real)), self.latents.base_statistics)
-        latents = sample_stages(denoisers, real.labels, sampling, seed, base)
+        latents = StageSampler(denoisers, sampling, BATCH)(real.labels, seed, base)
         return Split(self.decode(self._compose(latents)), real.labels)
 
     @torch.no_grad()

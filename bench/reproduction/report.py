@@ -146,13 +146,13 @@ def _plot(results: Sequence[ArchitectureResult], speeds: Mapping[str, Speed]) ->
             lines[name] = sorted((x_of(result, mark), fid) for mark, fid in fids.items())
         return lines
 
-    seen = series("curve", lambda result, mark: result.num_images[mark] / 1e3)
-    spent = series("curve", lambda result, mark: 3 * result.num_images[mark] * result.flops / 1e12)
-    pareto = series("quality", lambda result, mark: speeds[result.name].best)
+    by_images = series("curve", lambda result, mark: result.num_images[mark] / 1e3)
+    by_operations = series("curve", lambda result, mark: 3 * result.num_images[mark] * result.flops / 1e12)
+    by_speed = series("quality", lambda result, mark: speeds[result.name].best)
     return chart(
         [
-            Panel("Held-out FID over images seen", "thousand images", seen, "{:g}".format, log_y=True),
-            Panel("Held-out FID over training operations", "TFLOP", spent, "{:g}".format, log_y=True),
-            Panel("Test FID over speed", "images/s at the best bucket", pareto, "{:g}".format, log_y=True),
+            Panel("Held-out FID over images seen", "thousand images", by_images, "{:g}".format, log_y=True),
+            Panel("Held-out FID over training operations", "TFLOP", by_operations, "{:g}".format, log_y=True),
+            Panel("Test FID over speed", "images/s at the best bucket", by_speed, "{:g}".format, log_y=True),
         ]
     )

@@ -141,7 +141,7 @@ def _read_image(path: Path, image_format: ImageFormat) -> NDArray[np.uint8]:
     canvas = Image.new("RGBA", image.size, image_format.background)
     canvas.alpha_composite(image)
     side, size = min(image.size), image_format.size
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = canvas.crop((left, top, left + side, top + side)).convert("RGB" if image_format.channels == 3 else "L")
+    x, y = (image.width - side) // 2, (image.height - side) // 2
+    square = canvas.crop((x, y, x + side, y + side)).convert("RGB" if image_format.channels == 3 else "L")
     pixels = np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
     return pixels.reshape(size, size, image_format.channels).transpose(2, 0, 1)

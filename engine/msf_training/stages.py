@@ -60,6 +60,7 @@ class TrainingRun:
             kl_weight=recipe.kl_weight,
             residual_share_weight=recipe.residual_share_weight,
         )
+        augmentation = self._augmentation()
         originals, _ = self.data.train.batch(torch.arange(len(self.data.train))[:NUM_IMAGES])
 
         @torch.no_grad()
@@ -71,9 +72,7 @@ class TrainingRun:
             autoencoder,
             recipe.fit,
             "autoencoder",
-            lambda generator: autoencoder_loss(
-                autoencoder, self.data.train, objective, generator, self._augmentation()
-            ),
+            lambda generator: autoencoder_loss(autoencoder, self.data.train, objective, generator, augmentation),
             save_reconstructions,
         )
 
@@ -114,12 +113,12 @@ class TrainingRun:
         )
 
     def _train(
-        self, module: Module, fit: Fit, name: str, loss: LossFunction, save_samples_of: Callable[[Path, Module], None]
+        self, module: Module, fit: Fit, name: str, loss: LossFunction, write_grid: Callable[[Path, Module], None]
     ) -> Module:
         """Train a module and return its average."""
 
         def on_checkpoint(trainer: Trainer[Module]) -> None:
-            save_samples_of(self.out / "samples" / f"{name}-{trainer.iteration:06d}.png", trainer.average)
+            write_grid(self.out / "samples" / f"{name}-{trainer.iteration:06d}.png", trainer.average)
 
         trainer = Trainer(module, fit, self.out / f"{name}.pt", on_checkpoint)
         trainer.run(loss)

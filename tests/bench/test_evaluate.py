@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from bench.evaluation import evaluate
-from bench.evaluation.comparison import ImageSet, Reference, balanced
+from bench.evaluation.comparison import ImageSet, ReferenceImages, balanced
 from bench.evaluation.evaluation import spread
 from bench.evaluation.feature_networks import Description, FeatureNetworks, train_feature_networks
 from bench.evaluation.networks import Classifier, SelfSupervised
@@ -141,7 +141,7 @@ def toy_set(split: Split) -> ImageSet:
 
 
 def test_figures_order_image_sets_by_their_likeness_to_the_reference() -> None:
-    reference = Reference(NETWORKS, toy_split(300, seed=1))
+    reference = ReferenceImages(NETWORKS, toy_split(300, seed=1))
     real, noisy = (reference.quality(toy_set(toy_split(300, 2, noise))) for noise in (4.0, 30.0))
     shifted_split = toy_split(300, 2)
     wrong = reference.quality(toy_set(Split(shifted_split.images, (shifted_split.labels + 5) % 10)))
@@ -154,7 +154,7 @@ def test_figures_order_image_sets_by_their_likeness_to_the_reference() -> None:
 
 
 def test_figures_of_large_sets_are_means_over_parts_of_equal_size() -> None:
-    reference = Reference(NETWORKS, toy_split(300, seed=1))
+    reference = ReferenceImages(NETWORKS, toy_split(300, seed=1))
     whole = toy_split(250, seed=2)
     parts = [reference.quality(toy_set(whole.take(rows))) for rows in torch.split(torch.arange(200), 100)]
     quality = reference.quality(toy_set(whole), part_size=100)
