@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -72,7 +74,9 @@ class Msf:
 
 @contextmanager
 def msf(*arguments: str, environment: Mapping[str, str], log: Path) -> Iterator[Msf]:
-    """Run `msf` with `environment` alone; on exit, kill it with all its descendants."""
+    """Run `msf` with `environment` alone; on exit, also by SIGTERM, kill it with all its descendants."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "msf_cli.main", *arguments],
