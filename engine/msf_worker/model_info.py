@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from msf_engine.repository import ModelVersion
-from msf_scheduler.jobs import LeastSeconds, ModelInfo
+from msf_scheduler.jobs import FastestTimes, ModelInfo
 from msf_scheduler.stage import Stage
 from msf_scheduler.step_costs import StepCosts
 
@@ -25,7 +25,7 @@ def model_info(model: ModelVersion, costs: StepCosts, fingerprint: str, strict_c
         max_guidance_scale=config.sampling.max_guidance_scale,
         description=config.description,
         created=int((model.folder / "SHA256SUMS").stat().st_mtime),
-        least=LeastSeconds(
+        least=FastestTimes(
             step_s=min((cost.least_s for cost in steps), default=0.0),
             sample_step_s=min((cost.least_s / cost.bucket for cost in steps), default=0.0),
             decode_s=min((cost.least_s for cost in decodes), default=0.0),

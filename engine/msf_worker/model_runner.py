@@ -111,12 +111,12 @@ class ModelRunner:
 
     def candidates(self, shares: Mapping[str, float]) -> list[Candidate]:
         """Return the samples that the batching policy may choose from; `shares` are those of `active_shares`."""
-        left_s = {
+        remaining_s = {
             job.id: len(job.waiting) * self.costs.work_s(job.work) if job.waiting else 0.0 for job in self.jobs.values()
         }
         for sample in self._samples.values():
-            left_s[sample.job.id] += self.costs.work_s(sample.work_left)
-        jobs = {job.id: self._active_work(job, left_s[job.id], shares) for job in self.jobs.values()}
+            remaining_s[sample.job.id] += self.costs.work_s(sample.work_left)
+        jobs = {job.id: self._active_work(job, remaining_s[job.id], shares) for job in self.jobs.values()}
         return [
             Candidate(
                 slot=slot,
@@ -125,18 +125,18 @@ class ModelRunner:
                 model=self.key,
                 stage=sample.state.stage,
                 guided=sample.state.guided,
-                ridden_at=sample.stepped_at,
+                stepped_at=sample.stepped_at,
                 strict=sample.job.is_strict,
             )
             for slot, sample in self._samples.items()
         ]
 
-    def _active_work(self, job: ActiveJob, left_s: float, shares: Mapping[str, float]) -> ActiveWork:
+    def _active_work(self, job: ActiveJob, remaining_s: float, shares: Mapping[str, float]) -> ActiveWork:
         return ActiveWork(
             id=job.id,
             arrived_at=job.arrived_at,
-            whole_s=job.spec.num_samples * self.costs.work_s(job.work),
-            left_s=left_s,
+            total_s=job.spec.num_samples * self.costs.work_s(job.work),
+            remaining_s=remaining_s,
             priority=job.terms.priority,
             deadline=job.deadline,
             share=shares[job.terms.tenant],

@@ -1,8 +1,8 @@
-"""Request-level batching, to compare with: what a server does that batches calls of a whole pipeline.
+"""Request-level batching, for comparison: the batching of a server that calls a whole pipeline.
 
-As Triton's dynamic batcher does (https://github.com/triton-inference-server/server, docs/user_guide/batcher.md): a
-batch forms from the oldest requests, waits `delay_s` at most for company, runs to its end in one size, and all of it is
-answered then. Nobody joins meanwhile, and rows that are done ride along as padding.
+It follows Triton's dynamic batcher (https://github.com/triton-inference-server/server, docs/user_guide/batcher.md): a
+batch forms from the oldest requests, waits at most `delay_s` to fill, and runs to its end in one size; all its requests
+are answered then. No sample joins a running batch, and rows that are done stay in it as padding.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Sample = tuple[str, int]  # job id, index
 
 
 @dataclass
-class RequestLevel:
-    """Batches of at most `size` samples, whole jobs unless one alone is larger. Remembers the batch that runs."""
+class RequestLevelPolicy:
+    """Policy with batches of at most `size` samples, in whole jobs unless one is larger; keeps the current batch."""
 
     size: int
     delay_s: float
@@ -37,22 +37,22 @@ class RequestLevel:
         running = [candidate for candidate in candidates if _sample(candidate) in self._members]
         if not running:
             running = self._next_batch(candidates)
-            oldest = min(candidate.ridden_at for candidate in running)
+            oldest = min(candidate.stepped_at for candidate in running)
             if len(running) < self.size and pressure < 1 and now < oldest + self.delay_s:
                 return Hold(oldest + self.delay_s)
             self._members = {_sample(candidate) for candidate in running}
             self._bucket = costs[running[0].model].bucket_for(len(running))
         stage = min((candidate.stage for candidate in running), key=_ORDER.__getitem__)
         first = next(candidate for candidate in running if candidate.stage is stage)
-        alike = [candidate for candidate in running if candidate.group == first.group]
-        strict = any(candidate.strict for candidate in alike)
+        grouped = [candidate for candidate in running if candidate.group == first.group]
+        strict = any(candidate.strict for candidate in grouped)
         allowed = costs[first.model].buckets_of(stage, first.guided, strict=strict)
         bucket = costs[first.model].bucket_for(self._bucket, allowed)
-        riders = tuple(candidate.slot for candidate in alike[:bucket])
-        return StepBatch(first.model, stage, first.guided, riders, bucket, "request")
+        slots = tuple(candidate.slot for candidate in grouped[:bucket])
+        return StepBatch(first.model, stage, first.guided, slots, bucket, "request")
 
     def _next_batch(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """The samples of the oldest jobs that fit together: of one model, guided alike."""
+        """Return the samples of the oldest jobs that fit together, of one model and all guided or none."""
         ordered = sorted(candidates, key=lambda c: (c.job.arrived_at, c.job.id, c.index))
         first = ordered[0]
         batch: list[Candidate] = []

@@ -1,10 +1,10 @@
-"""What can go wrong with the queue, as its callers see it."""
+"""Errors of the scheduler, as its callers see them."""
 
 from __future__ import annotations
 
 
 class SchedulerError(Exception):
-    """Base of everything that this package raises on purpose."""
+    """Base of this package's exceptions."""
 
 
 class QueueUnavailable(SchedulerError):
@@ -14,7 +14,7 @@ class QueueUnavailable(SchedulerError):
 class QueueFull(SchedulerError):
     """Admission was refused; nothing was stored.
 
-    `num_samples` counts the samples that are queued or running; `retry_after_s` says when to expect room.
+    `num_samples` are queued or running; capacity is expected after `retry_after_s`.
     """
 
     def __init__(self, model: str, *, num_samples: int, limit: int, retry_after_s: float) -> None:
@@ -38,21 +38,21 @@ class MemoryFull(SchedulerError):
 
 
 class DeadlineTooShort(SchedulerError):
-    """Admission was refused: not even the fastest worker could be done in `timeout_s`; nothing was stored."""
+    """Admission was refused: not even the fastest worker could finish in `timeout_s`; nothing was stored."""
 
     def __init__(self, timeout_s: float, least_s: float) -> None:
-        super().__init__(f"this takes {least_s:.3g} s at the least, and timeout_s is {timeout_s:g}")
+        super().__init__(f"timeout_s is {timeout_s:g}, and the job takes at least {least_s:.3g} s")
 
 
 class IdempotencyConflict(SchedulerError):
-    """The caller's idempotency key stands for another request; nothing was stored."""
+    """The caller has used the idempotency key for another request; nothing was stored."""
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"this idempotency key was used for another request, job {job_id}")
 
 
 class LimitExceeded(SchedulerError):
-    """One of an API key's own limits is used up; nothing was stored. `retry_after_s` says until when."""
+    """A limit of the API key is used up for `retry_after_s`; nothing was stored."""
 
     def __init__(self, name: str, limit: int, retry_after_s: float) -> None:
         super().__init__(f"this API key's {name} of {limit} is used up; try again in {retry_after_s:.0f} s")

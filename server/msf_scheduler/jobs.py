@@ -1,4 +1,4 @@
-"""The scheduler's data: what a job asks for, what it became, and what workers offer."""
+"""Data of the scheduler: jobs, their results, and the workers and models that run them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_SEED = 2**53 - 1  # the largest integer that every JSON client carries exact
 class Record(BaseModel):
     """Base of everything stored in Redis as JSON.
 
-    A field that a newer release wrote is passed over: old and new processes work side by side during a roll-out.
+    Unknown fields are ignored: processes of two releases run next to each other during a rolling update.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -65,7 +65,7 @@ class JobSpec(Record):
     num_samples: int = Field(ge=1)
     seed: int = Field(ge=0, le=MAX_SEED)
     first_index: int = Field(default=0, ge=0, le=MAX_INDEX)  # of the samples; (seed, index) fixes a sample's noise
-    num_steps: int = Field(ge=2)  # both stages together; the model's config says how they share it
+    num_steps: int = Field(ge=2)  # of both stages; the model's config divides them
     guidance_scale: float
     reproducibility: Reproducibility | None = None  # None: strict where that costs the worker little
     output_format: OutputFormat = "png"
@@ -73,12 +73,12 @@ class JobSpec(Record):
 
     @property
     def indices(self) -> range:
-        """Of its samples."""
+        """Indices of the samples."""
         return range(self.first_index, self.first_index + self.num_samples)
 
 
 class Terms(Record):
-    """How a job is to be treated; nothing here changes its bytes.
+    """Treatment of a job, which never changes its bytes.
 
     Tenants share the device by `weight`; the users of a tenant take turns. `timeout_s` covers queue and execution.
     """
@@ -89,15 +89,15 @@ class Terms(Record):
     weight: float = Field(default=1.0, gt=0)
     timeout_s: float | None = Field(default=None, gt=0)
     traceparent: str | None = None  # of the span that admitted it
-    num_previews: int = Field(default=0, ge=0)  # of each sample, on its way
-    webhook_url: str | None = None  # told of the job's end
+    num_previews: int = Field(default=0, ge=0)  # of each sample, before it is done
+    webhook_url: str | None = None  # gets the end of the job
 
 
 class Timings(Record):
-    """Where a job's time went, in milliseconds.
+    """Time that a job spent in each part, in milliseconds.
 
     `queue` ends when the first sample joins a step batch; the stages are the wall time of the step batches that the
-    job rode in; `total` runs from admission to the stored result, so it exceeds the sum by the waiting in between.
+    job was in; `total` runs from admission to the stored result, so it exceeds the sum by the waits between steps.
     """
 
     queue_ms: float
@@ -109,37 +109,37 @@ class Timings(Record):
 
 
 class Progress(Record):
-    """How far a running job is. Steps are those of all its samples, each sample's decode counted as one."""
+    """Progress of a running job. Steps are those of all its samples, with each sample's decode counted as one."""
 
-    stage: Literal[Stage.BASE, Stage.RESIDUAL, Stage.DECODE]  # of the sample that is least far
+    stage: Literal[Stage.BASE, Stage.RESIDUAL, Stage.DECODE]  # of the least advanced sample
     steps_done: int
     num_steps: int
     samples_done: int
 
 
 class Preview(Record):
-    """What a stored preview shows: a sample by its index, for the n-th time (from 0, which is the base alone)."""
+    """Sample that a stored preview shows, and the preview's number from 0, which shows the base alone."""
 
     index: int
     number: int
 
 
 class Provenance(Record):
-    """What made a result. `strict`: by this fingerprint, the same job gives the same bytes whatever is in the batch."""
+    """Origin of a result. `strict`: with this fingerprint, the same job gives the same bytes in any batch."""
 
     fingerprint: str
     reproducibility: Reproducibility
 
 
 class JobError(Record):
-    """Why a job failed: `code` is stable for programs, `message` is for people."""
+    """Reason why a job failed: `code` is stable for programs, `message` is for people."""
 
     code: str
     message: str
 
 
 class Delivery(Record):
-    """How far a job's webhook has come. `problem` is the last attempt's."""
+    """Delivery of a job's webhook. `problem` is that of the last attempt."""
 
     state: Literal["pending", "delivered", "failed"]
     num_attempts: int
@@ -154,16 +154,16 @@ class JobRecord(Record):
     spec: JobSpec
     terms: Terms = Terms()
     state: JobState
-    attempt: int = 0  # how often it was claimed
+    attempt: int = 0  # times it was claimed
     admitted_at: float
     deadline_at: float | None = None
     claimed_at: float | None = None  # by the latest attempt
     finished_at: float | None = None
-    is_suspect: bool = False  # workers died while they ran it, so it runs alone
-    bound_to: str | None = None  # the fingerprint of the only workers that may run it, as strict jobs have
-    leader: str | None = None  # the identical job whose work, once done, is also this one's
-    images_of: str | None = None  # the identical job whose files are also this one's
-    is_watched: bool = False  # its worker tells how far it is
+    is_suspect: bool = False  # workers died while running it, so it runs alone
+    bound_to: str | None = None  # fingerprint of the only workers that may run it; only strict jobs have one
+    leader: str | None = None  # identical job whose future result is also this job's
+    images_of: str | None = None  # identical job whose files are also this job's
+    is_watched: bool = False  # its worker publishes progress and previews
     progress: Progress | None = None
     provenance: Provenance | None = None
     delivery: Delivery | None = None
@@ -171,20 +171,20 @@ class JobRecord(Record):
     error: JobError | None = None
 
 
-class LeastSeconds(Record):
-    """The fastest that a worker was ever measured, in seconds: what no deadline can be below."""
+class FastestTimes(Record):
+    """Shortest times that a worker ever measured, in seconds; deadlines below them are refused."""
 
     step_s: float = 0.0  # one denoising step of a sample
-    sample_step_s: float = 0.0  # a sample's part of a step in the bucket that suits the device best
+    sample_step_s: float = 0.0  # a sample's share of a step in the most efficient bucket
     decode_s: float = 0.0
 
     def bound_s(self, num_steps: int, num_samples: int) -> float:
-        """No job of so many samples can be done sooner."""
+        """Return the shortest time that a job can take."""
         return max(num_steps * self.step_s, num_samples * num_steps * self.sample_step_s) + self.decode_s
 
 
 class ModelInfo(Record):
-    """What the server must know of a model version to validate a request; registered by workers."""
+    """Facts about a model version that servers need to validate requests; registered by workers."""
 
     name: str
     version: str
@@ -197,15 +197,15 @@ class ModelInfo(Record):
     max_guidance_scale: float
     description: str = ""
     created: int = 0  # Unix seconds, for OpenAI's `created`
-    least: LeastSeconds = LeastSeconds()
+    least: FastestTimes = FastestTimes()
     fingerprint: str = ""  # of all that a result's bytes depend on
-    strict_cost: float | None = None  # what strict jobs take more, as a share of a step; None: they cannot be run
+    strict_cost: float | None = None  # relative cost of strict jobs; None: they cannot be run
 
 
 class WorkerLoad(Record):
-    """What a worker does, as of a heartbeat.
+    """Load of a worker at a heartbeat.
 
-    `batch_fill`: samples over rows since the heartbeat before; images and latencies are of the last minute's jobs.
+    `batch_fill`: samples over rows since the previous heartbeat; images and latencies are of the last minute's jobs.
     None: there were none.
     """
 
@@ -223,6 +223,6 @@ class WorkerInfo(Record):
     id: str
     host: str
     pid: int
-    backend: str  # what runs the plans, for people
+    backend: str  # runtime of the plans, for people
     num_slots: int
     models: tuple[ModelInfo, ...]

@@ -1,14 +1,14 @@
-"""Which samples advance next. Pure: no clock, no Redis; the same candidates always give the same batch.
+"""Choice of the samples that advance next. Pure, without clock or Redis: equal candidates always give equal batches.
 
-Samples of one model, stage and plan (guided or not) can ride together, whatever their step. For each such group and
-each batch size the policy asks what a step batch is worth for the time it takes: the weights of its riders by the share
-of work that it does for them, over its measured cost. A rider weighs sqrt(stretch / left), the geometric mean of
-shortest-remaining-first, which ends most jobs soonest, and of how many times over its own length a job has taken by
-then, which keeps long jobs from paying for all the others; times what its priority, its deadline and its tenant say.
+Samples of one model, stage and plan (guided or not) can share a step batch, whatever their step. For each such group
+and each batch size, the policy estimates the value of a step batch per second: the weights of its members, times the
+work it does for each, over its measured cost. A member's weight is sqrt(slowdown / remaining time): the geometric mean
+of shortest-remaining-first, which completes most jobs soonest, and of the job's total time over its own length, which
+keeps long jobs from paying for all others. Priority, deadline and tenant scale it.
 
-Two rules stand above the weights. No batch may waste the device under load: the fuller the slots, the nearer it must
-come to the best rate at hand. And nothing starves: a sample that has not ridden for `PATIENCE_S` rides before all that
-waited less, so that with N candidates it waits no longer than `PATIENCE_S` and N - 1 step batches.
+Two rules override the weights. Under load no batch may waste the device: the fuller the slots, the closer its rate must
+be to the best available. And nothing starves: a sample that was not stepped for `PATIENCE_S` goes before all that
+waited less, so with N candidates none waits longer than `PATIENCE_S` and N - 1 step batches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from msf_scheduler.stage import Stage
 from msf_scheduler.step_costs import StepCosts
 
 PATIENCE_S = 1.0
-MAX_WASTE = 0.1  # of the best rate at hand, when all slots are taken
+MAX_WASTE = 0.1  # of the best available rate, when all slots are taken
 MAX_URGENCY = 16.0
 PRIORITY_WEIGHT = {Priority.HIGH: 8.0, Priority.NORMAL: 1.0, Priority.LOW: 0.125}
 MOMENT_S = 1e-6  # keeps divisors above zero
@@ -36,12 +36,12 @@ Group = tuple[ModelKey, Stage, bool]
 
 @dataclass(frozen=True)
 class ActiveWork:
-    """What the policy must know of a job in a worker. Times are seconds on the clock of `now`."""
+    """A job in a worker, as the policy sees it. Times are seconds on the clock of `now`."""
 
     id: str
     arrived_at: float
-    whole_s: float  # device seconds of all its samples, from noise to image
-    left_s: float  # and what of it is left
+    total_s: float  # device seconds of all its samples, from noise to image
+    remaining_s: float  # the part of it that is not done
     priority: Priority = Priority.NORMAL
     deadline: float | None = None
     share: float = 1.0  # its tenant's weight over the tenant's number of active jobs
@@ -49,7 +49,7 @@ class ActiveWork:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A sample in a slot that could take its next step; `ridden_at` is when it last did, or joined."""
+    """A sample in a slot that could take its next step. It took the last one, or joined, at `stepped_at`."""
 
     slot: int
     index: int  # among its job's samples
@@ -57,8 +57,8 @@ class Candidate:
     model: ModelKey
     stage: Stage
     guided: bool
-    ridden_at: float
-    strict: bool = False  # rides only in buckets that leave its bytes alone; who rides beside it does not matter
+    stepped_at: float
+    strict: bool = False  # takes only the buckets in which its bytes do not depend on the batch
 
     @property
     def group(self) -> Group:
@@ -67,10 +67,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class StepBatch:
-    """Slots of one model to advance together, in a plan for `bucket` samples, and why these now.
+    """Slots of one model to advance together, in a plan for `bucket` samples, and the reason for the choice.
 
-    `reason`: "overdue" (a rider's patience ended), "deadline" (a rider has less time than a stretch of its length
-    again), "full" (the largest bucket is filled), "all" (whoever could ride does), or "best" (most for its cost).
+    "overdue": a member waited for `PATIENCE_S`; "deadline": a member's slack is below its own length; "full": the
+    largest bucket is filled; "all": every candidate is a member; "best": highest value for its cost.
     """
 
     model: ModelKey
@@ -83,15 +83,15 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class Hold:
-    """Nothing now, on purpose; choose again at `until`, or when a sample joins before that."""
+    """Decision to run nothing yet: choose again at `until`, or when a sample joins before that."""
 
     until: float
 
 
 class BatchingPolicy(Protocol):
-    """Told all candidates of a worker between two steps; None when there is nothing to do.
+    """Choice among all candidates of a worker between two steps; None if there are none.
 
-    `costs` are those of each model that a candidate has; `pressure` is the share of slots in use, 0 to 1.
+    `costs` has every model of the candidates; `pressure` is the share of slots in use, 0 to 1.
     """
 
     def choose(
@@ -99,104 +99,107 @@ class BatchingPolicy(Protocol):
     ) -> StepBatch | Hold | None: ...
 
 
-class StepLevel:
-    """Step-level (continuous) batching: every step batch is chosen anew."""
+class StepLevelPolicy:
+    """Step-level (continuous) batching: every step batch is an independent choice."""
 
     def choose(
         self, candidates: Sequence[Candidate], *, costs: Mapping[ModelKey, StepCosts], pressure: float, now: float
     ) -> StepBatch | None:
-        """Of one group, at most its largest bucket. Never holds back."""
+        """Return a batch of one group, at most its largest bucket; never `Hold`."""
         if not candidates:
             return None
         groups: dict[Group, list[Candidate]] = defaultdict(list)
         for candidate in candidates:
             groups[candidate.group].append(candidate)
         overdue = min(candidates, key=_waited_longest)
-        if now - overdue.ridden_at > PATIENCE_S:
-            return _batch(_that_fit(sorted(groups[overdue.group], key=_waited_longest), costs), costs, "overdue")
+        if now - overdue.stepped_at > PATIENCE_S:
+            return _batch(_first_fitting(sorted(groups[overdue.group], key=_waited_longest), costs), costs, "overdue")
 
         weights = {id(job): _weight(job, now) for job in {id(c.job): c.job for c in candidates}.values()}
         ordered = sorted(groups.items(), key=itemgetter(0))
         options = [
-            option for group, members in ordered for option in _options(members, weights, costs[group[0]], group)
+            option for group, grouped in ordered for option in _options(grouped, weights, costs[group[0]], group)
         ]
         least_rate = (1 - MAX_WASTE) * pressure**2 * max(option.rate for option in options)
         best = max((option for option in options if option.rate >= least_rate), key=lambda option: option.value)
-        return _batch(best.riders, costs, _reason(best.riders, len(candidates), costs, now))
+        return _batch(best.members, costs, _reason(best.members, len(candidates), costs, now))
 
 
 @dataclass(frozen=True)
 class _Option:
-    """A step batch that could be next: `rate` in useful device seconds for each second that it takes."""
+    """A possible step batch; `rate` is useful device seconds per second it takes."""
 
-    riders: Sequence[Candidate]
+    members: Sequence[Candidate]
     rate: float
     value: float
 
 
-def _options(members: list[Candidate], weights: Mapping[int, float], costs: StepCosts, group: Group) -> list[_Option]:
-    """The heaviest members of a group in every bucket that they fill, and all of them in one that they do not."""
+def _options(
+    candidates: list[Candidate], weights: Mapping[int, float], costs: StepCosts, group: Group
+) -> list[_Option]:
+    """Return the heaviest members of a group for every bucket that they fill, and all of them for the next larger."""
     _, stage, guided = group
-    ranked = sorted(members, key=lambda c: (-weights[id(c.job)], c.job.arrived_at, c.index, c.slot))
+    ranked = sorted(candidates, key=lambda c: (-weights[id(c.job)], c.job.arrived_at, c.index, c.slot))
     share_s = max(costs.share_s(stage, guided), MOMENT_S)
     options = []
     for count in costs.buckets:
-        riders = ranked[:count]
-        allowed = costs.buckets_of(stage, guided, strict=any(c.strict for c in riders))
-        if len(riders) > allowed[-1]:
+        members = ranked[:count]
+        allowed = costs.buckets_of(stage, guided, strict=any(c.strict for c in members))
+        if len(members) > allowed[-1]:
             break
-        bucket = costs.bucket_for(len(riders), allowed)
+        bucket = costs.bucket_for(len(members), allowed)
         rate = share_s / max(costs.mean_s(stage, guided, bucket), MOMENT_S)
-        options.append(_Option(riders, rate * len(riders), rate * sum(weights[id(c.job)] for c in riders)))
+        options.append(_Option(members, rate * len(members), rate * sum(weights[id(c.job)] for c in members)))
         if len(ranked) <= count:
             break
     return options
 
 
-def _that_fit(ranked: Sequence[Candidate], costs: Mapping[ModelKey, StepCosts]) -> Sequence[Candidate]:
-    """As many of the first as one step batch holds: fewer where a strict one is among them."""
+def _first_fitting(ranked: Sequence[Candidate], costs: Mapping[ModelKey, StepCosts]) -> Sequence[Candidate]:
+    """Return as many of the first as one step batch holds: fewer if one of them is strict."""
     model, stage, guided = ranked[0].group
-    riders = ranked[: costs[model].buckets[-1]]
-    strict = any(candidate.strict for candidate in riders)
-    return riders[: costs[model].buckets_of(stage, guided, strict=strict)[-1]]
+    members = ranked[: costs[model].buckets[-1]]
+    strict = any(candidate.strict for candidate in members)
+    return members[: costs[model].buckets_of(stage, guided, strict=strict)[-1]]
 
 
 def _weight(job: ActiveWork, now: float) -> float:
     age_s = max(now - job.arrived_at, 0.0)
-    left_s, whole_s = max(job.left_s, MOMENT_S), max(job.whole_s, MOMENT_S)
-    return PRIORITY_WEIGHT[job.priority] * job.share * _urgency(job, now) * sqrt((age_s + left_s) / (left_s * whole_s))
+    remaining_s, total_s = max(job.remaining_s, MOMENT_S), max(job.total_s, MOMENT_S)
+    slowdown = (age_s + remaining_s) / total_s
+    return PRIORITY_WEIGHT[job.priority] * job.share * _urgency(job, now) * sqrt(slowdown / remaining_s)
 
 
 def _urgency(job: ActiveWork, now: float) -> float:
-    """1 without a deadline or far from it; grows as the slack shrinks below the time that was given."""
+    """Return 1 without a deadline or far from it, and more as the slack shrinks below the time allowed."""
     if job.deadline is None:
         return 1.0
-    given_s = job.deadline - job.arrived_at
-    slack_s = job.deadline - now - job.left_s
-    return min(given_s / max(slack_s, given_s / MAX_URGENCY, MOMENT_S), MAX_URGENCY)
+    allowed_s = job.deadline - job.arrived_at
+    slack_s = job.deadline - now - job.remaining_s
+    return min(allowed_s / max(slack_s, allowed_s / MAX_URGENCY, MOMENT_S), MAX_URGENCY)
 
 
-def _reason(riders: Sequence[Candidate], num_candidates: int, costs: Mapping[ModelKey, StepCosts], now: float) -> str:
-    if any(c.job.deadline is not None and c.job.deadline - now < c.job.left_s + c.job.whole_s for c in riders):
+def _reason(members: Sequence[Candidate], num_candidates: int, costs: Mapping[ModelKey, StepCosts], now: float) -> str:
+    if any(c.job.deadline is not None and c.job.deadline - now < c.job.remaining_s + c.job.total_s for c in members):
         return "deadline"
-    if len(riders) == costs[riders[0].model].buckets[-1]:
+    if len(members) == costs[members[0].model].buckets[-1]:
         return "full"
-    return "all" if len(riders) == num_candidates else "best"
+    return "all" if len(members) == num_candidates else "best"
 
 
-def _batch(riders: Sequence[Candidate], costs: Mapping[ModelKey, StepCosts], reason: str) -> StepBatch:
-    model, stage, guided = riders[0].group
-    allowed = costs[model].buckets_of(stage, guided, strict=any(c.strict for c in riders))
-    bucket = costs[model].bucket_for(len(riders), allowed)
-    return StepBatch(model, stage, guided, tuple(c.slot for c in riders), bucket, reason)
+def _batch(members: Sequence[Candidate], costs: Mapping[ModelKey, StepCosts], reason: str) -> StepBatch:
+    model, stage, guided = members[0].group
+    allowed = costs[model].buckets_of(stage, guided, strict=any(c.strict for c in members))
+    bucket = costs[model].bucket_for(len(members), allowed)
+    return StepBatch(model, stage, guided, tuple(c.slot for c in members), bucket, reason)
 
 
 def _waited_longest(candidate: Candidate) -> tuple[float, float, int, int]:
-    return candidate.ridden_at, candidate.job.arrived_at, candidate.index, candidate.slot
+    return candidate.stepped_at, candidate.job.arrived_at, candidate.index, candidate.slot
 
 
 def active_shares(tenants: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """What each job of a tenant weighs, from (tenant, weight) of every active job: its weight over its jobs."""
+    """Return each tenant's weight over its number of jobs, from (tenant, weight) of every active job."""
     counts: dict[str, int] = defaultdict(int)
     weights: dict[str, float] = {}
     for tenant, weight in tenants:

@@ -1,4 +1,4 @@
-"""What a step batch costs, as measured: the policy weighs by it, deadlines are judged by it."""
+"""Measured costs of step batches, by which the policy weighs and deadlines are judged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from msf_scheduler.stage import Stage
 
 FADE = 0.1  # weight of the newest measurement in the running mean
 
-Kind = tuple[Stage, bool]  # whose plans are alike: stage, guided
+Kind = tuple[Stage, bool]  # of a plan: stage, guided
 KINDS: tuple[Kind, ...] = (
     (Stage.BASE, True),
     (Stage.BASE, False),
@@ -22,7 +22,7 @@ KINDS: tuple[Kind, ...] = (
 
 @dataclass(frozen=True)
 class StepCost:
-    """Seconds that a step batch takes in one bucket: on average lately, and at the least ever."""
+    """Seconds that a step batch takes in one bucket: running mean and minimum."""
 
     stage: Stage
     guided: bool
@@ -32,7 +32,7 @@ class StepCost:
 
 
 class Work(NamedTuple):
-    """What is left of a sample: denoising steps by stage, and whether they are guided; its decode comes on top."""
+    """Denoising steps that remain of a sample, by stage, and whether they are guided; its decode is additional."""
 
     num_base_steps: int
     num_residual_steps: int
@@ -41,20 +41,20 @@ class Work(NamedTuple):
 
 
 class StepCosts:
-    """The costs of one model version on one device. `observe` is the only writer.
+    """Costs of one model version on one device. Only `observe` changes them.
 
-    What has not been measured is hoped to cost no more than the nearest bucket of the same plan that was, so that it
-    is tried; with nothing measured at all, a step costs nothing, and the policy is left with fill and age.
+    An unmeasured bucket is assumed to cost what the nearest measured bucket of the same plan does, so that it gets
+    measured. Without any measurement a step costs nothing, and the policy decides by fill and age.
     """
 
     def __init__(
         self, buckets: Sequence[int], costs: Iterable[StepCost] = (), strict: Mapping[Kind, Sequence[int]] | None = None
     ) -> None:
-        """`strict`: of each kind of plan there is, the buckets that strict samples may ride in; without it, all."""
+        """`strict`: buckets that strict samples may take, for each kind of plan the model has; None: all."""
         self.buckets = tuple(sorted(buckets))
-        self._strict = None if strict is None else {kind: tuple(sorted(its)) for kind, its in strict.items()}
+        self._strict = None if strict is None else {kind: tuple(sorted(allowed)) for kind, allowed in strict.items()}
         self._costs = {(cost.stage, cost.guided, cost.bucket): cost for cost in costs}
-        # Asked for every sample between two steps, so they are kept: of each plan, by stage and guidance.
+        # Cached by kind of plan: read for every sample between two steps.
         self._shares: dict[Kind, float] = {}
         self._least: dict[Kind, float] = {}
         for cost in self._costs.values():
@@ -64,28 +64,28 @@ class StepCosts:
         return iter(self._costs.values())
 
     def observe(self, stage: Stage, guided: bool, bucket: int, seconds: float) -> None:
-        """Book the duration of a step batch."""
+        """Record the duration of a step batch."""
         key = stage, guided, bucket
-        known = self._costs.get(key)
-        mean_s = seconds if known is None else known.mean_s + FADE * (seconds - known.mean_s)
-        least_s = seconds if known is None else min(known.least_s, seconds)
+        previous = self._costs.get(key, StepCost(*key, mean_s=seconds, least_s=seconds))
+        mean_s = previous.mean_s + FADE * (seconds - previous.mean_s)
+        least_s = min(previous.least_s, seconds)
         self._costs[key] = cost = StepCost(stage, guided, bucket, mean_s, least_s)
         self._note_least(cost)
         self._shares.pop((stage, guided), None)
 
     def buckets_of(self, stage: Stage, guided: bool, *, strict: bool) -> tuple[int, ...]:
-        """Ascending, those that a step batch with (or without) a strict rider may take."""
+        """Return the buckets, ascending, that a step batch with (or without) a strict member may take."""
         return self._strict.get((stage, guided), ()) if strict and self._strict is not None else self.buckets
 
     def bucket_for(self, count: int, buckets: Sequence[int] | None = None) -> int:
-        """The smallest of the buckets that holds `count` samples, or the largest there is."""
+        """Return the smallest of the buckets that holds `count` samples, or the largest."""
         buckets = buckets or self.buckets
         return next((bucket for bucket in buckets if bucket >= count), buckets[-1])
 
     def strict_cost(self) -> float | None:
-        """What the least favourable step batch takes more, as a share, when it may use strict buckets only.
+        """Return the largest relative increase in a step batch's time when it may use strict buckets only.
 
-        None where a stage has no strict bucket. A batch too large for the strict buckets is split.
+        None if a stage has no strict bucket. A batch too large for the strict buckets counts as split.
         """
         worst = 0.0
         for stage, guided in self._strict or KINDS:
@@ -98,24 +98,24 @@ class StepCosts:
         return worst
 
     def mean_s(self, stage: Stage, guided: bool, bucket: int) -> float:
-        """Expected seconds of a step batch."""
-        known = self._costs.get((stage, guided, bucket))
-        if known is not None:
-            return known.mean_s
+        """Return the expected seconds of a step batch."""
+        cost = self._costs.get((stage, guided, bucket))
+        if cost is not None:
+            return cost.mean_s
         measured = [cost for cost in self._costs.values() if (cost.stage, cost.guided) == (stage, guided)]
         if not measured:
             return 0.0
         return min(measured, key=lambda cost: abs(cost.bucket - bucket)).mean_s
 
     def share_s(self, stage: Stage, guided: bool) -> float:
-        """A sample's part of a step batch in the bucket that suits the device best, in seconds."""
+        """Return a sample's share of a step batch, in seconds, in the most efficient bucket."""
         key = stage, guided
         if key not in self._shares:
             self._shares[key] = min(self.mean_s(stage, guided, bucket) / bucket for bucket in self.buckets)
         return self._shares[key]
 
     def work_s(self, work: Work) -> float:
-        """Device seconds that a sample still needs, in good company."""
+        """Return the device seconds that a sample still needs in efficient buckets."""
         return (
             work.num_base_steps * self.share_s(Stage.BASE, work.base_guided)
             + work.num_residual_steps * self.share_s(Stage.RESIDUAL, work.residual_guided)
@@ -123,7 +123,7 @@ class StepCosts:
         )
 
     def least_s(self, work: Work) -> float:
-        """The optimistic bound: no sample with this work left can be done sooner, in seconds."""
+        """Return the lower bound, in seconds: no sample with this work remaining can be done sooner."""
         return (
             work.num_base_steps * self._least.get((Stage.BASE, work.base_guided), 0.0)
             + work.num_residual_steps * self._least.get((Stage.RESIDUAL, work.residual_guided), 0.0)

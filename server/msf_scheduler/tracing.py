@@ -1,7 +1,7 @@
 """OpenTelemetry spans of servers and workers, exported over OTLP/HTTP where an endpoint is configured.
 
-A trace runs from the caller's `traceparent` (W3C Trace Context) through the server into the job's record, and on in the
-worker that made it. Ids belong here and in logs, never in metrics.
+A trace runs from the caller's `traceparent` (W3C Trace Context) through the server into the job's record, and
+continues in the worker that ran it. Ids belong here and in logs, never in metrics.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Tracing:
         self.tracer = self.provider.get_tracer(SCOPE)
 
     def extract(self, headers: Mapping[str, str]) -> Context:
-        """The caller's context, from its `traceparent` and `tracestate`."""
+        """Return the caller's context, from its `traceparent` and `tracestate`."""
         return self._propagator.extract(headers)
 
     def set_attribute(self, name: str, value: str) -> None:
@@ -50,11 +50,11 @@ class Tracing:
         get_current_span().set_attribute(name, value)
 
     def traceparent(self) -> str | None:
-        """Of the span that is current; None outside any."""
+        """Return the `traceparent` of the current span, or None outside any."""
         carrier: dict[str, str] = {}
         self._propagator.inject(carrier)
         return carrier.get("traceparent")
 
     def close(self) -> None:
-        """Export what has not been."""
+        """Export the spans that are still queued."""
         self.provider.shutdown()

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from msf_scheduler.dynamic_batching import RequestLevel
+from msf_scheduler.dynamic_batching import RequestLevelPolicy
 from msf_scheduler.stage import Stage
 from msf_scheduler.step_batching import ActiveWork, Candidate, Hold, StepBatch
 from msf_scheduler.step_costs import StepCosts
@@ -21,12 +21,12 @@ def samples(
     model: tuple[str, str] = MODEL,
     guided: bool = False,
 ) -> list[Candidate]:
-    work = ActiveWork(job_id, arrived_at, whole_s=1.0, left_s=1.0)
+    work = ActiveWork(job_id, arrived_at, total_s=1.0, remaining_s=1.0)
     return [Candidate(slot, index, work, model, stage, guided, arrived_at) for index, slot in enumerate(slots)]
 
 
 def choose(
-    policy: RequestLevel, candidates: list[Candidate], now: float = 0.0, pressure: float = 0.5
+    policy: RequestLevelPolicy, candidates: list[Candidate], now: float = 0.0, pressure: float = 0.5
 ) -> StepBatch | Hold | None:
     return policy.choose(candidates, costs=COSTS, pressure=pressure, now=now)
 
@@ -37,21 +37,21 @@ def slots(choice: StepBatch | Hold | None) -> tuple[int, ...]:
 
 
 def test_the_first_waits_for_company_but_not_for_ever() -> None:
-    policy = RequestLevel(size=4, delay_s=0.1)
+    policy = RequestLevelPolicy(size=4, delay_s=0.1)
     assert choose(policy, samples("a", 0)) == Hold(0.1)
     assert slots(choose(policy, samples("a", 0) + samples("b", 1, 2, 3, arrived_at=0.05), 0.05)) == (0, 1, 2, 3)
-    assert slots(choose(RequestLevel(size=4, delay_s=0.1), samples("a", 0), 0.1)) == (0,)
+    assert slots(choose(RequestLevelPolicy(size=4, delay_s=0.1), samples("a", 0), 0.1)) == (0,)
 
 
 def test_nobody_waits_for_company_that_has_no_slot_to_come_to() -> None:
-    assert slots(choose(RequestLevel(size=4, delay_s=0.1), samples("a", 0), pressure=1.0)) == (0,)
+    assert slots(choose(RequestLevelPolicy(size=4, delay_s=0.1), samples("a", 0), pressure=1.0)) == (0,)
 
 
 def test_nobody_joins_and_all_are_decoded_at_the_end() -> None:
-    policy = RequestLevel(size=2, delay_s=0.0)
+    policy = RequestLevelPolicy(size=2, delay_s=0.0)
     assert slots(choose(policy, samples("a", 0) + samples("b", 1))) == (0, 1)
     late = samples("c", 2, arrived_at=1.0)
-    with_room = RequestLevel(size=4, delay_s=0.0)
+    with_room = RequestLevelPolicy(size=4, delay_s=0.0)
     choose(with_room, samples("a", 0))
     assert slots(choose(with_room, samples("a", 0) + late, 1.0)) == (0,)
     done_early = samples("a", 0, stage=Stage.DECODE) + samples("b", 1) + late
@@ -65,8 +65,8 @@ def test_nobody_joins_and_all_are_decoded_at_the_end() -> None:
 
 def test_jobs_stay_whole_unless_one_alone_is_too_large() -> None:
     jobs = samples("a", 0) + samples("b", 1, 2, 3, arrived_at=0.1)
-    assert slots(choose(RequestLevel(size=3, delay_s=0.0), jobs, 1.0)) == (0,)
-    large = RequestLevel(size=2, delay_s=0.0)
+    assert slots(choose(RequestLevelPolicy(size=3, delay_s=0.0), jobs, 1.0)) == (0,)
+    large = RequestLevelPolicy(size=2, delay_s=0.0)
     assert slots(choose(large, samples("a", 0, 1, 2, 3, 4))) == (0, 1, 2, 3)
     rest = samples("a", 0, 1, 2, 3, stage=Stage.RESIDUAL) + samples("a", 4)
     rest[4] = replace(rest[4], index=4)
@@ -81,10 +81,10 @@ def test_jobs_stay_whole_unless_one_alone_is_too_large() -> None:
     ids=["model", "guided"],
 )
 def test_a_batch_is_of_one_model_and_guided_alike(other: list[Candidate]) -> None:
-    choice = choose(RequestLevel(size=4, delay_s=0.0), samples("a", 0) + other, 1.0)
+    choice = choose(RequestLevelPolicy(size=4, delay_s=0.0), samples("a", 0) + other, 1.0)
     assert isinstance(choice, StepBatch)
     assert (choice.model, choice.guided, choice.slots) == (MODEL, False, (0,))
 
 
 def test_nothing_to_do() -> None:
-    assert choose(RequestLevel(size=4, delay_s=0.0), []) is None
+    assert choose(RequestLevelPolicy(size=4, delay_s=0.0), []) is None

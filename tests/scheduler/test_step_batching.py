@@ -16,7 +16,7 @@ from msf_scheduler.step_batching import (
     ActiveWork,
     Candidate,
     StepBatch,
-    StepLevel,
+    StepLevelPolicy,
     active_shares,
 )
 from msf_scheduler.step_costs import StepCosts, Work
@@ -30,8 +30,8 @@ jobs = st.builds(
     ActiveWork,
     id=st.text("abc", min_size=1, max_size=2),
     arrived_at=times,
-    whole_s=st.floats(0, 10),
-    left_s=st.floats(0, 10),
+    total_s=st.floats(0, 10),
+    remaining_s=st.floats(0, 10),
     priority=st.sampled_from(Priority),
     deadline=st.none() | st.floats(0, 30),
     share=st.floats(0.01, 4),
@@ -45,7 +45,7 @@ candidate_lists = st.lists(
         model=st.sampled_from(MODELS),
         stage=st.sampled_from(Stage),
         guided=st.booleans(),
-        ridden_at=times,
+        stepped_at=times,
     ),
     min_size=1,
     max_size=24,
@@ -66,16 +66,16 @@ def costs(seed: int = 0) -> dict[tuple[str, str], StepCosts]:
     return found
 
 
-def job(job_id: str = "a", arrived_at: float = 0.0, left_s: float = 1.0, **more: object) -> ActiveWork:
-    return replace(ActiveWork(job_id, arrived_at, whole_s=left_s, left_s=left_s), **more)  # type: ignore[arg-type]
+def job(job_id: str = "a", arrived_at: float = 0.0, remaining_s: float = 1.0, **more: object) -> ActiveWork:
+    return replace(ActiveWork(job_id, arrived_at, total_s=remaining_s, remaining_s=remaining_s), **more)  # type: ignore[arg-type]
 
 
 def candidate(slot: int, of: ActiveWork | None = None, stage: Stage = Stage.BASE, guided: bool = False) -> Candidate:
-    return Candidate(slot, 0, of or job(str(slot)), MODELS[0], stage, guided, ridden_at=0.0)
+    return Candidate(slot, 0, of or job(str(slot)), MODELS[0], stage, guided, stepped_at=0.0)
 
 
 def choose(candidates: Sequence[Candidate], now: float = 0.0, pressure: float = 0.0, seed: int = 0) -> StepBatch:
-    batch = StepLevel().choose(candidates, costs=costs(seed), pressure=pressure, now=now)
+    batch = StepLevelPolicy().choose(candidates, costs=costs(seed), pressure=pressure, now=now)
     assert batch is not None
     return batch
 
@@ -110,7 +110,7 @@ def test_the_order_of_the_candidates_does_not_matter(
 
 @given(candidate_lists, st.integers(0, 5))
 def test_full_slots_waste_nothing(candidates: list[Candidate], seed: int) -> None:
-    fresh = [replace(each, ridden_at=0.0) for each in candidates]
+    fresh = [replace(each, stepped_at=0.0) for each in candidates]
     measured = costs(seed)
     batch = choose(fresh, pressure=1.0, seed=seed)
 
@@ -134,16 +134,16 @@ def test_nobody_starves(seed: int, num_slots: int) -> None:
     slots = {slot: _newcomer(dice, slot, slot, now) for slot in range(num_slots)}
     batches_since_overdue = dict.fromkeys(slots, 0)
     for _ in range(300):
-        batch = StepLevel().choose(list(slots.values()), costs=measured, pressure=dice.random(), now=now)
+        batch = StepLevelPolicy().choose(list(slots.values()), costs=measured, pressure=dice.random(), now=now)
         assert batch is not None
         for slot, waiting in slots.items():
-            if slot not in batch.slots and now - waiting.ridden_at > PATIENCE_S:
+            if slot not in batch.slots and now - waiting.stepped_at > PATIENCE_S:
                 batches_since_overdue[slot] += 1
                 assert batches_since_overdue[slot] <= num_slots - 1
         now += dice.choice([0.001, 0.01, 0.3])
         for slot in batch.slots:
             batches_since_overdue[slot] = 0
-            slots[slot] = replace(slots[slot], ridden_at=now)
+            slots[slot] = replace(slots[slot], stepped_at=now)
             if dice.random() < 0.5:
                 number += 1
                 slots[slot] = _newcomer(dice, slot, number, now)
@@ -153,18 +153,18 @@ def _newcomer(dice: random.Random, slot: int, number: int, now: float) -> Candid
     work = ActiveWork(
         str(number),
         arrived_at=now,
-        whole_s=dice.uniform(0.001, 100),
-        left_s=dice.uniform(0.001, 100),
+        total_s=dice.uniform(0.001, 100),
+        remaining_s=dice.uniform(0.001, 100),
         priority=dice.choice(list(Priority)),
         deadline=dice.choice([None, now + 0.1]),
     )
-    return Candidate(slot, 0, work, dice.choice(MODELS), dice.choice(list(Stage)), dice.random() < 0.5, ridden_at=now)
+    return Candidate(slot, 0, work, dice.choice(MODELS), dice.choice(list(Stage)), dice.random() < 0.5, stepped_at=now)
 
 
 @pytest.mark.parametrize(
     ("preferred", "other"),
     [
-        (job("a", left_s=0.1), job("b", left_s=10.0)),
+        (job("a", remaining_s=0.1), job("b", remaining_s=10.0)),
         (job("a", arrived_at=-50.0), job("b")),
         (job("a", priority=Priority.HIGH), job("b")),
         (job("a"), job("b", priority=Priority.LOW)),
@@ -177,7 +177,7 @@ def _newcomer(dice: random.Random, slot: int, number: int, now: float) -> Candid
 def test_among_two_that_cannot_ride_together(preferred: ActiveWork, other: ActiveWork) -> None:
     for guided in (True, False):
         candidates = [candidate(0, other, guided=guided), candidate(1, preferred, guided=not guided)]
-        batch = StepLevel().choose(candidates, costs=_uniform(), pressure=0.5, now=0.0)
+        batch = StepLevelPolicy().choose(candidates, costs=_uniform(), pressure=0.5, now=0.0)
         assert batch is not None
         assert batch.slots == (1,)
 
@@ -208,7 +208,7 @@ def test_a_short_job_overtakes_long_ones() -> None:
                 slot,
                 0,
                 ActiveWork(
-                    str(slot), arrived[slot], whole_s=0.01 * (4 if slot == 6 else 200), left_s=0.01 * left[slot]
+                    str(slot), arrived[slot], total_s=0.01 * (4 if slot == 6 else 200), remaining_s=0.01 * left[slot]
                 ),
                 MODELS[0],
                 Stage.BASE,
@@ -217,7 +217,7 @@ def test_a_short_job_overtakes_long_ones() -> None:
             )
             for slot in active
         ]
-        batch = StepLevel().choose(candidates, costs=measured, pressure=0.5, now=now)
+        batch = StepLevelPolicy().choose(candidates, costs=measured, pressure=0.5, now=now)
         assert batch is not None
         mixed |= len({left[slot] for slot in batch.slots}) > 1
         now += 0.01
@@ -240,7 +240,7 @@ def test_reasons() -> None:
 
 
 def test_nothing_to_do() -> None:
-    assert StepLevel().choose([], costs=costs(), pressure=0.0, now=0.0) is None
+    assert StepLevelPolicy().choose([], costs=costs(), pressure=0.0, now=0.0) is None
 
 
 def test_the_jobs_of_a_tenant_share_its_weight() -> None:

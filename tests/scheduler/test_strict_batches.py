@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msf_scheduler.dynamic_batching import RequestLevel
+from msf_scheduler.dynamic_batching import RequestLevelPolicy
 from msf_scheduler.stage import Stage
-from msf_scheduler.step_batching import Candidate, StepBatch, StepLevel
+from msf_scheduler.step_batching import Candidate, StepBatch, StepLevelPolicy
 from msf_scheduler.step_costs import KINDS, Kind, StepCosts
 from tests.scheduler.test_step_batching import BUCKETS, MODELS, candidate_lists, times
 
@@ -35,7 +35,7 @@ def test_a_batch_with_a_strict_rider_takes_a_strict_bucket(
         replace(candidate, strict=candidate.slot % 3 == 0, guided=candidate.guided and candidate.stage != "decode")
         for candidate in candidates
     ]
-    policy = RequestLevel(size=3, delay_s=0.0) if request_level else StepLevel()
+    policy = RequestLevelPolicy(size=3, delay_s=0.0) if request_level else StepLevelPolicy()
     pressure = 1.0 if request_level else pressure  # below that it may hold back
     batch = policy.choose(candidates, costs=dict.fromkeys(MODELS, costs(strict)), pressure=pressure, now=now)
     assert isinstance(batch, StepBatch)

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from redis.asyncio import Redis
 
-from msf_scheduler.jobs import JobError, LeastSeconds, Priority
+from msf_scheduler.jobs import FastestTimes, JobError, Priority
 from msf_scheduler.leases import Leases
 from msf_scheduler.queue import JobQueue
 from msf_server.settings import ServerSettings
@@ -101,12 +101,12 @@ async def test_the_terms_reach_the_queue(client: httpx.AsyncClient, worker: Fake
 
 
 async def test_a_timeout_that_no_worker_can_meet_is_refused(settings: ServerSettings, redis_url: str) -> None:
-    slow = FASHION.model_copy(update={"least": LeastSeconds(step_s=1.0, sample_step_s=0.5, decode_s=0.5)})
+    slow = FASHION.model_copy(update={"least": FastestTimes(step_s=1.0, sample_step_s=0.5, decode_s=0.5)})
     async with FakeWorker(redis_url, [slow]) as worker, serving(settings) as app, client_of(app) as client:
         answer = await client.post(PATH, json={**BAG, "num_steps": 10, "timeout_s": 10.0})
         assert answer.status_code == 504
         assert answer.headers["x-should-retry"] == "false"
-        assert "10.5 s at the least" in answer.json()["error"]["message"]
+        assert "at least 10.5 s" in answer.json()["error"]["message"]
         assert (await client.post(PATH, json={**BAG, "num_steps": 10, "timeout_s": 11.0})).status_code == 200
         assert len(worker.claimed) == 1
 

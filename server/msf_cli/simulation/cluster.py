@@ -15,7 +15,7 @@ from functools import partial
 from itertools import count
 
 from msf_scheduler.stage import Stage
-from msf_scheduler.step_batching import ActiveWork, BatchingPolicy, Candidate, Hold, StepBatch, StepLevel
+from msf_scheduler.step_batching import ActiveWork, BatchingPolicy, Candidate, Hold, StepBatch, StepLevelPolicy
 from msf_scheduler.step_costs import StepCosts, Work
 
 MODEL = ("simulated", "1")
@@ -82,7 +82,7 @@ class _Sample:
     num_residual_steps: int
     base_guided: bool
     residual_guided: bool
-    ridden_at: float
+    stepped_at: float
 
     @property
     def stage(self) -> Stage:
@@ -116,7 +116,9 @@ class _Worker:
 class SimulatedCluster:
     """One simulation run; `run` may be called once."""
 
-    def __init__(self, hardware: Hardware, num_workers: int, policy: Callable[[], BatchingPolicy] = StepLevel) -> None:
+    def __init__(
+        self, hardware: Hardware, num_workers: int, policy: Callable[[], BatchingPolicy] = StepLevelPolicy
+    ) -> None:
         self._hardware = hardware
         self._workers = [_Worker(policy(), free=list(range(hardware.num_slots))) for _ in range(num_workers)]
         self._idle: deque[_Worker] = deque(self._workers)  # longest idle first
@@ -187,7 +189,7 @@ class SimulatedCluster:
             while job.num_unslotted and worker.free:
                 index = job.spec.num_samples - job.num_unslotted
                 job.num_unslotted -= 1
-                worker.slots[worker.free.pop()] = _Sample(job, index, *job.spec.work, ridden_at=self._now)
+                worker.slots[worker.free.pop()] = _Sample(job, index, *job.spec.work, stepped_at=self._now)
 
     def _step(self, worker: _Worker) -> None:
         if worker.is_stepping or not worker.slots:
@@ -208,21 +210,21 @@ class SimulatedCluster:
 
     def _candidates(self, worker: _Worker) -> list[Candidate]:
         costs = self._hardware.costs
-        left_s = {job.number: job.num_unslotted * costs.work_s(job.spec.work) for job in worker.jobs}
+        remaining_s = {job.number: job.num_unslotted * costs.work_s(job.spec.work) for job in worker.jobs}
         for sample in worker.slots.values():
-            left_s[sample.job.number] += costs.work_s(sample.work)
+            remaining_s[sample.job.number] += costs.work_s(sample.work)
         jobs = {
             job.number: ActiveWork(
                 str(job.number),
                 job.spec.arrived_at,
-                whole_s=job.spec.num_samples * costs.work_s(job.spec.work),
-                left_s=left_s[job.number],
+                total_s=job.spec.num_samples * costs.work_s(job.spec.work),
+                remaining_s=remaining_s[job.number],
                 share=1 / len(worker.jobs),
             )
             for job in worker.jobs
         }
         return [
-            Candidate(slot, s.index, jobs[s.job.number], MODEL, s.stage, s.guided, s.ridden_at)
+            Candidate(slot, s.index, jobs[s.job.number], MODEL, s.stage, s.guided, s.stepped_at)
             for slot, s in worker.slots.items()
         ]
 
@@ -230,7 +232,7 @@ class SimulatedCluster:
         worker.is_stepping = False
         for slot in batch.slots:
             sample = worker.slots[slot]
-            sample.ridden_at = self._now
+            sample.stepped_at = self._now
             if batch.stage is Stage.BASE:
                 sample.num_base_steps -= 1
             elif batch.stage is Stage.RESIDUAL:

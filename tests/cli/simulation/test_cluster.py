@@ -11,7 +11,7 @@ import pytest
 
 from msf_cli.simulation.capacity import Demand, estimate_workers, simulate_workers
 from msf_cli.simulation.cluster import Hardware, SimulatedCluster, SimulatedJob, SimulationResult
-from msf_scheduler.dynamic_batching import RequestLevel
+from msf_scheduler.dynamic_batching import RequestLevelPolicy
 from msf_scheduler.stage import Stage
 from msf_scheduler.step_costs import StepCosts, Work
 
@@ -93,7 +93,7 @@ def test_step_level_is_faster_than_request_level_for_a_mix() -> None:
     rng = random.Random(1)
     jobs = [replace(job, work=Work(rng.choice((3, 60)), 1, True, True)) for job in poisson(12, 1500)]
     step = SimulatedCluster(HARDWARE, 1).run(jobs)
-    request = SimulatedCluster(HARDWARE, 1, lambda: RequestLevel(size=8, delay_s=0.02)).run(jobs)
+    request = SimulatedCluster(HARDWARE, 1, lambda: RequestLevelPolicy(size=8, delay_s=0.02)).run(jobs)
     assert mean(step.latencies_s) < 0.7 * mean(request.latencies_s)
 
 
