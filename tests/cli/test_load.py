@@ -40,44 +40,44 @@ def test_a_sweep_prints_a_table_for_each_rate_and_writes_all_as_json(tmp_path: P
     sent = [one["overall"]["outcomes"]["succeeded"] for one in written["runs"]]
     assert sum(sent) + 2 * 4 == len(fake.bodies)
     assert set(written["runs"][0]["overall"]["attainment"]) == {"2.0", "3.0", "5.0", "10.0"}
-    asked = {"output_format": "webp", "priority": "high", "user": "ann", "timeout_s": 9.0, "cache": False}
-    assert all(asked.items() <= body.items() for body in fake.bodies)
+    fields_sent = {"output_format": "webp", "priority": "high", "user": "ann", "timeout_s": 9.0, "cache": False}
+    assert all(fields_sent.items() <= body.items() for body in fake.bodies)
 
 
-def test_ctrl_c_reports_what_was_done(tmp_path: Path) -> None:
-    goes_on = threading.Event()
+def test_ctrl_c_reports_the_results_so_far(tmp_path: Path) -> None:
+    resume = threading.Event()
 
     def interrupt_at_the_third(body: dict[str, Any]) -> Answer:
         if len(fake.bodies) == 3:
             os.kill(os.getpid(), signal.SIGINT)
         if len(fake.bodies) >= 3:
-            goes_on.wait(60)
+            resume.wait(60)
         return succeed(body)
 
     file = tmp_path / "load.json"
     with serving(Fake(interrupt_at_the_third)) as fake:
         result = run("--url", fake.url, "--rate", "20", "--duration-s", "600", "--alone-runs", "0", "--json", str(file))
-        goes_on.set()
+        resume.set()
     assert result.exit_code == 130, result.output
     assert "unfinished in" in result.stdout
     (only,) = json.loads(file.read_text())["runs"]
     assert only["overall"]["outcomes"]["unfinished"] >= 1
 
 
-def test_a_server_that_refuses_such_requests_is_not_loaded() -> None:
+def test_a_server_that_refuses_the_requests_is_not_loaded() -> None:
     with serving(Fake(lambda _: refusal(400, "invalid_value"))) as fake:
         result = run("--url", fake.url, "--rate", "5")
     assert result.exit_code == 1
-    assert result.output.splitlines()[-1].startswith("Error: a request of default steps, n=1 alone failed: 400")
+    assert result.output.splitlines()[-1].startswith("Error: A request alone (default steps, n=1) failed: 400")
     assert len(fake.bodies) == 1
 
 
-def test_a_server_that_is_not_there_is_named() -> None:
+def test_an_unreachable_server_is_named() -> None:
     with serving(Fake()) as fake:
         pass
     result = run("--url", fake.url, "--rate", "5")
     assert result.exit_code == 1
-    assert f"Error: {fake.url} lists no models" in result.output
+    assert f"Error: Cannot list the models of {fake.url}" in result.output
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_server_that_is_not_there_is_named() -> None:
         (("--rate", "5", "--url", "localhost"), ("localhost",)),
     ],
 )
-def test_what_cannot_be_sent_is_refused_before_anything_is(arguments: tuple[str, ...], parts: tuple[str, ...]) -> None:
+def test_invalid_options_are_refused_before_the_load(arguments: tuple[str, ...], parts: tuple[str, ...]) -> None:
     result = run(*arguments)
     assert isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code != 0

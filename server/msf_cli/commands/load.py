@@ -1,4 +1,4 @@
-"""`msf load`: an open-loop load against a server, and what it shows."""
+"""`msf load`: send an open-loop load to a server and report its latencies."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,17 +14,28 @@ from typing import Any
 
 import click
 
-try:
-    from msf_cli.load.arrivals import Arrivals, bursty, poisson
-    from msf_cli.load.generator import LoadClient, LoadError
-    from msf_cli.load.mix import Mix, Weighted, parse_weighted
-    from msf_cli.load.page import page
-    from msf_cli.load.sweep import Sweep
-    from msf_cli.load.text import report_text, sweep_text
-except ModuleNotFoundError as error:
-    raise click.ClickException(f"msf load needs {error.name}: pip install 'msf-serve[load]'") from error
+from msf_cli.load.arrivals import Arrivals, bursty, poisson
+from msf_cli.load.generator import LoadClient, LoadError
+from msf_cli.load.mix import Mix, Weighted, parse_weighted
+from msf_cli.load.page import page
+from msf_cli.load.sweep import Sweep
+from msf_cli.load.text import report_text, sweep_text
 
-INTERRUPTED = 130
+EXIT_INTERRUPTED = 130
+
+Callback = Callable[[click.Context, click.Parameter, str | None], Any]
+
+
+def _parsed(parse: Callable[[str], Any], allowed: str) -> Callback:
+    """Return an option callback that parses the text, or refuses it with what is `allowed`."""
+
+    def callback(context: click.Context, param: click.Parameter, text: str | None) -> Any:
+        try:
+            return None if text is None else parse(text)
+        except ValueError:
+            raise click.BadParameter(f"{text!r}. Allowed: {allowed}.") from None
+
+    return callback
 
 
 def _positive(text: str) -> float:
@@ -40,18 +52,18 @@ def _finite(text: str) -> float:
     return number
 
 
-def _read_positive(context: click.Context, param: click.Parameter, text: str | None) -> float | None:
-    try:
-        return None if text is None else _positive(text)
-    except ValueError:
-        raise click.BadParameter(f"{text!r}; allowed: a number above 0") from None
+def _positives(text: str) -> tuple[float, ...]:
+    return tuple(_positive(part) for part in text.split(","))
 
 
-def _read_numbers(context: click.Context, param: click.Parameter, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(_positive(part) for part in text.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{text!r}; allowed: numbers above 0 between commas, such as 5,10,20") from None
+def _json_object(text: str) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    fields = json.loads(text, parse_constant=refuse)
+    if not isinstance(fields, dict):
+        raise ValueError
+    return fields
 
 
 def _read_weights(context: click.Context, param: click.Parameter, text: str | None) -> Weighted[Any] | None:
@@ -61,106 +73,52 @@ def _read_weights(context: click.Context, param: click.Parameter, text: str | No
         raise click.BadParameter(str(error)) from error
 
 
-def _read_object(context: click.Context, param: click.Parameter, text: str) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise ValueError(constant)
-
-    try:
-        fields = json.loads(text, parse_constant=refuse)
-        if isinstance(fields, dict):
-            return fields
-    except ValueError:
-        pass
-    raise click.BadParameter(f'{text!r}; allowed: a JSON object, such as {{"output_format": "webp"}}')
-
-
 def _read_file(context: click.Context, param: click.Parameter, file: Path | None) -> Path | None:
     if file is not None and not file.parent.is_dir():
-        raise click.BadParameter(f"{file}: {file.parent} is not a folder")  # now, not after the load
+        raise click.BadParameter(f"{file}: {file.parent} is not a folder.")  # before the load, not after it
     return file
+
+
+_SECONDS: dict[str, Any] = {"callback": _parsed(_positive, "a number above 0"), "metavar": "SECONDS"}
+_NUMBERS = _parsed(_positives, "numbers above 0 between commas, such as 5,10,20")
+_OBJECT = _parsed(_json_object, 'a JSON object, such as {"output_format": "webp"}')
+_MIX: dict[str, Any] = {"callback": _read_weights, "metavar": "VALUE:WEIGHT,..."}
+_FILE: dict[str, Any] = {"callback": _read_file, "type": click.Path(path_type=Path, dir_okay=False)}
 
 
 def _read_arrivals(name: str, burstiness: float | None) -> Arrivals:
     if name == "poisson" and burstiness is not None:
-        raise click.UsageError("--burstiness is for --arrivals bursty")
+        raise click.UsageError("--burstiness needs --arrivals bursty.")
     return poisson if name == "poisson" else bursty if burstiness is None else partial(bursty, burstiness=burstiness)
 
 
+_RATES_HELP = "Requests per second; several rates make a sweep."
+_BURSTINESS_HELP = "Rate of a burst relative to the mean, with --arrivals bursty.  [default: 3]"
+_ALONE_HELP = "Runs of each kind on the idle server, for the objectives; 0: no objectives."
+_SLO_HELP = "Objectives, as multiples of the latency of the same request on an idle server."
+
+
 @click.command()
-@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The server.")
-@click.option(
-    "--rate",
-    "--rates",
-    "rates",
-    callback=_read_numbers,
-    required=True,
-    metavar="RATE,...",
-    help="Requests/s; several between commas: a sweep.",
-)
-@click.option(
-    "--duration-s",
-    callback=_read_positive,
-    default="30",
-    show_default=True,
-    metavar="SECONDS",
-    help="How long requests are sent, for each rate.",
-)
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Server to load.")
+@click.option("--rate", "--rates", "rates", callback=_NUMBERS, required=True, metavar="RATE,...", help=_RATES_HELP)
+@click.option("--duration-s", default="30", show_default=True, help="Duration of each rate.", **_SECONDS)
 @click.option("--arrivals", type=click.Choice(["poisson", "bursty"]), default="poisson", show_default=True)
-@click.option(
-    "--burstiness",
-    type=click.FloatRange(1, 5),
-    help="Rate in bursts over the mean rate, with --arrivals bursty.  [default: 3]",
-)
-@click.option(
-    "--steps",
-    callback=_read_weights,
-    metavar="VALUE:WEIGHT,...",
-    help="Mix of num_steps, such as 4:3,20:5,100:1.  [default: the model's]",
-)
-@click.option(
-    "--n",
-    callback=_read_weights,
-    metavar="VALUE:WEIGHT,...",
-    help="Mix of images of a request, such as 1:8,4:1.  [default: 1]",
-)
-@click.option(
-    "--guidance",
-    callback=_read_weights,
-    metavar="VALUE:WEIGHT,...",
-    help="Mix of guidance_scale.  [default: the model's]",
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed: the same requests.")
+@click.option("--burstiness", type=click.FloatRange(1, 5), help=_BURSTINESS_HELP)
+@click.option("--steps", help="Mix of num_steps, such as 4:3,20:5,100:1.  [default: the model's]", **_MIX)
+@click.option("--n", help="Mix of images per request, such as 1:8,4:1.  [default: 1]", **_MIX)
+@click.option("--guidance", help="Mix of guidance_scale.  [default: the model's]", **_MIX)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Equal seeds make equal requests.")
 @click.option("--model", help="Model name, or name:version.  [default: the server's first]")
-@click.option("--timeout-s", callback=_read_positive, metavar="SECONDS", help="Of each request, queue and execution.")
+@click.option("--timeout-s", help="Deadline of each request, queue included.", **_SECONDS)
 @click.option("--priority", type=click.Choice(["high", "normal", "low"]))
-@click.option("--user", help="Whose requests these are, for fair sharing.")
-@click.option("--body", callback=_read_object, default="{}", metavar="JSON", help="More fields of each request.")
-@click.option("--max-connections", type=click.IntRange(1), help="[default: as many as requests in flight]")
-@click.option(
-    "--alone-runs",
-    type=click.IntRange(0),
-    default=5,
-    show_default=True,
-    help="How often each kind is first sent alone, for the objectives; 0: no objectives.",
-)
-@click.option(
-    "--slo",
-    callback=_read_numbers,
-    default="2,3,5,10",
-    show_default=True,
-    metavar="SCALE,...",
-    help="Objectives: an answer within so many times what its kind takes alone.",
-)
+@click.option("--user", help="Tenant of the requests, for fair sharing.")
+@click.option("--body", callback=_OBJECT, default="{}", metavar="JSON", help="Further fields of each request.")
+@click.option("--max-connections", type=click.IntRange(1), help="[default: one per request in flight]")
+@click.option("--alone-runs", type=click.IntRange(0), default=5, show_default=True, help=_ALONE_HELP)
+@click.option("--slo", callback=_NUMBERS, default="2,3,5,10", show_default=True, metavar="SCALE,...", help=_SLO_HELP)
 @click.option("--api-key", envvar="MSF_API_KEY", help="[default: MSF_API_KEY]")
-@click.option(
-    "--html",
-    "html_file",
-    callback=_read_file,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Page to write, with the latencies' distribution.",
-)
-@click.option("--json", "json_file", callback=_read_file, type=click.Path(path_type=Path, dir_okay=False),
-              help="File to write the reports to.")  # fmt: skip
+@click.option("--html", "html_file", help="HTML report to write, with the latency distribution.", **_FILE)
+@click.option("--json", "json_file", help="JSON report to write.", **_FILE)
 def command(
     url: str,
     rates: tuple[float, ...],
@@ -180,10 +138,10 @@ def command(
     json_file: Path | None,
     **fields: Any,
 ) -> None:
-    """Send a load to a server and report its latencies.
+    """Send an open-loop load to a server and report its latencies.
 
-    Requests leave at their times whatever became of the others, and latency counts from the time that a request was
-    due. Ctrl-C ends the load and reports what was done until then.
+    Requests are sent when they are due, whatever became of the others, and latency counts from that time. Ctrl-C ends
+    the load and reports the results so far.
     """
     body |= {name: value for name, value in fields.items() if value is not None}
     mix = Mix(steps or Mix.num_steps, n or Mix.num_samples, guidance or Mix.guidance_scale)
@@ -202,7 +160,7 @@ def command(
         settings = {"url": url, "arrivals": arrivals, "duration_s": duration_s, "seed": seed, "body": body}
         json_file.write_text(json.dumps(settings | _as_json(sweep, slo), indent=1) + "\n")
     if interrupted:
-        sys.exit(INTERRUPTED)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 async def _run(sweep: Sweep, url: str, body: dict[str, Any], max_connections: int | None, api_key: str | None) -> None:

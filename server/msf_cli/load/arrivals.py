@@ -1,4 +1,4 @@
-"""When requests are due: arrival processes, exact under a seed."""
+"""Arrival processes: the times at which requests are due, reproducible from a seed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Times = NDArray[np.float64]  # (num_requests,) ascending seconds from the start
-Arrivals = Callable[[float, float, np.random.Generator], Times]  # of rate_per_s, duration_s and a generator
+Arrivals = Callable[[float, float, np.random.Generator], Times]  # (rate_per_s, duration_s, rng) -> times
 
 
 def poisson(rate_per_s: float, duration_s: float, rng: np.random.Generator) -> Times:
-    """Independent arrivals in [0, duration_s): callers who know nothing of each other."""
+    """Draw independent arrivals in [0, duration_s)."""
     return np.sort(rng.uniform(0.0, duration_s, rng.poisson(rate_per_s * duration_s)))
 
 
@@ -25,15 +25,15 @@ def bursty(
     burst_share: float = 0.2,
     mean_burst_s: float = 1.0,
 ) -> Times:
-    """A two-state Markov-modulated Poisson process of the mean rate `rate_per_s`, in [0, duration_s).
+    """Draw a two-state Markov-modulated Poisson process of mean rate `rate_per_s` in [0, duration_s).
 
-    Bursts of `burstiness` times the mean rate take `burst_share` of the time and last `mean_burst_s` on average; the
-    calm between them has what rate is left. Raises ValueError when that would be below 0.
+    Bursts have `burstiness` times the mean rate, take `burst_share` of the time and last `mean_burst_s` on average; the
+    calm between them has the remaining rate. Raises ValueError when that would be negative.
     """
     if not 1 <= burstiness <= 1 / burst_share:
         raise ValueError(
-            f"burstiness {burstiness:g} is out of range; allowed: 1 to {1 / burst_share:g}, "
-            f"since bursts take {burst_share:.0%} of the time"
+            f"Invalid burstiness {burstiness:g}. Allowed: 1 to {1 / burst_share:g}, "
+            f"because bursts take {burst_share:.0%} of the time."
         )
     calm_rate_per_s = rate_per_s * (1 - burst_share * burstiness) / (1 - burst_share)
     mean_calm_s = mean_burst_s * (1 - burst_share) / burst_share

@@ -1,4 +1,4 @@
-"""Line charts as SVG, without a plotting library; they follow the reader's light or dark scheme."""
+"""Line charts as SVG, without a plotting library; they follow the reader's light or dark colour scheme."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Points = Sequence[tuple[float, float]]
 
 PANEL_WIDTH, HEIGHT = 460, 320
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 64, 46
-# Told apart by the colour-blind too; markers and dashes carry the difference where there is no colour.
+# A colour-blind safe palette; dashes also distinguish the lines without colour.
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #333 }
 .title { font-size: 14px; font-weight: 600 }
@@ -43,7 +43,7 @@ class Panel:
 
 
 def chart(panels: Sequence[Panel], columns: int | None = None) -> str:
-    """The panels beside each other, or in rows of so many."""
+    """Render the panels in one row, or in rows of `columns`."""
     columns = columns or len(panels)
     width, height = PANEL_WIDTH * columns, HEIGHT * math.ceil(len(panels) / columns)
     parts = [
@@ -86,22 +86,22 @@ def _panel(panel: Panel) -> str:
 
 
 def _key(place: int, count: int, name: str) -> str:
-    """What a line stands for; many keys stand closer, from the panel's edge on."""
-    left, dash = (LEFT, 24) if count <= 3 else (12, 14)
-    x = left + (PANEL_WIDTH - RIGHT - left) // max(count, 2) * place
+    """Render a legend entry; with more than three, they move closer together."""
+    start, dash = (LEFT, 24) if count <= 3 else (12, 14)
+    x = start + (PANEL_WIDTH - RIGHT - start) // max(count, 2) * place
     line = f'<path class="line s{place}" d="M{x} 42H{x + dash}"/>'
     return f'{line}<text x="{x + dash + 5}" y="46">{escape(name)}</text>'
 
 
 def _position(value: float, ticks: Sequence[float], log: bool) -> float:
-    """Between the first tick, 0, and the last, 1."""
+    """Map the first tick to 0 and the last to 1."""
     if log:
         return math.log(value / ticks[0]) / math.log(ticks[-1] / ticks[0])
     return (value - ticks[0]) / (ticks[-1] - ticks[0])
 
 
 def _round_ticks(values: Sequence[float]) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten around `values`, some five of them."""
+    """Return about five multiples of 1, 2 or 5 times a power of ten that enclose `values`."""
     low, high = min(values), max(values)
     rough = (high - low) / 5 or 1.0
     power = 10.0 ** math.floor(math.log10(rough))
@@ -111,7 +111,7 @@ def _round_ticks(values: Sequence[float]) -> list[float]:
 
 
 def _log_ticks(values: Sequence[float]) -> list[float]:
-    """1, 2 and 5 times powers of ten around `values`."""
+    """Return the powers of ten, times 1, 2 and 5, that enclose `values`."""
     exponents = range(math.floor(math.log10(min(values))) - 1, math.ceil(math.log10(max(values))) + 2)
     ladder = [factor * 10.0**exponent for exponent in exponents for factor in (1, 2, 5)]
     first = max(place for place, tick in enumerate(ladder) if tick <= min(values) * 1.001)

@@ -1,4 +1,4 @@
-"""What requests ask for: a weighted mix, drawn by a seed."""
+"""The contents of requests: a weighted mix, reproducible from a seed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from msf_cli.load.arrivals import Arrivals, Times
 
 T = TypeVar("T")
 
-SEED_BITS = 53  # a uniform double holds as many
+SEED_BITS = 53  # the precision of a uniform double
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Weighted(Generic[T]):
-    """Values with their weights, which need not sum to 1."""
+    """Values with weights, which need not sum to 1."""
 
     choices: tuple[tuple[T, float], ...]
 
@@ -44,7 +44,7 @@ class Weighted(Generic[T]):
         return tuple(value for value, _ in self.choices)
 
     def pick(self, uniform: float) -> T:
-        """The value at `uniform`, from [0, 1), of the cumulative weights."""
+        """Return the value at `uniform`, in [0, 1), of the cumulative weights."""
         total = sum(weight for _, weight in self.choices)
         reached = 0.0
         for value, weight in self.choices:
@@ -55,25 +55,25 @@ class Weighted(Generic[T]):
 
 
 def parse_weighted(text: str, parse: Callable[[str], T]) -> Weighted[T]:
-    """Reads VALUE[:WEIGHT],...; a weight that is not given is 1. Raises ValueError for what is none."""
+    """Parse VALUE[:WEIGHT],...; the default weight is 1. Raises ValueError."""
     choices = []
     for part in text.split(","):
         value, _, weight = part.partition(":")
         try:
             choice = parse(value.strip()), float(weight or 1)
         except ValueError:
-            raise ValueError(f"{part!r} is no VALUE[:WEIGHT]; allowed: numbers, such as 4:3,20:5") from None
+            raise ValueError(f"Invalid VALUE[:WEIGHT] {part!r}. Allowed: numbers, such as 4:3,20:5.") from None
         if not (isfinite(choice[1]) and choice[1] > 0):
-            raise ValueError(f"{part!r} has the weight {weight}; allowed: a number above 0")
+            raise ValueError(f"Invalid weight {weight} in {part!r}. Allowed: a number above 0.")
         choices.append(choice)
     if len({value for value, _ in choices}) < len(choices):
-        raise ValueError(f"{text!r} names a value twice; allowed: each value once")
+        raise ValueError(f"Duplicate value in {text!r}. Allowed: each value once.")
     return Weighted(tuple(choices))
 
 
 @dataclass(frozen=True)
 class Mix:
-    """Steps, samples and guidance are drawn independently of each other."""
+    """Distributions of steps, samples and guidance, drawn independently."""
 
     num_steps: Weighted[int | None] = Weighted(((None, 1.0),))
     num_samples: Weighted[int] = Weighted(((1, 1.0),))
@@ -96,7 +96,7 @@ class Mix:
 
 @dataclass(frozen=True, slots=True)
 class PlannedRequest:
-    """`due_s`: the intended time, from the start of the load."""
+    """A request to send `due_s` seconds after the start of the load."""
 
     due_s: float
     kind: Kind
@@ -105,7 +105,7 @@ class PlannedRequest:
 
 
 def plan_requests(times: Times, mix: Mix, num_labels: int, rng: np.random.Generator) -> list[PlannedRequest]:
-    """The i-th request is the same whatever the times, and however many there are."""
+    """Draw a request for each time. The i-th request depends on neither the times nor their number."""
     rows = rng.random((len(times), 5)).tolist()
     return [
         PlannedRequest(
@@ -119,9 +119,9 @@ def plan_requests(times: Times, mix: Mix, num_labels: int, rng: np.random.Genera
 
 
 def plan_typical(num_requests: int, mix: Mix, num_labels: int, seed: int) -> list[PlannedRequest]:
-    """All due at once, with the kinds in the mix's own proportions, shuffled.
+    """Plan requests that are all due at once, their kinds in the exact proportions of the mix, shuffled.
 
-    In a draw a few large requests more or less would decide what the whole costs.
+    In a random draw, a few large requests more or less would dominate the total cost.
     """
     rng = np.random.default_rng(seed)
     kinds = mix.weighted_kinds
@@ -135,6 +135,6 @@ def plan_typical(num_requests: int, mix: Mix, num_labels: int, seed: int) -> lis
 def plan_load(
     arrivals: Arrivals, rate_per_s: float, duration_s: float, mix: Mix, num_labels: int, seed: int
 ) -> list[PlannedRequest]:
-    """One seed, one load: times and requests come from streams of their own."""
+    """Plan a load that the seed determines; times and requests use separate random streams."""
     times_rng, mix_rng = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
     return plan_requests(arrivals(rate_per_s, duration_s, times_rng), mix, num_labels, mix_rng)

@@ -1,4 +1,4 @@
-"""A load's report as one self-contained HTML page, with the distribution of its latencies."""
+"""The report of a load as one self-contained HTML page, with the latency distribution."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ pre {{ overflow-x: auto; padding: 1rem; border: 1px solid #8884; border-radius: 
 svg {{ max-width: 100%; height: auto }}
 </style>
 <h1>Load on {url}</h1>
-<p>Latency counts from the time that a request was due, whatever became of the others (an open loop, {arrivals}).</p>
+<p>Open loop ({arrivals} arrivals): latency counts from the time that a request was due.</p>
 {sections}
 </html>
 """
 
 
 def page(sweep: Sweep, slo_scales: Sequence[float], *, url: str, arrivals: str) -> str:
-    """A section for each rate: the curve of the latencies, and the report in text."""
+    """Render one section per rate: the latency curve and the text report."""
     reports = sweep.reports(slo_scales)
     sections = [
         f"<h2>{rate_per_s:g} requests/s</h2>\n{_curve(tally.results)}"
@@ -41,12 +41,12 @@ def _curve(results: Sequence[RequestResult]) -> str:
     points = cumulative(results)
     if not points:
         return "<p>No request succeeded.</p>\n"
-    title = "Requests answered within so many seconds"
-    return chart([Panel(title, "seconds", {"succeeded": points}, lambda share: f"{100 * share:.0f} %")])
+    title = "Share of requests answered within a latency"
+    return chart([Panel(title, "latency in seconds", {"succeeded": points}, lambda share: f"{100 * share:.0f} %")])
 
 
 def cumulative(results: Sequence[RequestResult]) -> Points:
-    """(latency in seconds, share of all requests answered by then), thinned out; refused ones are never answered."""
+    """Return (latency in seconds, share of all requests that succeeded by then), thinned out."""
     latencies = sorted(result.latency_s for result in results if result.outcome is RequestOutcome.SUCCEEDED)
     places = sorted({round(step * (len(latencies) - 1) / NUM_POINTS) for step in range(NUM_POINTS + 1)})
     return [(latencies[place], (place + 1) / len(results)) for place in places] if latencies else []

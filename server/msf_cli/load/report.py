@@ -1,4 +1,4 @@
-"""What a load shows: percentiles, throughput, outcomes, and the share of requests that met their objectives."""
+"""Summary of a load: percentiles, throughput, outcomes, and the share of requests that met their objectives."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from msf_cli.load.results import RequestOutcome, RequestResult
 from msf_cli.percentiles import percentile
 
 LATE_S = 0.005
-Standalone = Mapping[Kind, float]  # seconds that a request of each kind takes with nothing beside it
+Standalone = Mapping[Kind, float]  # seconds that a request of each kind takes on an idle server
 
 
 @dataclass(frozen=True)
 class Group:
-    """Requests seen together. Percentiles are of those that succeeded, None where there are none.
+    """Statistics of a group of requests. Percentiles are of those that succeeded, None without any.
 
     `attainment`: for each scale k, the share of *all* requests that succeeded within k times their kind's standalone
     latency; empty when that was not measured.
@@ -34,7 +34,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Report:
-    """`elapsed_s`: from the start to the last answer. `late_share`: sent more than `LATE_S` after their time."""
+    """`elapsed_s`: from the start to the last answer. `late_share`: share sent more than `LATE_S` late."""
 
     elapsed_s: float
     requests_per_s: float
@@ -46,7 +46,7 @@ class Report:
 
 
 def summarize(results: Sequence[RequestResult], standalone: Standalone, slo_scales: Sequence[float]) -> Report:
-    """`standalone` may be empty; otherwise it has every kind of `results`."""
+    """Summarize a load. `standalone` is empty, or has every kind in `results`."""
     elapsed_s = max((result.ended_s for result in results), default=0.0)
     succeeded = [result for result in results if result.outcome is RequestOutcome.SUCCEEDED]
     num_images = sum(result.kind.num_samples for result in succeeded)
@@ -65,7 +65,7 @@ def summarize(results: Sequence[RequestResult], standalone: Standalone, slo_scal
 
 
 def standalone_latencies(alone: Sequence[RequestResult]) -> dict[Kind, float]:
-    """Each kind's median over the results of `measure_alone`."""
+    """Return the median latency of each kind in the results of `measure_alone`."""
     latencies: dict[Kind, list[float]] = defaultdict(list)
     for result in alone:
         latencies[result.kind].append(result.latency_s)

@@ -1,4 +1,4 @@
-"""What became of each request."""
+"""The outcome of each request of a load."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class RequestOutcome(StrEnum):
     REFUSED = "refused"  # 429: the queue was full
     EXPIRED = "expired"  # 504: its deadline passed
     FAILED = "failed"  # any other status
-    UNREACHED = "unreached"  # no connection, or it broke
-    UNFINISHED = "unfinished"  # the load was stopped before its answer
+    UNREACHED = "unreached"  # no connection, or a broken one
+    UNFINISHED = "unfinished"  # the load was stopped before the answer
 
 
 @dataclass(frozen=True, slots=True)
 class RequestResult:
-    """Times are seconds from the start of the load; `timings_ms` is the server's account of a success."""
+    """Times are seconds from the start of the load; `timings_ms` are the server's own, for a success."""
 
     kind: Kind
     due_s: float
@@ -34,18 +34,18 @@ class RequestResult:
 
     @property
     def latency_s(self) -> float:
-        """From the *intended* send time: see `open_loop`."""
+        """Seconds since the *intended* send time: see `open_loop`."""
         return self.ended_s - self.due_s
 
     @property
     def late_s(self) -> float:
-        """How long after its intended time the generator got round to it."""
+        """Delay of the generator itself."""
         return self.sent_s - self.due_s
 
 
 @dataclass
 class LoadTally:
-    """Written by the generator while it runs, read by whoever shows progress, and whole even when it is stopped."""
+    """Results so far: written by the generator, read by the progress display, complete even when a load is stopped."""
 
     results: list[RequestResult] = field(default_factory=list)
     num_sent: int = 0

@@ -1,10 +1,9 @@
-"""One load after the other: each kind alone first, then every rate."""
+"""Run the loads of a sweep: each kind alone first, then every rate in turn."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -18,9 +17,9 @@ from msf_cli.load.text import show_progress
 
 @dataclass
 class Sweep:
-    """What to send, and what came of it: `standalone` and `tallies` are written by `run`, and whole if it is stopped.
+    """Loads to send and their results: `run` writes `standalone` and `tallies`, which stay valid if it is cancelled.
 
-    `num_alone_runs` 0 measures no standalone latencies, and reports no objectives.
+    `num_alone_runs` 0 measures no standalone latencies and reports no objectives.
     """
 
     arrivals: Arrivals
@@ -33,7 +32,7 @@ class Sweep:
     tallies: list[LoadTally] = field(default_factory=list)
 
     async def run(self, client: LoadClient, progress: TextIO) -> None:
-        """Raises LoadError before any load when the server cannot answer such requests."""
+        """Run all loads. Raises LoadError, before any load, when the server cannot answer such requests."""
         num_labels = await client.num_labels()
         if self.num_alone_runs:
             print("measuring each kind alone", file=progress)
@@ -43,23 +42,16 @@ class Sweep:
             print(f"{len(requests)} requests at {rate_per_s:g}/s for {self.duration_s:g} s", file=progress)
             tally = LoadTally()
             self.tallies.append(tally)
-            async with _shown(tally, progress):
+            display = asyncio.create_task(show_progress(tally, progress))
+            try:
                 await open_loop(client, requests, tally)
+            finally:
+                display.cancel()
+                await asyncio.wait([display])
 
     def reports(self, slo_scales: Sequence[float]) -> list[tuple[float, Report]]:
-        """With the rate of each."""
-        rates = self.rates_per_s[: len(self.tallies)]
+        """Return each rate with its report."""
         return [
             (rate_per_s, summarize(tally.results, self.standalone, slo_scales))
-            for rate_per_s, tally in zip(rates, self.tallies, strict=True)
+            for rate_per_s, tally in zip(self.rates_per_s, self.tallies, strict=False)  # a stopped sweep has fewer
         ]
-
-
-@asynccontextmanager
-async def _shown(tally: LoadTally, progress: TextIO) -> AsyncIterator[None]:
-    showing = asyncio.create_task(show_progress(tally, progress))
-    try:
-        yield
-    finally:
-        showing.cancel()
-        await asyncio.wait([showing])

@@ -44,7 +44,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def serving(fake: Fake) -> Iterator[Fake]:
-    class Handler(BaseHTTPRequestHandler):
+    class _Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def setup(self) -> None:
@@ -71,7 +71,7 @@ def serving(fake: Fake) -> Iterator[Fake]:
         def log_message(self, *_: object) -> None:
             """Tests are quiet."""
 
-    with _Server(("127.0.0.1", 0), Handler) as server:
+    with _Server(("127.0.0.1", 0), _Handler) as server:
         fake.url = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()

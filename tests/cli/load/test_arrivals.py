@@ -1,4 +1,4 @@
-"""Arrival processes against their closed forms."""
+"""Arrival processes against closed forms."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def test_times_are_ascending_in_their_window_and_repeat_under_a_seed(arrivals: A
 
 
 def test_poisson_counts_have_the_mean_as_their_variance_and_gaps_are_exponential() -> None:
-    found = counts(poisson)
-    assert found.mean() == pytest.approx(RATE_PER_S * WINDOW_S, rel=0.01)
-    assert found.var() / found.mean() == pytest.approx(1.0, abs=0.1)
+    num_arrivals = counts(poisson)
+    assert num_arrivals.mean() == pytest.approx(RATE_PER_S * WINDOW_S, rel=0.01)
+    assert num_arrivals.var() / num_arrivals.mean() == pytest.approx(1.0, abs=0.1)
     gaps = np.diff(poisson(RATE_PER_S, 2000.0, np.random.default_rng(2)))
     assert gaps.mean() == pytest.approx(1 / RATE_PER_S, rel=0.02)
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.02)
@@ -47,12 +47,12 @@ def test_bursty_counts_have_the_mean_and_dispersion_of_their_modulated_process(b
     decay = switching_per_s * WINDOW_S
     dispersion = 1 + 2 * rate_variance / (RATE_PER_S * switching_per_s) * (1 - (1 - exp(-decay)) / decay)
 
-    found = counts(partial(bursty, burstiness=burstiness, burst_share=share, mean_burst_s=mean_burst_s))
-    assert found.mean() == pytest.approx(RATE_PER_S * WINDOW_S, rel=0.03)
-    assert found.var() / found.mean() == pytest.approx(dispersion, rel=0.1)
+    num_arrivals = counts(partial(bursty, burstiness=burstiness, burst_share=share, mean_burst_s=mean_burst_s))
+    assert num_arrivals.mean() == pytest.approx(RATE_PER_S * WINDOW_S, rel=0.03)
+    assert num_arrivals.var() / num_arrivals.mean() == pytest.approx(dispersion, rel=0.1)
 
 
 @pytest.mark.parametrize("burstiness", [0.5, 5.1])
-def test_bursts_that_leave_a_negative_rate_for_the_calm_are_refused(burstiness: float) -> None:
-    with pytest.raises(ValueError, match=f"burstiness {burstiness:g} .* allowed: 1 to 5"):
+def test_bursts_that_leave_no_rate_for_the_calm_are_refused(burstiness: float) -> None:
+    with pytest.raises(ValueError, match=f"burstiness {burstiness:g}.* Allowed: 1 to 5"):
         bursty(RATE_PER_S, WINDOW_S, np.random.default_rng(0), burstiness=burstiness)

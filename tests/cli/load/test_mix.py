@@ -1,4 +1,4 @@
-"""The mix: what is drawn, and that one seed draws it always."""
+"""The mix: its proportions, its seed, its parser."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def test_kinds_come_in_the_proportions_of_their_weights() -> None:
     assert all(0 <= r.seed < 2**53 for r in requests)
 
 
-def test_the_same_seed_asks_for_the_same_at_any_rate() -> None:
-    def asked(rate_per_s: float, seed: int) -> list[tuple[Kind, int, int]]:
+def test_the_same_seed_plans_the_same_requests_at_any_rate() -> None:
+    def drawn(rate_per_s: float, seed: int) -> list[tuple[Kind, int, int]]:
         return [(r.kind, r.label, r.seed) for r in plan_load(poisson, rate_per_s, 10.0, MIX, 10, seed)]
 
-    slow, fast = asked(5.0, seed=7), asked(50.0, seed=7)
+    slow, fast = drawn(5.0, seed=7), drawn(50.0, seed=7)
     assert slow == fast[: len(slow)]
-    assert slow != asked(5.0, seed=8)[: len(slow)]
+    assert slow != drawn(5.0, seed=8)[: len(slow)]
 
 
-def test_a_mix_without_choices_leaves_all_to_the_model() -> None:
+def test_an_empty_mix_uses_the_model_s_defaults() -> None:
     assert Mix().kinds == [Kind(None, 1, None)]
     assert {r.kind.name for r in plan_load(poisson, 5.0, 5.0, Mix(), 1, 0)} == {"default steps, n=1"}
 
@@ -44,18 +44,18 @@ def test_weights_default_to_one() -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("4:3,x:1", ("'x:1'", "allowed: numbers")),
-        ("", ("''", "allowed: numbers")),
-        ("4:a", ("'4:a'", "allowed: numbers")),
+        ("4:3,x:1", ("'x:1'", "Allowed: numbers")),
+        ("", ("''", "Allowed: numbers")),
+        ("4:a", ("'4:a'", "Allowed: numbers")),
         ("4.5", ("'4.5'",)),
         ("4:0", ("'4:0'", "weight 0", "above 0")),
         ("4:-1", ("'4:-1'", "above 0")),
         ("4:inf", ("'4:inf'", "above 0")),
-        ("4:1,4:2", ("twice",)),
+        ("4:1,4:2", ("Duplicate",)),
     ],
 )
-def test_what_is_no_mix_is_refused_by_name(text: str, parts: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match="allowed") as error:
+def test_an_invalid_mix_is_refused_by_name(text: str, parts: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="Allowed") as error:
         parse_weighted(text, int)
     for part in parts:
         assert part in str(error.value)

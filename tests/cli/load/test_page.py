@@ -13,7 +13,7 @@ def result(latency_s: float, outcome: RequestOutcome = RequestOutcome.SUCCEEDED,
     return RequestResult(kind, 1.0, 1.0, 1.0 + latency_s, outcome)
 
 
-def test_the_curve_ends_at_the_share_that_was_answered() -> None:
+def test_the_curve_ends_at_the_share_of_successes() -> None:
     points = cumulative([*(result(0.1 * n) for n in range(1, 4)), result(0.01, RequestOutcome.REFUSED)])
     assert [round(x, 6) for x, _ in points] == [0.1, 0.2, 0.3]
     assert [share for _, share in points] == [0.25, 0.5, 0.75]
@@ -25,12 +25,12 @@ def test_the_curve_of_many_requests_is_thinned_out() -> None:
     assert points[-1][1] == 1.0
 
 
-def test_the_page_shows_each_rate_and_escapes_what_it_is_given() -> None:
+def test_the_page_shows_each_rate_and_escapes_its_arguments() -> None:
     sweep = Sweep(poisson, (5.0, 10.0), 1.0, Mix(), 0, 0)
     sweep.tallies = [LoadTally([result(0.2)], 1), LoadTally([result(0.1, RequestOutcome.REFUSED)], 1)]
-    shown = page(sweep, (2.0,), url="http://<here>", arrivals="poisson")
-    assert "5 requests/s" in shown
-    assert "10 requests/s" in shown
-    assert "No request succeeded" in shown
-    assert "http://&lt;here&gt;" in shown
-    assert shown.count("<svg") == 1
+    html = page(sweep, (2.0,), url="http://<here>", arrivals="poisson")
+    assert "5 requests/s" in html
+    assert "10 requests/s" in html
+    assert "No request succeeded" in html
+    assert "http://&lt;here&gt;" in html
+    assert html.count("<svg") == 1

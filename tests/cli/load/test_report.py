@@ -21,7 +21,7 @@ def result(
     return RequestResult(kind, due_s, due_s + late_s, due_s + latency_s, outcome, error=error, timings_ms=timings)
 
 
-def test_a_percentile_is_a_value_that_was_seen() -> None:
+def test_a_percentile_is_an_observed_value() -> None:
     values = [float(value) for value in range(100, 0, -1)]
     assert [percentile(values, share) for share in (0.5, 0.95, 0.99, 1.0)] == [50.0, 95.0, 99.0, 100.0]
     assert percentile([3.0, 1.0, 2.0], 0.99) == 3.0
@@ -29,7 +29,7 @@ def test_a_percentile_is_a_value_that_was_seen() -> None:
     assert percentile([], 0.5) is None
 
 
-def test_objectives_are_multiples_of_what_each_kind_takes_alone_and_failures_miss_them() -> None:
+def test_objectives_are_multiples_of_standalone_latency_and_failures_miss_them() -> None:
     results = [
         result(SHORT, 0.0, 0.2),
         result(SHORT, 1.0, 0.31),  # above 3 x alone
@@ -43,7 +43,7 @@ def test_objectives_are_multiples_of_what_each_kind_takes_alone_and_failures_mis
     assert summarize(results, {}, (2.0,)).overall.attainment == {}
 
 
-def test_throughput_counts_what_succeeded_and_percentiles_leave_out_the_rest() -> None:
+def test_throughput_and_percentiles_count_successes_only() -> None:
     results = [
         result(SHORT, 0.0, 1.0),
         result(LONG, 1.0, 3.0),
@@ -65,13 +65,13 @@ def test_standalone_latencies_are_medians_by_kind() -> None:
     assert standalone_latencies(alone) == {SHORT: pytest.approx(0.2), LONG: 2.0}
 
 
-def test_a_report_of_nothing_is_still_a_report() -> None:
+def test_an_empty_load_has_a_report() -> None:
     report = summarize([], {SHORT: 0.1}, (3.0,))
     assert (report.elapsed_s, report.requests_per_s, report.overall.p99_s) == (0.0, 0.0, None)
     assert "nothing sent" in report_text(report, {SHORT: 0.1})
 
 
-def test_the_text_lines_up_and_says_when_the_generator_was_late() -> None:
+def test_the_table_is_aligned_and_a_late_generator_is_reported() -> None:
     report = summarize([result(SHORT, 0.0, 0.123, late_s=0.006)], {SHORT: 0.1}, (2.0, 3.0))
     first, head, _, *rows, late = report_text(report, {SHORT: 0.1}).splitlines()
     assert "1 succeeded" in first
