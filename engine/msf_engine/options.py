@@ -7,6 +7,7 @@ from typing import Literal, get_args
 Precision = Literal["fp32", "bf16", "fp16"]
 BackendName = Literal["eager", "inductor", "openvino", "tensorrt", "noop"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 DEFAULT_BUCKETS = (1, 2, 4, 8, 16)
 DEFAULT_PLAN_CACHE_BYTES = 20 * 2**30

@@ -1,25 +1,28 @@
-"""The `msf` command: one file for each subcommand, imported when it is called."""
+"""The `msf` command: one module per subcommand, imported when it is called."""
 
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import click
 
+from msf_cli.setup_checks import missing_package
+
 _COMMANDS = {
-    "serve": "serve images over HTTP: server, workers and, unless MSF_REDIS_URL is set, a Valkey",
-    "worker": "run one worker against a Redis",
-    "generate": "make images into a file, here or at a server's address",
-    "reproduce": "make an image again from what its file tells, and compare",
-    "train": "train a model of one's own on a folder of images",
-    "models": "list the models of the repository",
-    "jobs": "list failed jobs, look at one, cancel it, or queue it again",
-    "keys": "make an API key, or check the file of them",
-    "load": "send a load to a server and report its latencies",
-    "plan": "how many workers for so many images per second at which latency",
-    "health": "exit with 0 if an address answers, for containers",
-    "compile": "build the plans of the repository's models ahead of time",
-    "plans": "show the compiled plans: error against the reference, where that was verified, size",
+    "serve": "Serve images over HTTP: a server, its workers and, unless MSF_REDIS_URL is set, a Valkey",
+    "worker": "Run one worker against a Redis",
+    "generate": "Generate images of one class into a file, here or on a server",
+    "reproduce": "Regenerate an image from the metadata in its PNG, and compare",
+    "train": "Train a model on a folder of images",
+    "models": "List the models of the repository, or pull one into it",
+    "jobs": "List, show, cancel or requeue jobs",
+    "keys": "Create API keys, or check the file of them",
+    "load": "Send a load to a server and report its latencies",
+    "plan": "Estimate the workers a load needs, from step costs measured on this machine",
+    "health": "Check that a URL answers, for containers",
+    "compile": "Compile the plans of the repository's models ahead of time",
+    "plans": "List the compiled plans: error against the reference, where verified, size",
 }
 
 
@@ -30,9 +33,17 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"msf_cli.commands.{cmd_name}")
-        command: click.Command = module.command
+        try:
+            command: click.Command = importlib.import_module(f"msf_cli.commands.{cmd_name}").command
+        except ModuleNotFoundError as error:
+            raise missing_package(cmd_name, str(error.name)) from error
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            raise missing_package(str(ctx.invoked_subcommand), str(error.name)) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -1,4 +1,4 @@
-"""Worker processes that are started again when they die, and that never outlive this process."""
+"""Worker processes that are restarted when they die and never outlive this process."""
 
 from __future__ import annotations
 
@@ -10,62 +10,55 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from msf_cli.settings import Settings
+
 logger = logging.getLogger(__name__)
 
-EXIT_MISCONFIGURED = 2  # a worker that ends so would end so again
-STABLE_S = 30.0  # a worker that lived so long starts again at once
+EXIT_MISCONFIGURED = 2  # a worker that exits with it would do so again
+STABLE_S = 30.0  # a worker that lived this long restarts at once
 MIN_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 10.0
-KILL_AFTER_S = 5.0  # beyond the time that a worker may take to drain
+KILL_AFTER_S = 5.0  # beyond the time that a worker has to drain
 
 
 class Supervisor:
-    """Keeps `num_workers` workers running.
+    """Keeps `settings.workers` workers running.
 
-    Each holds the reading end of a pipe whose writing end only this process has: when we go, however, they see it.
+    Each worker inherits the read end of a pipe whose write end only this process holds: however this process ends, the
+    workers see it.
     """
 
-    def __init__(
-        self,
-        num_workers: int,
-        redis_url: str,
-        *,
-        metrics_port: int,
-        drain_timeout_s: float,
-        on_death: Callable[[int], Awaitable[None]],
-    ) -> None:
-        """`on_death` is told the pid of a worker that has ended by itself."""
-        self._num_workers = num_workers
+    def __init__(self, settings: Settings, redis_url: str, on_death: Callable[[int], Awaitable[None]]) -> None:
+        """`on_death` is called with the pid of a worker that ended by itself."""
+        self._settings = settings
         self._environment = {**os.environ, "MSF_REDIS_URL": redis_url}
-        self._metrics_port = metrics_port
-        self._drain_timeout_s = drain_timeout_s
         self._on_death = on_death
         self._owner_fd, self._alive_fd = os.pipe()
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._stopping = asyncio.Event()
 
     def owns(self, pid: int) -> bool:
-        """Whether a worker is one of ours; with none to start, everybody's will do."""
-        return not self._num_workers or any(process.pid == pid for process in self._processes.values())
+        """Return whether a worker is supervised here; without any to supervise, every worker counts."""
+        return not self._settings.workers or any(process.pid == pid for process in self._processes.values())
 
     async def run(self) -> int:
-        """Until `stop` is called (then 0) or a worker cannot ever start (then its exit status); no worker is left."""
+        """Run the workers until `stop` is called (returns 0) or one is misconfigured (returns its exit status)."""
         async with asyncio.TaskGroup() as group:
-            keepers = [group.create_task(self._keep(number)) for number in range(self._num_workers)]
+            keepers = [group.create_task(self._keep(number)) for number in range(self._settings.workers)]
             await self._stopping.wait()
         return max((keeper.result() for keeper in keepers), default=0)
 
     def stop(self) -> None:
-        """Let the workers drain; `run` returns when they have, and kills what takes too long."""
+        """Let the workers drain; `run` kills those that take too long, then returns."""
         self._stopping.set()
 
     async def _keep(self, number: int) -> int:
-        """Run worker `number` again and again; returns `run`'s result."""
+        """Run worker `number`, restarting it when it dies; returns `run`'s result."""
         backoff_s = 0.0
         while not self._stopping.is_set():
             started_at = time.monotonic()
             process = self._processes[number] = await self._start(number)
-            status = await self._end_of(process)
+            status = await self._wait_for(process)
             if status:
                 await self._on_death(process.pid)
             if self._stopping.is_set():
@@ -73,31 +66,32 @@ class Supervisor:
             if status == EXIT_MISCONFIGURED:
                 self._stopping.set()
                 return status
-            lived_s = time.monotonic() - started_at
-            backoff_s = 0.0 if lived_s > STABLE_S else min(max(2 * backoff_s, MIN_BACKOFF_S), MAX_BACKOFF_S)
-            logger.error("worker %d (pid %d) ended with status %d; starting it again", number, process.pid, status)
+            lifetime_s = time.monotonic() - started_at
+            backoff_s = 0.0 if lifetime_s > STABLE_S else min(max(2 * backoff_s, MIN_BACKOFF_S), MAX_BACKOFF_S)
+            logger.error("worker %d (pid %d) ended with status %d; restarting it", number, process.pid, status)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), backoff_s)
         return 0
 
     async def _start(self, number: int) -> asyncio.subprocess.Process:
-        metrics_port = self._metrics_port + number if self._metrics_port else 0
+        first_port = self._settings.worker_metrics_port
+        metrics_port = first_port + number if first_port else 0
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "msf_cli.main", "worker", "--owner-fd", str(self._owner_fd)),
             env={**self._environment, "MSF_WORKER_METRICS_PORT": str(metrics_port)},
             pass_fds=(self._owner_fd,),
-            start_new_session=True,  # a Ctrl-C in the terminal is for us, who then stop it
+            start_new_session=True,  # Ctrl-C in the terminal reaches this process, which stops the worker
         )
 
-    async def _end_of(self, process: asyncio.subprocess.Process) -> int:
-        """Its exit status, once it has ended by itself or because we are stopping."""
-        ended = asyncio.create_task(process.wait())
-        stopping = asyncio.create_task(self._stopping.wait())
-        await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
+    async def _wait_for(self, process: asyncio.subprocess.Process) -> int:
+        """Return the exit status, once the worker has ended by itself or has been stopped."""
+        exit_task = asyncio.create_task(process.wait())
+        stop_task = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({exit_task, stop_task}, return_when=asyncio.FIRST_COMPLETED)
+        stop_task.cancel()
         if process.returncode is None:
             process.terminate()
-            await asyncio.wait({ended}, timeout=self._drain_timeout_s + KILL_AFTER_S)
+            await asyncio.wait({exit_task}, timeout=self._settings.drain_timeout_s + KILL_AFTER_S)
         if process.returncode is None:
             process.kill()
-        return await ended
+        return await exit_task

@@ -60,7 +60,7 @@ def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> Fast
     for kind in (HTTPException, RequestValidationError, SchedulerError):
         app.add_exception_handler(kind, _answer)
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s)
-    app.add_middleware(ApiKeyAuth, keys=keys, operations_port=settings.operations_port)
+    app.add_middleware(ApiKeyAuth, keys=keys, operations_port=settings.metrics_port or None)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -4,37 +4,62 @@ from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_settings import NoDecode
 
 from msf_scheduler.tunables import MAX_QUEUED_SAMPLES, RESULT_TTL_S
 
 MIN_SECRET = 24  # characters
 
 
-class ServerSettings(BaseModel):
-    """Built by the entry point, which alone reads the environment."""
+class ServerOptions(BaseModel):
+    """Settings that an operator may change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    host: str = Field("127.0.0.1", description="address that the HTTP server binds")
+    port: int = Field(8000, ge=0, le=65535, description="port that the HTTP server binds; 0: any free port")
+    max_queued_samples: int = Field(
+        MAX_QUEUED_SAMPLES, ge=64, description="queued and running samples of one model above which requests get 429"
+    )
+    result_ttl_s: float = Field(RESULT_TTL_S, ge=1, description="seconds for which a job's images are kept")
+    tenant_weights: dict[str, float] = Field(
+        default_factory=dict, description='fair shares of tenants other than 1, as JSON: {"team-a": 4}'
+    )
+    api_keys_file: Path | None = Field(
+        None, description="TOML file of API keys (`msf keys new`); default: no key is needed"
+    )
+    cors_origins: Annotated[tuple[Annotated[str, Field(pattern=r"^https?://[^/*\s,]+$")], ...], NoDecode] = Field(
+        (), description="origins whose pages may call from a browser, such as https://studio.example"
+    )
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="second port, then the only one with /metrics and the scope admin; 0: none"
+    )
+    webhook_secret: str | None = Field(
+        None, min_length=MIN_SECRET, description="secret that signs webhooks (`msf keys webhook-secret`); default: none"
+    )
+    webhook_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        (), description="private networks that webhooks may reach, such as 10.1.0.0/16"
+    )
+    otlp_endpoint: str | None = Field(None, description="OTLP/HTTP endpoint for OpenTelemetry spans; default: none")
+
+    @field_validator("cors_origins", "webhook_networks", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: object) -> object:
+        return value.split(",") if isinstance(value, str) else value
+
+
+class ServerSettings(ServerOptions):
+    """All settings of a server: its options, its Redis, and limits with no environment variable."""
+
     redis_url: str
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
     max_body_bytes: int = Field(default=64 * 1024, ge=1024)
     body_timeout_s: float = Field(default=10.0, gt=0)
     max_images_per_request: int = Field(default=64, ge=1)
-    max_queued_samples: int = Field(default=MAX_QUEUED_SAMPLES, ge=1)
     request_timeout_s: float = Field(default=300.0, gt=0)  # of requests that set none
-    tenant_weights: dict[str, float] = Field(default_factory=dict)  # fair shares other than 1
-    api_keys_file: Path | None = None  # None: the service is open
-    cors_origins: tuple[str, ...] = ()  # other origins whose pages may call
-    operations_port: int | None = None  # the only port for /metrics and the scope admin; None: any port
-    result_ttl_s: float = Field(default=RESULT_TTL_S, ge=1)
-    otlp_endpoint: str | None = None  # OTLP/HTTP receiver of OpenTelemetry spans
-    webhook_secret: str | None = Field(default=None, min_length=MIN_SECRET)  # None: no webhooks
-    webhook_networks: tuple[IPv4Network | IPv6Network, ...] = ()  # private networks that webhooks may reach
-    load_timeout_s: float = Field(default=600.0, gt=0)  # how long a load request waits for the workers
+    load_timeout_s: float = Field(default=600.0, gt=0)  # time that a load request waits for the workers
     worker_absence_s: float = Field(default=30.0, gt=0)
 
     @model_validator(mode="after")

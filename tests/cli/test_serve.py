@@ -1,4 +1,4 @@
-"""`msf serve` as its user meets it: it answers, it survives its worker, and it leaves nothing behind."""
+"""`msf serve` from outside: it answers, survives its workers and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def num_jobs(server: Msf) -> float:
     return sum(read_metric(server.url(), f"msf_jobs_{state}") for state in ("queued", "running"))
 
 
-@pytest.mark.parametrize("order", [signal.SIGTERM, signal.SIGINT])
-def test_it_serves_until_told_to_stop_and_answers_what_it_accepted(
-    order: signal.Signals, settings: dict[str, str], tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_it_after_all_accepted_requests_are_answered(
+    number: signal.Signals, settings: dict[str, str], tmp_path: Path
 ) -> None:
     with msf("serve", settings=settings, log=tmp_path / "log") as server, ThreadPoolExecutor() as threads:
         url = server.url()
@@ -45,22 +45,22 @@ def test_it_serves_until_told_to_stop_and_answers_what_it_accepted(
         family = server.descendants()
         assert {"worker", "valkey"} <= set(server.processes())
         accepted = [threads.submit(make_images, url, **LONG) for _ in range(3)]
-        until(lambda: any(each.done() for each in accepted) or num_jobs(server) == 3)
-        os.killpg(server.process.pid, order)  # as a terminal and service managers do
-        answers = [each.result() for each in accepted]
-        assert [each.status_code for each in answers] == [200] * 3, [each.text[:300] for each in answers]
-        assert [len(each.json()["data"]) for each in answers] == [64] * 3
+        until(lambda: any(request.done() for request in accepted) or num_jobs(server) == 3)
+        os.killpg(server.process.pid, number)  # as terminals and service managers do
+        answers = [request.result() for request in accepted]
+        assert [answer.status_code for answer in answers] == [200] * 3, [answer.text[:300] for answer in answers]
+        assert [len(answer.json()["data"]) for answer in answers] == [64] * 3
         assert server.wait() == 0, server.output
         assert are_gone(family), family
         assert "Traceback" not in server.output
-        assert "starting it again" not in server.output
+        assert "restarting it" not in server.output
 
 
 def test_nothing_outlives_a_killed_server(settings: dict[str, str], tmp_path: Path) -> None:
     with msf("serve", settings=settings, log=tmp_path / "log") as server:
         server.url()
         family = server.descendants()
-        assert len(family) == 3, family  # worker, warden, Valkey
+        assert len(family) == 3, family  # worker, Valkey's supervisor, Valkey
         server.process.kill()
         until(lambda: are_gone(family))
 
@@ -78,7 +78,7 @@ def test_it_can_be_stopped_while_its_worker_loads(settings: dict[str, str], tmp_
 async def test_a_killed_worker_is_replaced_and_every_request_is_answered(
     settings: dict[str, str], tmp_path: Path
 ) -> None:
-    settings |= {"MSF_LEASE_S": "600", "MSF_SLOTS": "8"}  # nobody could wait for the lease to run out
+    settings |= {"MSF_LEASE_S": "600", "MSF_SLOTS": "8"}  # longer than any test waits
     with msf("serve", settings=settings, log=tmp_path / "log") as server:
         url = await asyncio.to_thread(server.url)
         async with httpx.AsyncClient(timeout=TIMEOUT_S, base_url=url) as client:
@@ -93,11 +93,11 @@ async def test_a_killed_worker_is_replaced_and_every_request_is_answered(
             (seed, 4) for seed in range(30)
         ]
         assert server.processes()["worker"] != worker
-        assert "ended with status -9; starting it again" in server.output
+        assert "ended with status -9; restarting it" in server.output
         await asyncio.to_thread(until_idle, url)
 
 
-def test_damaged_weights_are_named_and_end_it(settings: dict[str, str], tmp_path: Path, damaged: Path) -> None:
+def test_damaged_weights_are_named_and_end_the_service(settings: dict[str, str], tmp_path: Path, damaged: Path) -> None:
     settings["MSF_MODEL_REPO"] = str(damaged.parents[2])
     with msf("serve", settings=settings, log=tmp_path / "log") as server:
         assert server.wait() == 2, server.output
@@ -105,17 +105,17 @@ def test_damaged_weights_are_named_and_end_it(settings: dict[str, str], tmp_path
         assert "Traceback" not in server.output
 
 
-def test_an_empty_model_repository_is_named_and_ends_it(settings: dict[str, str], tmp_path: Path) -> None:
+def test_an_empty_model_repository_is_named_and_ends_the_service(settings: dict[str, str], tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     settings["MSF_MODEL_REPO"] = str(empty)
     with msf("serve", settings=settings, log=tmp_path / "log") as server:
         assert server.wait() == 2, server.output
-        assert f"model repository {empty} has no model" in server.output
+        assert "has no model" in server.output
         assert "Traceback" not in server.output
 
 
-async def test_a_poison_job_takes_nobody_with_it(settings: dict[str, str], tmp_path: Path) -> None:
+async def test_a_poison_job_fails_alone(settings: dict[str, str], tmp_path: Path) -> None:
     settings |= {"MSF_LEASE_S": "600", "MSF_FATAL_SEED": "666"}
     with msf("serve", settings=settings, log=tmp_path / "log") as server:
         url = await asyncio.to_thread(server.url)
@@ -126,7 +126,7 @@ async def test_a_poison_job_takes_nobody_with_it(settings: dict[str, str], tmp_p
     assert answers[2].json()["error"]["code"] == "poisoned"
 
 
-def test_keys_are_asked_for_and_never_logged(settings: dict[str, str], tmp_path: Path) -> None:
+def test_keys_are_required_and_never_logged(settings: dict[str, str], tmp_path: Path) -> None:
     keys, file = [new_key(), new_key()], tmp_path / "keys.toml"
     file.write_text(f'[[keys]]\nname = "ada"\nsha256 = "{digest(keys[0])}"\n')
     metrics_port = str(free_port())
@@ -139,7 +139,7 @@ def test_keys_are_asked_for_and_never_logged(settings: dict[str, str], tmp_path:
             for header, body in ((headers[0], {"prompt": "star"}), (headers[1], {}), (headers[0], {"prompt": "x"}))
         ]
         assert statuses == [200, 401, 400]
-        file.write_text(f'[[keys]]\nname = "ada"\nsha256 = "{keys[0]}"\n')  # a mistake
+        file.write_text(f'[[keys]]\nname = "ada"\nsha256 = "{keys[0]}"\n')  # not a digest
         assert httpx.get(f"{url}/v1/usage", headers=headers[0]).status_code == 200
         assert httpx.get(f"{url}/metrics").status_code == 404
         assert "msf_requests_total" in httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text
@@ -149,9 +149,9 @@ def test_keys_are_asked_for_and_never_logged(settings: dict[str, str], tmp_path:
         assert not [key for key in keys if key in server.output]
 
 
-def test_an_open_service_says_so_where_others_may_reach_it(settings: dict[str, str], tmp_path: Path) -> None:
-    for host, is_told in (("0.0.0.0", True), ("127.0.0.1", False)):
+def test_a_service_without_keys_warns_unless_it_is_local(settings: dict[str, str], tmp_path: Path) -> None:
+    for host, has_warning in (("0.0.0.0", True), ("127.0.0.1", False)):
         settings |= {"MSF_HOST": host, "MSF_WORKERS": "0"}
         with msf("serve", settings=settings, log=tmp_path / "log") as server:
             until(lambda server=server: "startup complete" in server.output)  # type: ignore[misc]
-            assert ("anybody who reaches 0.0.0.0" in server.output) is is_told
+            assert ("anyone who reaches 0.0.0.0" in server.output) is has_warning

@@ -1,4 +1,4 @@
-"""Workers are kept running, and go when they are told to."""
+"""The supervisor keeps workers running, and stops them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from msf_cli import supervisor
+from msf_cli.settings import Settings
 from msf_cli.supervisor import Supervisor
 
 StandIn = Callable[[str], None]
@@ -38,10 +39,9 @@ class Died(list[int]):
 died = Died()
 
 
-def supervise(num_workers: int = 1, drain_timeout_s: float = 60.0) -> Supervisor:
-    return Supervisor(
-        num_workers, "redis://host", metrics_port=9100, drain_timeout_s=drain_timeout_s, on_death=died.append_pid
-    )
+def supervise(workers: int = 1, drain_timeout_s: float = 60.0) -> Supervisor:
+    settings = Settings(workers=workers, drain_timeout_s=drain_timeout_s, worker_metrics_port=9100)
+    return Supervisor(settings, "redis://host", died.append_pid)
 
 
 def content(file: Path) -> str:
@@ -56,7 +56,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def test_each_worker_knows_redis_and_has_its_own_metrics_port(program: StandIn, tmp_path: Path) -> None:
     program('echo "$MSF_REDIS_URL" > "$MSF_WORKER_METRICS_PORT"; exec sleep 600')
-    supervised = supervise(num_workers=2)
+    supervised = supervise(workers=2)
     running = asyncio.create_task(supervised.run())
     await until(lambda: all(content(tmp_path / port) == "redis://host\n" for port in ("9100", "9101")))
     supervised.stop()
@@ -79,7 +79,7 @@ async def test_a_worker_that_dies_is_started_again(
 
 async def test_a_worker_that_cannot_start_ends_it_with_its_status(program: StandIn, tmp_path: Path) -> None:
     program("if mkdir first; then exec sleep 600; fi; exit 2")
-    assert await asyncio.wait_for(supervise(num_workers=2).run(), 60) == 2
+    assert await asyncio.wait_for(supervise(workers=2).run(), 60) == 2
 
 
 async def test_stopping_waits_for_no_backoff(
@@ -90,7 +90,7 @@ async def test_stopping_waits_for_no_backoff(
     program("exit 1")
     supervised = supervise()
     running = asyncio.create_task(supervised.run())
-    await until(lambda: "starting it again" in caplog.text)
+    await until(lambda: "restarting it" in caplog.text)
     supervised.stop()
     assert await asyncio.wait_for(running, 60) == 0
 
@@ -109,7 +109,7 @@ async def test_a_worker_that_does_not_drain_in_time_is_killed(
 
 async def test_stopping_at_once_leaves_no_worker(program: StandIn) -> None:
     program("exec sleep 600")
-    supervised = supervise(num_workers=3)
+    supervised = supervise(workers=3)
     running = asyncio.create_task(supervised.run())
     await asyncio.sleep(0)  # its workers are just being started
     supervised.stop()

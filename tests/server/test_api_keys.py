@@ -285,7 +285,7 @@ def test_a_key_in_place_of_its_digest_is_not_repeated(tmp_path: Path) -> None:
 async def test_with_a_port_for_operations_the_other_has_neither_metrics_nor_administrators(
     settings: ServerSettings, worker: FakeWorker
 ) -> None:
-    async with serving(settings.model_copy(update={"operations_port": 9100})) as app, client_of(app) as client:
+    async with serving(settings.model_copy(update={"metrics_port": 9100})) as app, client_of(app) as client:
         job = (await post(client, "ada", JOBS)).headers["location"]
         for port, statuses, visible in (
             (80, (404, 403), ["root"]),

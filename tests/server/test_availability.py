@@ -230,5 +230,5 @@ async def test_results_that_ran_out_of_time_are_told(
 
 
 def test_settings_that_cannot_work_are_refused() -> None:
-    with pytest.raises(ValueError, match="max_images_per_request 64 must not exceed max_queued_samples 10"):
-        ServerSettings(redis_url="redis://nowhere", max_queued_samples=10)
+    with pytest.raises(ValueError, match="max_images_per_request 5000 must not exceed max_queued_samples 4096"):
+        ServerSettings(redis_url="redis://nowhere", max_images_per_request=5000)

@@ -238,7 +238,7 @@ async def test_only_admins_load_and_unload(settings: ServerSettings, worker: Fak
 async def test_models_are_loaded_at_the_port_for_operations_only(
     settings: ServerSettings, client: httpx.AsyncClient
 ) -> None:
-    app = create_app(settings.model_copy(update={"operations_port": 1}))
+    app = create_app(settings.model_copy(update={"metrics_port": 1}))
     async with listening_to(app) as url, httpx.AsyncClient(base_url=url) as public:
         for path in (LOAD, UNLOAD):
             assert (await public.post(path)).status_code == 404

@@ -28,6 +28,6 @@ async def test_jobs_that_wait_and_run(client: httpx.AsyncClient, worker: FakeWor
 
 
 async def test_it_is_the_operators_where_they_have_a_port(settings: ServerSettings, worker: FakeWorker) -> None:
-    async with serving(settings.model_copy(update={"operations_port": 9100})) as app, client_of(app) as client:
+    async with serving(settings.model_copy(update={"metrics_port": 9100})) as app, client_of(app) as client:
         assert (await client.get("http://msf:80/v1/stats")).status_code == 404
         assert (await client.get("http://msf:9100/v1/stats")).status_code == 200

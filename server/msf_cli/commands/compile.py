@@ -1,24 +1,23 @@
-"""`msf compile`: build plans before they are needed."""
+"""`msf compile`: compile plans before they are needed."""
 
 from __future__ import annotations
-
-from typing import get_args
 
 import click
 
 from msf_cli.logs import configure_logging
-from msf_cli.settings import Backend, Precision, read_settings
+from msf_cli.settings import read_settings
+from msf_engine.options import BACKENDS, PRECISIONS
 
 
 @click.command()
-@click.option("--backend", type=click.Choice(get_args(Backend)), help="[default: MSF_BACKEND, or the device's best]")
-@click.option("--precision", type=click.Choice(get_args(Precision)), help="[default: MSF_PRECISION, or the fastest]")
-@click.option("--buckets", help="Batch sizes, as in 1,2,4.  [default: MSF_BUCKETS]")
+@click.option("--backend", type=click.Choice(BACKENDS), help="[default: MSF_BACKEND, or the device's best]")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="[default: MSF_PRECISION, or the fastest]")
+@click.option("--buckets", help="Batch sizes, such as 1,2,4.  [default: MSF_BUCKETS]")
 @click.option("--model", help="Model name, or name:version.  [default: all of MSF_MODEL_REPO]")
-def command(backend: Backend | None, precision: Precision | None, buckets: str | None, model: str | None) -> None:
-    """Build the plans of the models of MSF_MODEL_REPO for this machine, so that workers start at once.
+def command(model: str | None, **options: str | None) -> None:
+    """Compile the plans of the models of MSF_MODEL_REPO for this machine, so that workers start at once.
 
-    Workers look for plans of their own MSF_BACKEND, MSF_PRECISION, MSF_BUCKETS and MSF_THREADS.
+    Workers look for plans of their MSF_BACKEND, MSF_PRECISION, MSF_BUCKETS and MSF_THREADS.
     """
     from msf_cli.loading import plan_cache
     from msf_engine.backends import default_backends, get_backend
@@ -26,17 +25,16 @@ def command(backend: Backend | None, precision: Precision | None, buckets: str |
     from msf_engine.plan_loader import compile_plans
     from msf_engine.repository import find_models, read_version
 
-    given = {"backend": backend, "precision": precision, "buckets": buckets}
-    settings = read_settings(**{name: value for name, value in given.items() if value is not None})
+    settings = read_settings(**{name: value for name, value in options.items() if value is not None})
     configure_logging(settings.log_level, "compile", settings.log_format)
     try:
-        chosen = get_backend(settings.backend or default_backends()[0], settings.precision, settings.threads)
+        backend = get_backend(settings.backend or default_backends()[0], settings.precision, settings.threads)
         if model is None:
             versions = find_models(settings.model_repo)
         else:
             name, _, number = model.partition(":")
             versions = [read_version(settings.model_repo, name, number or None)]
         for version in versions:
-            compile_plans(version, chosen, plan_cache(settings), settings.buckets)
+            compile_plans(version, backend, plan_cache(settings), settings.buckets)
     except EngineError as error:
         raise click.ClickException(str(error)) from error

@@ -1,4 +1,4 @@
-"""`msf serve`: the HTTP server in the foreground, its workers and, where no Redis is given, a Valkey behind it."""
+"""`msf serve`: the HTTP server in the foreground, with its workers and, unless it is given a Redis, a Valkey."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from msf_cli.logs import configure_logging
 from msf_cli.settings import Settings, describe_settings, read_settings
+from msf_cli.setup_checks import require_models, require_packages
 from msf_cli.supervisor import Supervisor
 from msf_scheduler.connection import RedisClient, check, connect
 from msf_scheduler.embedded_valkey import EmbeddedValkey
@@ -28,24 +29,25 @@ from msf_scheduler.registry import Registry
 from msf_scheduler.tracing import TracingUnavailable
 from msf_server.app import create_app
 from msf_server.middleware.http_protocol import server_config
-from msf_server.settings import ServerSettings
+from msf_server.settings import ServerOptions, ServerSettings
 
 logger = logging.getLogger(__name__)
 
-GRACEFUL_SHUTDOWN_S = 30  # for answers that are still being made
+GRACEFUL_SHUTDOWN_S = 30  # for requests in progress
 
 
 @click.command(epilog=describe_settings())
 def command() -> None:
     """Serve images over HTTP until SIGINT or SIGTERM.
 
-    Starts MSF_WORKERS workers and, unless MSF_REDIS_URL is set, a Valkey that keeps its data in MSF_DATA_DIR. When
-    this process ends, in any way, so do they.
+    Starts MSF_WORKERS workers and, unless MSF_REDIS_URL is set, a Valkey that keeps its data in MSF_DATA_DIR. They end
+    when this process ends, however it ends.
     """
     settings = read_settings()
     configure_logging(settings.log_level, "server", settings.log_format)
-    if settings.workers and not settings.model_repo.is_dir():
-        raise click.UsageError(f"MSF_MODEL_REPO={str(settings.model_repo)!r} is not a folder")
+    if settings.workers:
+        require_packages("serve with MSF_WORKERS above 0", "msf_worker", "torch")
+        require_models(settings.model_repo)
     try:
         with contextlib.ExitStack() as stack:
             listeners = [stack.enter_context(_bind(settings.host, settings.port))]
@@ -65,50 +67,31 @@ async def _serve(settings: Settings, redis_url: str, listeners: list[socket.sock
     server = _Server(server_config(app, graceful_shutdown_s=GRACEFUL_SHUTDOWN_S))
     async with connect(redis_url) as redis:
         await check(redis)
-        supervisor = Supervisor(
-            settings.workers,
-            redis_url,
-            metrics_port=settings.worker_metrics_port,
-            drain_timeout_s=settings.drain_timeout_s,
-            on_death=partial(_bury, app, redis),
-        )
-        url = f"http://{_shown(host)}:{port}"
-        announcing = asyncio.create_task(_announce(Registry(redis), supervisor, url, started_at))
-        supervising = asyncio.create_task(supervisor.run())
-        supervising.add_done_callback(lambda _: server.stop())
+        supervisor = Supervisor(settings, redis_url, on_death=partial(_bury, app, redis))
+        url = f"http://{_reachable(host)}:{port}"
+        announce_task = asyncio.create_task(_announce(Registry(redis), supervisor, url, started_at))
+        supervisor_task = asyncio.create_task(supervisor.run())
+        supervisor_task.add_done_callback(lambda _: server.stop())
         try:
             await server.serve(sockets=listeners)
         finally:
-            announcing.cancel()
+            announce_task.cancel()
             supervisor.stop()
-            exit_status = await supervising
+            exit_status = await supervisor_task
     return exit_status
 
 
 def _create_app(settings: Settings, redis_url: str, host: str, port: int) -> FastAPI:
-    told = ServerSettings(
-        redis_url=redis_url,
-        host=host,
-        port=port,
-        max_queued_samples=settings.max_queued_samples,
-        tenant_weights=settings.tenant_weights,
-        api_keys_file=settings.api_keys_file,
-        webhook_secret=settings.webhook_secret,
-        webhook_networks=settings.webhook_networks,
-        cors_origins=settings.cors_origins,
-        operations_port=settings.metrics_port or None,
-        otlp_endpoint=settings.otlp_endpoint,
-        result_ttl_s=settings.result_ttl_s,
-    )
+    options = settings.model_dump(include=set(ServerOptions.model_fields)) | {"host": host, "port": port}
     try:
-        app = create_app(told)
+        app = create_app(ServerSettings(redis_url=redis_url, **options))
     except TracingUnavailable as error:
         raise click.UsageError(f"MSF_OTLP_ENDPOINT={settings.otlp_endpoint}: {error}") from error
     except ValueError as error:
         raise click.UsageError(f"MSF_API_KEYS_FILE={error}") from error
     if settings.api_keys_file is None and not ip_address(host).is_loopback:
         logger.warning(
-            "anybody who reaches %s port %d may use this service: MSF_API_KEYS_FILE is not set (msf keys new)",
+            "anyone who reaches %s port %d can use this service: MSF_API_KEYS_FILE is not set (msf keys new)",
             host,
             port,
         )
@@ -116,7 +99,7 @@ def _create_app(settings: Settings, redis_url: str, host: str, port: int) -> Fas
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, whose signals also turn readiness red before it stops accepting."""
+    """uvicorn that reports itself not ready before it stops accepting."""
 
     def handle_exit(self, sig: int, frame: object) -> None:
         self.stop()
@@ -129,7 +112,7 @@ class _Server(uvicorn.Server):
 
 
 async def _announce(registry: Registry, supervisor: Supervisor, url: str, started_at: float) -> None:
-    """Say where to go once a worker can answer: one of ours, or anybody's when we have none."""
+    """Print the URL once a worker is ready: a supervised one, or any when there are none."""
     ready: list[WorkerInfo] = []
     while not ready:
         await asyncio.sleep(0.05)
@@ -141,7 +124,7 @@ async def _announce(registry: Registry, supervisor: Supervisor, url: str, starte
 
 
 async def _bury(app: FastAPI, redis: RedisClient, pid: int) -> None:
-    """What a worker of ours held when it died starts again at once, not when its lease runs out."""
+    """Requeue the jobs of a supervised worker that died, before its lease expires."""
     registry, leases = Registry(redis), Leases(redis)
     with contextlib.suppress(QueueUnavailable):
         for worker in await registry.workers():
@@ -150,7 +133,7 @@ async def _bury(app: FastAPI, redis: RedisClient, pid: int) -> None:
                 await registry.unregister(worker.id)
                 if hasattr(app.state, "services"):
                     app.state.services.metrics.observe_sweep(buried)
-                logger.warning("took back %d jobs of worker %s", buried.num_requeued, worker.id)
+                logger.warning("requeued %d jobs of dead worker %s", buried.num_requeued, worker.id)
 
 
 def _start_valkey(data_dir: Path, stack: contextlib.ExitStack) -> str:
@@ -162,19 +145,17 @@ def _start_valkey(data_dir: Path, stack: contextlib.ExitStack) -> str:
 
 def _bind(host: str, port: int, variable: str = "MSF_PORT") -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's delay off, 40 ms an answer, only on sockets that say they are TCP.
+    # asyncio disables Nagle's algorithm, 40 ms per answer, only on sockets created as TCP.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-        listener.listen()  # a bound port alone would not be refused to another process
+        listener.listen()  # another process could still bind a port that is only bound
     except OSError as error:
         listener.close()
-        raise click.ClickException(
-            f"MSF_HOST={host} {variable}={port}: cannot listen there: {error.strerror}"
-        ) from error
+        raise click.ClickException(f"MSF_HOST={host} {variable}={port}: cannot listen: {error.strerror}") from error
     return listener
 
 
-def _shown(host: str) -> str:
+def _reachable(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)

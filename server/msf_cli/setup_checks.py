@@ -1,0 +1,39 @@
+"""One-line errors for an installation that lacks something: exit status 2, since a restart cannot help."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+
+class IncompleteSetup(click.ClickException):
+    exit_code = 2
+
+
+def missing_package(command: str, module: str) -> IncompleteSetup:
+    """Return the error that says what to install."""
+    extra = "load" if command == "load" else "worker"
+    return IncompleteSetup(f"msf {command} needs {module}. Install it: pip install 'msf-serve[{extra}]'")
+
+
+def require_packages(command: str, *modules: str) -> None:
+    """Raise IncompleteSetup unless all `modules` are installed."""
+    for module in modules:
+        if find_spec(module) is None:
+            raise missing_package(command, module)
+
+
+def require_models(repository: Path) -> None:
+    """Raise IncompleteSetup, with the way to get a model, unless `repository` has a model version."""
+    if not repository.is_dir():
+        problem = "is not a folder"
+    elif not any(folder.name.isdigit() for folder in repository.glob("[!.]*/*/")):
+        problem = "has no model (no <model>/<version>/ folder)"
+    else:
+        return
+    raise IncompleteSetup(
+        f"MSF_MODEL_REPO={str(repository)!r} {problem}. Get a model with 'msf models pull SOURCE', "
+        "or set MSF_MODEL_REPO to a folder that has one."
+    )
