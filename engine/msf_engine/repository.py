@@ -1,7 +1,7 @@
 """The model repository: `<model>/config.json`, `labels.json` and `<version>/*.safetensors` with their `SHA256SUMS`.
 
 A version may carry a `config.json` of its own, which then replaces the model's. Nothing is ever unpickled, and no file
-is used before its checksum is seen to agree.
+is used before its checksum is seen to agree. Torch is imported only to load or save weights.
 """
 
 from __future__ import annotations
@@ -15,18 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from msf_engine.config import ModelConfig
-from msf_engine.denoiser import TimeEmbedding
 from msf_engine.errors import ModelRepositoryError
 from msf_scheduler.stage import Stage
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from msf_engine.denoiser import TimeEmbedding
     from msf_engine.model import MsfModel
 
 PARTS = ("autoencoder", "base", "residual")
@@ -68,6 +66,8 @@ class ModelVersion:
 
     def load_time_embedding(self, stage: Stage) -> TimeEmbedding:
         """A stage's time embedding alone, for the host beside compiled plans. Raises as `load` does."""
+        from msf_engine.denoiser import TimeEmbedding
+
         verify(self.folder)
         embedding = TimeEmbedding(self.config.stage(stage).denoiser)
         _load_part(embedding, self.folder / f"{stage}.safetensors", prefix="time.")
@@ -114,6 +114,8 @@ def read_version(repository: Path, name: str, version: str | None = None) -> Mod
 
 def save_version(repository: Path, name: str, version: str, model: MsfModel, labels: Sequence[str]) -> Path:
     """Write a model as a new version, weights as bfloat16. Returns the version's folder."""
+    from safetensors.torch import save_file
+
     if not NAME.fullmatch(name) or not version.isdigit():
         raise ModelRepositoryError(f"model {name!r} version {version!r}: want a-z 0-9 . _ - and a whole number")
     folder = repository / name / version
@@ -149,7 +151,10 @@ def verify(folder: Path) -> None:
             raise ModelRepositoryError(f"{file} is damaged: its SHA-256 is not the one in {folder / 'SHA256SUMS'}")
 
 
-def _load_part(module: torch.nn.Module, file: Path, prefix: str = "") -> None:
+def _load_part(module: nn.Module, file: Path, prefix: str = "") -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         tensors = load_file(file).items()
         weights = {name.removeprefix(prefix): t.float() for name, t in tensors if name.startswith(prefix)}
@@ -158,7 +163,9 @@ def _load_part(module: torch.nn.Module, file: Path, prefix: str = "") -> None:
         raise ModelRepositoryError(f"{file} does not hold this model's weights: {error}") from error
 
 
-def _weights(module: torch.nn.Module) -> dict[str, Tensor]:
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    import torch
+
     return {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in module.state_dict().items()}
 
 

@@ -1,20 +1,29 @@
-"""`msf models`: what the repository holds."""
+"""`msf models`: list the model repository, or copy a model into it."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 import click
 
 from msf_cli.settings import read_settings
+from msf_cli.setup_checks import require_models
 
 
-@click.command()
-def command() -> None:
-    """List the models and versions of MSF_MODEL_REPO, every file checked against its checksum."""
+@click.group(invoke_without_command=True)
+@click.pass_context
+def command(context: click.Context) -> None:
+    """List the models and versions of MSF_MODEL_REPO, with every file checked against its checksum."""
+    if context.invoked_subcommand is not None:
+        return
     from msf_engine.errors import EngineError
     from msf_engine.repository import find_models, verify
 
+    repository = read_settings().model_repo
+    require_models(repository)
     try:
-        for model in find_models(read_settings().model_repo):
+        for model in find_models(repository):
             verify(model.folder)
             config = model.config
             click.echo(
@@ -24,3 +33,32 @@ def command() -> None:
             )
     except EngineError as error:
         raise click.ClickException(str(error)) from error
+
+
+@command.command()
+@click.argument("source")
+@click.option("--repo", type=click.Path(path_type=Path, file_okay=False), help="[default: MSF_MODEL_REPO]")
+@click.option("--name", help="Name of the model in the repository.  [default: its name at the source]")
+def pull(source: str, repo: Path | None, name: str | None) -> None:
+    """Copy a model from SOURCE into the repository.
+
+    SOURCE is the folder of a model, or of one of its versions: a path, or a URL with https://, s3://, gs:// or hf://.
+    Checksums are verified, and an interrupted copy resumes where it stopped.
+    """
+    from msf_cli import model_pull
+
+    try:
+        version = model_pull.open_source(source)
+        folder = model_pull.pull(version, repo or read_settings().model_repo, name or version.name, _show_progress)
+    except (model_pull.PullError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(str(folder))
+
+
+def _show_progress(file: str, num_bytes: int, size: int) -> None:
+    """Update a line on a terminal; print a line per complete file elsewhere."""
+    line = f"{file}  {num_bytes / 1e6:.1f} of {size / 1e6:.1f} MB"
+    if sys.stderr.isatty():
+        click.echo(f"\r\x1b[K{line}", nl=num_bytes == size, err=True)
+    elif num_bytes == size:
+        click.echo(line, err=True)
