@@ -1,4 +1,4 @@
-"""From the settings to a model's plans, for the commands that run one in their own process."""
+"""A model's plans by the settings, for commands that run a model in their own process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def plan_cache(settings: Settings) -> PlanCache:
 
 
 def load_model(settings: Settings, version: ModelVersion) -> tuple[Backend, ModelPlans]:
-    """Raises EngineError."""
+    """Load, or compile, a model's plans. Raises EngineError."""
     backend, (plans,) = load_models(
         [version], settings.backend, settings.precision, settings.threads, plan_cache(settings), settings.buckets
     )

@@ -11,7 +11,7 @@ Format = Literal["text", "json"]
 
 
 def configure_logging(level: str, process: str, form: Format = "text") -> None:
-    """`process` names who speaks: server, worker, compile."""
+    """Log as `process` (server, worker or compile) from `level` upwards."""
     logging.basicConfig(level=level.upper(), handlers=[make_handler(process, form)])
 
 

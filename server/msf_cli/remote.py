@@ -1,4 +1,4 @@
-"""`msf generate --url`: images of a running server, with nothing of the engine loaded here."""
+"""Images from a running server, without the engine: `msf generate --url`."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ import httpx
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-CONNECT_TIMEOUT_S = 10.0  # the images themselves may take as long as they take
+TIMEOUT = httpx.Timeout(None, connect=10.0)  # generation may take long
 
 
-def generate_at(url: str, api_key: str | None, request: dict[str, Any]) -> tuple[list[Image], dict[str, Any]]:
-    """The images, and what else the server answered. `request` is a body of `/v1/images/generations`.
+def request_images(url: str, api_key: str | None, request: dict[str, Any]) -> tuple[list[Image], dict[str, Any]]:
+    """Return the images and the other fields of the answer to a `/v1/images/generations` request.
 
-    Raises ValueError with the server's own words where it refuses, or that it cannot be reached.
+    Raises ValueError with the server's message, or when the server cannot be reached.
     """
     from PIL import Image
 
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    address = f"{url.rstrip('/')}/v1/images/generations"
+    endpoint = f"{url.rstrip('/')}/v1/images/generations"
     body = {name: value for name, value in request.items() if value is not None}
     try:
-        answer = httpx.post(address, json=body, headers=headers, timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S))
+        response = httpx.post(endpoint, json=body, headers=headers, timeout=TIMEOUT)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ValueError(f"--url {url}: {error or type(error).__name__}") from error
-    if answer.is_error:
-        raise ValueError(f"{url} answers {answer.status_code}: {_message(answer)}")
-    made = answer.json()
-    return [Image.open(io.BytesIO(b64decode(each["b64_json"]))) for each in made.pop("data")], made
+    if response.is_error:
+        raise ValueError(f"{url} answers {response.status_code}: {_message(response)}")
+    answer = response.json()
+    return [Image.open(io.BytesIO(b64decode(image["b64_json"]))) for image in answer.pop("data")], answer
 
 
-def _message(answer: httpx.Response) -> str:
+def _message(response: httpx.Response) -> str:
     try:
-        return str(answer.json()["error"]["message"])
+        return str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        return answer.reason_phrase  # something between us and the server answered
+        return response.reason_phrase  # the answer of a proxy

@@ -16,12 +16,19 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def plan_cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compiled plans of the session: the first command that needs them compiles and validates them."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def settings(repository: Path, tmp_path: Path) -> dict[str, str]:
-    """What every command of a test gets; a test may change its own."""
+def settings(repository: Path, plan_cache_dir: Path, tmp_path: Path) -> dict[str, str]:
+    """Settings of every command of a test; a test may change its copy."""
     return {
         "MSF_MODEL_REPO": str(repository),
-        "MSF_CACHE_DIR": str(tmp_path / "cache"),
+        "MSF_CACHE_DIR": str(plan_cache_dir),
+        "MSF_BUCKETS": "1,4",
         "MSF_DATA_DIR": str(tmp_path / "data"),
         "MSF_BACKEND": "eager",
         "MSF_THREADS": "1",
@@ -30,7 +37,7 @@ def settings(repository: Path, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("MSF_"):
             monkeypatch.delenv(name)
@@ -38,7 +45,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def damaged(repository: Path, tmp_path: Path) -> Path:
-    """A weight file of a copy of the repository, one byte of which was flipped."""
+    """A weight file with one flipped bit, in a copy of the repository."""
     copy = shutil.copytree(repository, tmp_path / "damaged")
     file = copy / "tiny" / "1" / "residual.safetensors"
     content = bytearray(file.read_bytes())

@@ -1,4 +1,4 @@
-"""What cannot start says why in one line, with a status other than 0 and no traceback."""
+"""A command that cannot start prints one line with the reason, exits with a status above 0 and without a traceback."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def start(command: str, settings: Mapping[str, str]) -> Result:
     return CliRunner().invoke(main, [command], env=settings)
 
 
-def the_error(result: Result) -> str:
-    """The one line that says what is wrong."""
+def error_line(result: Result) -> str:
+    """Return the one line with the reason."""
     assert isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code != 0
     [line] = [line for line in result.output.splitlines() if line.startswith("Error: ")]
@@ -37,13 +37,13 @@ def taken_port() -> Iterator[str]:
         yield str(other.getsockname()[1])
 
 
-def test_a_port_that_is_taken(settings: dict[str, str], taken_port: str) -> None:
-    error = the_error(start("serve", settings | {"MSF_PORT": taken_port}))
+def test_a_port_in_use(settings: dict[str, str], taken_port: str) -> None:
+    error = error_line(start("serve", settings | {"MSF_PORT": taken_port}))
     assert f"MSF_PORT={taken_port}" in error
     assert "in use" in error
 
 
-def test_a_port_that_another_server_has_just_bound() -> None:
+def test_a_port_that_another_server_just_bound() -> None:
     with _bind("127.0.0.1", 0) as first, pytest.raises(ClickException, match="in use"):
         _bind("127.0.0.1", first.getsockname()[1])
 
@@ -69,7 +69,7 @@ def test_a_port_that_another_server_has_just_bound() -> None:
     ],
 )
 def test_a_setting_out_of_range(settings: dict[str, str], variable: str, value: str, allowed: str) -> None:
-    error = the_error(start("serve", settings | {variable: value}))
+    error = error_line(start("serve", settings | {variable: value}))
     assert f"{variable}=" in error
     assert value in error
     assert allowed in error
@@ -78,18 +78,18 @@ def test_a_setting_out_of_range(settings: dict[str, str], variable: str, value: 
 @pytest.mark.parametrize("url", ["localhost:6379", "http://host/", "redis://:s3cret@host:port"])
 @pytest.mark.parametrize("command", ["serve", "worker"])
 def test_a_malformed_redis_url(settings: dict[str, str], command: str, url: str, no_title: None) -> None:
-    error = the_error(start(command, settings | {"MSF_REDIS_URL": url}))
+    error = error_line(start(command, settings | {"MSF_REDIS_URL": url}))
     assert "MSF_REDIS_URL: " in error
     assert "s3cret" not in error
 
 
-def test_a_redis_that_cannot_be_reached(settings: dict[str, str], unreachable: str) -> None:
-    error = the_error(start("serve", settings | {"MSF_REDIS_URL": unreachable}))
+def test_an_unreachable_redis(settings: dict[str, str], unreachable: str) -> None:
+    error = error_line(start("serve", settings | {"MSF_REDIS_URL": unreachable}))
     assert "MSF_REDIS_URL: Redis at 127.0.0.1:" in error
     assert "s3cret" not in error
 
 
-def test_a_worker_whose_redis_cannot_be_reached_may_be_started_again(
+def test_a_worker_without_a_reachable_redis_may_be_restarted(
     settings: dict[str, str], unreachable: str, no_title: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     result = start("worker", settings | {"MSF_REDIS_URL": unreachable})
@@ -99,18 +99,18 @@ def test_a_worker_whose_redis_cannot_be_reached_may_be_started_again(
     assert "s3cret" not in caplog.text
 
 
-def test_a_port_for_metrics_that_is_taken(settings: dict[str, str], taken_port: str) -> None:
-    assert f"MSF_METRICS_PORT={taken_port}: cannot listen" in the_error(
+def test_a_metrics_port_in_use(settings: dict[str, str], taken_port: str) -> None:
+    assert f"MSF_METRICS_PORT={taken_port}: cannot listen" in error_line(
         start("serve", settings | {"MSF_METRICS_PORT": taken_port})
     )
 
 
 def test_a_worker_without_redis(settings: dict[str, str], no_title: None) -> None:
-    assert "MSF_REDIS_URL is not set" in the_error(start("worker", settings))
-    assert "MSF_REDIS_URL is not set" in the_error(start("worker", settings | {"MSF_REDIS_URL": ""}))
+    assert "MSF_REDIS_URL is not set" in error_line(start("worker", settings))
+    assert "MSF_REDIS_URL is not set" in error_line(start("worker", settings | {"MSF_REDIS_URL": ""}))
 
 
-def test_a_metrics_port_that_is_taken(
+def test_a_worker_metrics_port_in_use(
     valkey: EmbeddedValkey,
     settings: dict[str, str],
     taken_port: str,
@@ -123,22 +123,22 @@ def test_a_metrics_port_that_is_taken(
     assert caplog.messages[-1].startswith(f"MSF_WORKER_METRICS_PORT={taken_port}: cannot listen")
 
 
-@pytest.mark.parametrize("command", ["models", "compile"])
+@pytest.mark.parametrize("command", ["serve", "models", "compile"])
 def test_a_repository_without_models(settings: dict[str, str], tmp_path: Path, command: str) -> None:
     missing = str(tmp_path / "missing")
-    assert missing in the_error(start(command, settings | {"MSF_MODEL_REPO": missing}))
-    assert "has no model" in the_error(start(command, settings | {"MSF_MODEL_REPO": str(tmp_path)}))
+    assert missing in error_line(start(command, settings | {"MSF_MODEL_REPO": missing}))
+    assert "has no model" in error_line(start(command, settings | {"MSF_MODEL_REPO": str(tmp_path)}))
 
 
 @pytest.mark.parametrize("command", ["models", "compile"])
 def test_a_damaged_weight_file_is_named(settings: dict[str, str], damaged: Path, command: str) -> None:
-    error = the_error(start(command, settings | {"MSF_MODEL_REPO": str(damaged.parents[2])}))
+    error = error_line(start(command, settings | {"MSF_MODEL_REPO": str(damaged.parents[2])}))
     assert f"{damaged} is damaged" in error
 
 
 @pytest.fixture
 def unreachable() -> str:
-    """The URL of a port that nobody listens on any more."""
+    """Return the URL of a port that nothing listens on."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         return f"redis://:s3cret@127.0.0.1:{other.getsockname()[1]}/0"
@@ -146,6 +146,6 @@ def unreachable() -> str:
 
 @pytest.fixture
 def no_title(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test run keeps its name."""
+    """Keep the name of the test process."""
     ignore: Callable[[str], None] = lambda title: None  # noqa: E731
     monkeypatch.setattr(setproctitle, "setproctitle", ignore)

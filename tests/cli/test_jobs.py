@@ -1,4 +1,4 @@
-"""`msf jobs`: looking after jobs from the shell."""
+"""`msf jobs`: jobs listed, shown, cancelled and requeued from the shell."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPEC = JobSpec(model="fashion", version="1", label=0, num_samples=1, seed=1, num
 
 
 async def prepare(redis_url: str) -> tuple[str, str]:
-    """A failed job and a queued one."""
+    """Create a failed job and a queued one; return their ids."""
     async with connect(redis_url) as redis:
         queue, leases = JobQueue(redis), Leases(redis)
         info = WorkerInfo(id="w", host="here", pid=1, backend="test", num_slots=1, models=(FASHION,))
@@ -36,7 +36,7 @@ def jobs(redis_url: str, *arguments: str) -> Result:
     return CliRunner(env={"MSF_REDIS_URL": redis_url}).invoke(command, arguments)
 
 
-async def test_dead_letters_are_listed_looked_at_and_queued_again(redis_url: str) -> None:
+async def test_failed_jobs_are_listed_shown_and_requeued(redis_url: str) -> None:
     failed, queued = await prepare(redis_url)
 
     def use() -> None:
@@ -50,7 +50,7 @@ async def test_dead_letters_are_listed_looked_at_and_queued_again(redis_url: str
         assert jobs(redis_url, "dead").output == ""
         assert jobs(redis_url, "cancel", again).output.strip() == "cancelled"
         refused = jobs(redis_url, "requeue", queued)
-        assert (refused.exit_code, f"job {queued} is queued; allowed: failed jobs" in refused.output) == (1, True)
+        assert (refused.exit_code, f"Job {queued} is queued. Allowed: failed jobs." in refused.output) == (1, True)
 
     await asyncio.to_thread(use)
 
@@ -58,10 +58,10 @@ async def test_dead_letters_are_listed_looked_at_and_queued_again(redis_url: str
 @pytest.mark.parametrize("what", ["show", "cancel", "requeue"])
 async def test_an_unknown_job_is_named(redis_url: str, what: str) -> None:
     result = await asyncio.to_thread(jobs, redis_url, what, "nope")
-    assert (result.exit_code, "there is no job nope" in result.output) == (1, True)
+    assert (result.exit_code, "Unknown job nope" in result.output) == (1, True)
 
 
-def test_without_any_redis_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_redis_the_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MSF_DATA_DIR", "/nowhere")
     result = CliRunner().invoke(command, ["dead"])
     assert result.exit_code == 2

@@ -1,4 +1,4 @@
-"""`msf keys`: what it prints is what the server takes."""
+"""`msf keys`: the server accepts what it prints."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ def run(*arguments: str, **settings: str) -> Result:
     return CliRunner().invoke(main, ["keys", *arguments], env=settings)
 
 
-def test_a_new_key_is_let_in_by_the_table_that_comes_with_it(tmp_path: Path) -> None:
+def test_a_new_key_is_accepted_with_its_table(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     first = run(
         "new", "--name", "team-a", "--requests-per-minute", "60", "--samples-per-day", "1000", "--weight", "2.5"
     )
     second = run("new", "--name", "ops", "--scope", "admin", "--scope", "generate")
     file.write_text(first.stdout + second.stdout)
-    shown = [result.stderr.split()[-1] for result in (first, second)]
-    assert all(len(key) == 47 and key not in file.read_text() for key in shown)
+    secrets = [result.stderr.split()[-1] for result in (first, second)]
+    assert all(len(key) == 47 and key not in file.read_text() for key in secrets)
     ring = KeyRing(file)
-    team, ops = (ring.find(key) for key in shown)
+    team, ops = (ring.find(key) for key in secrets)
     assert team is not None
     assert ops is not None
     assert (team.name, team.scopes) == ("team-a", frozenset({Scope.GENERATE}))
     assert (team.requests_per_minute, team.samples_per_day, team.weight) == (60, 1000, 2.5)
     assert (ops.name, ops.scopes, ops.samples_per_day) == ("ops", frozenset(Scope), None)
-    assert ring.find(shown[0].lower()) is None
+    assert ring.find(secrets[0].lower()) is None
     listed = run("check", MSF_API_KEYS_FILE=str(file))
     assert listed.stdout == ("team-a  generate  60 requests/min  1000 samples/day  weight 2.5\nops  admin+generate\n")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["new"], "--name"),
         (["new", "--name", 'a"b'], "'a\"b'. Allowed: 1 to 64 letters"),
@@ -47,14 +47,14 @@ def test_a_new_key_is_let_in_by_the_table_that_comes_with_it(tmp_path: Path) -> 
         (["check", "/no/such/file"], "/no/such/file cannot be read: No such file"),
     ],
 )
-def test_what_is_wrong_is_said(arguments: list[str], said: str) -> None:
+def test_invalid_arguments_are_named(arguments: list[str], message: str) -> None:
     result = run(*arguments)
     assert result.exit_code != 0
-    assert said in result.stderr
+    assert message in result.stderr
     assert "[[keys]]" not in result.stdout
 
 
-def test_a_server_does_not_start_open_because_its_keys_are_broken(settings: dict[str, str], tmp_path: Path) -> None:
+def test_a_server_does_not_start_with_an_invalid_key_file(settings: dict[str, str], tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     file.write_text('[[keys]]\nname = "a"\n')
     result = CliRunner().invoke(main, ["serve"], env={**settings, "MSF_API_KEYS_FILE": str(file)})

@@ -19,7 +19,7 @@ def written(process: str, form: Format, log: Callable[[logging.Logger], Any]) ->
     return stream.getvalue().splitlines()
 
 
-def test_json_lines_carry_what_belongs_to_them() -> None:
+def test_json_lines_carry_their_extra_fields() -> None:
     extra = {"job_id": "a1", "duration_ms": 7.5}
     [text] = written("server", "json", lambda logger: logger.info("job %s ended", "a1", extra=extra))
     line = json.loads(text)

@@ -1,4 +1,4 @@
-"""Models that come, change and go while a service answers."""
+"""Models loaded, replaced and unloaded while a service answers."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ async def is_ready(url: str, *model: str) -> bool:
 
 
 def labels(*values: int) -> list[triton.InferInput]:
-    made = triton.InferInput("label", [len(values)], "INT32")
-    made.set_data_from_numpy(np.array(values, np.int32))
-    return [made]
+    tensor = triton.InferInput("label", [len(values)], "INT32")
+    tensor.set_data_from_numpy(np.array(values, np.int32))
+    return [tensor]
 
 
 @asynccontextmanager
 async def callers(url: str) -> AsyncIterator[Counter[tuple[int, str]]]:
-    """Who ask for images without a pause; their answers by status and version (of an error: by what it says)."""
+    """Run callers that request images without a pause; yield their answers by status and version, or error text."""
     seen: Counter[tuple[int, str]] = Counter()
     stop = asyncio.Event()
 
@@ -95,8 +95,8 @@ async def callers(url: str) -> AsyncIterator[Counter[tuple[int, str]]]:
 
 
 async def has_seen(seen: Counter[tuple[int, str]], version: str, more: int = 20) -> None:
-    wanted = seen[200, version] + more
-    await until(lambda: seen[200, version] >= wanted, timeout_s=TIMEOUT_S)
+    target = seen[200, version] + more
+    await until(lambda: seen[200, version] >= target, timeout_s=TIMEOUT_S)
 
 
 async def test_a_version_is_added_swapped_and_removed_under_load(
@@ -132,7 +132,7 @@ async def test_a_version_is_added_swapped_and_removed_under_load(
         assert {version for _, version in seen} == {"1", "2"}
 
 
-async def test_what_cannot_be_loaded_says_why_and_changes_nothing(
+async def test_a_failed_load_names_the_reason_and_changes_nothing(
     own_repository: Path, settings: dict[str, str], tmp_path: Path
 ) -> None:
     with msf("serve", settings=settings, log=tmp_path / "log") as server:
@@ -168,7 +168,7 @@ async def test_what_cannot_be_loaded_says_why_and_changes_nothing(
         assert await is_ready(url, "tiny", "1")
 
 
-async def test_an_unloaded_model_stays_so_until_it_is_loaded(
+async def test_an_unloaded_model_stays_unloaded_until_it_is_loaded(
     own_repository: Path, settings: dict[str, str], tmp_path: Path
 ) -> None:
     with msf("serve", settings=settings, log=tmp_path / "log") as server:

@@ -1,4 +1,4 @@
-"""`msf reproduce`: an image made again from its own file."""
+"""`msf reproduce`: an image regenerated from its file."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ def reproduce(settings: dict[str, str], *arguments: str) -> Result:
 
 @pytest.fixture
 def image(settings: dict[str, str], tmp_path: Path) -> Path:
-    """A strict image, the fourth of five that were made together, as a worker leaves it."""
-    return made(settings, tmp_path / "image.png", "strict")
+    """A strict image, the fourth of five in one batch, as a worker stores it."""
+    return generated(settings, tmp_path / "image.png", "strict")
 
 
-def made(settings: dict[str, str], file: Path, reproducibility: Reproducibility) -> Path:
+def generated(settings: dict[str, str], file: Path, reproducibility: Reproducibility) -> Path:
     version = read_version(Path(settings["MSF_MODEL_REPO"]), "tiny")
-    plans = load_plans(version, get_backend("eager", None, 1), PlanCache(Path(settings["MSF_CACHE_DIR"]) / "plans"))
+    cache = PlanCache(Path(settings["MSF_CACHE_DIR"]) / "plans")
+    plans = load_plans(version, get_backend("eager", None, 1), cache, (1, 4))
     requests = [SampleRequest(1, 7, index, 4, 2, 2.0) for index in range(5)]
     pixels = generate(plans, requests, strict=reproducibility == "strict")[3]
     provenance = Provenance(fingerprint=runtime_fingerprint(plans.fingerprint), reproducibility=reproducibility)
@@ -57,42 +58,42 @@ def rewritten(image: Path, **changes: object) -> Path:
     return image
 
 
-def test_an_image_of_a_batch_is_made_again_alone_to_the_byte(
+def test_an_image_of_a_batch_is_regenerated_alone_to_the_byte(
     settings: dict[str, str], image: Path, tmp_path: Path
 ) -> None:
     result = reproduce(settings, str(image), "--out", str(tmp_path / "again.png"))
     assert result.exit_code == 0, result.output
-    assert "the same, to the byte" in result.output
+    assert "identical to the byte" in result.output
     assert (tmp_path / "again.png").read_bytes() == image.read_bytes()
 
 
 def test_another_fingerprint_is_named(settings: dict[str, str], image: Path) -> None:
-    """A fingerprint is in the file, so the pixels can be the same and the bytes not; here only that was changed."""
+    """The file has the fingerprint, so equal pixels may come in different bytes."""
     rewritten(image, fingerprint="f" * 64, seed=8)
     result = reproduce(settings, str(image))
     assert result.exit_code == 1
-    assert "was made by ffffffffffff, this machine is " in result.output
+    assert "has fingerprint ffffffffffff, this machine " in result.output
     assert "grey levels" in result.output
 
 
-def test_a_forged_image_is_told(settings: dict[str, str], image: Path) -> None:
+def test_a_forged_image_differs(settings: dict[str, str], image: Path) -> None:
     result = reproduce(settings, str(rewritten(image, label=2)))
     assert result.exit_code == 1
     assert "pixels differ by" in result.output
 
 
 def test_fast_mode_promises_no_bytes(settings: dict[str, str], tmp_path: Path) -> None:
-    result = reproduce(settings, str(rewritten(made(settings, tmp_path / "fast.png", "fast"), seed=8)))
-    assert "was made in fast mode, which promises no bytes" in result.output
+    result = reproduce(settings, str(rewritten(generated(settings, tmp_path / "fast.png", "fast"), seed=8)))
+    assert "was generated in fast mode, which does not promise equal bytes" in result.output
 
 
-def test_what_is_no_image_of_ours_is_refused(settings: dict[str, str], image: Path, tmp_path: Path) -> None:
+def test_other_images_are_refused(settings: dict[str, str], image: Path, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     with Image.open(image) as opened:
         opened.save(tmp_path / "bare.png")
     for file in ("text.png", "bare.png"):
         result = reproduce(settings, str(tmp_path / file))
         assert result.exit_code == 1
-        assert "is no PNG that tells how it was made" in result.output
+        assert "is not a PNG of this service" in result.output
     result = reproduce(settings, str(rewritten(image, model="unknown")))
     assert "model 'unknown' is not in" in result.output

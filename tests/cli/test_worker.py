@@ -1,4 +1,4 @@
-"""`msf worker` on its own, against a Redis of others."""
+"""`msf worker` alone, against an external Redis."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.cli.support import msf
 
 
 @pytest.mark.slow
-async def test_it_works_for_any_server_and_ends_what_it_has_begun(
+async def test_it_serves_an_external_redis_and_finishes_its_jobs_before_it_exits(
     redis: Redis, redis_url: str, settings: dict[str, str], tmp_path: Path
 ) -> None:
     spec = JobSpec(model="tiny", version="1", label=0, num_samples=64, seed=7, num_steps=50, guidance_scale=2.0)
@@ -40,7 +40,7 @@ async def test_it_works_for_any_server_and_ends_what_it_has_begun(
 
 
 async def until_begun(port: int, worker: Msf) -> None:
-    """Wait until the worker's metrics tell of a step."""
+    """Wait until the worker's metrics count a step."""
     async with httpx.AsyncClient() as client, asyncio.timeout(TIMEOUT_S):
         while True:
             assert worker.process.poll() is None, worker.output

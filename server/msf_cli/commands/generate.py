@@ -1,4 +1,4 @@
-"""`msf generate`: images into a file, made here or by a server."""
+"""`msf generate`: images of one class in a file, generated here or by a server."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from msf_cli.settings import read_settings
+from msf_cli.setup_checks import require_models, require_packages
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,9 +28,9 @@ GAP = 2  # pixels between the images of a grid
 @click.option("--seed", type=click.IntRange(0, 2**53 - 1), default=0, show_default=True)
 @click.option("--num-steps", type=click.IntRange(2), help="Steps of both stages together.  [default: the model's]")
 @click.option("--guidance-scale", type=float, help="1 is none.  [default: the model's]")
-@click.option("--scale", type=click.IntRange(1, 32), default=4, show_default=True, help="Enlarge pixels so many times.")
-@click.option("--url", help="Ask this server instead, such as http://127.0.0.1:8000.")
-@click.option("--api-key", envvar="MSF_API_KEY", show_envvar=True, help="What the server knows you by.")
+@click.option("--scale", type=click.IntRange(1, 32), default=4, show_default=True, help="Enlargement of the pixels.")
+@click.option("--url", help="Server to use instead, such as http://127.0.0.1:8000.")
+@click.option("--api-key", envvar="MSF_API_KEY", show_envvar=True, help="API key for the server.")
 def command(
     prompt: str,
     num_images: int,
@@ -42,43 +43,21 @@ def command(
     url: str | None,
     api_key: str | None,
 ) -> None:
-    """Make images of one class and write them as one grid.
+    """Generate images of one class into one file, as a grid.
 
-    Here, with the plans of this machine; with --url, by a running server.
+    Uses this machine's plans, or a running server with --url.
     """
-    from msf_engine.errors import EngineError
-
     try:
         _check_out(out)
         if url is not None:
-            images = _ask(url, api_key, model, prompt, num_images, seed, num_steps, guidance_scale)
+            request = {"model": model, "prompt": prompt, "n": num_images, "seed": seed}
+            images = _request(url, api_key, {**request, "num_steps": num_steps, "guidance_scale": guidance_scale})
         else:
-            version = _find_model(model)
-            images = _generate(version, _find_label(version, prompt), num_images, seed, num_steps, guidance_scale)
+            images = _generate(_find_model(model), prompt, num_images, seed, num_steps, guidance_scale)
         _grid(images, scale).save(out)
-    except (EngineError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(str(out))
-
-
-def _ask(
-    url: str,
-    api_key: str | None,
-    model: str | None,
-    prompt: str,
-    num_images: int,
-    seed: int,
-    num_steps: int | None,
-    guidance_scale: float | None,
-) -> list[Image]:
-    from msf_cli.remote import generate_at
-
-    asked = {"model": model, "prompt": prompt, "n": num_images, "seed": seed}
-    images, told = generate_at(url, api_key, {**asked, "num_steps": num_steps, "guidance_scale": guidance_scale})
-    click.echo(
-        f"{num_images} images of {told['model']}:{told['version']} in {told['timings']['total_ms']:.0f} ms", err=True
-    )
-    return images
 
 
 def _check_out(out: Path) -> None:
@@ -86,19 +65,32 @@ def _check_out(out: Path) -> None:
 
     suffixes = sorted(suffix for suffix, name in Image.registered_extensions().items() if name in Image.SAVE)
     if out.suffix.lower() not in suffixes:
-        raise ValueError(f"--out {out}: {out.suffix or 'no suffix'} is no image format; allowed: {', '.join(suffixes)}")
+        raise ValueError(f"Unknown image format of --out {str(out)!r}. Allowed: {', '.join(suffixes)}.")
     if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: {out.parent} is not a folder")
+        raise ValueError(f"--out {out}: {out.parent} is not a folder.")
+
+
+def _request(url: str, api_key: str | None, request: dict[str, object]) -> list[Image]:
+    from msf_cli.remote import request_images
+
+    images, answer = request_images(url, api_key, request)
+    model = f"{answer['model']}:{answer['version']}"
+    click.echo(f"{len(images)} images of {model} in {answer['timings']['total_ms']:.0f} ms", err=True)
+    return images
 
 
 def _find_model(model: str | None) -> ModelVersion:
+    from msf_engine.errors import EngineError
     from msf_engine.repository import find_models, read_version
 
     repository = read_settings().model_repo
-    if model is None:
-        return read_version(repository, find_models(repository)[0].name)
-    name, _, version = model.partition(":")
-    return read_version(repository, name, version or None)
+    require_packages("generate", "torch")
+    require_models(repository)
+    name, _, version = (model or "").partition(":")
+    try:
+        return read_version(repository, name or find_models(repository)[0].name, version or None)
+    except EngineError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _find_label(version: ModelVersion, prompt: str) -> int:
@@ -108,14 +100,14 @@ def _find_label(version: ModelVersion, prompt: str) -> int:
     if prompt.isdecimal() and int(prompt) < len(names):
         return int(prompt)
     raise ValueError(
-        f"--prompt {prompt!r} is no class of {version.name}; allowed: {', '.join(version.labels)}, "
-        f"or 0 to {len(names) - 1}"
+        f"Unknown class --prompt {prompt!r} for model {version.name}. Allowed: {', '.join(version.labels)}, "
+        f"or 0 to {len(names) - 1}."
     )
 
 
 def _generate(
     version: ModelVersion,
-    label: int,
+    prompt: str,
     num_images: int,
     seed: int,
     num_steps: int | None,
@@ -124,21 +116,24 @@ def _generate(
     from PIL import Image
 
     from msf_cli.loading import load_model
+    from msf_engine.errors import EngineError
     from msf_engine.executor import SampleRequest
     from msf_engine.generate import generate
 
-    config, settings = version.config, read_settings()
-    sampling = config.sampling
+    label, config, sampling = _find_label(version, prompt), version.config, version.config.sampling
     if num_steps is not None and num_steps > sampling.max_num_steps:
-        raise ValueError(f"--num-steps {num_steps} is out of range; allowed: 2 to {sampling.max_num_steps}")
+        raise ValueError(f"Invalid --num-steps {num_steps}. Allowed: 2 to {sampling.max_num_steps}.")
     scale = sampling.default_guidance_scale if guidance_scale is None else guidance_scale
     if not 0 <= scale <= sampling.max_guidance_scale:
-        raise ValueError(f"--guidance-scale {scale} is out of range; allowed: 0 to {sampling.max_guidance_scale}")
+        raise ValueError(f"Invalid --guidance-scale {scale}. Allowed: 0 to {sampling.max_guidance_scale}.")
     steps = config.split_steps(num_steps or config.default_num_steps)
     started_at = time.monotonic()
-    _, plans = load_model(settings, version)
-    loaded_at = time.monotonic()
-    images = generate(plans, [SampleRequest(label, seed, index, *steps, scale) for index in range(num_images)])
+    try:
+        _, plans = load_model(read_settings(), version)
+        loaded_at = time.monotonic()
+        images = generate(plans, [SampleRequest(label, seed, index, *steps, scale) for index in range(num_images)])
+    except EngineError as error:
+        raise click.ClickException(str(error)) from error
     finished_at = time.monotonic()
     click.echo(
         f"{num_images} images in {finished_at - loaded_at:.2f} s (plans ready after {loaded_at - started_at:.1f} s)",
@@ -148,15 +143,15 @@ def _generate(
 
 
 def _grid(images: Sequence[Image], scale: int) -> Image:
-    """A nearly square grid, pixels enlarged `scale` times and left sharp."""
+    """Arrange images in a nearly square grid, with pixels enlarged `scale` times and not smoothed."""
     from PIL import Image
 
     columns = next(c for c in range(1, len(images) + 1) if c * c >= len(images))
     rows = -(-len(images) // columns)
     width, height = (side * scale for side in images[0].size)
     sheet = Image.new(images[0].mode, (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP))
-    for place, image in enumerate(images):
-        row, column = divmod(place, columns)
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
         large = image.resize((width, height), Image.Resampling.NEAREST)
         sheet.paste(large, (column * (width + GAP), row * (height + GAP)))
     return sheet

@@ -1,4 +1,4 @@
-"""`msf health`: whether an address answers with 200, for containers' health checks."""
+"""`msf health`: check that a URL answers, for containers' health checks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TIMEOUT_S = 2.5
 @click.command()
 @click.argument("url")
 def command(url: str) -> None:
-    """Exit with 0 if URL answers with status 200, else with 1 and the reason."""
+    """Check that URL answers with status 200; otherwise exit with 1 and the reason."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
             status = answer.status

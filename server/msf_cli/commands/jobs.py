@@ -1,4 +1,4 @@
-"""`msf jobs`: look after jobs from the shell."""
+"""`msf jobs`: list, show, cancel or requeue jobs."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ T = TypeVar("T")
 
 @click.group()
 def command() -> None:
-    """Look after the jobs of the Redis that MSF_REDIS_URL names (or of the service whose MSF_DATA_DIR this is)."""
+    """List, show, cancel or requeue jobs in the Redis of MSF_REDIS_URL, or of the service with MSF_DATA_DIR."""
 
 
 @command.command()
 def dead() -> None:
-    """List failed jobs, latest first: the dead letters."""
+    """List failed jobs, latest first."""
 
-    async def listed(queue: JobQueue, registry: Registry) -> list[JobRecord]:
+    async def dead_letters(queue: JobQueue, registry: Registry) -> list[JobRecord]:
         models = await registry.models()
         return [job for model in models for job in await queue.dead_letters(model.name, model.version)]
 
-    for job in _with_queue(listed):
+    for job in _with_queue(dead_letters):
         code = job.error.code if job.error else "?"
         click.echo(f"{job.id}  {_time(job.finished_at)}  {job.spec.model}:{job.spec.version}  {code}")
 
@@ -40,48 +40,52 @@ def dead() -> None:
 @command.command()
 @click.argument("job_id")
 def show(job_id: str) -> None:
-    """Print a job as it is now, as JSON."""
+    """Print a job as JSON."""
     click.echo(_with_queue(lambda queue, _: _get(queue, job_id)).model_dump_json(indent=2))
 
 
 @command.command()
 @click.argument("job_id")
 def cancel(job_id: str) -> None:
-    """End a job; a worker that runs it frees its slots at the next step."""
+    """Cancel a job; a worker that runs it frees its slots at the next step."""
     state = _with_queue(lambda queue, _: queue.cancel(job_id))
     if state is None:
-        raise click.ClickException(f"there is no job {job_id} (any more)")
+        raise _unknown(job_id)
     click.echo(state)
 
 
 @command.command()
 @click.argument("job_id")
 def requeue(job_id: str) -> None:
-    """Queue again what a failed job asked for, under a new id."""
+    """Queue a failed job again, under a new id."""
 
-    async def requeued(queue: JobQueue, _: Registry) -> JobRecord:
+    async def requeue_failed(queue: JobQueue, _: Registry) -> JobRecord:
         job = await _get(queue, job_id)
         if job.state is not JobState.FAILED:
-            raise click.ClickException(f"job {job_id} is {job.state}; allowed: failed jobs")
+            raise click.ClickException(f"Job {job_id} is {job.state}. Allowed: failed jobs.")
         return await queue.requeue(job)
 
-    click.echo(_with_queue(requeued).id)
+    click.echo(_with_queue(requeue_failed).id)
 
 
 async def _get(queue: JobQueue, job_id: str) -> JobRecord:
     job = await queue.get(job_id)
     if job is None:
-        raise click.ClickException(f"there is no job {job_id} (any more)")
+        raise _unknown(job_id)
     return job
 
 
-def _with_queue(use: Callable[[JobQueue, Registry], Awaitable[T]]) -> T:
-    async def used() -> T:
+def _unknown(job_id: str) -> click.ClickException:
+    return click.ClickException(f"Unknown job {job_id}; it may have expired.")
+
+
+def _with_queue(operation: Callable[[JobQueue, Registry], Awaitable[T]]) -> T:
+    async def run() -> T:
         async with connect(_redis_url()) as redis:
-            return await use(JobQueue(redis), Registry(redis))
+            return await operation(JobQueue(redis), Registry(redis))
 
     try:
-        return asyncio.run(used())
+        return asyncio.run(run())
     except SchedulerError as error:
         raise click.ClickException(str(error)) from error
 
@@ -90,10 +94,10 @@ def _redis_url() -> str:
     settings = read_settings()
     if settings.redis_url:
         return settings.redis_url
-    owner = settings.data_dir / "owner"  # where an embedded Valkey says how to reach it
+    owner = settings.data_dir / "owner"  # holds the URL of a running embedded Valkey
     if not owner.is_file():
         raise click.UsageError(
-            f"MSF_REDIS_URL is not set, and no service has its data in MSF_DATA_DIR={str(settings.data_dir)!r}"
+            f"MSF_REDIS_URL is not set, and no service runs on MSF_DATA_DIR={str(settings.data_dir)!r}."
         )
     return owner.read_text()
 

@@ -1,4 +1,4 @@
-"""`msf keys`: make API keys, and look at the file that lets them in."""
+"""`msf keys`: create API keys, and check the file of them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from msf_server.webhook_delivery import tenant_secret
 
 @click.group()
 def command() -> None:
-    """Make API keys, and look at the file that lets them in.
+    """Create API keys, and check the file of them.
 
-    A key is shown once, on standard error; the table that goes to standard output holds only its digest:
+    A key is printed once, on standard error; the table on standard output has only its digest:
 
     \b
         msf keys new --name team-a >> keys.toml
@@ -31,7 +31,7 @@ def _checked_name(_: click.Context, __: click.Parameter, name: str) -> str:
 
 
 @command.command()
-@click.option("--name", required=True, callback=_checked_name, help="tenant of all that is asked for with the key")
+@click.option("--name", required=True, callback=_checked_name, help="Tenant of all requests with the key.")
 @click.option(
     "--scope",
     "scopes",
@@ -39,11 +39,11 @@ def _checked_name(_: click.Context, __: click.Parameter, name: str) -> str:
     multiple=True,
     default=[Scope.GENERATE.value],
     show_default=True,
-    help="what the key is for; may be given twice",
+    help="Permission of the key; repeatable.",
 )
-@click.option("--requests-per-minute", type=click.IntRange(1, 1_000_000), help="default: no limit")
-@click.option("--samples-per-day", type=click.IntRange(1, 1_000_000_000), help="default: no limit")
-@click.option("--weight", type=click.FloatRange(0, min_open=True), help="share of the device, default 1")
+@click.option("--requests-per-minute", type=click.IntRange(1, 1_000_000), help="[default: no limit]")
+@click.option("--samples-per-day", type=click.IntRange(1, 1_000_000_000), help="[default: no limit]")
+@click.option("--weight", type=click.FloatRange(0, min_open=True), help="Fair share of the device.  [default: 1]")
 def new(
     name: str,
     scopes: tuple[str, ...],
@@ -51,9 +51,9 @@ def new(
     samples_per_day: int | None,
     weight: float | None,
 ) -> None:
-    """Print a new key, and the table to append to the file of keys."""
+    """Create a key; print it, and the table to append to the file of keys."""
     key = new_key()
-    click.echo(f"The key of {name}, which is not shown again: {key}", err=True)
+    click.echo(f"The key of {name}, which is not printed again: {key}", err=True)
     click.echo("[[keys]]")
     click.echo(f'name = "{name}"')
     click.echo(f'sha256 = "{digest(key)}"')
@@ -66,31 +66,31 @@ def new(
 
 
 @command.command("webhook-secret")
-@click.option("--name", default="", help="name of the API key; without it, that of a service without keys")
+@click.option("--name", default="", help="Name of the API key.  [default: the secret of a service without keys]")
 def webhook_secret(name: str) -> None:
-    """Print what a key's webhooks are signed with, by MSF_WEBHOOK_SECRET."""
+    """Print the secret that verifies a key's webhooks, derived from MSF_WEBHOOK_SECRET."""
     master = read_settings().webhook_secret
     if master is None:
-        raise click.UsageError("set MSF_WEBHOOK_SECRET")
+        raise click.UsageError("MSF_WEBHOOK_SECRET is not set.")
     click.echo(tenant_secret(master, name))
 
 
 @command.command()
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 def check(file: Path | None) -> None:
-    """List what FILE (default: MSF_API_KEYS_FILE) lets in, or say what is wrong with it."""
+    """List the keys of FILE (default: MSF_API_KEYS_FILE), or print its error."""
     file = file or read_settings().api_keys_file
     if file is None:
-        raise click.UsageError("name a file, or set MSF_API_KEYS_FILE")
+        raise click.UsageError("No file, and MSF_API_KEYS_FILE is not set.")
     try:
         keys = read_keys(file)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     for key in keys:
         limits = {"requests/min": key.requests_per_minute, "samples/day": key.samples_per_day, "weight": key.weight}
-        shown = [
+        parts = [
             f"{value:g} {limit}" if limit != "weight" else f"weight {value:g}"
             for limit, value in limits.items()
             if value
         ]
-        click.echo("  ".join([key.name, "+".join(sorted(key.scopes)), *shown]))
+        click.echo("  ".join([key.name, "+".join(sorted(key.scopes)), *parts]))

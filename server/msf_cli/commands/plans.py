@@ -1,11 +1,11 @@
-"""`msf plans`: the compiled plans in the cache."""
+"""`msf plans`: list the compiled plans in the cache."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
+from tabulate import tabulate
 
 from msf_cli.settings import read_settings
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 @click.command()
 def command() -> None:
-    """Show the plans of MSF_CACHE_DIR: what they are for, how well they agree with the reference, where that was seen.
+    """List the plans of MSF_CACHE_DIR: their error against the reference, where that was verified, and their size.
 
     The error is against eager float32, at the worst bucket: relative RMS of a step's velocity, or grey levels of the
-    decoder's pixels. Plans of a stage whose rows are marked alike give a sample the same bytes in any batch.
+    decoder's pixels. Plans of a stage with the same mark under "rows" give a sample the same bytes in any batch.
     """
     from msf_cli.loading import plan_cache
 
     settings = read_settings()
     records = plan_cache(settings).records()
     if not records:
-        raise click.ClickException(f"no plans in {settings.cache_dir / 'plans'}; msf compile builds them")
-    click.echo(_table([_HEAD, *(_row(record) for record in records)]))
+        raise click.ClickException(f"No plans in {settings.cache_dir / 'plans'}. Compile them with: msf compile")
+    click.echo(tabulate([_row(record) for record in records], _HEAD, tablefmt="plain", disable_numparse=True))
     click.echo(f"{len(records)} plans, {sum(record.size_bytes for record in records) / 1e6:.1f} MB")
 
 
@@ -51,11 +51,4 @@ def _row(record: PlanRecord) -> tuple[str, ...]:
         f"{record.build_s:.1f} s",
         *verified,
         where,
-    )
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )

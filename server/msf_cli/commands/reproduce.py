@@ -1,4 +1,4 @@
-"""`msf reproduce`: make an image again from what its own file tells, and compare."""
+"""`msf reproduce`: regenerate an image from the metadata in its PNG, and compare."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ if TYPE_CHECKING:
     from msf_scheduler.jobs import JobSpec, Provenance
 
 EXIT_DIFFERENT = 1
-MAX_ROUNDING = 2  # grey levels that another fingerprint, or fast mode, may differ by
+MAX_ROUNDING = 2  # grey levels by which another fingerprint, or fast mode, may differ
 
 
 @click.command()
 @click.argument("image", type=click.Path(path_type=Path, dir_okay=False, exists=True))
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Where to write the image made anew.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File for the regenerated image.")
 def command(image: Path, out: Path | None) -> None:
-    """Make IMAGE, a PNG of this service, again with the model of MSF_MODEL_REPO, alone, and compare the files.
+    """Regenerate IMAGE, a PNG of this service, from its metadata with the model of MSF_MODEL_REPO, and compare.
 
-    The exit status is 0 if every byte is the same, 1 if not: then it says how far the pixels are apart and whether the
-    fingerprint, of this machine's plans and libraries, is the one that made it.
+    The exit status is 0 if every byte is equal. Otherwise it is 1, and the output has the difference of the pixels and
+    whether this machine's fingerprint (plans and libraries) is the one of the image.
     """
     from msf_engine.errors import EngineError
 
-    spec, index, made = _read(image)
+    spec, index, provenance = _read(image)
     try:
-        file, fingerprint = _make(spec, index, made)
+        content, fingerprint = _regenerate(spec, index, provenance)
     except EngineError as error:
         raise click.ClickException(str(error)) from error
     if out is not None:
-        out.write_bytes(file)
-    if file == image.read_bytes():
-        click.echo(f"{image}: the same, to the byte ({len(file)} bytes, {made.reproducibility}, {fingerprint[:12]})")
+        out.write_bytes(content)
+    if content == image.read_bytes():
+        mode = provenance.reproducibility
+        click.echo(f"{image}: identical to the byte ({len(content)} bytes, {mode}, {fingerprint[:12]})")
         return
-    if fingerprint != made.fingerprint:
-        click.echo(f"{image} was made by {made.fingerprint[:12]}, this machine is {fingerprint[:12]}")
-    elif made.reproducibility == "fast":
-        click.echo(f"{image} was made in fast mode, which promises no bytes")
-    click.echo(f"{image}: {_difference(image, file)}")
+    if fingerprint != provenance.fingerprint:
+        click.echo(f"{image} has fingerprint {provenance.fingerprint[:12]}, this machine {fingerprint[:12]}")
+    elif provenance.reproducibility == "fast":
+        click.echo(f"{image} was generated in fast mode, which does not promise equal bytes")
+    click.echo(f"{image}: {_difference(image, content)}")
     raise click.exceptions.Exit(EXIT_DIFFERENT)
 
 
@@ -56,15 +57,15 @@ def _read(image: Path) -> tuple[JobSpec, int, Provenance]:
     try:
         with Image.open(image) as opened:
             fields = json.loads(opened.info[PARAMETERS])
-        made = Provenance(fingerprint=fields.pop("fingerprint"), reproducibility=fields.pop("reproducibility"))
+        provenance = Provenance(fingerprint=fields.pop("fingerprint"), reproducibility=fields.pop("reproducibility"))
         index = fields.pop("index")
-        return JobSpec(**fields, num_samples=1, first_index=index), index, made
+        return JobSpec(**fields, num_samples=1, first_index=index), index, provenance
     except (UnidentifiedImageError, KeyError, ValueError, TypeError, ValidationError) as error:
-        raise click.ClickException(f"{image} is no PNG that tells how it was made (text chunk {PARAMETERS})") from error
+        raise click.ClickException(f"{image} is not a PNG of this service (no text chunk {PARAMETERS})") from error
 
 
-def _make(spec: JobSpec, index: int, made: Provenance) -> tuple[bytes, str]:
-    """The encoded image, made as it was (strictly, or not), and this machine's fingerprint."""
+def _regenerate(spec: JobSpec, index: int, provenance: Provenance) -> tuple[bytes, str]:
+    """Return the encoded image, in the same mode as before, and this machine's fingerprint."""
     from msf_cli.loading import load_model
     from msf_engine.executor import SampleRequest
     from msf_engine.generate import generate
@@ -76,22 +77,22 @@ def _make(spec: JobSpec, index: int, made: Provenance) -> tuple[bytes, str]:
     _, plans = load_model(settings, version)
     steps = version.config.split_steps(spec.num_steps)
     sample = SampleRequest(spec.label, spec.seed, index, *steps, spec.guidance_scale)
-    [pixels] = generate(plans, [sample], strict=made.reproducibility == "strict")
+    [pixels] = generate(plans, [sample], strict=provenance.reproducibility == "strict")
     fingerprint = runtime_fingerprint(plans.fingerprint)
-    return encode_image(pixels, spec, index=index, provenance=made), fingerprint
+    return encode_image(pixels, spec, index=index, provenance=provenance), fingerprint
 
 
-def _difference(image: Path, file: bytes) -> str:
+def _difference(image: Path, content: bytes) -> str:
     import io
 
     import numpy as np
     from PIL import Image
 
-    with Image.open(image) as one, Image.open(io.BytesIO(file)) as other:
-        pixels = [np.asarray(each).astype(int) for each in (one, other)]
-    if pixels[0].shape != pixels[1].shape:
-        return "another size"
-    apart = int(np.abs(pixels[0] - pixels[1]).max())
-    if apart == 0:
-        return "the same pixels in other bytes"
-    return f"pixels differ by {apart} grey levels at most" + (" (rounding)" if apart <= MAX_ROUNDING else "")
+    with Image.open(image) as before, Image.open(io.BytesIO(content)) as after:
+        pixels_before, pixels_after = (np.asarray(opened).astype(int) for opened in (before, after))
+    if pixels_before.shape != pixels_after.shape:
+        return "different size"
+    difference = int(np.abs(pixels_before - pixels_after).max())
+    if difference == 0:
+        return "equal pixels in different bytes"
+    return f"pixels differ by at most {difference} grey levels" + (" (rounding)" if difference <= MAX_ROUNDING else "")

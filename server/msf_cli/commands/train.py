@@ -1,4 +1,4 @@
-"""`msf train`: a model of one's own."""
+"""`msf train`: train a model on a folder of images."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ from msf_cli.settings import read_settings
     "--data",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     required=True,
-    help="Folder of class folders of images.",
+    help="Folder with one folder of images per class.",
 )
-@click.option("--recipe", "recipe_name", default="msf-s", show_default=True, help="A shipped recipe, or a TOML file.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Checkpoints.  [default: runs/NAME]")
-@click.option("--name", help="The model's name.  [default: the recipe's]")
+@click.option("--recipe", "recipe_name", default="msf-s", show_default=True, help="Built-in recipe, or TOML file.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Checkpoint folder.  [default: runs/NAME]"
+)
+@click.option("--name", help="Name of the model.  [default: the recipe's]")
 @click.option("--model-repo", type=click.Path(path_type=Path, file_okay=False), help="[default: MSF_MODEL_REPO]")
 @click.option(
     "--autoencoder",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="A public AutoencoderKL in safetensors (its folder), instead of training one.",
+    help="Folder of a public AutoencoderKL in safetensors, instead of training one.",
 )
 @click.option(
     "--init-from",
     metavar="MODEL[:VERSION]",
-    help="A model of the repository to train on from: its autoencoder as it is, its denoisers' weights.",
+    help="Model of the repository to continue from: its autoencoder unchanged, its denoisers' weights.",
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="On a CPU.  [default: all cores]")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
 def command(
     data: Path,
     recipe_name: str,
@@ -47,7 +49,7 @@ def command(
 ) -> None:
     """Train a model and put it into the model repository, for `msf serve` to pick up.
 
-    It may be stopped at any moment and goes on where it was. With several GPUs:
+    An interrupted run resumes from its last checkpoint. With several GPUs:
     torchrun --nproc-per-node 8 -m msf_cli.main train ...
     """
     import torch
@@ -60,14 +62,14 @@ def command(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if threads is not None:
         torch.set_num_threads(threads)
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
         recipe = read_recipe(recipe_name)
         name = name or recipe.name
         if not re.fullmatch(NAME, name):
-            raise ValueError(f"--name {name!r}: allowed are a-z 0-9 . _ -, at most 64 of them")
+            raise ValueError(f"Invalid --name {name!r}. Allowed: 1 to 64 of a-z, 0-9, '.', '_' and '-'.")
         if init_from and autoencoder:
-            raise ValueError("--init-from brings its own autoencoder: give either it or --autoencoder")
+            raise ValueError("Invalid --init-from with --autoencoder. Allowed: one of them.")
         repository = model_repo or read_settings().model_repo
         initial = None
         if init_from is not None:
@@ -79,7 +81,7 @@ def command(
             out or Path("runs") / name,
             repository,
             name=name,
-            device=torch.device(chosen),
+            device=torch.device(device),
             public_autoencoder=autoencoder,
             initial=initial,
         )
