@@ -14,7 +14,7 @@ from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import ModelInfo, ModelKey
 from msf_scheduler.model_control import DesiredVersions, ModelControl
 from msf_scheduler.registry import Registry
-from msf_server.errors import ModelNotFound, Unavailable, quoted
+from msf_server.errors import ApiError, InvalidRequest, quoted
 
 
 @dataclass(frozen=True)
@@ -66,22 +66,24 @@ class Catalog:
         """Return the model "name:version", the newest version of "name", or that of the first model.
 
         Versions that no worker serves are chosen last (a version stays registered after a rollback), unloaded ones
-        never. Raises ModelNotFound, Unavailable, QueueUnavailable.
+        never. Raises ApiError, QueueUnavailable.
         """
         models = await self.models()
         if not models:
-            raise Unavailable("No model is available yet: no worker has registered.", code=ErrorCode.NO_WORKER)
+            raise ApiError("No model is available yet: no worker has registered.", code=ErrorCode.NO_WORKER)
         served = [model for model in models if self.is_served(model)]
         if name is None:
             name = (served or models)[0].name
         matches = [model for model in models if name in (model.name, ":".join(_key(model)))]
         if not matches:
             allowed = ", ".join(":".join(_key(model)) for model in models)
-            raise ModelNotFound(f"Unknown model {quoted(name)}. Allowed: {allowed}.", param="model")
+            raise InvalidRequest(
+                f"Unknown model {quoted(name)}. Allowed: {allowed}.", param="model", code=ErrorCode.MODEL_NOT_FOUND
+            )
         loaded = [model for model in matches if self.is_loaded(model)]
         if not loaded:
             allowed = ", ".join(":".join(_key(model)) for model in served) or "none, as nothing is loaded"
-            raise ModelNotFound(
+            raise InvalidRequest(
                 f"Model {quoted(name)} is not loaded. Allowed: {allowed}.",
                 param="model",
                 code=ErrorCode.MODEL_NOT_LOADED,

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -21,165 +22,120 @@ from msf_scheduler.errors import (
     QueueFull,
     SchedulerError,
 )
-from msf_scheduler.jobs import JobError
-from msf_server.schemas.errors import ErrorDetail, ErrorResponse
 
-MEMORY_RETRY_AFTER_S = 30  # results expire gradually, after some minutes
+MEMORY_RETRY_AFTER_S = 30.0  # results expire gradually, after some minutes
+UNAVAILABLE_RETRY_AFTER_S = 5.0
+
+# HTTP status and outcome in the metrics. 499 is unregistered, but known to proxies, and clients do not retry it.
+ANSWERS: dict[str, tuple[int, str]] = {
+    ErrorCode.INVALID_VALUE: (400, "invalid"),
+    ErrorCode.MISSING_FIELD: (400, "invalid"),
+    ErrorCode.UNKNOWN_FIELD: (400, "invalid"),
+    ErrorCode.INVALID_JSON: (400, "invalid"),
+    ErrorCode.UNKNOWN_CLASS: (400, "invalid"),
+    ErrorCode.STRICT_UNAVAILABLE: (400, "invalid"),
+    ErrorCode.WEBHOOKS_OFF: (400, "invalid"),
+    ErrorCode.LOAD_FAILED: (400, "invalid"),
+    ErrorCode.INVALID_API_KEY: (401, "invalid"),
+    ErrorCode.MISSING_SCOPE: (403, "invalid"),
+    ErrorCode.INVALID_SIGNATURE: (403, "invalid"),
+    ErrorCode.URL_EXPIRED: (403, "invalid"),
+    ErrorCode.NOT_FOUND: (404, "invalid"),
+    ErrorCode.MODEL_NOT_FOUND: (404, "invalid"),
+    ErrorCode.MODEL_NOT_LOADED: (404, "invalid"),
+    ErrorCode.JOB_NOT_FOUND: (404, "invalid"),
+    ErrorCode.METHOD_NOT_ALLOWED: (405, "invalid"),
+    ErrorCode.BODY_TOO_SLOW: (408, "invalid"),
+    ErrorCode.IDEMPOTENCY_CONFLICT: (409, "invalid"),
+    ErrorCode.SUPERSEDED: (409, "invalid"),
+    ErrorCode.BODY_TOO_LARGE: (413, "invalid"),
+    ErrorCode.HEADERS_TOO_LARGE: (431, "invalid"),
+    ErrorCode.QUEUE_FULL: (429, "refused"),
+    ErrorCode.STORAGE_FULL: (429, "refused"),
+    ErrorCode.RATE_LIMIT_EXCEEDED: (429, "limited"),
+    ErrorCode.QUOTA_EXCEEDED: (429, "limited"),
+    ErrorCode.DRAINING: (503, "unavailable"),
+    ErrorCode.NO_WORKER: (503, "unavailable"),
+    ErrorCode.QUEUE_UNAVAILABLE: (503, "unavailable"),
+    ErrorCode.TIMEOUT: (504, "timeout"),
+    ErrorCode.INTERNAL_ERROR: (500, "error"),
+    ErrorCode.RESULT_GONE: (500, "error"),
+    ErrorCode.CANCELLED: (499, "cancelled"),
+    ErrorCode.CLIENT_GONE: (499, "client_gone"),
+    ErrorCode.DEADLINE: (504, "timeout"),
+    ErrorCode.ENGINE_ERROR: (500, "failed"),
+    ErrorCode.NON_FINITE: (500, "failed"),
+    ErrorCode.POISONED: (500, "failed"),
+    ErrorCode.FINGERPRINT_GONE: (500, "failed"),
+}
+_TYPES = {429: "rate_limit_error", 499: "cancelled"}  # otherwise by class of status
+_HEADERS = {  # x-should-retry tells OpenAI's clients not to repeat what would fail again, or queue the same work twice
+    ErrorCode.INVALID_API_KEY: {"WWW-Authenticate": "Bearer"},
+    ErrorCode.BODY_TOO_SLOW: {"Connection": "close"},
+    ErrorCode.IDEMPOTENCY_CONFLICT: {"x-should-retry": "false"},
+    ErrorCode.QUOTA_EXCEEDED: {"x-should-retry": "false"},
+    ErrorCode.TIMEOUT: {"x-should-retry": "false"},
+}
+
+
+class ErrorDetail(BaseModel):
+    """Every code, its cause and its remedy are in docs/errors.md."""
+
+    message: str = Field(description="For people: says what is wrong and what is allowed.")
+    type: str = Field(description="OpenAI's error type.")
+    param: str | None = Field(description="The invalid field, if the error concerns one.")
+    code: str = Field(description="For programs: stable across releases.")
+
+
+class ErrorResponse(BaseModel):
+    """OpenAI's error object."""
+
+    error: ErrorDetail
+
+
+_DESCRIPTIONS: dict[int | str, str] = {
+    "default": "Every error has this shape.",
+    400: "A field or the body is invalid; the message says what is allowed.",
+    401: "The API key is missing or unknown.",
+    403: "The API key lacks the required scope.",
+    404: "No such model, version or job, or the job belongs to another key.",
+    409: "The Idempotency-Key was used for another request.",
+    413: "The body is too large.",
+    429: "The queue is full or a limit of the key is exhausted; `Retry-After` says when to try again.",
+    499: "Another client cancelled the job.",
+    500: "The job failed; `code` gives the reason.",
+    503: "The server is draining, Redis is unreachable, or no worker serves the model.",
+    504: "The job cannot end, or did not end, within its timeout_s.",
+}
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": description} for status, description in _DESCRIPTIONS.items()
+}
 
 
 class ApiError(HTTPException):
-    """Base of all error answers; an HTTPException, so that it passes through FastAPI's body parsing."""
+    """An error answer; an HTTPException, so that it passes through FastAPI's body parsing."""
 
-    status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
-    type: str = "server_error"
-    code: str = ErrorCode.INTERNAL_ERROR  # stable, for programs
-    outcome: str = "error"  # the metrics' label
+    code: str = ErrorCode.INTERNAL_ERROR
 
     def __init__(
-        self,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        headers: dict[str, str] | None = None,
+        self, message: str, *, code: str | None = None, param: str | None = None, retry_after_s: float | None = None
     ) -> None:
-        super().__init__(self.status, message, headers)
-        self.param = param
         self.code = code or self.code
+        self.param = param
+        status, self.outcome = ANSWERS.get(self.code, (500, "failed"))  # a worker may be newer than this server
+        self.type = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+        headers = dict(_HEADERS.get(self.code, {}))  # type: ignore[call-overload]
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            retry_after_s = UNAVAILABLE_RETRY_AFTER_S
+        if retry_after_s is not None:
+            headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
+        super().__init__(status, message, headers)
 
 
 class InvalidRequest(ApiError):
-    status = HTTPStatus.BAD_REQUEST
-    type = "invalid_request_error"
+    """The request is wrong; by default, one of its values."""
+
     code = ErrorCode.INVALID_VALUE
-    outcome = "invalid"
-
-
-class Unauthenticated(InvalidRequest):
-    status = HTTPStatus.UNAUTHORIZED
-    code = ErrorCode.INVALID_API_KEY
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, headers={"WWW-Authenticate": "Bearer"})
-
-
-class Forbidden(InvalidRequest):
-    status = HTTPStatus.FORBIDDEN
-    code = ErrorCode.MISSING_SCOPE
-
-
-class NotFound(InvalidRequest):
-    status = HTTPStatus.NOT_FOUND
-    code = ErrorCode.NOT_FOUND
-
-
-class ModelNotFound(InvalidRequest):
-    status = HTTPStatus.NOT_FOUND
-    code = ErrorCode.MODEL_NOT_FOUND
-
-
-class JobNotFound(InvalidRequest):
-    status = HTTPStatus.NOT_FOUND
-    code = ErrorCode.JOB_NOT_FOUND
-
-
-class Conflict(ApiError):
-    """The idempotency key was used for another request; repeating this one is useless."""
-
-    status = HTTPStatus.CONFLICT
-    type = "invalid_request_error"
-    code = ErrorCode.IDEMPOTENCY_CONFLICT
-    outcome = "invalid"
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, param="Idempotency-Key", headers={"x-should-retry": "false"})
-
-
-class Superseded(InvalidRequest):
-    """A concurrent load or unload superseded this one."""
-
-    status = HTTPStatus.CONFLICT
-    code = ErrorCode.SUPERSEDED
-
-
-class BodyTooLarge(InvalidRequest):
-    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-    code = ErrorCode.BODY_TOO_LARGE
-
-
-class HeadersTooLarge(InvalidRequest):
-    status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-    code = ErrorCode.HEADERS_TOO_LARGE
-
-
-class BodyTooSlow(InvalidRequest):
-    status = HTTPStatus.REQUEST_TIMEOUT
-    code = ErrorCode.BODY_TOO_SLOW
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, headers={"Connection": "close"})
-
-
-class Refused(ApiError):
-    """The queue or Redis is full: nothing was admitted."""
-
-    status = HTTPStatus.TOO_MANY_REQUESTS
-    type = "rate_limit_error"
-    code = ErrorCode.QUEUE_FULL
-    outcome = "refused"
-
-
-class OverLimit(Refused):
-    """A limit of the caller's API key is exhausted: nothing was admitted."""
-
-    outcome = "limited"
-
-
-class Unavailable(ApiError):
-    """The service cannot work now: Redis is unreachable, no worker is there, or the server is draining."""
-
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    outcome = "unavailable"
-
-    def __init__(self, message: str, *, code: str, retry_after_s: int = 5) -> None:
-        super().__init__(message, code=code, headers={"Retry-After": str(retry_after_s)})
-
-
-class TimedOut(ApiError):
-    """The job did not end in time and was cancelled; a retry would queue the same work once more."""
-
-    status = HTTPStatus.GATEWAY_TIMEOUT
-    code = ErrorCode.TIMEOUT
-    outcome = "timeout"
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, headers={"x-should-retry": "false"})
-
-
-class JobFailed(ApiError):
-    outcome = "failed"
-
-    def __init__(self, job_id: str, error: JobError) -> None:
-        super().__init__(f"Job {job_id} failed: {error.message}", code=error.code)
-
-
-class Cancelled(ApiError):
-    """Another client cancelled the job. Status 499 is unregistered, but known to proxies and never retried."""
-
-    type = "cancelled"
-    code = ErrorCode.CANCELLED
-    outcome = "cancelled"
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.status_code = 499
-
-
-class ClientGone(Cancelled):
-    """The caller disconnected; the answer is only logged and counted."""
-
-    code = ErrorCode.CLIENT_GONE
-    outcome = "client_gone"
 
 
 def quoted(value: object) -> str:
@@ -194,19 +150,21 @@ def translate(error: Exception) -> ApiError:
         case ApiError():
             return error
         case ClientDisconnect():
-            return ClientGone("The caller closed the connection.")
+            return ApiError("The caller closed the connection.", code=ErrorCode.CLIENT_GONE)
         case QueueFull():
-            return Refused(str(error), headers={"Retry-After": str(max(1, math.ceil(error.retry_after_s)))})
+            return ApiError(str(error), code=ErrorCode.QUEUE_FULL, retry_after_s=error.retry_after_s)
         case LimitExceeded():
-            return _over_limit(error)
+            is_quota = error.name == "samples_per_day"
+            code = ErrorCode.QUOTA_EXCEEDED if is_quota else ErrorCode.RATE_LIMIT_EXCEEDED
+            return ApiError(f"Refused: {error}.", code=code, retry_after_s=error.retry_after_s)
         case MemoryFull():
-            return Refused(str(error), code=ErrorCode.STORAGE_FULL, headers={"Retry-After": str(MEMORY_RETRY_AFTER_S)})
+            return ApiError(str(error), code=ErrorCode.STORAGE_FULL, retry_after_s=MEMORY_RETRY_AFTER_S)
         case DeadlineTooShort():
-            return TimedOut(f"Refused: {error}.")
+            return ApiError(f"Refused: {error}.", code=ErrorCode.TIMEOUT)
         case IdempotencyConflict():
-            return Conflict(f"Refused: {error}.")
+            return ApiError(f"Refused: {error}.", code=ErrorCode.IDEMPOTENCY_CONFLICT, param="Idempotency-Key")
         case SchedulerError():
-            return Unavailable(str(error), code=ErrorCode.QUEUE_UNAVAILABLE)
+            return ApiError(str(error), code=ErrorCode.QUEUE_UNAVAILABLE)
         case RequestValidationError():
             return _unreadable_body(error)
         case HTTPException():
@@ -223,16 +181,9 @@ def respond(error: ApiError, path: str) -> JSONResponse:
 
 
 def error_response(error: ApiError) -> ErrorResponse:
+    """Return the body of an error answer."""
     detail = ErrorDetail(message=error.detail, type=error.type, param=error.param, code=error.code)
     return ErrorResponse(error=detail)
-
-
-def _over_limit(error: LimitExceeded) -> OverLimit:
-    headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
-    if error.name == "samples_per_day":
-        headers["x-should-retry"] = "false"  # clients would retry every few seconds, for hours
-        return OverLimit(f"Refused: {error}.", code=ErrorCode.QUOTA_EXCEEDED, headers=headers)
-    return OverLimit(f"Refused: {error}.", code=ErrorCode.RATE_LIMIT_EXCEEDED, headers=headers)
 
 
 def _unreadable_body(error: RequestValidationError) -> InvalidRequest:
@@ -252,15 +203,10 @@ def _routing_error(error: HTTPException) -> ApiError:
     if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI could not parse the body and hides the reason
         reason = str(error.__cause__ or error.detail).split(";")[0]  # Python appends advice on its configuration
         return InvalidRequest(f"The body is not valid JSON: {reason}.", code=ErrorCode.INVALID_JSON)
-    phrase = HTTPStatus(error.status_code).phrase
-    message, code = {
-        404: ("No resource at this path.", ErrorCode.NOT_FOUND),
-        405: ("Method not allowed at this path; see Allow.", ErrorCode.METHOD_NOT_ALLOWED),
-    }.get(error.status_code, (f"{phrase}.", ErrorCode.INVALID_VALUE))
-    translated = InvalidRequest(
-        message,
-        code=code,
-        headers=dict(error.headers) if error.headers else None,
-    )
-    translated.status_code = error.status_code
-    return translated
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return InvalidRequest("No resource at this path.", code=ErrorCode.NOT_FOUND)
+    answer = InvalidRequest(f"{HTTPStatus(error.status_code).phrase}.")
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        answer = InvalidRequest("Method not allowed at this path; see Allow.", code=ErrorCode.METHOD_NOT_ALLOWED)
+    answer.status_code, answer.headers = error.status_code, error.headers
+    return answer

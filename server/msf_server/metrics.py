@@ -9,11 +9,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.jobs import JobRecord, JobSpec, ModelInfo, ModelKey
 from msf_scheduler.process_metrics import ProcessMetrics
 from msf_scheduler.queue import QueueDepth
 from msf_scheduler.redis_info import Storage
-from msf_server.errors import Forbidden, Unauthenticated
 
 MODEL = ("model", "version")
 OUTCOMES = (
@@ -89,8 +89,8 @@ class Metrics(ProcessMetrics):
             "msf_redis_aof_ok", "Whether the last write and rewrite of the append-only file succeeded." + SHARED
         )
 
-        for error in (Unauthenticated, Forbidden):
-            self.denied.labels(error.code)
+        for code in (ErrorCode.INVALID_API_KEY, ErrorCode.MISSING_SCOPE):
+            self.denied.labels(code)
         self._show_requests("", "")
 
     def observe_request(self, model: ModelInfo | None, route: str, outcome: str, duration_s: float) -> None:

@@ -16,7 +16,7 @@ from msf_scheduler.jobs import MAX_INDEX, MAX_SEED, JobSpec, ModelInfo, Terms
 from msf_scheduler.queue import Idempotency
 from msf_server.callers import Caller
 from msf_server.catalog import Availability
-from msf_server.errors import InvalidRequest, Unavailable, quoted
+from msf_server.errors import ApiError, InvalidRequest, quoted
 from msf_server.schemas.images import ImageRequest
 from msf_server.settings import ServerSettings
 from msf_server.ssrf import AddressRefused, check_url
@@ -53,12 +53,12 @@ def make_order(
     """Check `body` against what `model` and `settings` allow, and fill in the defaults.
 
     `finish_alone` applies unless the body or an idempotency key says otherwise. Raises InvalidRequest for the first
-    value that is not allowed, Unavailable where no worker can run the job.
+    value that is not allowed, ApiError if no worker can run the job.
     """
     spec = _spec(body, model, _max_images(caller, settings))
     bound_to = _strict_fingerprint(model, availability) if spec.reproducibility == "strict" else None
     if not availability.is_served:
-        raise Unavailable(f"No worker serves {model.name}:{model.version} now.", code=ErrorCode.NO_WORKER)
+        raise ApiError(f"No worker serves {model.name}:{model.version} now.", code=ErrorCode.NO_WORKER)
     is_shared = body.cache is not False and body.seed is not None
     is_kept = idempotency_key is not None or finish_alone
     return Order(
@@ -156,7 +156,7 @@ def _strict_fingerprint(model: ModelInfo, availability: Availability) -> str:
             param="reproducibility",
             code=ErrorCode.STRICT_UNAVAILABLE,
         )
-    raise Unavailable(f"No worker runs strict jobs of {model.name}:{model.version} now.", code=ErrorCode.NO_WORKER)
+    raise ApiError(f"No worker runs strict jobs of {model.name}:{model.version} now.", code=ErrorCode.NO_WORKER)
 
 
 def _idempotency(key: str | None, body: ImageRequest) -> Idempotency | None:

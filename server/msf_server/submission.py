@@ -17,7 +17,7 @@ from msf_scheduler.queue import JobQueue, new_job_id
 from msf_scheduler.rate_limits import UsageMeter
 from msf_scheduler.reply_reader import ReplyReader
 from msf_scheduler.tracing import Tracing
-from msf_server.errors import ApiError, Cancelled, ClientGone, JobFailed, TimedOut, Unavailable
+from msf_server.errors import ApiError
 from msf_server.metrics import Metrics
 from msf_server.orders import Order
 from msf_server.request_log import RequestLog
@@ -52,11 +52,11 @@ class Submission:
     async def submit(self, order: Order, log: RequestLog, *, notify: bool = False) -> PendingJob:
         """Admit a job and note its id; with `notify`, `wait` may follow.
 
-        A job whose admission could not be confirmed is cancelled. Raises Unavailable, QueueUnavailable, LimitExceeded,
+        A job whose admission could not be confirmed is cancelled. Raises ApiError, QueueUnavailable, LimitExceeded,
         QueueFull, MemoryFull, DeadlineTooShort, IdempotencyConflict.
         """
         if self.draining:
-            raise Unavailable("This server is shutting down.", code=ErrorCode.DRAINING)
+            raise ApiError("This server is shutting down.", code=ErrorCode.DRAINING)
         job_id = new_job_id()
         end = self._replies.expect(job_id) if notify else None  # before admission: the job may end at once
         try:
@@ -81,8 +81,8 @@ class Submission:
     ) -> tuple[JobRecord, list[bytes]]:
         """Wait for the job's end, at most `patience_s`; return its record, with its images once it has succeeded.
 
-        If the caller disconnects first, the job is cancelled unless it is to finish alone. Raises ClientGone,
-        QueueUnavailable, and as `result` does.
+        If the caller disconnects first, the job is cancelled unless it is to finish alone. Raises
+        QueueUnavailable, ApiError as `result` does.
         """
         job, end = pending.job, pending.end
         assert end is not None, "submitted without notify"
@@ -101,17 +101,20 @@ class Submission:
     async def result(self, job_id: str) -> tuple[JobRecord, list[bytes]]:
         """Read a job and, once it has succeeded, its images, which count as delivered.
 
-        Raises Cancelled, TimedOut or JobFailed for a job that ended otherwise, ApiError if its images are gone.
+        Raises ApiError for a job that ended otherwise, or whose images are no longer kept.
         """
         job, images = await self._queue.read(job_id) or (None, [])
         if job is not None and not job.state.is_terminal:
             return job, []
         if job is not None and job.state is JobState.CANCELLED:
-            raise Cancelled(f"Job {job_id} was cancelled.")
+            raise ApiError(f"Job {job_id} was cancelled.", code=ErrorCode.CANCELLED)
         if job is not None and job.state is JobState.EXPIRED:
-            raise TimedOut(f"Job {job_id} could not end within {job.terms.timeout_s or 0:g} s and was dropped.")
+            raise ApiError(
+                f"Job {job_id} could not end within {job.terms.timeout_s or 0:g} s and was dropped.",
+                code=ErrorCode.TIMEOUT,
+            )
         if job is not None and job.error is not None:
-            raise JobFailed(job_id, job.error)
+            raise ApiError(f"Job {job_id} failed: {job.error.message}", code=job.error.code)
         if job is None or not images:
             raise ApiError(f"Job {job_id} has ended, but its images are no longer kept.", code=ErrorCode.RESULT_GONE)
         self._metrics.observe_result(job, len(images))
@@ -181,7 +184,7 @@ class Submission:
 
 
 async def _ended(end: asyncio.Future[JobState], request: Request, timeout_s: float) -> bool:
-    """Wait for `end`; return False after `timeout_s`. Raises ClientGone once the caller has disconnected."""
+    """Wait for `end`; return False after `timeout_s`. Raises ApiError once the caller has disconnected."""
     gone = asyncio.create_task(_disconnected(request))
     events: set[asyncio.Future[Any]] = {end, gone}
     try:
@@ -190,7 +193,7 @@ async def _ended(end: asyncio.Future[JobState], request: Request, timeout_s: flo
         if end.done():
             return bool(end.result())  # raises QueueUnavailable for a job that Redis lost
         if gone.done():
-            raise ClientGone("The caller closed the connection.")
+            raise ApiError("The caller closed the connection.", code=ErrorCode.CLIENT_GONE)
         return False
     finally:
         gone.cancel()

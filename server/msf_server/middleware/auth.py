@@ -7,9 +7,10 @@ from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from msf_scheduler.error_codes import ErrorCode
 from msf_server import api_keys
 from msf_server.api_keys import ApiKey, KeyRing
-from msf_server.errors import ApiError, Forbidden, NotFound, Unauthenticated, respond
+from msf_server.errors import ApiError, InvalidRequest, respond
 from msf_server.request_log import log_of
 from msf_server.signed_urls import FILES
 
@@ -41,20 +42,22 @@ class ApiKeyAuth:
         try:
             log_of(scope).api_key = self._admit(scope)
         except ApiError as error:
-            if isinstance(error, Unauthenticated | Forbidden):
+            if error.code in (ErrorCode.INVALID_API_KEY, ErrorCode.MISSING_SCOPE):
                 scope["app"].state.services.metrics.denied.labels(error.code).inc()
             await respond(error, scope["path"])(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
     def _admit(self, scope: Scope) -> ApiKey | None:
-        """Return the caller's key, None for an open path or service. Raises Unauthenticated, Forbidden, NotFound."""
+        """Return the caller's key, None for an open path or service. Raises InvalidRequest."""
         method, path, headers = scope["method"], scope["path"], Headers(scope=scope)
         is_public = self.operations_port is not None and scope["server"][1] != self.operations_port
         if is_public and (path in _OPERATIONS or path.startswith(_ADMINISTRATION)):
-            raise NotFound("No resource at this path.")
+            raise InvalidRequest("No resource at this path.", code=ErrorCode.NOT_FOUND)
         if path.startswith(_ADMINISTRATION) and "origin" in headers:  # without keys, any web page could
-            raise Forbidden("Cross-origin requests to this endpoint are not allowed.")
+            raise InvalidRequest(
+                "Cross-origin requests to this endpoint are not allowed.", code=ErrorCode.MISSING_SCOPE
+            )
         if self.keys is None or _is_open(method, path):
             return None
         key = _authenticate(headers.get("authorization", ""), self.keys)
@@ -73,22 +76,25 @@ def _is_open(method: str, path: str) -> bool:
 def _authenticate(authorization: str, keys: KeyRing) -> ApiKey:
     scheme, _, secret = authorization.partition(" ")
     if scheme.lower() != "bearer" or not secret.strip():
-        raise Unauthenticated("Missing API key. Allowed: a header Authorization: Bearer KEY.")
+        raise InvalidRequest(
+            "Missing API key. Allowed: a header Authorization: Bearer KEY.", code=ErrorCode.INVALID_API_KEY
+        )
     key = keys.find(secret.strip())
     if key is None:
-        raise Unauthenticated("Unknown API key. Allowed: a key issued by the operator.")
+        raise InvalidRequest("Unknown API key. Allowed: a key issued by the operator.", code=ErrorCode.INVALID_API_KEY)
     return key
 
 
 def _authorize(key: ApiKey, method: str, path: str) -> None:
+    """Raise InvalidRequest if `key` lacks the scope that the path requires."""
     is_admin = api_keys.Scope.ADMIN in key.scopes
     if path.startswith(_ADMINISTRATION):
-        if is_admin:
-            return
-        raise Forbidden(f"The API key {key.name!r} has the scope {', '.join(key.scopes)}. Allowed here: admin.")
-    if path == "/v1/usage" or api_keys.Scope.GENERATE in key.scopes:
-        return
-    if is_admin and (path == "/v2/repository/index" or (path.startswith("/v1/jobs/") and method != "POST")):
-        return
-    scopes = ", ".join(sorted(key.scopes)) or "admin, on the operations port only"
-    raise Forbidden(f"The API key {key.name!r} has the scope {scopes}. Allowed here: generate.")
+        required, is_allowed = api_keys.Scope.ADMIN, is_admin
+    else:
+        is_shared = path == "/v2/repository/index" or (path.startswith("/v1/jobs/") and method != "POST")
+        required = api_keys.Scope.GENERATE
+        is_allowed = path == "/v1/usage" or required in key.scopes or (is_admin and is_shared)
+    if not is_allowed:
+        scopes = ", ".join(sorted(key.scopes)) or "admin, on the operations port only"
+        message = f"The API key {key.name!r} has the scope {scopes}. Allowed here: {required}."
+        raise InvalidRequest(message, code=ErrorCode.MISSING_SCOPE)

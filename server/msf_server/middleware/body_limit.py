@@ -7,7 +7,8 @@ import asyncio
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from msf_server.errors import BodyTooLarge, BodyTooSlow
+from msf_scheduler.error_codes import ErrorCode
+from msf_server.errors import InvalidRequest
 
 
 class BodyLimit:
@@ -34,8 +35,9 @@ class BodyLimit:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError as error:
-                raise BodyTooSlow(
-                    f"The body did not arrive in time. Allowed: {self.body_timeout_s:g} seconds."
+                raise InvalidRequest(
+                    f"The body did not arrive in time. Allowed: {self.body_timeout_s:g} seconds.",
+                    code=ErrorCode.BODY_TOO_SLOW,
                 ) from error
             if not message.get("more_body", False):
                 deadline = None  # the next message is the caller's disconnect
@@ -47,4 +49,6 @@ class BodyLimit:
 
     def _check(self, num_bytes: int) -> None:
         if num_bytes > self.max_body_bytes:
-            raise BodyTooLarge(f"The body is too large. Allowed: {self.max_body_bytes} bytes.")
+            raise InvalidRequest(
+                f"The body is too large. Allowed: {self.max_body_bytes} bytes.", code=ErrorCode.BODY_TOO_LARGE
+            )

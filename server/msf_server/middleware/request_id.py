@@ -11,7 +11,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from msf_server.errors import HeadersTooLarge, respond, translate
+from msf_scheduler.error_codes import ErrorCode
+from msf_server.errors import ApiError, InvalidRequest, respond, translate
 from msf_server.middleware.http_protocol import MAX_HEAD_BYTES
 from msf_server.request_log import RequestLog, start_log
 
@@ -59,7 +60,7 @@ class RequestId:
             await self.app(scope, receive, send_with_id)
         except ClientDisconnect:
             return  # while its body was read
-        except HeadersTooLarge as error:
+        except ApiError as error:
             await respond(error, scope["path"])(scope, receive, send_with_id)
         except Exception as error:
             if status:
@@ -84,7 +85,8 @@ def _check_head(scope: Scope) -> None:
     headers = scope["headers"]
     num_bytes = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in headers)
     if len(headers) > MAX_HEADERS or num_bytes > MAX_HEAD_BYTES:
-        raise HeadersTooLarge(
+        raise InvalidRequest(
             f"The request has {len(headers)} headers, {num_bytes} bytes with its path. "
-            f"Allowed: {MAX_HEADERS} headers and {MAX_HEAD_BYTES} bytes."
+            f"Allowed: {MAX_HEADERS} headers and {MAX_HEAD_BYTES} bytes.",
+            code=ErrorCode.HEADERS_TOO_LARGE,
         )

@@ -51,7 +51,7 @@ def make_orders(
 ) -> list[Order]:
     """Make one order for each run of rows that a single job can generate, in the order of the rows.
 
-    `idempotency` has the raw body. Raises InvalidRequest, Unavailable.
+    `idempotency` has the raw body. Raises InvalidRequest, ApiError.
     """
     _check_names(call)
     runs = _runs(_rows(call, inputs, model, settings.max_images_per_request))

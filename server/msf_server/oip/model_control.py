@@ -18,7 +18,7 @@ from msf_scheduler.jobs import ModelKey
 from msf_scheduler.model_control import ModelControl, VersionReport, VersionState, WorkerReport
 from msf_scheduler.registry import Registry
 from msf_server.dependencies import CatalogDep, RegistryDep, SettingsDep
-from msf_server.errors import InvalidRequest, ModelNotFound, Superseded, TimedOut, Unavailable, quoted
+from msf_server.errors import ApiError, InvalidRequest, quoted
 from msf_server.middleware.auth import bearer_auth
 from msf_server.oip.models import ModelName
 from msf_server.oip.schemas import (
@@ -61,7 +61,7 @@ class WorkerReports:
         return await self._desired.reports([worker.id for worker in await self._registry.workers()])
 
     async def since(self, revision: int) -> list[WorkerReport]:
-        """Wait for the workers' reports on `revision`. Raises Unavailable if none arrives."""
+        """Wait for the workers' reports on `revision`. Raises ApiError if none arrives."""
         deadline = asyncio.get_running_loop().time() + REPORTS_WITHIN_S
         while True:
             reports = await self.latest()
@@ -70,7 +70,7 @@ class WorkerReports:
             if current and (is_late or len(current) == len(reports)):
                 return current
             if is_late:
-                raise Unavailable("No worker reports its model repository.", code=ErrorCode.NO_WORKER)
+                raise ApiError("No worker reports its model repository.", code=ErrorCode.NO_WORKER)
             await asyncio.sleep(POLL_S)
 
     async def loaded(self, name: str) -> list[str]:
@@ -161,9 +161,10 @@ async def load(
             problems = await workers.problems(name, versions, added or 0)
             final = await desired.set_versions(name, previous if problems else versions, since=added)
     except TimeoutError:
-        raise TimedOut(
+        raise ApiError(
             f"{name} is not loaded after {settings.load_timeout_s:g} s. Workers continue to load it; "
-            "POST /v2/repository/index shows when it is ready."
+            "POST /v2/repository/index shows when it is ready.",
+            code=ErrorCode.TIMEOUT,
         ) from None
     _check(final, name)
     catalog.forget()
@@ -183,7 +184,11 @@ async def unload(name: ModelName, body: BodyDep, workers: WorkerReportsDep, cata
     _parsed(UnloadRequest, body)
     names = {model.name for model in await catalog.models()}
     if name not in names and not _versions_of(name, await workers.latest()):
-        raise ModelNotFound(f"Unknown model {quoted(name)}. Allowed: {', '.join(sorted(names))}.", param="model")
+        raise InvalidRequest(
+            f"Unknown model {quoted(name)}. Allowed: {', '.join(sorted(names))}.",
+            param="model",
+            code=ErrorCode.MODEL_NOT_FOUND,
+        )
     await catalog.desired.set_versions(name, ())
     catalog.forget()
     return Response()
@@ -198,9 +203,13 @@ def _parsed(model: type[Body], body: bytes) -> Body:
 
 
 def _selected(policy: VersionPolicy, available: Sequence[str], name: str) -> list[str]:
-    """Return the versions that `policy` selects. Raises InvalidRequest, ModelNotFound."""
+    """Return the versions that `policy` selects. Raises InvalidRequest."""
     if not available:
-        raise ModelNotFound(f"Failed to load {quoted(name)}: no worker has it in its model repository.", param="model")
+        raise InvalidRequest(
+            f"Failed to load {quoted(name)}: no worker has it in its model repository.",
+            param="model",
+            code=ErrorCode.MODEL_NOT_FOUND,
+        )
     match policy:
         case VersionPolicy(all={}, latest=None, specific=None):
             return list(available)
@@ -209,8 +218,9 @@ def _selected(policy: VersionPolicy, available: Sequence[str], name: str) -> lis
         case VersionPolicy(all=None, latest=None, specific=specific) if specific:
             selected = _ordered({str(version) for version in specific.versions})
             if missing := [version for version in selected if version not in available]:
-                raise ModelNotFound(
-                    f"Failed to load {name}: no worker has version {missing[0]}. Allowed: {', '.join(available)}."
+                raise InvalidRequest(
+                    f"Failed to load {name}: no worker has version {missing[0]}. Allowed: {', '.join(available)}.",
+                    code=ErrorCode.MODEL_NOT_FOUND,
                 )
             return selected
     raise InvalidRequest("Invalid version_policy. Allowed: exactly one of all, latest and specific.")
@@ -226,4 +236,4 @@ def _ordered(versions: Collection[str]) -> list[str]:
 
 def _check(revision: int | None, name: str) -> None:
     if revision is None:
-        raise Superseded(f"A concurrent load or unload of {name} superseded this one.")
+        raise InvalidRequest(f"A concurrent load or unload of {name} superseded this one.", code=ErrorCode.SUPERSEDED)

@@ -21,7 +21,7 @@ from msf_server.dependencies import (
     SettingsDep,
     SubmissionDep,
 )
-from msf_server.errors import InvalidRequest, Unavailable, quoted
+from msf_server.errors import ApiError, InvalidRequest, quoted
 from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
 from msf_server.oip.inference import INPUTS, LABEL, OUTPUT, make_orders, wants_binary
@@ -130,9 +130,9 @@ def _routes_of(find: Any, path: str) -> APIRouter:
         model: ModelInfo = Depends(find),  # noqa: B008
     ) -> ModelReady:
         if submission.draining:
-            raise Unavailable("This server is shutting down.", code=ErrorCode.DRAINING)
+            raise ApiError("This server is shutting down.", code=ErrorCode.DRAINING)
         if not catalog.is_served(model):
-            raise Unavailable(f"No worker serves {model.name}:{model.version} now.", code=ErrorCode.NO_WORKER)
+            raise ApiError(f"No worker serves {model.name}:{model.version} now.", code=ErrorCode.NO_WORKER)
         return ModelReady(name=model.name, ready=True)
 
     measured = APIRouter(prefix=path, route_class=MeasuredRoute)

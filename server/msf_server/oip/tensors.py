@@ -13,7 +13,7 @@ from PIL import Image
 from starlette.datastructures import Headers
 
 from msf_scheduler.error_codes import ErrorCode
-from msf_server.errors import BodyTooLarge, InvalidRequest, quoted
+from msf_server.errors import InvalidRequest, quoted
 from msf_server.oip.schemas import InferRequest, InferResponse, InputTensor, OutputTensor
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -59,7 +59,9 @@ def _uncompressed(body: bytes, encoding: str, max_bytes: int) -> bytes:
     except zlib.error as error:
         raise InvalidRequest(f"The body is not valid {encoding}: {error}.") from error
     if len(unpacked) > max_bytes:
-        raise BodyTooLarge(f"The body is too large after decompression. Allowed: {max_bytes} bytes.")
+        raise InvalidRequest(
+            f"The body is too large after decompression. Allowed: {max_bytes} bytes.", code=ErrorCode.BODY_TOO_LARGE
+        )
     return unpacked
 
 

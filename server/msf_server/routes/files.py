@@ -9,8 +9,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from msf_scheduler.error_codes import ErrorCode
 from msf_server.dependencies import QueueDep, UrlSignerDep
-from msf_server.errors import Forbidden, JobNotFound
-from msf_server.schemas.errors import ErrorResponse
+from msf_server.errors import ErrorResponse, InvalidRequest
 from msf_server.signed_urls import FILES
 
 router = APIRouter(prefix=FILES, tags=["images"])
@@ -40,12 +39,12 @@ async def read(
     """Target of `response_format: url`; whoever has the URL may read the image."""
     if not await url_signer.is_signed(request.url.path, expires, signature):
         message = "Invalid URL signature; use the URL exactly as returned."
-        raise Forbidden(message, code=ErrorCode.INVALID_SIGNATURE)
+        raise InvalidRequest(message, code=ErrorCode.INVALID_SIGNATURE)
     if time.time() > expires:
-        raise Forbidden("This URL has expired; request the image again.", code=ErrorCode.URL_EXPIRED)
+        raise InvalidRequest("This URL has expired; request the image again.", code=ErrorCode.URL_EXPIRED)
     job, files = await queue.read(job_id) or (None, [])
     if job is None or not files:
-        raise JobNotFound("The image is no longer kept.", param="job_id")
+        raise InvalidRequest("The image is no longer kept.", param="job_id", code=ErrorCode.JOB_NOT_FOUND)
     index = int(name.partition(".")[0])
     return Response(
         files[index - job.spec.first_index],

@@ -21,12 +21,11 @@ from msf_server.dependencies import (
     UrlSignerDep,
     WatcherDep,
 )
-from msf_server.errors import InvalidRequest
+from msf_server.errors import REFUSALS, InvalidRequest
 from msf_server.image_stream import image_events
 from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
 from msf_server.orders import make_order
-from msf_server.schemas.errors import REFUSALS
 from msf_server.schemas.images import Image, ImageRequest, ImagesResponse, inline_images
 from msf_server.schemas.jobs import JobObject
 from msf_server.sse import event_stream

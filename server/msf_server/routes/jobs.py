@@ -11,6 +11,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
 
+from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import SchedulerError
 from msf_scheduler.job_events import EventId, JobWatcher, StoredPreview
 from msf_scheduler.jobs import JobRecord, JobState, Progress
@@ -28,11 +29,10 @@ from msf_server.dependencies import (
     UrlSignerDep,
     WatcherDep,
 )
-from msf_server.errors import ApiError, InvalidRequest, JobNotFound, quoted
+from msf_server.errors import REFUSALS, ApiError, InvalidRequest, quoted
 from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
 from msf_server.orders import make_order
-from msf_server.schemas.errors import REFUSALS
 from msf_server.schemas.images import ImageRequest, inline_images
 from msf_server.schemas.jobs import JobList, JobObject, PreviewEvent, ProgressEvent, QueuedEvent
 from msf_server.signed_urls import UrlSigner
@@ -56,10 +56,14 @@ class JobReader:
         self._base_url = base_url
 
     async def read(self, job_id: str) -> tuple[JobRecord, list[bytes]]:
-        """Return a job and its images. Raises JobNotFound, also for a job of another tenant."""
+        """Return a job and its images. Raises InvalidRequest for an unknown job or another tenant's."""
         job, files = await self._queue.read(job_id) or (None, [])
         if job is None or not self._caller.may_see(job):
-            raise JobNotFound(f"Unknown job {quoted(job_id)}; ended jobs are kept for a while.", param="job_id")
+            raise InvalidRequest(
+                f"Unknown job {quoted(job_id)}; ended jobs are kept for a while.",
+                param="job_id",
+                code=ErrorCode.JOB_NOT_FOUND,
+            )
         return job, files
 
     async def describe(self, job: JobRecord, files: list[bytes]) -> JobObject:

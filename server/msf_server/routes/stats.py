@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from msf_server.dependencies import CatalogDep, QueueDep, RegistryDep
-from msf_server.schemas.errors import REFUSALS
+from msf_server.errors import REFUSALS
 
 router = APIRouter(tags=["health"])
 

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Literal
 
 from fastapi import APIRouter
+from pydantic import BaseModel, Field
 
 from msf_server.api_keys import Scope
 from msf_server.dependencies import CallerDep, KeyRingDep, MeterDep
+from msf_server.errors import REFUSALS
 from msf_server.middleware.auth import bearer_auth
-from msf_server.schemas.errors import REFUSALS
-from msf_server.schemas.usage import KeyUsage, UsageList
 
 router = APIRouter(tags=["usage"], dependencies=[bearer_auth], responses={"default": REFUSALS["default"]})
+
+
+class KeyUsage(BaseModel):
+    """Limits of one API key, and its use since its first request."""
+
+    name: str
+    requests: int = Field(description="Requests within the limits.")
+    refused: int = Field(description="Requests that exceeded a limit.")
+    samples: int = Field(description="Images of accepted jobs.")
+    sample_steps: int = Field(description="Denoising steps of those images: the work requested of the device.")
+    requests_per_minute: int | None = Field(description="Limit; null: none.")
+    samples_per_day: int | None = Field(description="Limit; null: none.")
+
+
+class UsageList(BaseModel):
+    """Use of one key or, for administrators, of every key."""
+
+    object: Literal["list"] = "list"
+    data: list[KeyUsage]
 
 
 @router.get("/v1/usage", summary="Use of your API key")

@@ -14,9 +14,11 @@ from msf_server.schemas.body import RequestBody
 MAX_TIMEOUT_S = 3600.0
 MAX_PREVIEWS = 3
 
-IgnoredText = Annotated[
-    str | None, Field(max_length=64, description="a string; accepted for OpenAI's clients and ignored.")
-]
+_IGNORED = "a string; accepted for OpenAI's clients and ignored."
+
+
+def _optional(description: str, **constraints: Any) -> Any:
+    return Field(default=None, description=description, **constraints)
 
 
 class ImageRequest(RequestBody):
@@ -34,101 +36,75 @@ class ImageRequest(RequestBody):
             description="a class name (in any case) or id, as a string; GET /v1/models lists the classes.",
         ),
     ]
-    model: str | None = Field(
-        default=None,
+    model: str | None = _optional(
+        'a model of GET /v1/models as "name" (its newest version) or "name:version"; default: the first.',
         max_length=200,
-        description='a model of GET /v1/models as "name" (its newest version) or "name:version"; default: the first.',
     )
-    n: int | None = Field(
-        default=None, description="number of images, an integer from 1 to the model's max_n; default: 1."
+    n: int | None = _optional("number of images, an integer from 1 to the model's max_n; default: 1.")
+    response_format: Literal["b64_json", "url"] | None = _optional(
+        '"b64_json": images inside the answer, or "url": signed URLs that work without a key for as long as the result '
+        'is kept; default: "b64_json".'
     )
-    response_format: Literal["b64_json", "url"] | None = Field(
-        default=None,
-        description='"b64_json": images inside the answer, or "url": signed URLs that work without a key for as long '
-        'as the result is kept; default: "b64_json".',
-    )
-    stream: bool | None = Field(
-        default=None, description="true or false: whether to answer with server-sent events; default: false."
-    )
-    partial_images: int | None = Field(
-        default=None,
+    stream: bool | None = _optional("true or false: whether to answer with server-sent events; default: false.")
+    partial_images: int | None = _optional(
+        f"an integer from 0 to {MAX_PREVIEWS}: previews of each image, the first of its base alone; default: 0.",
         ge=0,
         le=MAX_PREVIEWS,
-        description=f"an integer from 0 to {MAX_PREVIEWS}: previews of each image, the first of its base alone; "
-        "default: 0.",
     )
-    output_format: OutputFormat | None = Field(
-        default=None, description='"png", "webp" or "jpeg": the file type; default: "png".'
+    output_format: OutputFormat | None = _optional('"png", "webp" or "jpeg": the file type; default: "png".')
+    seed: int | None = _optional(f"an integer from 0 to {MAX_SEED} that fixes the noise; default: a random one.")
+    first_index: int | None = _optional(
+        f"an integer from 0 to {MAX_INDEX}: the index of the first image, so that n = 1 regenerates a single image of "
+        "a larger request with the same seed; default: 0."
     )
-    seed: int | None = Field(
-        default=None, description=f"an integer from 0 to {MAX_SEED} that fixes the noise; default: a random one."
+    reproducibility: Reproducibility | None = _optional(
+        '"strict": the same request gives the same bytes whatever else is in the batch, for as long as a worker with '
+        'the fingerprint in the answer exists; "fast": the same image up to rounding; default: "strict" where the '
+        "worker measured that it costs little."
     )
-    first_index: int | None = Field(
-        default=None,
-        description=f"an integer from 0 to {MAX_INDEX}: the index of the first image, so that n = 1 regenerates a "
-        "single image of a larger request with the same seed; default: 0.",
+    num_steps: int | None = _optional(
+        "denoising steps of both stages together, an integer from 2 to the model's max_num_steps; default: the model's."
     )
-    reproducibility: Reproducibility | None = Field(
-        default=None,
-        description='"strict": the same request gives the same bytes whatever else is in the batch, for as long as a '
-        'worker with the fingerprint in the answer exists; "fast": the same image up to rounding; default: "strict" '
-        "where the worker measured that it costs little.",
-    )
-    num_steps: int | None = Field(
-        default=None,
-        description="denoising steps of both stages together, an integer from 2 to the model's max_num_steps; "
+    guidance_scale: float | None = _optional(
+        "strength of the class, a number from 0 to the model's max_guidance_scale, where 1 means no guidance; "
         "default: the model's.",
-    )
-    guidance_scale: float | None = Field(
-        default=None,
         allow_inf_nan=False,
-        description="strength of the class, a number from 0 to the model's max_guidance_scale, where 1 means no "
-        "guidance; default: the model's.",
     )
-    priority: Annotated[Priority, Field(strict=False)] | None = Field(
-        default=None, description='"high", "normal" or "low": the order of claiming; default: "normal".'
+    priority: Annotated[Priority, Field(strict=False)] | None = _optional(
+        '"high", "normal" or "low": the order of claiming; default: "normal".'
     )
-    timeout_s: float | None = Field(
-        default=None,
+    timeout_s: float | None = _optional(
+        f"seconds for queueing and execution together, a number above 0 and up to {MAX_TIMEOUT_S:g}; the job is "
+        "dropped once it cannot end in time.",
         gt=0,
         le=MAX_TIMEOUT_S,
         allow_inf_nan=False,
-        description=f"seconds for queueing and execution together, a number above 0 and up to {MAX_TIMEOUT_S:g}; the "
-        "job is dropped once it cannot end in time.",
     )
-    on_disconnect: Literal["cancel", "finish"] | None = Field(
-        default=None,
-        description='"cancel" or "finish": the fate of the job when the caller disconnects; default: "finish" with an '
-        'Idempotency-Key, otherwise "cancel".',
+    on_disconnect: Literal["cancel", "finish"] | None = _optional(
+        '"cancel" or "finish": the fate of the job when the caller disconnects; default: "finish" with an '
+        'Idempotency-Key, otherwise "cancel".'
     )
-    cache: bool | None = Field(
-        default=None,
-        description="true or false: whether the result of an identical job (same seed and parameters) may be "
-        "returned; default: true.",
+    cache: bool | None = _optional(
+        "true or false: whether the result of an identical job (same seed and parameters) may be returned; "
+        "default: true."
     )
-    size: str | None = Field(
-        default=None, max_length=20, description='"auto" or the model\'s image size, such as "32x32".'
-    )
-    quality: IgnoredText = None
-    background: IgnoredText = None
-    style: IgnoredText = None
-    moderation: IgnoredText = None
-    webhook_url: str | None = Field(
-        default=None,
+    size: str | None = _optional('"auto" or the model\'s image size, such as "32x32".', max_length=20)
+    quality: str | None = _optional(_IGNORED, max_length=64)
+    background: str | None = _optional(_IGNORED, max_length=64)
+    style: str | None = _optional(_IGNORED, max_length=64)
+    moderation: str | None = _optional(_IGNORED, max_length=64)
+    webhook_url: str | None = _optional(
+        "a public https:// or http:// URL that is notified when the job ends; requires that the operator has set "
+        "MSF_WEBHOOK_SECRET.",
         max_length=2000,
-        description="a public https:// or http:// URL that is notified when the job ends; requires that the operator "
-        "has set MSF_WEBHOOK_SECRET.",
     )
-    output_compression: int | None = Field(
-        default=None,
+    output_compression: int | None = _optional(
+        "an integer from 0 to 100: the quality of webp and jpeg files, ignored for png; default: 100 for webp "
+        "(lossless), 92 for jpeg.",
         ge=0,
         le=100,
-        description="an integer from 0 to 100: the quality of webp and jpeg files, ignored for png; default: 100 for "
-        "webp (lossless), 92 for jpeg.",
     )
-    user: str | None = Field(
-        default=None, max_length=256, description="a string; users of the same API key or address take turns."
-    )
+    user: str | None = _optional("a string; users of the same API key or address take turns.", max_length=256)
 
 
 class Image(BaseModel):
