@@ -19,7 +19,7 @@ from msf_server.errors import ApiError, InvalidRequest, quoted
 
 @dataclass(frozen=True)
 class Availability:
-    """How live workers serve a model version."""
+    """Current service of a model version by live workers."""
 
     is_served: bool
     fingerprint: str | None  # of all of them; None: there are none, or they differ

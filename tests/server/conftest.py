@@ -1,3 +1,5 @@
+"""Fixtures: an app with a real queue, a fake worker and a client."""
+
 from __future__ import annotations
 
 import asyncio
@@ -58,7 +60,7 @@ async def client(app: FastAPI, worker: FakeWorker) -> AsyncIterator[httpx.AsyncC
 
 @pytest.fixture
 async def live_url(settings: ServerSettings, worker: FakeWorker) -> AsyncIterator[str]:
-    """The URL of the app behind a real socket."""
+    """URL of the app behind a real socket."""
     async with listening(settings) as url:
         yield url
 
@@ -82,12 +84,12 @@ async def listening_to(app: ASGIApp) -> AsyncIterator[str]:
             await running
 
 
-async def until(observe: Callable[[], object], wanted: object = True, timeout_s: float = 20.0) -> None:
-    """Poll until what `observe` returns, or what its awaitable does, is `wanted`."""
+async def until(observe: Callable[[], object], expected: object = True, timeout_s: float = 20.0) -> None:
+    """Poll until `observe`, or the awaitable that it returns, gives `expected`."""
     async with asyncio.timeout(timeout_s):
         while True:
-            seen = observe()
-            if (await seen if inspect.isawaitable(seen) else seen) == wanted:
+            value = observe()
+            if (await value if inspect.isawaitable(value) else value) == expected:
                 return
             await asyncio.sleep(0.01)
 

@@ -1,4 +1,4 @@
-"""A worker without a model: the real queue and registry, and drawings in place of samples."""
+"""A worker without a model: real queue and registry, drawings instead of samples."""
 
 from __future__ import annotations
 
@@ -80,18 +80,18 @@ class FakeWorker:
 
     async def _run(self) -> None:
         models = [(model.name, model.version) for model in self.info.models]
-        held: list[Claim] = []
+        claims_held: list[Claim] = []
         while True:
             for model in models if self.claiming else ():
-                claims = (await self.leases.claim(self.info.id, *model, max_samples=64, idle=not held)).claims
+                claims = (await self.leases.claim(self.info.id, *model, max_samples=64, idle=not claims_held)).claims
                 self.claimed += claims
-                held += claims
-            self.lost |= await self.leases.renew(self.info.id, held)
-            held = [claim for claim in held if claim.job.id not in self.lost]
+                claims_held += claims
+            self.lost |= await self.leases.renew(self.info.id, claims_held)
+            claims_held = [claim for claim in claims_held if claim.job.id not in self.lost]
             if not self.holding:
-                await asyncio.gather(*(self._finish(claim) for claim in held))
-                held = []
-            await self.leases.wait_for_work(models, timeout_s=0.02 if held else 0.2)
+                await asyncio.gather(*(self._finish(claim) for claim in claims_held))
+                claims_held = []
+            await self.leases.wait_for_work(models, timeout_s=0.02 if claims_held else 0.2)
 
     async def _finish(self, claim: Claim) -> None:
         if self.failure is not None:
@@ -101,32 +101,34 @@ class FakeWorker:
 
 
 def draw(spec: JobSpec) -> list[bytes]:
-    """The job's files: the same spec gives the same bytes."""
+    """Return the files of a job; the same spec gives the same bytes."""
     return [_draw_one(spec, index) for index in spec.indices]
 
 
 def _draw_one(spec: JobSpec, index: int) -> bytes:
-    dice = random.Random(f"{spec.seed} {index} {spec.label}")
+    generator = random.Random(f"{spec.seed} {index} {spec.label}")
     image = Image.new("L", (32, 32), 12)
     pen = ImageDraw.Draw(image)
     for ring in range(9, 1, -1):
         points = [
             (
-                16 + (ring * 1.6 * dice.uniform(0.7, 1.0)) * math.cos(2 * math.pi * corner / (spec.label + 3)),
-                16 + (ring * 1.6 * dice.uniform(0.7, 1.0)) * math.sin(2 * math.pi * corner / (spec.label + 3)),
+                16 + (ring * 1.6 * generator.uniform(0.7, 1.0)) * math.cos(2 * math.pi * corner / (spec.label + 3)),
+                16 + (ring * 1.6 * generator.uniform(0.7, 1.0)) * math.sin(2 * math.pi * corner / (spec.label + 3)),
             )
             for corner in range(spec.label + 3)
         ]
-        pen.polygon(points, fill=dice.randrange(60, 256))
+        pen.polygon(points, fill=generator.randrange(60, 256))
     file = io.BytesIO()
-    image.save(file, spec.output_format, **({"pnginfo": _told(spec, index)} if spec.output_format == "png" else {}))
+    image.save(
+        file, spec.output_format, **({"pnginfo": _png_metadata(spec, index)} if spec.output_format == "png" else {})
+    )
     return file.getvalue()
 
 
-def _told(spec: JobSpec, index: int) -> PngInfo:
-    """As a worker's PNGs tell of themselves."""
+def _png_metadata(spec: JobSpec, index: int) -> PngInfo:
+    """Return the metadata that a worker writes into PNGs."""
     names = ("model", "version", "label", "seed", "num_steps", "guidance_scale")
-    told = {**{name: getattr(spec, name) for name in names}, "index": index, **PROVENANCE.model_dump()}
+    parameters = {**{name: getattr(spec, name) for name in names}, "index": index, **PROVENANCE.model_dump()}
     info = PngInfo()
-    info.add_text("msf:parameters", json.dumps(told))
+    info.add_text("msf:parameters", json.dumps(parameters))
     return info

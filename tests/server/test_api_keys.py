@@ -1,4 +1,4 @@
-"""Who is let in, what each key may do and see, and how keys are changed while the service runs."""
+"""API keys: access, scopes, limits, and changes while the service runs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def bearer(name: str) -> dict[str, str]:
 
 
 def write(path: Path, content: str | None) -> None:
-    """As careful operators do: the file is whole or (None) not there."""
+    """Replace the file atomically; None removes it."""
     if content is None:
         path.unlink()
         return
@@ -88,7 +88,7 @@ async def post(client: httpx.AsyncClient, name: str, path: str = PATH, **body: o
 @pytest.mark.parametrize(
     ("method", "path"), [("POST", PATH), ("POST", JOBS), ("GET", f"{JOBS}/x"), ("GET", USAGE), ("GET", "/x")]
 )
-async def test_without_a_key_that_is_known_nothing_is_done(
+async def test_requests_without_a_known_key_are_refused(
     client: httpx.AsyncClient, worker: FakeWorker, method: str, path: str, authorization: str | None
 ) -> None:
     headers = {} if authorization is None else {"Authorization": authorization.encode("latin-1")}
@@ -114,13 +114,11 @@ async def test_without_a_key_that_is_known_nothing_is_done(
         "/metrics",
     ],
 )
-async def test_what_needs_no_key(client: httpx.AsyncClient, path: str) -> None:
+async def test_open_paths_need_no_key(client: httpx.AsyncClient, path: str) -> None:
     assert (await client.get(path)).status_code == 200
 
 
-async def test_the_tenant_is_the_keys_name_whatever_the_caller_says(
-    client: httpx.AsyncClient, worker: FakeWorker
-) -> None:
+async def test_tenant_is_the_name_of_the_key(client: httpx.AsyncClient, worker: FakeWorker) -> None:
     assert (await post(client, "ada", user="bob")).status_code == 200
     terms = worker.claimed[0].job.terms
     assert (terms.tenant, terms.user, terms.weight) == ("ada", "bob", 3.0)
@@ -134,15 +132,15 @@ async def test_scopes(client: httpx.AsyncClient) -> None:
         assert "'root' has the scope admin. Allowed here: generate." in refused.json()["error"]["message"]
 
 
-async def test_who_was_not_let_in_is_counted(client: httpx.AsyncClient) -> None:
+async def test_refused_requests_are_counted(client: httpx.AsyncClient) -> None:
     for name in ("next", "next", "root"):
         await post(client, name)
-    told = (await client.get("/metrics")).text
-    assert 'msf_requests_denied_total{code="invalid_api_key"} 2.0' in told
-    assert 'msf_requests_denied_total{code="missing_scope"} 1.0' in told
+    metrics = (await client.get("/metrics")).text
+    assert 'msf_requests_denied_total{code="invalid_api_key"} 2.0' in metrics
+    assert 'msf_requests_denied_total{code="missing_scope"} 1.0' in metrics
 
 
-async def test_a_job_is_its_tenants_and_the_administrators(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+async def test_a_job_is_visible_to_its_tenant_and_administrators(client: httpx.AsyncClient, worker: FakeWorker) -> None:
     worker.holding = True
     job = (await post(client, "ada", JOBS)).headers["location"]
     for method in ("GET", "DELETE"):
@@ -158,7 +156,7 @@ async def test_a_job_is_its_tenants_and_the_administrators(client: httpx.AsyncCl
     assert (await client.delete(job, headers=bearer("root"))).json()["status"] == "cancelled"
 
 
-async def test_an_idempotency_key_is_its_tenants_own(client: httpx.AsyncClient) -> None:
+async def test_idempotency_keys_are_scoped_to_their_tenant(client: httpx.AsyncClient) -> None:
     ids = [
         (await client.post(JOBS, json=BAG, headers={**bearer(name), "Idempotency-Key": "1"})).json()["id"]
         for name in ("ada", "bob", "ada")
@@ -166,7 +164,7 @@ async def test_an_idempotency_key_is_its_tenants_own(client: httpx.AsyncClient) 
     assert ids[0] == ids[2] != ids[1]
 
 
-async def test_the_rate_limit_says_when_to_ask_again(client: httpx.AsyncClient) -> None:
+async def test_rate_limit_has_retry_after(client: httpx.AsyncClient) -> None:
     assert [(await post(client, "limited", JOBS)).status_code for _ in range(2)] == [202, 202]
     refused = await post(client, "limited", JOBS)
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
@@ -174,7 +172,7 @@ async def test_the_rate_limit_says_when_to_ask_again(client: httpx.AsyncClient) 
     assert (await post(client, "ada", JOBS)).status_code == 202
 
 
-async def test_the_quota_of_samples(client: httpx.AsyncClient) -> None:
+async def test_daily_quota_of_samples(client: httpx.AsyncClient) -> None:
     assert (await post(client, "limited", JOBS, n=4)).status_code == 202
     refused = await post(client, "limited", n=2)
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "quota_exceeded")
@@ -184,9 +182,7 @@ async def test_the_quota_of_samples(client: httpx.AsyncClient) -> None:
     assert (hopeless.status_code, hopeless.json()["error"]["message"]) == (400, "Invalid n: 6. Allowed: 1 to 5.")
 
 
-async def test_what_is_not_admitted_or_was_before_costs_no_samples(
-    settings: ServerSettings, worker: FakeWorker
-) -> None:
+async def test_refused_and_repeated_requests_cost_no_samples(settings: ServerSettings, worker: FakeWorker) -> None:
     worker.holding = True
     small = settings.model_copy(update={"max_queued_samples": 4})
     async with serving(small) as app, client_of(app) as client:
@@ -199,7 +195,7 @@ async def test_what_is_not_admitted_or_was_before_costs_no_samples(
         assert (used["requests"], used["samples"]) == (3, 4)
 
 
-async def test_usage_is_ones_own_and_everybodys_for_the_administrator(client: httpx.AsyncClient) -> None:
+async def test_usage_covers_the_callers_key_or_all_keys_for_administrators(client: httpx.AsyncClient) -> None:
     await post(client, "ada", n=3, num_steps=10)
     own = {
         "requests": 1,
@@ -234,21 +230,21 @@ async def test_keys_are_rotated_and_revoked_without_a_restart(client: httpx.Asyn
 
 
 @pytest.mark.parametrize("broken", ["", "[[keys]", '[[keys]]\nname = "ada"\n', None])
-async def test_a_broken_file_leaves_the_keys_as_they_were(
+async def test_an_invalid_file_leaves_the_keys_unchanged(
     client: httpx.AsyncClient, keys_file: Path, caplog: pytest.LogCaptureFixture, broken: str | None
 ) -> None:
     write(keys_file, broken)
     for _ in range(2):
         assert (await post(client, "ada", JOBS)).status_code == 202
     assert (await post(client, "next", JOBS)).status_code == 401
-    [told] = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert str(keys_file) in told.getMessage()
+    [error] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert str(keys_file) in error.getMessage()
     write(keys_file, table("next"))
     assert (await post(client, "next", JOBS)).status_code == 202
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("keys = []", "keys: "),
         (table("a b", "x"), "keys.0.name = 'a b': "),
@@ -265,16 +261,16 @@ async def test_a_broken_file_leaves_the_keys_as_they_were(
         (table("a", "x") + table("a", "y"), "the name 'a' occurs 2 times"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, content: str, said: str) -> None:
+def test_errors_in_a_file_are_named(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "keys.toml"
     file.write_text(content)
     with pytest.raises(ValueError, match=r"keys\.toml") as raised:
         read_keys(file)
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
-def test_a_key_in_place_of_its_digest_is_not_repeated(tmp_path: Path) -> None:
+def test_a_key_in_place_of_its_digest_is_not_quoted(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     file.write_text(f'[[keys]]\nname = "ada"\nsha256 = "{KEYS["ada"]}"\n')
     with pytest.raises(ValueError, match=r"keys\.0\.sha256") as raised:
@@ -282,7 +278,7 @@ def test_a_key_in_place_of_its_digest_is_not_repeated(tmp_path: Path) -> None:
     assert KEYS["ada"] not in str(raised.value)
 
 
-async def test_with_a_port_for_operations_the_other_has_neither_metrics_nor_administrators(
+async def test_operations_port_alone_has_metrics_and_administration(
     settings: ServerSettings, worker: FakeWorker
 ) -> None:
     async with serving(settings.model_copy(update={"metrics_port": 9100})) as app, client_of(app) as client:

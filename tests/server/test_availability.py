@@ -1,8 +1,9 @@
-"""Full, draining, without workers, without Redis, too slow, failed, cancelled, abandoned: each ends clearly."""
+"""A full queue, draining, outages, timeouts, failures and disconnects each end with a clear answer."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import httpx
 import pytest
@@ -10,7 +11,8 @@ from fastapi import FastAPI
 
 from msf_scheduler.connection import connect
 from msf_scheduler.embedded_valkey import EmbeddedValkey
-from msf_scheduler.jobs import JobError
+from msf_scheduler.errors import QueueUnavailable
+from msf_scheduler.jobs import JobError, JobRecord
 from msf_scheduler.queue import JobQueue
 from msf_scheduler.reply_reader import ReplyReader
 from msf_server.dependencies import Services
@@ -30,22 +32,22 @@ async def num_jobs_queued(queue: JobQueue) -> int:
     return (await queue.depth(FASHION.name, FASHION.version)).num_jobs_queued
 
 
-async def test_a_full_queue_refuses_and_says_when_to_return(settings: ServerSettings, worker: FakeWorker) -> None:
+async def test_a_full_queue_refuses_with_retry_after(settings: ServerSettings, worker: FakeWorker) -> None:
     worker.holding = True
     small = settings.model_copy(update={"max_queued_samples": 64})
     async with serving(small) as app, client_of(app) as client:
-        held = asyncio.create_task(client.post(PATH, json={**BAG, "n": 60}))
+        accepted = asyncio.create_task(client.post(PATH, json={**BAG, "n": 60}))
         await until(lambda: len(worker.claimed) == 1)
         response = await client.post(PATH, json={**BAG, "n": 5})
         assert response.status_code == 429
         assert int(response.headers["retry-after"]) >= 1
         assert response.json()["error"]["code"] == "queue_full"
         worker.holding = False
-        assert (await held).status_code == 200
+        assert (await accepted).status_code == 200
         assert (await client.post(PATH, json={**BAG, "n": 5})).status_code == 200
 
 
-async def test_a_failed_job_tells_its_code(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+async def test_a_failed_job_reports_its_code(client: httpx.AsyncClient, worker: FakeWorker) -> None:
     worker.failure = JobError(code="non_finite", message="sample 0 is not finite")
     response = await client.post(PATH, json=BAG)
     assert response.status_code == 500
@@ -53,7 +55,7 @@ async def test_a_failed_job_tells_its_code(client: httpx.AsyncClient, worker: Fa
     assert "sample 0 is not finite" in response.json()["error"]["message"]
 
 
-async def test_a_job_cancelled_by_others_ends(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+async def test_a_job_cancelled_by_another_client_ends_the_wait(client: httpx.AsyncClient, worker: FakeWorker) -> None:
     worker.holding = True
     waiting = asyncio.create_task(client.post(PATH, json=BAG))
     await until(lambda: len(worker.claimed) == 1)
@@ -72,7 +74,7 @@ async def test_a_job_that_takes_too_long_is_cancelled(settings: ServerSettings, 
     await until(lambda: {claim.job.id for claim in worker.claimed} == worker.lost != set())
 
 
-async def test_a_caller_that_leaves_cancels_its_job(live_url: str, worker: FakeWorker) -> None:
+async def test_a_disconnect_cancels_the_running_job(live_url: str, worker: FakeWorker) -> None:
     worker.holding = True
     async with httpx.AsyncClient(base_url=live_url) as client:
         abandoned = asyncio.create_task(client.post(PATH, json={**BAG, "n": 8}))
@@ -85,7 +87,7 @@ async def test_a_caller_that_leaves_cancels_its_job(live_url: str, worker: FakeW
     assert 'msf_clients_gone_total{model="fashion",version="1"} 1.0' in metrics
 
 
-async def test_a_queued_job_of_a_caller_that_leaves_never_runs(settings: ServerSettings, redis_url: str) -> None:
+async def test_a_disconnect_cancels_the_queued_job(settings: ServerSettings, redis_url: str) -> None:
     async with FakeWorker(redis_url):
         pass  # its model stays known
     async with (
@@ -100,7 +102,7 @@ async def test_a_queued_job_of_a_caller_that_leaves_never_runs(settings: ServerS
         await until(lambda: num_jobs_queued(queue), 0)
 
 
-async def test_without_any_worker_ever_there_is_no_model(app: FastAPI) -> None:
+async def test_without_any_registered_worker_requests_are_refused(app: FastAPI) -> None:
     async with client_of(app) as client:
         response = await client.post(PATH, json=BAG)
     assert response.status_code == 503
@@ -108,7 +110,7 @@ async def test_without_any_worker_ever_there_is_no_model(app: FastAPI) -> None:
     assert response.json()["error"]["code"] == "no_worker"
 
 
-async def test_when_workers_are_gone_for_long_requests_are_refused(
+async def test_requests_are_refused_after_a_long_absence_of_workers(
     settings: ServerSettings, worker: FakeWorker
 ) -> None:
     async with serving(settings.model_copy(update={"worker_absence_s": 0.01})) as app, client_of(app) as client:
@@ -136,7 +138,7 @@ async def test_a_rolled_back_version_is_not_chosen(
         assert (await client.post(PATH, json={**BAG, "model": "fashion:2"})).status_code == 503
 
 
-async def test_while_draining_new_work_is_refused_and_old_work_ends(
+async def test_draining_refuses_new_work_and_answers_accepted_work(
     app: FastAPI, client: httpx.AsyncClient, worker: FakeWorker
 ) -> None:
     services: Services = app.state.services
@@ -153,7 +155,7 @@ async def test_while_draining_new_work_is_refused_and_old_work_ends(
     assert (await accepted).status_code == 200
 
 
-async def test_when_redis_goes_away_requests_are_refused_until_it_returns(stoppable_valkey: EmbeddedValkey) -> None:
+async def test_requests_are_refused_during_an_outage_of_redis(stoppable_valkey: EmbeddedValkey) -> None:
     settings = ServerSettings(redis_url=stoppable_valkey.url)
     async with serving(settings) as app, client_of(app) as client:
         async with FakeWorker(stoppable_valkey.url):
@@ -172,6 +174,24 @@ async def test_when_redis_goes_away_requests_are_refused_until_it_returns(stoppa
         async with FakeWorker(stoppable_valkey.url):
             await until(lambda: status(client), 200)
             assert (await client.get("/v2/health/ready")).status_code == 200
+
+
+@pytest.mark.parametrize("path", [PATH, "/v1/jobs"])
+async def test_a_job_is_cancelled_if_its_admission_was_not_confirmed(
+    app: FastAPI, client: httpx.AsyncClient, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    services: Services = app.state.services
+    admit = services.queue.admit
+
+    async def admit_without_reply(*arguments: Any, **options: Any) -> JobRecord:
+        await admit(*arguments, **options)
+        raise QueueUnavailable("the reply was lost")
+
+    monkeypatch.setattr(services.queue, "admit", admit_without_reply)
+    worker.claiming = False
+    response = await client.post(path, json=BAG)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "queue_unavailable")
+    assert await num_jobs_queued(services.queue) == 0
 
 
 async def test_a_server_may_start_before_redis(stoppable_valkey: EmbeddedValkey) -> None:
@@ -198,7 +218,7 @@ async def test_a_waiting_request_survives_an_outage_of_redis(stoppable_valkey: E
     assert response.json()["seed"] == 7
 
 
-async def test_a_bug_in_the_reply_reader_ends_no_service(
+async def test_the_reply_reader_is_restarted_after_a_failure(
     settings: ServerSettings, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = ReplyReader.run
@@ -215,7 +235,7 @@ async def test_a_bug_in_the_reply_reader_ends_no_service(
     assert "a bug" in caplog.text
 
 
-async def test_results_that_ran_out_of_time_are_told(
+async def test_an_expired_result_is_reported(
     app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def gone(_job_id: str) -> None:
@@ -229,6 +249,6 @@ async def test_results_that_ran_out_of_time_are_told(
     assert "no longer kept" in response.json()["error"]["message"]
 
 
-def test_settings_that_cannot_work_are_refused() -> None:
+def test_contradictory_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="max_images_per_request 5000 must not exceed max_queued_samples 4096"):
         ServerSettings(redis_url="redis://nowhere", max_images_per_request=5000)

@@ -1,4 +1,4 @@
-"""Whatever is sent, the answer has one shape and says what is allowed, and the server goes on serving."""
+"""Invalid requests get one error shape that says what is allowed, and do not affect later requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 async def refused(response: httpx.Response, status: int, client: httpx.AsyncClient) -> dict[str, Any]:
-    """The error of an answer that has OpenAI's shape, after which a good request still succeeds."""
+    """Return the error of an answer in OpenAI's shape; check that a valid request still succeeds."""
     assert response.status_code == status, response.text
     assert response.headers["x-request-id"]
     assert set(response.json()) == {"error"}
@@ -26,7 +26,7 @@ async def refused(response: httpx.Response, status: int, client: httpx.AsyncClie
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "told"),
+    ("field", "value", "words"),
     [
         ("n", 0, ["0", "1 to 64"]),
         ("n", 65, ["65", "1 to 64"]),
@@ -70,14 +70,16 @@ async def refused(response: httpx.Response, status: int, client: httpx.AsyncClie
         ("prompt", "\ud800", ["a class name"]),
     ],
 )
-async def test_a_wrong_value_is_named(client: httpx.AsyncClient, field: str, value: object, told: list[str]) -> None:
+async def test_an_invalid_value_is_named(
+    client: httpx.AsyncClient, field: str, value: object, words: list[str]
+) -> None:
 
     body = json.dumps({"prompt": "bag", field: value})  # httpx itself would refuse NaN
     error = await refused(await client.post(PATH, content=body, headers=JSON), 400, client)
     assert error["param"] == field
     assert error["type"] == "invalid_request_error"
-    for words in (field, *told):
-        assert words in error["message"]
+    for word in (field, *words):
+        assert word in error["message"]
 
 
 async def test_an_unknown_class_names_the_closest(client: httpx.AsyncClient) -> None:
@@ -97,7 +99,7 @@ async def test_an_unknown_class_id_is_refused(client: httpx.AsyncClient, prompt:
     assert "an id from 0 to 9" in error["message"]
 
 
-async def test_an_unknown_field_is_named_with_those_that_exist(client: httpx.AsyncClient) -> None:
+async def test_an_unknown_field_is_named_with_the_known_ones(client: httpx.AsyncClient) -> None:
     error = await refused(await client.post(PATH, json={"prompt": "bag", "guidance": 2}), 400, client)
     assert error["code"] == "unknown_field"
     assert error["param"] == "guidance"
@@ -105,14 +107,14 @@ async def test_an_unknown_field_is_named_with_those_that_exist(client: httpx.Asy
     assert "num_steps" in error["message"]
 
 
-async def test_all_wrong_fields_are_told_at_once(client: httpx.AsyncClient) -> None:
+async def test_all_invalid_fields_are_reported_together(client: httpx.AsyncClient) -> None:
     error = await refused(await client.post(PATH, json={"n": "x", "seed": "y"}), 400, client)
     for words in ("prompt is missing", "Invalid n", "Invalid seed"):
         assert words in error["message"]
 
 
 @pytest.mark.parametrize("model", ["vehicles", "fashion:2", "fashion:", ":1", "", "../etc/passwd"])
-async def test_an_unknown_model_names_those_that_exist(client: httpx.AsyncClient, model: str) -> None:
+async def test_an_unknown_model_is_answered_with_the_known_ones(client: httpx.AsyncClient, model: str) -> None:
     error = await refused(await client.post(PATH, json={"prompt": "bag", "model": model}), 404, client)
     assert error["code"] == "model_not_found"
     assert "fashion:1" in error["message"]
@@ -135,7 +137,7 @@ async def test_an_unknown_model_names_those_that_exist(client: httpx.AsyncClient
         b"\x00",
     ],
 )
-async def test_a_body_that_is_no_json_object(client: httpx.AsyncClient, body: bytes) -> None:
+async def test_a_body_must_be_a_json_object(client: httpx.AsyncClient, body: bytes) -> None:
     error = await refused(await client.post(PATH, content=body, headers=JSON), 400, client)
     assert error["code"] == "invalid_json"
     assert "body" in error["message"]
@@ -169,7 +171,7 @@ async def test_a_large_body_is_refused_over_a_socket(live_url: str) -> None:
         await refused(await client.post(PATH, content=chunks(70 * 1024), headers=JSON), 413, client)
 
 
-async def test_a_wrong_method_is_told_the_right_one(client: httpx.AsyncClient) -> None:
+async def test_a_wrong_method_is_answered_with_allow(client: httpx.AsyncClient) -> None:
     response = await client.get(PATH)
     error = await refused(response, 405, client)
     assert response.headers["allow"] == "POST"
@@ -187,7 +189,7 @@ async def test_under_v2_errors_have_the_open_inference_shape(client: httpx.Async
     assert isinstance(response.json()["error"], str)
 
 
-async def test_an_unforeseen_exception_tells_no_internals(
+async def test_an_unexpected_exception_reveals_no_internals(
     app: FastAPI, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     @app.get("/broken")

@@ -1,4 +1,4 @@
-"""`GET /v1/jobs/{id}/events`: a job as it happens, from any server, from wherever the caller left off."""
+"""`GET /v1/jobs/{id}/events`: live events, resumable on any server."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def order(url: str, **fields: object) -> str:
     return job_id
 
 
-async def held(worker: FakeWorker, job_id: str) -> Claim:
+async def claim_of(worker: FakeWorker, job_id: str) -> Claim:
     await until(lambda: any(claim.job.id == job_id for claim in worker.claimed))
     return next(claim for claim in reversed(worker.claimed) if claim.job.id == job_id)
 
@@ -74,7 +74,7 @@ async def show(worker: FakeWorker, claim: Claim, sequence: int, index: int, numb
 async def test_a_job_from_the_queue_to_its_images(live_url: str, worker: FakeWorker) -> None:
     worker.holding = True
     job_id = await order(live_url)
-    claim = await held(worker, job_id)
+    claim = await claim_of(worker, job_id)
     async with following(live_url, job_id) as events:
         progress = Progress(stage="base", steps_done=3, num_steps=26, samples_done=0)
         assert await worker.leases.publish_progress(claim, progress)
@@ -93,7 +93,7 @@ async def test_a_job_from_the_queue_to_its_images(live_url: str, worker: FakeWor
         assert [event async for event in events] == []
 
 
-async def test_the_place_in_the_queue(live_url: str, worker: FakeWorker) -> None:
+async def test_position_in_the_queue(live_url: str, worker: FakeWorker) -> None:
     worker.claiming = False
     jobs = [await order(live_url, seed=seed) for seed in range(3)]
     async with following(live_url, jobs[2]) as events:
@@ -104,12 +104,12 @@ async def test_the_place_in_the_queue(live_url: str, worker: FakeWorker) -> None
         assert [kind async for kind, *_ in events][-1] == "succeeded"
 
 
-async def test_another_server_goes_on_from_the_last_event(
+async def test_another_server_resumes_after_the_last_event(
     live_url: str, settings: ServerSettings, worker: FakeWorker
 ) -> None:
     worker.holding = True
     job_id = await order(live_url)
-    claim = await held(worker, job_id)
+    claim = await claim_of(worker, job_id)
     for sequence in (1, 2, 3):
         await show(worker, claim, sequence, index=sequence % 2, number=sequence // 2)
     async with listening(settings) as other_url:
@@ -117,30 +117,30 @@ async def test_another_server_goes_on_from_the_last_event(
         events = await to_the_end(other_url, job_id, **{"Last-Event-ID": "1-2"})
     assert [event_id for _, event_id, _ in events] == ["1-3", "1-end"]
     async with httpx.AsyncClient(base_url=live_url) as client:
-        seen = await client.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": "1-end"})
-        assert seen.status_code == 204
+        answer = await client.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": "1-end"})
+        assert answer.status_code == 204
 
 
-async def test_what_was_shown_outlives_the_job(live_url: str, worker: FakeWorker) -> None:
+async def test_previews_outlive_the_job(live_url: str, worker: FakeWorker) -> None:
     worker.holding = True
     job_id = await order(live_url)
-    await show(worker, await held(worker, job_id), 1, index=0, number=0)
+    await show(worker, await claim_of(worker, job_id), 1, index=0, number=0)
     worker.holding = False
     first = await to_the_end(live_url, job_id)
     assert [kind for kind, *_ in await to_the_end(live_url, job_id)] == ["partial_image", "succeeded"]
     assert (await to_the_end(live_url, job_id))[-1][2]["data"] == first[-1][2]["data"]
 
 
-async def test_a_new_attempt_shows_its_previews_again(live_url: str, worker: FakeWorker) -> None:
+async def test_a_new_attempt_sends_its_previews_again(live_url: str, worker: FakeWorker) -> None:
     worker.holding = True
     job_id = await order(live_url)
-    claim = await held(worker, job_id)
+    claim = await claim_of(worker, job_id)
     await show(worker, claim, 1, index=0, number=0)
     async with following(live_url, job_id) as events:
         assert (await anext(events))[1] == "1-1"
         worker.claimed.clear()
         await worker.leases.release(claim)
-        again = await held(worker, job_id)
+        again = await claim_of(worker, job_id)
         await show(worker, again, 1, index=0, number=0)
         ids = []
         async for kind, event_id, _ in events:
@@ -151,25 +151,25 @@ async def test_a_new_attempt_shows_its_previews_again(live_url: str, worker: Fak
         assert not await worker.leases.publish_preview(claim, 2, Preview(index=0, number=1), b"late")
 
 
-async def test_only_the_previews_that_were_asked_for(live_url: str, worker: FakeWorker) -> None:
+async def test_only_requested_previews_are_sent(live_url: str, worker: FakeWorker) -> None:
     worker.holding = True
     leader = await order(live_url, partial_images=3)
     follower = await order(live_url, partial_images=1)
-    claim = await held(worker, leader)
+    claim = await claim_of(worker, leader)
     for number in range(3):
         await show(worker, claim, number + 1, index=0, number=number)
     worker.holding = False
     for job_id, numbers in ((leader, [0, 1, 2]), (follower, [0])):
-        shown = [data for kind, _, data in await to_the_end(live_url, job_id) if kind == "partial_image"]
-        assert [data["partial_image_index"] for data in shown] == numbers
-        assert {data["job_id"] for data in shown} == {job_id}
+        previews = [data for kind, _, data in await to_the_end(live_url, job_id) if kind == "partial_image"]
+        assert [data["partial_image_index"] for data in previews] == numbers
+        assert {data["job_id"] for data in previews} == {job_id}
 
 
 @pytest.mark.parametrize("end", ["cancelled", "failed"])
-async def test_other_ends(live_url: str, worker: FakeWorker, end: str) -> None:
+async def test_failure_and_cancellation_end_the_stream(live_url: str, worker: FakeWorker, end: str) -> None:
     worker.holding = True
     job_id = await order(live_url, cache=False)
-    claim = await held(worker, job_id)
+    claim = await claim_of(worker, job_id)
     async with following(live_url, job_id) as events:
         if end == "cancelled":
             await worker.queue.cancel(job_id)
@@ -180,25 +180,25 @@ async def test_other_ends(live_url: str, worker: FakeWorker, end: str) -> None:
     assert kinds[-1][1]["status"] == end
 
 
-async def test_a_silent_stream_shows_that_it_lives(
+async def test_a_silent_stream_sends_heartbeats(
     live_url: str, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_events, "HEARTBEAT_S", 0.0)
     worker.holding = True
     job_id = await order(live_url)
-    await held(worker, job_id)
+    await claim_of(worker, job_id)
     async with following(live_url, job_id) as events:
         assert await anext(events) == ("", "", {})
     worker.holding = False
 
 
 @pytest.mark.parametrize("last_event_id", ["x", "1", "1-x", "-1-1", "1-1-1", "9" * 20 + "-1"])
-async def test_an_id_that_no_event_has(client: httpx.AsyncClient, last_event_id: str) -> None:
+async def test_a_malformed_last_event_id_is_refused(client: httpx.AsyncClient, last_event_id: str) -> None:
     job_id = (await client.post("/v1/jobs", json=BAG)).json()["id"]
     answer = await client.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": last_event_id})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "Last-Event-ID"
 
 
-async def test_no_such_job(client: httpx.AsyncClient) -> None:
+async def test_an_unknown_job_has_no_events(client: httpx.AsyncClient) -> None:
     assert (await client.get("/v1/jobs/nope/events")).status_code == 404

@@ -1,3 +1,5 @@
+"""`POST /v1/images/generations`: images, defaults and formats."""
+
 from __future__ import annotations
 
 import asyncio
@@ -13,9 +15,9 @@ from tests.server.fake_worker import FASHION, FakeWorker, draw
 PATH = "/v1/images/generations"
 
 
-async def test_answer_carries_what_makes_the_images_again(client: httpx.AsyncClient, worker: FakeWorker) -> None:
-    asked = {"prompt": "sneaker", "n": 3, "seed": 7, "num_steps": 10, "guidance_scale": 1.5}
-    response = await client.post(PATH, json=asked)
+async def test_the_answer_suffices_to_repeat_the_request(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+    fields = {"prompt": "sneaker", "n": 3, "seed": 7, "num_steps": 10, "guidance_scale": 1.5}
+    response = await client.post(PATH, json=fields)
     assert response.status_code == 200
     answer = response.json()
     spec = worker.claimed[0].job.spec
@@ -34,7 +36,7 @@ async def test_answer_carries_what_makes_the_images_again(client: httpx.AsyncCli
     assert answer["output_format"] == "png"
 
 
-async def test_timings_come_in_the_body_and_as_server_timing(client: httpx.AsyncClient) -> None:
+async def test_timings_are_in_the_body_and_in_server_timing(client: httpx.AsyncClient) -> None:
     response = await client.post(PATH, json={"prompt": "bag"})
     assert response.json()["timings"] == {
         "queue_ms": 4.0,
@@ -63,7 +65,7 @@ async def test_defaults_come_from_the_model(client: httpx.AsyncClient, worker: F
     assert (spec.num_samples, spec.num_steps, spec.guidance_scale, spec.output_format) == (1, 12, 2.0, "png")
 
 
-async def test_a_seed_is_drawn_and_told(client: httpx.AsyncClient) -> None:
+async def test_a_random_seed_is_returned(client: httpx.AsyncClient) -> None:
     first, second = [(await client.post(PATH, json={"prompt": "bag"})).json() for _ in range(2)]
     assert first["seed"] != second["seed"]
     again = (await client.post(PATH, json={"prompt": "bag", "seed": first["seed"]})).json()
@@ -71,19 +73,19 @@ async def test_a_seed_is_drawn_and_told(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["Ankle boot", "ANKLE BOOT", " ankle boot ", "9"])
-async def test_a_class_goes_by_name_or_id(client: httpx.AsyncClient, worker: FakeWorker, prompt: str) -> None:
+async def test_a_class_is_selected_by_name_or_id(client: httpx.AsyncClient, worker: FakeWorker, prompt: str) -> None:
     assert (await client.post(PATH, json={"prompt": prompt})).status_code == 200
     assert worker.claimed[0].job.spec.label == 9
 
 
 @pytest.mark.parametrize("model", ["fashion", "fashion:1"])
-async def test_a_model_goes_by_name_or_version(client: httpx.AsyncClient, model: str) -> None:
+async def test_a_model_is_selected_by_name_or_version(client: httpx.AsyncClient, model: str) -> None:
     response = await client.post(PATH, json={"prompt": "bag", "model": model})
     assert response.json()["model"] == "fashion"
 
 
 @pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
-async def test_files_have_the_format_asked_for(client: httpx.AsyncClient, output_format: str) -> None:
+async def test_files_have_the_requested_format(client: httpx.AsyncClient, output_format: str) -> None:
     response = await client.post(PATH, json={"prompt": "bag", "output_format": output_format})
     file = base64.b64decode(response.json()["data"][0]["b64_json"])
     assert Image.open(io.BytesIO(file)).format == output_format.upper()
@@ -104,7 +106,7 @@ async def test_fields_of_openai_clients_are_accepted(client: httpx.AsyncClient) 
     assert (await client.post(PATH, json={"prompt": "bag", "size": "auto"})).status_code == 200
 
 
-async def test_many_at_once_each_get_their_own_images(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+async def test_concurrent_requests_get_their_own_images(client: httpx.AsyncClient, worker: FakeWorker) -> None:
     responses = await asyncio.gather(
         *(client.post(PATH, json={"prompt": str(i % 10), "n": 1 + i % 3, "seed": i}) for i in range(200))
     )
@@ -119,8 +121,8 @@ async def test_many_at_once_each_get_their_own_images(client: httpx.AsyncClient,
 
 
 async def test_request_ids_are_kept_or_made(client: httpx.AsyncClient) -> None:
-    given = await client.post(PATH, json={"prompt": "bag"}, headers={"x-request-id": "my-id.1"})
-    assert given.headers["x-request-id"] == "my-id.1"
+    answer = await client.post(PATH, json={"prompt": "bag"}, headers={"x-request-id": "my-id.1"})
+    assert answer.headers["x-request-id"] == "my-id.1"
     strange = await client.post(PATH, json={"prompt": "?"}, headers={"x-request-id": "a b"})
     assert strange.headers["x-request-id"].startswith("req-")
 
@@ -134,10 +136,10 @@ async def test_the_api_is_documented(client: httpx.AsyncClient) -> None:
     assert (await client.get("/docs")).status_code == 200
 
 
-async def test_one_image_of_a_larger_request_alone(client: httpx.AsyncClient, worker: FakeWorker) -> None:
-    asked = {"prompt": "bag", "seed": 7}
-    whole = (await client.post(PATH, json={**asked, "n": 4})).json()
-    third = (await client.post(PATH, json={**asked, "n": 1, "first_index": 2})).json()
+async def test_one_image_of_a_larger_request_is_regenerated(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+    fields = {"prompt": "bag", "seed": 7}
+    whole = (await client.post(PATH, json={**fields, "n": 4})).json()
+    third = (await client.post(PATH, json={**fields, "n": 1, "first_index": 2})).json()
     assert third["data"] == [whole["data"][2]]
     assert third["data"][0]["index"] == 2
 
@@ -156,7 +158,7 @@ async def test_strict_results_are_shared_even_where_workers_differ(
 ) -> None:
     painting = FASHION.model_copy(update={"fingerprint": "painting", "strict_cost": None})
     await worker.registry.register(worker.info.model_copy(update={"id": "other", "models": (painting,)}))
-    asked = {"prompt": "bag", "seed": 7, "reproducibility": "strict"}
-    answers = [(await client.post(PATH, json=asked)).json() for _ in range(2)]
+    fields = {"prompt": "bag", "seed": 7, "reproducibility": "strict"}
+    answers = [(await client.post(PATH, json=fields)).json() for _ in range(2)]
     assert [answer["cached"] for answer in answers] == [False, True]
     assert {answer["fingerprint"] for answer in answers} == {"drawing"}

@@ -1,4 +1,4 @@
-"""Clients that send too much, or that take too long, and pages of other origins."""
+"""Clients that send too much or too slowly, and pages of other origins."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ LIVE = "/v2/health/live"
 ORIGIN = "https://studio.example"
 
 
-async def say(url: str, text: str) -> bytes:
-    """What is answered until the server closes the connection; nothing if it does so in the middle of our words."""
+async def exchange(url: str, text: str) -> bytes:
+    """Send `text` and return all answers until the server closes; nothing if it resets the connection."""
     host, port = url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
@@ -42,33 +42,31 @@ async def say(url: str, text: str) -> bytes:
         "GET /v2/health/live HTTP/1.1\r\nHost: msf\r\n\r\nGET /v2",  # the second on its connection
     ],
 )
-async def test_headers_that_never_end_are_not_waited_for(
+async def test_unfinished_headers_time_out(
     settings: ServerSettings, monkeypatch: pytest.MonkeyPatch, start: str
 ) -> None:
     monkeypatch.setattr(transport, "HEAD_S", 0.05)
     async with listening(settings) as url:
-        answered = await say(url, start)
-    assert answered.count(b"HTTP/1.1 200") == start.count("\r\n\r\n")
+        answers = await exchange(url, start)
+    assert answers.count(b"HTTP/1.1 200") == start.count("\r\n\r\n")
 
 
-async def test_a_body_that_never_ends_is_told_so(settings: ServerSettings, worker: FakeWorker) -> None:
+async def test_an_unfinished_body_is_answered_with_408(settings: ServerSettings, worker: FakeWorker) -> None:
     async with listening(settings.model_copy(update={"body_timeout_s": 0.05})) as url:
-        answered = await say(
+        answers = await exchange(
             url,
             f"POST {PATH} HTTP/1.1\r\nHost: msf\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{{",
         )
-    assert answered.startswith(b"HTTP/1.1 408")
-    assert b"body_too_slow" in answered
-    assert b"Allowed: 0.05 seconds." in answered
+    assert answers.startswith(b"HTTP/1.1 408")
+    assert b"body_too_slow" in answers
+    assert b"Allowed: 0.05 seconds." in answers
 
 
-async def test_a_body_that_nobody_waits_for_is_not_read_for_ever(
-    settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_unread_body_times_out(settings: ServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "HEAD_S", 0.05)
     async with listening(settings) as url:
-        answered = await say(url, "POST /nowhere HTTP/1.1\r\nHost: msf\r\nContent-Length: 1000000\r\n\r\n{")
-    assert answered.startswith(b"HTTP/1.1 404")
+        answers = await exchange(url, "POST /nowhere HTTP/1.1\r\nHost: msf\r\nContent-Length: 1000000\r\n\r\n{")
+    assert answers.startswith(b"HTTP/1.1 404")
 
 
 async def test_an_answer_that_is_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,23 +98,23 @@ async def test_an_answer_that_is_not_read_is_dropped(monkeypatch: pytest.MonkeyP
     [{f"X-{number}": "1" for number in range(100)}, {"X-Long": "x" * 17_000}],
     ids=["too many", "too long"],
 )
-async def test_headers_beyond_what_is_allowed(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+async def test_too_many_or_too_large_headers_are_refused(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
     answer = await client.get(LIVE, headers=headers)
     assert answer.status_code == 431
     assert "Allowed: 64 headers and 16384 bytes." in answer.text
     assert answer.headers["x-request-id"]
 
 
-async def test_a_long_target(client: httpx.AsyncClient) -> None:
+async def test_a_long_request_target_is_refused(client: httpx.AsyncClient) -> None:
     assert (await client.get(LIVE, params={"x": "x" * 17_000})).status_code == 431
 
 
 async def test_endless_headers_are_not_collected(live_url: str) -> None:
-    answered = await say(live_url, f"GET {LIVE} HTTP/1.1\r\n" + "X-More: xxxxxxxxxxxxxxxxxxxxxxxx\r\n" * 40_000)
-    assert answered == b"" or answered.startswith(b"HTTP/1.1 400")
+    answers = await exchange(live_url, f"GET {LIVE} HTTP/1.1\r\n" + "X-More: xxxxxxxxxxxxxxxxxxxxxxxx\r\n" * 40_000)
+    assert answers == b"" or answers.startswith(b"HTTP/1.1 400")
 
 
-async def test_every_answer_tells_browsers_to_be_careful(client: httpx.AsyncClient) -> None:
+async def test_every_answer_has_security_headers(client: httpx.AsyncClient) -> None:
     for path in ("/", "/docs", "/v1/models", "/nowhere", "/page/app.js"):
         headers = (await client.get(path)).headers
         assert headers["x-content-type-options"] == "nosniff"
@@ -135,7 +133,7 @@ def asking(method: str, origin: str = ORIGIN) -> dict[str, str]:
     }
 
 
-async def test_pages_of_other_origins_may_not_call(client: httpx.AsyncClient) -> None:
+async def test_other_origins_are_refused_by_default(client: httpx.AsyncClient) -> None:
     for answer in (
         await client.options(PATH, headers=asking("POST")),
         await client.post(PATH, json={"prompt": "bag"}, headers={"Origin": ORIGIN}),
@@ -149,10 +147,10 @@ async def shared(settings: ServerSettings, worker: FakeWorker) -> AsyncIterator[
         yield client
 
 
-async def test_pages_of_named_origins_may(shared: httpx.AsyncClient) -> None:
-    asked = await shared.options(PATH, headers=asking("POST"))
-    assert asked.status_code == 200
-    assert asked.headers["access-control-allow-origin"] == ORIGIN
+async def test_allowed_origins_may_call(shared: httpx.AsyncClient) -> None:
+    preflight = await shared.options(PATH, headers=asking("POST"))
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == ORIGIN
     answer = await shared.post(PATH, json={"prompt": "bag"}, headers={"Origin": ORIGIN})
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, ORIGIN)
     assert "access-control-allow-credentials" not in answer.headers

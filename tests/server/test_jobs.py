@@ -1,4 +1,4 @@
-"""Work that is not waited for, asked for twice, shared, or on terms of its own."""
+"""Jobs: asynchronous, idempotent and shared requests, and their terms."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ async def test_a_running_job_is_cancelled_and_an_ended_one_stays(client: httpx.A
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-async def test_a_job_that_is_not_known(client: httpx.AsyncClient, method: str) -> None:
+async def test_an_unknown_job_is_not_found(client: httpx.AsyncClient, method: str) -> None:
     answer = await client.request(method, f"{JOBS}/nope")
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "job_not_found"
 
 
-async def test_a_failed_job_says_why(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+async def test_a_failed_job_has_its_error(client: httpx.AsyncClient, worker: FakeWorker) -> None:
     worker.failure = JobError(code="poisoned", message="it kills")
     job_id = (await client.post(JOBS, json=BAG)).json()["id"]
     await until(lambda: status_of(client, job_id), "failed")
@@ -79,7 +79,7 @@ async def test_a_failed_job_says_why(client: httpx.AsyncClient, worker: FakeWork
         ("cache", "yes", "true or false"),
     ],
 )
-async def test_terms_that_are_not_allowed(client: httpx.AsyncClient, field: str, value: object, allowed: str) -> None:
+async def test_invalid_terms_are_refused(client: httpx.AsyncClient, field: str, value: object, allowed: str) -> None:
     answer = await client.post(PATH, json={**BAG, field: value})
     assert answer.status_code == 400
     error = answer.json()["error"]
@@ -111,7 +111,7 @@ async def test_a_timeout_that_no_worker_can_meet_is_refused(settings: ServerSett
         assert len(worker.claimed) == 1
 
 
-async def test_a_job_that_nobody_takes_up_in_time_ends(settings: ServerSettings, redis_url: str) -> None:
+async def test_a_job_that_is_not_claimed_in_time_expires(settings: ServerSettings, redis_url: str) -> None:
     async with FakeWorker(redis_url):
         pass  # its model stays known
     async with serving(settings) as app, client_of(app) as client:
@@ -122,7 +122,7 @@ async def test_a_job_that_nobody_takes_up_in_time_ends(settings: ServerSettings,
         await until(lambda: status_of(client, job_id), "expired")
 
 
-async def test_a_key_gets_the_same_job_again(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+async def test_a_repeated_idempotency_key_returns_the_same_job(client: httpx.AsyncClient, worker: FakeWorker) -> None:
     headers = {"Idempotency-Key": "order-1"}
     worker.holding = True
     both = [asyncio.create_task(client.post(PATH, json=BAG, headers=headers)) for _ in range(2)]
@@ -187,7 +187,7 @@ async def test_nothing_is_shared_when_workers_differ(settings: ServerSettings, w
     assert [answer["cached"] for answer in answers] == [False, False]
 
 
-async def test_one_sharer_that_leaves_does_not_take_the_images_away(live_url: str, worker: FakeWorker) -> None:
+async def test_a_shared_job_survives_the_disconnect_of_one_caller(live_url: str, worker: FakeWorker) -> None:
     worker.holding = True
     seeded = {**BAG, "seed": 7}
     async with httpx.AsyncClient(base_url=live_url) as client:
@@ -200,7 +200,7 @@ async def test_one_sharer_that_leaves_does_not_take_the_images_away(live_url: st
         await until(lambda: status_of(client, staying), "succeeded")
 
 
-async def test_when_results_may_not_fit_new_work_is_refused(
+async def test_new_work_is_refused_if_results_may_not_fit(
     client: httpx.AsyncClient, worker: FakeWorker, redis: Redis
 ) -> None:
     worker.holding = True
@@ -218,7 +218,7 @@ async def test_when_results_may_not_fit_new_work_is_refused(
         await redis.config_set("maxmemory", "1gb")
 
 
-async def test_a_server_takes_back_what_dead_workers_held(
+async def test_a_server_requeues_the_jobs_of_dead_workers(
     settings: ServerSettings, redis: Redis, worker: FakeWorker
 ) -> None:
     """For when all workers are gone and the first of them is still starting."""
@@ -232,7 +232,7 @@ async def test_a_server_takes_back_what_dead_workers_held(
     assert (await JobQueue(redis).depth(FASHION.name, FASHION.version)).num_jobs_queued == 1
 
 
-async def test_who_prefers_not_to_wait_gets_the_job(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+async def test_prefer_header_returns_the_job(client: httpx.AsyncClient, worker: FakeWorker) -> None:
     worker.holding = True
     for prefer in ("respond-async", "wait=0", "handling=lenient, Respond-Async, wait=0"):
         answer = await client.post(PATH, json=BAG, headers={"Prefer": prefer})
@@ -249,7 +249,7 @@ async def test_who_prefers_not_to_wait_gets_the_job(client: httpx.AsyncClient, w
     assert ignored.status_code == 200
 
 
-async def test_jobs_are_listed_by_page_the_newest_first(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+async def test_jobs_are_listed_by_page_newest_first(client: httpx.AsyncClient, worker: FakeWorker) -> None:
     mine, other = {"Authorization": "Bearer mine"}, {"Authorization": "Bearer other"}
     ids = [(await client.post(JOBS, json=BAG, headers=mine)).json()["id"] for _ in range(5)]
     await client.post(JOBS, json=BAG, headers=other)
@@ -265,7 +265,7 @@ async def test_jobs_are_listed_by_page_the_newest_first(client: httpx.AsyncClien
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "limit")
 
 
-async def test_a_job_is_no_stream(client: httpx.AsyncClient) -> None:
+async def test_a_job_cannot_be_a_stream(client: httpx.AsyncClient) -> None:
     answer = await client.post(JOBS, json={**BAG, "stream": True})
     assert answer.status_code == 400
     assert "/v1/jobs/{id}/events" in answer.json()["error"]["message"]

@@ -1,4 +1,4 @@
-"""The word of an operator, as servers take and heed it; workers that follow it are in tests/cli/test_repository.py."""
+"""Loading and unloading as the server handles it; tests/cli/test_repository.py has the workers' side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from msf_scheduler.model_control import ModelControl, VersionReport, VersionStat
 from msf_scheduler.registry import Registry
 from msf_server.api_keys import digest, new_key
 from msf_server.app import create_app
-from msf_server.oip import model_control as oip_repository
+from msf_server.oip import model_control
 from msf_server.settings import ServerSettings
 from tests.server.conftest import client_of, listening_to, serving, until
 from tests.server.fake_worker import FASHION, FakeWorker
@@ -30,7 +30,7 @@ READY, LOADING, UNAVAILABLE = VersionState.READY, VersionState.LOADING, VersionS
 
 
 class Reports:
-    """What the fake worker tells of its repository, again and again; a test changes `states`."""
+    """Repeated reports of the fake worker about its repository; a test changes `states`."""
 
     def __init__(self, desired: ModelControl, worker: FakeWorker) -> None:
         self.desired = desired
@@ -48,8 +48,8 @@ class Reports:
             await asyncio.sleep(0.02)
 
     async def wanted(self) -> tuple[str, ...] | None:
-        wish = (await self.desired.read())[1].get("fashion")
-        return wish.versions if wish else None
+        desired = (await self.desired.read())[1].get("fashion")
+        return desired.versions if desired else None
 
 
 @pytest.fixture
@@ -81,14 +81,14 @@ async def test_an_unloaded_model_is_refused_and_its_jobs_are_answered(
     assert await accepted == (200, "1")
 
 
-async def test_another_server_hears_of_it(settings: ServerSettings, client: httpx.AsyncClient) -> None:
+async def test_another_server_follows_an_unload(settings: ServerSettings, client: httpx.AsyncClient) -> None:
     async with serving(settings) as other_app, client_of(other_app) as other:
         assert await status(other, "fashion") == (200, "1")
         await client.post(UNLOAD)
         await until(lambda: status(other, "fashion"), (404, "model_not_loaded"))
 
 
-async def test_the_old_version_is_let_go_once_the_new_one_is_served(
+async def test_the_old_version_is_unloaded_once_the_new_one_is_served(
     client: httpx.AsyncClient, worker: FakeWorker, reports: Reports
 ) -> None:
     reports.states["2"] = (UNAVAILABLE, "not loaded")
@@ -107,7 +107,7 @@ async def test_the_old_version_is_let_go_once_the_new_one_is_served(
     assert (await client.get("/v2/models/fashion/versions/1/ready")).status_code == 404
 
 
-async def test_what_was_being_read_while_a_load_was_answered_does_not_count_after_it(
+async def test_a_read_that_started_before_a_load_ended_is_not_cached(
     app: FastAPI, client: httpx.AsyncClient, worker: FakeWorker, reports: Reports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second = FASHION.model_copy(update={"version": "2"})
@@ -134,7 +134,7 @@ async def test_what_was_being_read_while_a_load_was_answered_does_not_count_afte
     assert await status(client, "fashion") == (200, "1")
 
 
-async def test_a_failed_load_leaves_everything_as_it_was(client: httpx.AsyncClient, reports: Reports) -> None:
+async def test_a_failed_load_changes_nothing(client: httpx.AsyncClient, reports: Reports) -> None:
     reports.states["2"] = (UNAVAILABLE, "its weights are damaged")
     answer = await client.post(LOAD)
     assert answer.status_code == 400
@@ -143,7 +143,7 @@ async def test_a_failed_load_leaves_everything_as_it_was(client: httpx.AsyncClie
     assert await status(client, "fashion") == (200, "1")
 
 
-async def test_an_unload_overrules_a_load_that_still_waits(client: httpx.AsyncClient, reports: Reports) -> None:
+async def test_an_unload_supersedes_a_waiting_load(client: httpx.AsyncClient, reports: Reports) -> None:
     reports.states["2"] = (LOADING, "")
     loading = asyncio.create_task(client.post(LOAD))
     await until(reports.wanted, ("1", "2"))
@@ -155,7 +155,7 @@ async def test_an_unload_overrules_a_load_that_still_waits(client: httpx.AsyncCl
     assert await reports.wanted() == ()
 
 
-async def test_a_load_that_takes_too_long_goes_on(
+async def test_a_load_continues_after_its_timeout(
     settings: ServerSettings, worker: FakeWorker, reports: Reports
 ) -> None:
     reports.states["2"] = (LOADING, "")
@@ -166,16 +166,16 @@ async def test_a_load_that_takes_too_long_goes_on(
     assert await reports.wanted() == ("1", "2")
 
 
-async def test_without_a_word_from_workers_nothing_can_be_loaded(
+async def test_a_load_without_reports_of_workers_is_refused(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(oip_repository, "REPORTS_WITHIN_S", 0.2)
+    monkeypatch.setattr(model_control, "REPORTS_WITHIN_S", 0.2)
     answer = await client.post(LOAD)
     assert answer.status_code == 503
     assert await status(client, "fashion") == (200, "1")
 
 
-async def test_the_index_tells_what_could_be_loaded(client: httpx.AsyncClient, reports: Reports) -> None:
+async def test_the_index_lists_loadable_versions(client: httpx.AsyncClient, reports: Reports) -> None:
     reports.states |= {"10": (UNAVAILABLE, "not loaded"), "2": (LOADING, "")}
 
     async def index(body: dict[str, Any] | None = None) -> list[tuple[str, str]]:
@@ -196,7 +196,7 @@ async def test_the_index_tells_what_could_be_loaded(client: httpx.AsyncClient, r
         (INDEX, {"ready": 1}, "Invalid ready"),
     ],
 )
-async def test_what_is_wrong_is_said(
+async def test_invalid_requests_are_explained(
     client: httpx.AsyncClient, reports: Reports, path: str, body: dict[str, Any], message: str
 ) -> None:
     answer = await client.post(path, json=body)
@@ -220,22 +220,22 @@ async def test_only_admins_load_and_unload(settings: ServerSettings, worker: Fak
         client_of(app) as client,
     ):
 
-        async def asked(method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, int, int]:
-            """Its status with no key, with one that may make images, and with one that may operate."""
+        async def statuses(method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, int, int]:
+            """Return the statuses without a key, with scope generate, and with scope admin."""
             headers = [{}, *({"Authorization": f"Bearer {key}"} for key in scopes.values())]
             answers = [await client.request(method, path, json=body, headers=each) for each in headers]
             return answers[0].status_code, answers[1].status_code, answers[2].status_code
 
         for path in ("/v2", "/v2/models/fashion", "/v2/models/fashion/config", "/v2/models/fashion/versions/1/ready"):
-            assert await asked("GET", path) == (200, 200, 200), path
-        assert await asked("GET", "/v2/models/stats") == (401, 200, 403)
-        assert await asked("GET", "/v2/models/fashion/stats") == (401, 200, 403)
-        assert await asked("POST", "/v2/models/fashion/infer", infer) == (401, 200, 403)
-        assert await asked("POST", INDEX) == (401, 200, 200)
-        assert await asked("POST", UNLOAD) == (401, 403, 200)
+            assert await statuses("GET", path) == (200, 200, 200), path
+        assert await statuses("GET", "/v2/models/stats") == (401, 200, 403)
+        assert await statuses("GET", "/v2/models/fashion/stats") == (401, 200, 403)
+        assert await statuses("POST", "/v2/models/fashion/infer", infer) == (401, 200, 403)
+        assert await statuses("POST", INDEX) == (401, 200, 200)
+        assert await statuses("POST", UNLOAD) == (401, 403, 200)
 
 
-async def test_models_are_loaded_at_the_port_for_operations_only(
+async def test_models_are_loaded_on_the_operations_port_only(
     settings: ServerSettings, client: httpx.AsyncClient
 ) -> None:
     app = create_app(settings.model_copy(update={"metrics_port": 1}))
@@ -245,7 +245,7 @@ async def test_models_are_loaded_at_the_port_for_operations_only(
         assert (await public.post(INDEX)).status_code == 200
 
 
-async def test_no_web_page_unloads_models(client: httpx.AsyncClient) -> None:
+async def test_web_pages_cannot_unload_models(client: httpx.AsyncClient) -> None:
     answer = await client.post(UNLOAD, headers={"Origin": "https://evil.example"})
     assert answer.status_code == 403
     assert await status(client, "fashion") == (200, "1")

@@ -1,3 +1,5 @@
+"""`/v1/models`, health checks and metrics."""
+
 from __future__ import annotations
 
 import httpx
@@ -26,7 +28,7 @@ def of_model(**labels: str) -> frozenset[tuple[str, str]]:
     return frozenset({"model": "fashion", "version": "1", **labels}.items())
 
 
-async def test_models_tell_what_may_be_asked_for(client: httpx.AsyncClient) -> None:
+async def test_models_describe_their_limits(client: httpx.AsyncClient) -> None:
     listed = (await client.get("/v1/models")).json()
     assert listed["object"] == "list"
     [model] = listed["data"]
@@ -61,7 +63,7 @@ async def test_an_unknown_model_is_not_found(client: httpx.AsyncClient) -> None:
     assert "fashion:1" in response.json()["error"]["message"]
 
 
-async def test_ready_while_a_worker_lives(app: FastAPI, worker: FakeWorker) -> None:
+async def test_ready_while_a_worker_is_alive(app: FastAPI, worker: FakeWorker) -> None:
     async with client_of(app) as client:
         assert (await client.get("/v2/health/live")).status_code == 200
         assert (await client.get("/v2/health/ready")).json() == {"ready": True}
@@ -77,43 +79,46 @@ async def test_metrics_count_each_request_once_by_outcome(client: httpx.AsyncCli
     await client.post(PATH, content=b"{")
     worker.failure = JobError(code="non_finite", message="sample 0 is not finite")
     await client.post(PATH, json={"prompt": "bag"})
-    seen = await samples(client)
+    metrics = await samples(client)
     nameless = frozenset({"model": "", "version": "", "route": PATH, "outcome": "invalid"}.items())
-    for labels in (*(of_model(route=PATH, outcome=its) for its in ("succeeded", "invalid", "failed")), nameless):
-        assert seen["msf_requests_total", labels] == 1
-        assert seen["msf_request_seconds_count", labels] == 1
-    assert seen["msf_images_total", of_model(source="made")] == 3
-    assert seen["msf_redis_round_trip_seconds_count", frozenset({("call", "admit")})] == 2
+    for labels in (
+        *(of_model(route=PATH, outcome=outcome) for outcome in ("succeeded", "invalid", "failed")),
+        nameless,
+    ):
+        assert metrics["msf_requests_total", labels] == 1
+        assert metrics["msf_request_seconds_count", labels] == 1
+    assert metrics["msf_images_total", of_model(source="made")] == 3
+    assert metrics["msf_redis_round_trip_seconds_count", frozenset({("call", "admit")})] == 2
 
 
-async def test_images_that_were_made_before_are_told_apart(client: httpx.AsyncClient) -> None:
+async def test_cached_images_are_counted_separately(client: httpx.AsyncClient) -> None:
     for _ in range(3):
         await client.post(PATH, json={"prompt": "bag", "n": 2, "seed": 1, "num_steps": 10})
-    seen = await samples(client)
-    assert seen["msf_images_total", of_model(source="made")] == 2
-    assert seen["msf_images_total", of_model(source="cached")] == 4
-    assert seen["msf_steps_demanded_total", of_model()] == 2 * (10 + 1)
+    metrics = await samples(client)
+    assert metrics["msf_images_total", of_model(source="made")] == 2
+    assert metrics["msf_images_total", of_model(source="cached")] == 4
+    assert metrics["msf_steps_demanded_total", of_model()] == 2 * (10 + 1)
 
 
-async def test_jobs_are_counted_by_their_route_not_by_their_id(client: httpx.AsyncClient) -> None:
+async def test_jobs_are_counted_by_route_not_by_id(client: httpx.AsyncClient) -> None:
     job = (await client.post("/v1/jobs", json={"prompt": "bag"})).json()
     await client.get(f"/v1/jobs/{job['id']}")
     await client.get("/v1/jobs/none")
-    seen = await samples(client)
+    metrics = await samples(client)
     nameless = {"model": "", "version": "", "route": "/v1/jobs/{job_id}"}
-    assert seen["msf_requests_total", of_model(route="/v1/jobs", outcome="succeeded")] == 1
-    assert seen["msf_requests_total", frozenset({**nameless, "outcome": "succeeded"}.items())] == 1
-    assert seen["msf_requests_total", frozenset({**nameless, "outcome": "invalid"}.items())] == 1
+    assert metrics["msf_requests_total", of_model(route="/v1/jobs", outcome="succeeded")] == 1
+    assert metrics["msf_requests_total", frozenset({**nameless, "outcome": "succeeded"}.items())] == 1
+    assert metrics["msf_requests_total", frozenset({**nameless, "outcome": "invalid"}.items())] == 1
 
 
-async def test_metrics_tell_the_queue(app: FastAPI, client: httpx.AsyncClient) -> None:
-    seen = await samples(client)
-    assert seen["msf_redis_up", frozenset()] == 1
+async def test_metrics_show_the_queue(app: FastAPI, client: httpx.AsyncClient) -> None:
+    metrics = await samples(client)
+    assert metrics["msf_redis_up", frozenset()] == 1
     for gauge in ("msf_jobs_queued", "msf_jobs_running", "msf_samples", "msf_queue_oldest_seconds"):
-        assert seen[gauge, of_model()] == 0
-    assert seen["msf_workers", frozenset()] == 1
-    assert seen["msf_redis_memory_bytes", frozenset()] > 0
-    assert seen["msf_redis_aof_ok", frozenset()] == 1
+        assert metrics[gauge, of_model()] == 0
+    assert metrics["msf_workers", frozenset()] == 1
+    assert metrics["msf_redis_memory_bytes", frozenset()] > 0
+    assert metrics["msf_redis_aof_ok", frozenset()] == 1
 
 
 async def test_callers_cannot_make_labels(client: httpx.AsyncClient) -> None:

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, by Triton's own client."""
+"""The Open Inference Protocol, with Triton's own client."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ DTYPES: dict[str, Any] = {
 
 @pytest.fixture
 def ask(live_url: str) -> Ask:
-    """Calls a method of a client of the server, which blocks, in a thread of its own."""
+    """Call a blocking client method in a thread."""
 
     async def ask(method: str, *arguments: Any, **options: Any) -> Any:
-        return await asked(live_url, lambda client: getattr(client, method)(*arguments, **options))
+        return await in_thread(live_url, lambda client: getattr(client, method)(*arguments, **options))
 
     return ask
 
 
-async def asked(url: str, use: Callable[[triton.InferenceServerClient], T]) -> T:
+async def in_thread(url: str, use: Callable[[triton.InferenceServerClient], T]) -> T:
     def work() -> T:
         with triton.InferenceServerClient(url.removeprefix("http://")) as client:
             return use(client)
@@ -53,13 +53,13 @@ async def asked(url: str, use: Callable[[triton.InferenceServerClient], T]) -> T
 
 def tensor(name: str, datatype: str, values: Any, *, binary: bool = True) -> triton.InferInput:
     array = np.array(values, dtype=DTYPES[datatype])
-    made = triton.InferInput(name, list(array.shape), datatype)
-    made.set_data_from_numpy(array, binary_data=binary)
-    return made
+    tensor = triton.InferInput(name, list(array.shape), datatype)
+    tensor.set_data_from_numpy(array, binary_data=binary)
+    return tensor
 
 
 def drawn(label: int, seed: int, index: int, num_steps: int = 12, guidance_scale: float = 2.0) -> NDArray[np.uint8]:
-    """What the worker draws for one row, in three equal channels."""
+    """Return the worker's drawing for one row, in three equal channels."""
     spec = JobSpec(
         model="fashion",
         version="1",
@@ -74,7 +74,7 @@ def drawn(label: int, seed: int, index: int, num_steps: int = 12, guidance_scale
     return np.repeat(grey[..., None], 3, axis=-1)
 
 
-async def test_what_the_server_and_its_model_are(ask: Ask) -> None:
+async def test_server_and_model_metadata(ask: Ask) -> None:
     assert await ask("is_server_live")
     assert await ask("is_server_ready")
     server = await ask("get_server_metadata")
@@ -94,7 +94,7 @@ async def test_what_the_server_and_its_model_are(ask: Ask) -> None:
 
 async def test_a_model_is_ready_while_a_worker_serves_it(worker: FakeWorker, settings: ServerSettings) -> None:
     async def is_ready(version: str = "") -> bool:
-        return await asked(url, lambda client: bool(client.is_model_ready("fashion", version)))
+        return await in_thread(url, lambda client: bool(client.is_model_ready("fashion", version)))
 
     async with listening(settings.model_copy(update={"worker_absence_s": 2.0})) as url:
         assert await is_ready()
@@ -130,8 +130,8 @@ async def test_rows_become_images(
         outputs=[triton.InferRequestedOutput("images", binary_data=got_binary)],
         request_id="mine",
     )
-    wanted = [drawn(label, 41, row, 9) for row, label in enumerate([3, 3, 7])]
-    np.testing.assert_array_equal(result.as_numpy("images"), wanted)
+    expected = [drawn(label, 41, row, 9) for row, label in enumerate([3, 3, 7])]
+    np.testing.assert_array_equal(result.as_numpy("images"), expected)
     answer = result.get_response()
     assert (answer["id"], answer["model_name"], answer["model_version"]) == ("mine", "fashion", "1")
     assert answer["parameters"]["seed"] == 41
@@ -146,14 +146,14 @@ async def test_rows_of_one_label_are_one_job(ask: Ask, worker: FakeWorker) -> No
     assert [(spec.label, *spec.indices) for spec in specs] == [(1, 0, 1, 2), (2, 3, 4), (1, 5)]
 
 
-async def test_a_row_with_a_seed_of_its_own_is_as_if_it_came_alone(ask: Ask) -> None:
+async def test_a_row_with_its_own_seed_equals_a_single_request(ask: Ask) -> None:
     seeds = tensor("seed", "INT64", [5, 6])
     for label in (tensor("label", "INT32", [4]), tensor("label", "BYTES", ["coat", "COAT"])):
         result = await ask("infer", "fashion", [label, seeds], model_version="1")
         np.testing.assert_array_equal(result.as_numpy("images"), [drawn(4, 5, 0), drawn(4, 6, 0)])
 
 
-async def test_a_row_of_a_larger_request_can_be_made_alone(ask: Ask) -> None:
+async def test_first_index_selects_a_row_of_a_larger_request(ask: Ask) -> None:
     result = await ask(
         "infer",
         "fashion",
@@ -162,13 +162,13 @@ async def test_a_row_of_a_larger_request_can_be_made_alone(ask: Ask) -> None:
     np.testing.assert_array_equal(result.as_numpy("images"), [drawn(4, 5, 10), drawn(5, 5, 11)])
 
 
-async def test_the_answer_tells_a_seed_that_was_drawn(ask: Ask) -> None:
+async def test_a_random_seed_is_returned_in_the_parameters(ask: Ask) -> None:
     result = await ask("infer", "fashion", [tensor("label", "INT32", [4, 5])])
     seed = result.get_response()["parameters"]["seed"]
     np.testing.assert_array_equal(result.as_numpy("images"), [drawn(4, seed, 0), drawn(5, seed, 1)])
 
 
-async def test_it_makes_what_an_image_request_makes(ask: Ask, live_url: str) -> None:
+async def test_inference_and_image_requests_share_results(ask: Ask, live_url: str) -> None:
     result = await ask("infer", "fashion", [tensor("label", "INT32", [8, 8]), tensor("seed", "INT64", [5])])
     async with httpx.AsyncClient(base_url=live_url) as client:
         answer = (await client.post("/v1/images/generations", json={"prompt": "bag", "n": 2, "seed": 5})).json()
@@ -176,7 +176,7 @@ async def test_it_makes_what_an_image_request_makes(ask: Ask, live_url: str) -> 
     assert answer["seed"] == result.get_response()["parameters"]["seed"]
 
 
-async def test_priority_and_timeout_are_tritons(ask: Ask, worker: FakeWorker) -> None:
+async def test_priority_and_timeout_follow_triton(ask: Ask, worker: FakeWorker) -> None:
     await ask("infer", "fashion", [tensor("label", "INT32", [1])], priority=1, timeout=7_000_000)
     terms = worker.claimed[-1].job.terms
     assert (terms.priority, terms.timeout_s) == (Priority.HIGH, 7.0)
@@ -211,7 +211,7 @@ async def test_a_request_may_be_compressed(ask: Ask, algorithm: str) -> None:
         ),
     ],
 )
-async def test_what_is_wrong_is_said(
+async def test_invalid_requests_are_explained(
     ask: Ask, inputs: list[triton.InferInput], options: dict[str, Any], status: int, message: str
 ) -> None:
     with pytest.raises(InferenceServerException) as raised:
@@ -259,7 +259,7 @@ TENSORS: dict[str, tuple[dict[str, Any], bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", BODIES)
-async def test_bodies_that_no_client_sends(client: httpx.AsyncClient, case: str) -> None:
+async def test_malformed_inference_bodies(client: httpx.AsyncClient, case: str) -> None:
     body, headers, message = BODIES[case]
     response = await client.post("/v2/models/fashion/infer", content=body, headers=headers)
     assert (response.status_code, response.json().keys()) == (400, {"error"})
@@ -267,7 +267,7 @@ async def test_bodies_that_no_client_sends(client: httpx.AsyncClient, case: str)
 
 
 @pytest.mark.parametrize("case", TENSORS)
-async def test_tensors_that_no_client_sends(client: httpx.AsyncClient, case: str) -> None:
+async def test_malformed_tensors(client: httpx.AsyncClient, case: str) -> None:
     fields, blob, message = TENSORS[case]
     header = json.dumps({"inputs": [{"name": "label", "shape": [1], "datatype": "INT32", **fields}]}).encode()
     length = {"Inference-Header-Content-Length": str(len(header))}
@@ -276,13 +276,15 @@ async def test_tensors_that_no_client_sends(client: httpx.AsyncClient, case: str
     assert message in response.json()["error"]
 
 
-async def test_a_bomb_is_not_unpacked(client: httpx.AsyncClient) -> None:
+async def test_a_decompression_bomb_is_refused(client: httpx.AsyncClient) -> None:
     bomb = zlib.compress(bytes(30_000_000))
     response = await client.post("/v2/models/fashion/infer", content=bomb, headers={"Content-Encoding": "deflate"})
     assert response.status_code == 413
 
 
-async def test_a_page_elsewhere_cannot_ask_unseen(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+async def test_cross_origin_requests_without_preflight_are_refused(
+    client: httpx.AsyncClient, worker: FakeWorker
+) -> None:
     body = b'{"inputs": [{"name": "label", "shape": [1], "datatype": "INT32", "data": [1]}]}'
     statuses = [
         (await client.post("/v2/models/fashion/infer", content=body, headers=headers)).status_code
@@ -296,7 +298,7 @@ async def test_a_page_elsewhere_cannot_ask_unseen(client: httpx.AsyncClient, wor
     assert statuses == [400, 400, 200, 200]
 
 
-async def test_a_repeated_idempotency_key_makes_nothing_new(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+async def test_a_repeated_idempotency_key_generates_nothing_new(client: httpx.AsyncClient, worker: FakeWorker) -> None:
     body = {"inputs": [{"name": "label", "shape": [3], "datatype": "INT32", "data": [1, 2, 1]}]}
     answers = [
         (await client.post("/v2/models/fashion/infer", json=body, headers={"Idempotency-Key": "mine"})).json()
@@ -325,7 +327,7 @@ async def test_statistics_count_requests_and_images(ask: Ask, worker: FakeWorker
         assert times["success"]["ns"] > 0
 
 
-async def test_errors_have_the_protocols_shape(client: httpx.AsyncClient) -> None:
+async def test_errors_have_the_shape_of_the_protocol(client: httpx.AsyncClient) -> None:
     for method, path, status in (
         ("GET", "/v2/models/vehicles", 404),
         ("GET", "/v2/models/fashion/versions/7/config", 404),

@@ -1,4 +1,4 @@
-"""OpenAI's own client, as it is, with nothing but its base URL changed."""
+"""OpenAI's own client, with only its base URL changed."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ async def ai(live_url: str) -> AsyncIterator[AsyncOpenAI]:
 
 
 async def test_images(ai: AsyncOpenAI) -> None:
-    made = await ai.images.generate(model="fashion", prompt="bag", n=2, user="ada", size="auto", quality="high")
-    assert made.data is not None
-    assert [b64decode(image.b64_json or "")[1:4] for image in made.data] == [b"PNG", b"PNG"]
-    assert [image.url for image in made.data] == [None, None]
+    images = await ai.images.generate(model="fashion", prompt="bag", n=2, user="ada", size="auto", quality="high")
+    assert images.data is not None
+    assert [b64decode(image.b64_json or "")[1:4] for image in images.data] == [b"PNG", b"PNG"]
+    assert [image.url for image in images.data] == [None, None]
 
 
 async def test_urls_work_without_a_key_until_they_expire(ai: AsyncOpenAI) -> None:
-    asked: dict[str, Any] = {"model": "fashion", "prompt": "bag", "extra_body": {"seed": 3, "first_index": 5}}
-    inside = await ai.images.generate(**asked, n=2)
-    outside = await ai.images.generate(**asked, n=2, response_format="url")
+    fields: dict[str, Any] = {"model": "fashion", "prompt": "bag", "extra_body": {"seed": 3, "first_index": 5}}
+    inside = await ai.images.generate(**fields, n=2)
+    outside = await ai.images.generate(**fields, n=2, response_format="url")
     assert inside.data is not None
     assert outside.data is not None
     async with httpx.AsyncClient() as anybody:
@@ -59,9 +59,9 @@ async def test_urls_work_without_a_key_until_they_expire(ai: AsyncOpenAI) -> Non
 
 async def test_an_expired_url(settings: ServerSettings, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     async with listening(settings) as url, AsyncOpenAI(base_url=f"{url}/v1", api_key="any") as ai:
-        made = await ai.images.generate(prompt="bag", response_format="url")
-        assert made.data is not None
-        address = str(made.data[0].url)
+        images = await ai.images.generate(prompt="bag", response_format="url")
+        assert images.data is not None
+        address = str(images.data[0].url)
         expires = int(urlsplit(address).query.partition("&")[0].partition("=")[2])
         monkeypatch.setattr("msf_server.routes.files.time.time", lambda: expires + 1)
         async with httpx.AsyncClient() as anybody:
@@ -104,7 +104,7 @@ async def test_a_stream_without_previews(ai: AsyncOpenAI) -> None:
     assert [event.type async for event in stream] == ["image_generation.completed"]
 
 
-async def test_a_stream_tells_what_went_wrong_after_it_began(ai: AsyncOpenAI, worker: FakeWorker) -> None:
+async def test_a_stream_reports_an_error_after_its_start(ai: AsyncOpenAI, worker: FakeWorker) -> None:
     worker.failure = JobError(code="non_finite", message="no number")
     stream = await ai.images.generate(prompt="bag", stream=True)
     with pytest.raises(openai.APIError, match="no number") as raised:
@@ -112,16 +112,16 @@ async def test_a_stream_tells_what_went_wrong_after_it_began(ai: AsyncOpenAI, wo
     assert raised.value.code == "non_finite"
 
 
-async def test_who_leaves_a_stream_cancels_its_job(ai: AsyncOpenAI, live_url: str, worker: FakeWorker) -> None:
+async def test_closing_a_stream_cancels_the_job(ai: AsyncOpenAI, live_url: str, worker: FakeWorker) -> None:
     worker.holding = True
     stream = await ai.images.generate(prompt="bag", stream=True)
     await until(lambda: len(worker.claimed), 1)
     await stream.close()
     await until(lambda: worker.lost, {worker.claimed[0].job.id})
     async with httpx.AsyncClient() as anybody:
-        told = (await anybody.get(f"{live_url}/metrics")).text
-    assert 'outcome="client_gone"' in told
-    assert 'msf_clients_gone_total{model="fashion",version="1"} 1.0' in told
+        metrics = (await anybody.get(f"{live_url}/metrics")).text
+    assert 'outcome="client_gone"' in metrics
+    assert 'msf_clients_gone_total{model="fashion",version="1"} 1.0' in metrics
 
 
 async def test_models(ai: AsyncOpenAI) -> None:
@@ -131,7 +131,7 @@ async def test_models(ai: AsyncOpenAI) -> None:
         await ai.models.retrieve("dalle")
 
 
-async def test_its_exceptions(settings: ServerSettings, worker: FakeWorker, tmp_path: Path) -> None:
+async def test_exceptions_of_the_client(settings: ServerSettings, worker: FakeWorker, tmp_path: Path) -> None:
     keys = tmp_path / "keys.toml"
     keys.write_text(
         f'[[keys]]\nname = "ada"\nsha256 = "{digest("msf_ada")}"\nrequests_per_minute = 3\n'
@@ -166,8 +166,13 @@ async def test_its_exceptions(settings: ServerSettings, worker: FakeWorker, tmp_
         assert int(limited.value.response.headers["retry-after"]) >= 1
 
 
-async def test_compression_is_the_quality_of_the_file(ai: AsyncOpenAI, worker: FakeWorker) -> None:
-    for output_format, asked, stored in (("webp", 40, 40), ("jpeg", 100, 100), ("png", 40, None), ("webp", None, None)):
-        wanted = {"output_format": output_format, "output_compression": asked}
-        await ai.images.generate(prompt="bag", extra_body=wanted)
+async def test_output_compression_is_the_quality_of_the_file(ai: AsyncOpenAI, worker: FakeWorker) -> None:
+    for output_format, requested, stored in (
+        ("webp", 40, 40),
+        ("jpeg", 100, 100),
+        ("png", 40, None),
+        ("webp", None, None),
+    ):
+        fields = {"output_format": output_format, "output_compression": requested}
+        await ai.images.generate(prompt="bag", extra_body=fields)
         assert worker.claimed[-1].job.spec.output_compression == stored

@@ -1,4 +1,4 @@
-"""The whole API against what its OpenAPI schema promises, by generated requests (schemathesis)."""
+"""Generated requests against the OpenAPI schema (schemathesis)."""
 
 from __future__ import annotations
 
@@ -36,28 +36,28 @@ ANSWER_WITHIN_S = 20.0
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server and its worker in a thread of their own: schemathesis asks in step with nobody."""
+    """A server and its worker in a thread, because schemathesis is synchronous."""
     with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as valkey:
         yield from _serving(valkey.url)
 
 
 def _serving(redis_url: str) -> Iterator[str]:
     started, stop = threading.Event(), asyncio.Event()
-    found: list[str] = []
+    urls: list[str] = []
     loop = asyncio.new_event_loop()
 
     async def serve() -> None:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(FakeWorker(redis_url))
             server = ServerSettings(redis_url=redis_url, port=0, request_timeout_s=10, load_timeout_s=0.1)
-            found.append(await stack.enter_async_context(listening(server)))
+            urls.append(await stack.enter_async_context(listening(server)))
             started.set()
             await stop.wait()
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
     assert started.wait(60)
-    yield found[0]
+    yield urls[0]
     loop.call_soon_threadsafe(stop.set)
     thread.join()
     loop.close()
@@ -85,13 +85,13 @@ def test_every_answer_is_as_documented(url: str, label: str) -> None:
     ask()
 
 
-def test_what_v1_takes_and_gives_is_described() -> None:
+def test_fields_and_parameters_of_v1_are_described() -> None:
     """Every field of a request, of an image answer, of a job, a model and an error; every path and query parameter."""
     schema = create_app(ServerSettings(redis_url="redis://nowhere")).openapi()
     for name in ("ImageRequest", "ImagesResponse", "JobObject", "ModelObject", "ErrorDetail"):
         for field, about in schema["components"]["schemas"][name]["properties"].items():
-            told = "description" in about or "const" in about or "$ref" in about or field == "owned_by"
-            assert told, f"{name}.{field}"
+            is_described = "description" in about or "const" in about or "$ref" in about or field == "owned_by"
+            assert is_described, f"{name}.{field}"
     for path, operations in schema["paths"].items():
         for method, operation in operations.items() if path.startswith("/v1/") else ():
             for parameter in operation.get("parameters", []):

@@ -21,7 +21,7 @@ def spans() -> InMemorySpanExporter:
     return InMemorySpanExporter()
 
 
-async def test_a_request_goes_on_in_its_job(
+async def test_the_trace_continues_in_the_job(
     settings: ServerSettings, worker: FakeWorker, spans: InMemorySpanExporter
 ) -> None:
     tracing = Tracing("msf-server", "http://unused", SimpleSpanProcessor(spans))
@@ -30,6 +30,7 @@ async def test_a_request_goes_on_in_its_job(
         body = {"prompt": "bag"}
         answer = await client.post("/v1/images/generations", json=body, headers={"traceparent": CALLER})
         await client.get("/v2/health/live")
+        await client.get("/docs?signature=secret")
     [span] = spans.get_finished_spans()
     assert span.name == "POST /v1/images/generations"
     assert format_trace_id(span.context.trace_id) == CALLER.split("-")[1]
@@ -37,7 +38,18 @@ async def test_a_request_goes_on_in_its_job(
     assert format_span_id(span.parent.span_id) == CALLER.split("-")[2]
     assert span.attributes is not None
     assert span.attributes["http.response.status_code"] == 200
+    assert span.attributes["http.request.method"] == "POST"
+    assert span.attributes["url.path"] == "/v1/images/generations"
     assert span.attributes["msf.job_id"] == answer.json()["job_id"]
     passed_on = worker.claimed[0].job.terms.traceparent
     assert passed_on is not None
     assert passed_on.split("-")[1:3] == [CALLER.split("-")[1], format_span_id(span.context.span_id)]
+
+
+async def test_signatures_of_urls_are_not_traced(settings: ServerSettings, spans: InMemorySpanExporter) -> None:
+    app = create_app(settings, Tracing("msf-server", "http://unused", SimpleSpanProcessor(spans)))
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        await client.get("/v1/files/x/0.png?expires=1&signature=secret")
+    [span] = spans.get_finished_spans()
+    assert span.attributes is not None
+    assert "secret" not in str(dict(span.attributes))

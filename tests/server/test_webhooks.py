@@ -1,4 +1,4 @@
-"""Webhooks: who receives them can trust them, who fails to gets them again, and nobody reaches our own network."""
+"""Webhooks: signed, retried, and never sent into private networks."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def settings(redis_url: str) -> ServerSettings:
 
 
 @pytest.fixture(autouse=True)
-def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhooks, "POLL_S", 0.01)
     monkeypatch.setattr(webhooks, "RETRY_AFTER_S", (0.01, 0.01, 0.01))
 
@@ -75,7 +75,7 @@ async def delivery(client: httpx.AsyncClient, job_id: str) -> Any:
     return (await client.get(f"{JOBS}/{job_id}")).json()["webhook"]
 
 
-async def test_the_end_of_a_job_is_told_signed(client: httpx.AsyncClient, receiver: Receiver) -> None:
+async def test_the_end_of_a_job_is_delivered_signed(client: httpx.AsyncClient, receiver: Receiver) -> None:
     job_id = await ask(client, receiver.url)
     await until(lambda: len(receiver.received), 1)
     body, headers = receiver.received[0]
@@ -86,7 +86,7 @@ async def test_the_end_of_a_job_is_told_signed(client: httpx.AsyncClient, receiv
     await until(lambda: delivery(client, job_id), {"state": "delivered", "num_attempts": 1, "problem": None})
 
 
-async def test_it_is_sent_again_until_it_is_taken(client: httpx.AsyncClient, receiver: Receiver) -> None:
+async def test_a_webhook_is_retried_until_it_is_accepted(client: httpx.AsyncClient, receiver: Receiver) -> None:
     receiver.statuses = [500, 404]
     job_id = await ask(client, receiver.url)
     await until(lambda: delivery(client, job_id), {"state": "delivered", "num_attempts": 3, "problem": None})
@@ -94,7 +94,7 @@ async def test_it_is_sent_again_until_it_is_taken(client: httpx.AsyncClient, rec
     assert (len(receiver.received), len(bodies), len(ids)) == (3, 1, 1)
 
 
-async def test_one_that_is_never_taken_is_given_up_and_shown(
+async def test_a_webhook_that_is_never_accepted_fails_visibly(
     client: httpx.AsyncClient, receiver: Receiver, redis: Redis
 ) -> None:
     receiver.statuses = [302] * 4
@@ -108,7 +108,7 @@ async def test_one_that_is_never_taken_is_given_up_and_shown(
     assert 'msf_webhooks_total{outcome="failed"} 1.0' in metrics
 
 
-async def test_what_a_server_left_undone_another_one_does(
+async def test_another_server_delivers_pending_webhooks(
     settings: ServerSettings, worker: FakeWorker, receiver: Receiver
 ) -> None:
     without = settings.model_copy(update={"webhook_secret": None})
@@ -144,7 +144,7 @@ async def _status(client: httpx.AsyncClient, job_id: str) -> Any:
         "http://[::1",
     ],
 )
-async def test_where_nobody_may_send_us(settings: ServerSettings, worker: FakeWorker, url: str) -> None:
+async def test_webhook_urls_that_are_refused(settings: ServerSettings, worker: FakeWorker, url: str) -> None:
     strict = settings.model_copy(update={"webhook_networks": ()})
     async with serving(strict) as app, client_of(app) as client:
         answer = await client.post(JOBS, json={"prompt": "bag", "webhook_url": url})
@@ -152,7 +152,7 @@ async def test_where_nobody_may_send_us(settings: ServerSettings, worker: FakeWo
     assert answer.json()["error"]["param"] == "webhook_url"
 
 
-async def test_a_name_of_our_own_network_is_refused_when_it_is_resolved(
+async def test_a_host_name_in_a_private_network_is_refused_at_delivery(
     settings: ServerSettings, worker: FakeWorker, receiver: Receiver
 ) -> None:
     strict = settings.model_copy(update={"webhook_networks": ()})
@@ -164,11 +164,11 @@ async def test_a_name_of_our_own_network_is_refused_when_it_is_resolved(
 
 
 async def _failed(client: httpx.AsyncClient, job_id: str) -> bool:
-    told = await delivery(client, job_id)
-    return told is not None and told["state"] == "failed"
+    state = await delivery(client, job_id)
+    return state is not None and state["state"] == "failed"
 
 
-async def test_without_a_secret_there_are_none(settings: ServerSettings, worker: FakeWorker) -> None:
+async def test_webhooks_need_a_secret(settings: ServerSettings, worker: FakeWorker) -> None:
     off = settings.model_copy(update={"webhook_secret": None})
     async with serving(off) as app, client_of(app) as client:
         answer = await client.post(JOBS, json={"prompt": "bag", "webhook_url": "https://example.com"})

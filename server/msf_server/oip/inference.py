@@ -1,4 +1,4 @@
-"""From an inference request to the orders that fulfil it: each row of its inputs is one image."""
+"""Orders of an inference request: each row of its inputs is one image."""
 
 from __future__ import annotations
 
