@@ -14,7 +14,7 @@ from locust import HttpUser, between, task
 HEADERS = {"Authorization": f"Bearer {key}"} if (key := os.environ.get("MSF_API_KEY")) else {}
 
 
-class Caller(HttpUser):
+class ImageUser(HttpUser):
     wait_time = between(0.1, 1.0)
 
     def on_start(self):
