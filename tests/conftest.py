@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from hypothesis import settings
 from redis.asyncio import Redis
 
 from msf_scheduler.connection import connect
 from msf_scheduler.embedded_valkey import EmbeddedValkey
 from tests.promtool import Promtool
+
+settings.register_profile("patient", deadline=None)  # the machine may be busy
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

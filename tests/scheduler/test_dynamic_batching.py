@@ -36,18 +36,18 @@ def slots(choice: StepBatch | Hold | None) -> tuple[int, ...]:
     return choice.slots
 
 
-def test_the_first_waits_for_company_but_not_for_ever() -> None:
+def test_a_batch_waits_to_fill_for_at_most_the_delay() -> None:
     policy = RequestLevelPolicy(size=4, delay_s=0.1)
     assert choose(policy, samples("a", 0)) == Hold(0.1)
     assert slots(choose(policy, samples("a", 0) + samples("b", 1, 2, 3, arrived_at=0.05), 0.05)) == (0, 1, 2, 3)
     assert slots(choose(RequestLevelPolicy(size=4, delay_s=0.1), samples("a", 0), 0.1)) == (0,)
 
 
-def test_nobody_waits_for_company_that_has_no_slot_to_come_to() -> None:
+def test_a_batch_does_not_wait_when_all_slots_are_taken() -> None:
     assert slots(choose(RequestLevelPolicy(size=4, delay_s=0.1), samples("a", 0), pressure=1.0)) == (0,)
 
 
-def test_nobody_joins_and_all_are_decoded_at_the_end() -> None:
+def test_no_sample_joins_a_running_batch_and_all_are_decoded_at_its_end() -> None:
     policy = RequestLevelPolicy(size=2, delay_s=0.0)
     assert slots(choose(policy, samples("a", 0) + samples("b", 1))) == (0, 1)
     late = samples("c", 2, arrived_at=1.0)
@@ -57,13 +57,13 @@ def test_nobody_joins_and_all_are_decoded_at_the_end() -> None:
     done_early = samples("a", 0, stage=Stage.DECODE) + samples("b", 1) + late
     choice = choose(policy, done_early, 1.0)
     assert isinstance(choice, StepBatch)
-    assert (choice.slots, choice.bucket) == ((1,), 2), "the row that is done rides along as padding"
+    assert (choice.slots, choice.bucket) == ((1,), 2), "the finished row stays as padding"
     at_the_end = samples("a", 0, stage=Stage.DECODE) + samples("b", 1, stage=Stage.DECODE) + late
     assert slots(choose(policy, at_the_end, 2.0)) == (0, 1)
     assert slots(choose(policy, late, 3.0)) == (2,)
 
 
-def test_jobs_stay_whole_unless_one_alone_is_too_large() -> None:
+def test_jobs_stay_whole_unless_one_exceeds_the_size() -> None:
     jobs = samples("a", 0) + samples("b", 1, 2, 3, arrived_at=0.1)
     assert slots(choose(RequestLevelPolicy(size=3, delay_s=0.0), jobs, 1.0)) == (0,)
     large = RequestLevelPolicy(size=2, delay_s=0.0)
@@ -72,7 +72,7 @@ def test_jobs_stay_whole_unless_one_alone_is_too_large() -> None:
     rest[4] = replace(rest[4], index=4)
     choice = choose(large, rest)
     assert isinstance(choice, StepBatch)
-    assert (choice.slots, choice.bucket) == ((4,), 4), "the size stays what it was"
+    assert (choice.slots, choice.bucket) == ((4,), 4), "the bucket stays the same"
 
 
 @pytest.mark.parametrize(
@@ -80,11 +80,11 @@ def test_jobs_stay_whole_unless_one_alone_is_too_large() -> None:
     [samples("b", 1, arrived_at=0.1, model=OTHER), samples("b", 1, arrived_at=0.1, guided=True)],
     ids=["model", "guided"],
 )
-def test_a_batch_is_of_one_model_and_guided_alike(other: list[Candidate]) -> None:
+def test_a_batch_has_one_model_and_one_kind_of_guidance(other: list[Candidate]) -> None:
     choice = choose(RequestLevelPolicy(size=4, delay_s=0.0), samples("a", 0) + other, 1.0)
     assert isinstance(choice, StepBatch)
     assert (choice.model, choice.guided, choice.slots) == (MODEL, False, (0,))
 
 
-def test_nothing_to_do() -> None:
+def test_without_candidates_there_is_no_batch() -> None:
     assert choose(RequestLevelPolicy(size=4, delay_s=0.0), []) is None

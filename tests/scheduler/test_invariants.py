@@ -1,4 +1,4 @@
-"""Random interleavings of all transitions: whatever happens, what a user relies on holds at every moment."""
+"""Random interleavings of all transitions, with the promises to users checked after them."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Play:
     """One random run."""
 
     redis: Redis
-    dice: random.Random
+    rng: random.Random
     admitted: dict[str, int] = field(default_factory=dict)  # samples by job
-    claims: list[Claim] = field(default_factory=list)  # all that were ever given, stale ones too
+    claims: list[Claim] = field(default_factory=list)  # all of them, stale ones included
     cached: set[str] = field(default_factory=set)  # jobs that were answered at admission
-    num_ends: Counter[str] = field(default_factory=Counter)  # times that a worker was told it had ended the job
+    num_ends: Counter[str] = field(default_factory=Counter)  # times that a worker's end of the job was accepted
     states: dict[str, JobState] = field(default_factory=dict)  # after the latest operation
-    followers: set[str] = field(default_factory=set)  # jobs that wait for an identical one, after the same
+    followers: set[str] = field(default_factory=set)  # jobs that wait for an identical one
 
     def __post_init__(self) -> None:
         self.queue = JobQueue(self.redis, max_queued_samples=LIMIT)
@@ -55,29 +55,29 @@ class Play:
         return Leases(self.redis, lease_s=lease_s, fingerprints={(MODEL, VERSION): fingerprint})
 
     async def admit(self) -> None:
-        job_id, num_samples = f"job-{len(self.admitted)}", self.dice.randint(1, 4)
-        wanted = spec(num_samples, seed=self.dice.randint(0, 2))
+        job_id, num_samples = f"job-{len(self.admitted)}", self.rng.randint(1, 4)
+        job_spec = spec(num_samples, seed=self.rng.randint(0, 2))
         terms = Terms(
-            priority=self.dice.choice(list(Priority)),
-            tenant=self.dice.choice("xyz"),
-            user=self.dice.choice(("", "u", "v")),
-            weight=self.dice.choice((1.0, 2.5)),
-            timeout_s=self.dice.choice((None, None, 1000.0, 1e-4)),
+            priority=self.rng.choice(list(Priority)),
+            tenant=self.rng.choice("xyz"),
+            user=self.rng.choice(("", "u", "v")),
+            weight=self.rng.choice((1.0, 2.5)),
+            timeout_s=self.rng.choice((None, None, 1000.0, 1e-4)),
         )
-        key = self.dice.choice((None, None, "first", "second"))
-        bound_to = self.dice.choice((None, None, "red", "blue"))
+        key = self.rng.choice((None, None, "first", "second"))
+        bound_to = self.rng.choice((None, None, "red", "blue"))
         before = await self.num_samples()
         try:
-            found = await self.queue.admit(
-                wanted,
+            record = await self.queue.admit(
+                job_spec,
                 terms,
                 job_id=job_id,
                 reply_to=REPLIES,
-                fingerprint=bound_to or self.dice.choice((None, "plan")),
+                fingerprint=bound_to or self.rng.choice((None, "plan")),
                 bound_to=bound_to,
-                least_s=self.dice.choice((0.0, 0.0, 1.0)),
+                least_s=self.rng.choice((0.0, 0.0, 1.0)),
                 result_bytes=BYTES_PER_SAMPLE * num_samples,
-                idempotency=Idempotency(key, wanted.model_dump_json().encode()) if key else None,
+                idempotency=Idempotency(key, job_spec.model_dump_json().encode()) if key else None,
             )
         except QueueFull:
             assert before + num_samples > LIMIT
@@ -86,51 +86,51 @@ class Play:
         except IdempotencyConflict:
             assert key
         else:
-            assert found.spec == wanted
-            assert found.id == job_id or (key and found.id in self.admitted)
-            self.admitted[found.id] = num_samples
-            if found.id == job_id and found.state.is_terminal:
+            assert record.spec == job_spec
+            assert record.id == job_id or (key and record.id in self.admitted)
+            self.admitted[record.id] = num_samples
+            if record.id == job_id and record.state.is_terminal:
                 self.cached.add(job_id)
 
     async def claim(self) -> None:
-        worker_id, max_samples, idle = self.any_worker(), self.dice.randint(0, 6), self.dice.random() < 0.5
-        leases = (self.dying if self.dice.random() < 0.3 else self.living)[worker_id]
+        worker_id, max_samples, idle = self.any_worker(), self.rng.randint(0, 6), self.rng.random() < 0.5
+        leases = (self.dying if self.rng.random() < 0.3 else self.living)[worker_id]
         claimed = await leases.claim(worker_id, MODEL, VERSION, max_samples, idle=idle)
-        for held in claimed.claims:
-            assert self.states[held.job.id] is JobState.QUEUED
-            assert held.job.state is JobState.RUNNING
-            assert held.job.bound_to in (None, WORKERS[worker_id])
-            assert not held.job.is_suspect or (claimed.alone and idle and len(claimed.claims) == 1)
+        for lease in claimed.claims:
+            assert self.states[lease.job.id] is JobState.QUEUED
+            assert lease.job.state is JobState.RUNNING
+            assert lease.job.bound_to in (None, WORKERS[worker_id])
+            assert not lease.job.is_suspect or (claimed.alone and idle and len(claimed.claims) == 1)
         self.claims += claimed.claims
 
     async def succeed(self) -> None:
         if self.claims:
-            held = self.dice.choice(self.claims[-6:])
-            images = [held.job.id.encode()] * held.job.spec.num_samples
-            made_by = held.job.bound_to or self.dice.choice(("plan", "another"))
-            provenance = Provenance(fingerprint=made_by, reproducibility="fast")
-            self.num_ends[held.job.id] += await self.leases.succeed(held, images, TIMINGS, provenance)
+            lease = self.rng.choice(self.claims[-6:])
+            images = [lease.job.id.encode()] * lease.job.spec.num_samples
+            fingerprint = lease.job.bound_to or self.rng.choice(("plan", "another"))
+            provenance = Provenance(fingerprint=fingerprint, reproducibility="fast")
+            self.num_ends[lease.job.id] += await self.leases.succeed(lease, images, TIMINGS, provenance)
 
     async def fail(self) -> None:
         if self.claims:
-            held = self.dice.choice(self.claims)
-            self.num_ends[held.job.id] += await self.leases.fail(held, JobError(code="broken", message=""))
+            lease = self.rng.choice(self.claims)
+            self.num_ends[lease.job.id] += await self.leases.fail(lease, JobError(code="broken", message=""))
 
     async def expire_held(self) -> None:
         if self.claims:
-            held = self.dice.choice(self.claims)
-            self.num_ends[held.job.id] += await self.leases.expire(held)
+            lease = self.rng.choice(self.claims)
+            self.num_ends[lease.job.id] += await self.leases.expire(lease)
 
     async def release(self) -> None:
         if self.claims:
-            await self.leases.release(self.dice.choice(self.claims[-6:]))
+            await self.leases.release(self.rng.choice(self.claims[-6:]))
 
     async def renew(self) -> None:
         worker_id = self.any_worker()
-        mine = [held for held in self.claims if held.worker_id == worker_id]
+        mine = [lease for lease in self.claims if lease.worker_id == worker_id]
         lost = await self.living[worker_id].renew(worker_id, mine)
         running = {job_id for job_id, state in self.states.items() if state is JobState.RUNNING}
-        assert {held.job.id for held in mine} - lost <= running
+        assert {lease.job.id for lease in mine} - lost <= running
 
     async def cancel(self) -> None:
         await self._end(self.queue.cancel)
@@ -140,7 +140,7 @@ class Play:
 
     async def _end(self, end: Callable[[str], Awaitable[JobState | None]]) -> None:
         if self.admitted:
-            state = await end(self.dice.choice(list(self.admitted)))
+            state = await end(self.rng.choice(list(self.admitted)))
             assert state is not None
             assert state.is_terminal
 
@@ -151,13 +151,13 @@ class Play:
         await self.leases.reclaim(self.any_worker())
 
     def any_worker(self) -> str:
-        return self.dice.choice(list(WORKERS))
+        return self.rng.choice(list(WORKERS))
 
     async def num_samples(self) -> int:
         return (await self.queue.depth(MODEL, VERSION)).num_samples
 
     async def read_states(self) -> None:
-        """Note the jobs' states; one that has ended must not change any more."""
+        """Read the jobs' states; one that has ended must not change any more."""
         async with self.redis.pipeline(transaction=False) as pipe:
             for job_id in self.admitted:
                 pipe.hmget(job(job_id), "state", "leader")
@@ -183,39 +183,43 @@ class Play:
         assert await self.members("leases") == open_jobs - queued
         for bound in ("", "@red", "@blue"):
             waits = any([await self.members(f"lane{band}{bound}:*") for band in range(3)])
-            assert not waits or await self.redis.exists(f"{PREFIX}wake{bound}"), "nobody sleeps while there is work"
+            assert not waits or await self.redis.exists(f"{PREFIX}wake{bound}"), (
+                "a waiting worker is woken while there is work"
+            )
         assert bool(in_lanes) == bool(await self.members("tenants*")) == bool(await self.members("users*"))
 
-        told = Counter(await replies(self.redis))
-        assert told == {(job_id, s): 1 for job_id, s in states.items() if s.is_terminal and job_id not in self.cached}
+        announced = Counter(await replies(self.redis))
+        assert announced == {
+            (job_id, s): 1 for job_id, s in states.items() if s.is_terminal and job_id not in self.cached
+        }
         assert not self.num_ends or max(self.num_ends.values()) <= 1
 
     async def members(self, pattern: str) -> set[str]:
-        """Of all the queue's sorted sets of that name."""
+        """Return the members of all the queue's sorted sets whose names match."""
         names = await call(self.redis, "KEYS", PREFIX + pattern)
-        return {each.decode() for name in names for each in await call(self.redis, "ZRANGE", name, 0, -1)}
+        return {member.decode() for name in names for member in await call(self.redis, "ZRANGE", name, 0, -1)}
 
     async def finish_all(self) -> None:
-        """With nobody dying any more, everything that waits is done, suspects too."""
+        """Finish all that waits, suspects included, by workers that stay alive."""
         while (await self.queue.depth(MODEL, VERSION)).num_jobs_queued:
             for worker_id in WORKERS:
-                for held in (await self.living[worker_id].claim(worker_id, MODEL, VERSION, LIMIT, idle=True)).claims:
-                    assert await self.leases.succeed(held, [b"image"] * held.job.spec.num_samples, TIMINGS)
+                for lease in (await self.living[worker_id].claim(worker_id, MODEL, VERSION, LIMIT, idle=True)).claims:
+                    assert await self.leases.succeed(lease, [b"image"] * lease.job.spec.num_samples, TIMINGS)
         for job_id in self.admitted:
             await self.queue.cancel(job_id)
 
     async def forget_all(self) -> None:
-        """As if every result's life were over."""
+        """Let every result expire, and sweep."""
         for job_id in await self.members("ends"):
             await self.redis.zadd(f"{PREFIX}ends", {job_id: 0})
         await self.leases.sweep()
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_what_must_always_hold(redis: Redis, seed: int) -> None:
+async def test_invariants_hold_after_every_operation(redis: Redis, seed: int) -> None:
     play = Play(redis, random.Random(seed))
     for step in range(200):
-        await getattr(play, play.dice.choice(OPERATIONS))()
+        await getattr(play, play.rng.choice(OPERATIONS))()
         await play.read_states()
         if step % CHECK_EVERY == 0:
             await play.check()
@@ -233,7 +237,7 @@ async def test_what_must_always_hold(redis: Redis, seed: int) -> None:
         has_images = record.state is JobState.SUCCEEDED
         assert len(await play.queue.images(record)) == (num_samples if has_images else 0)
     await play.forget_all()
-    left = {key.decode() for key in await call(redis, "KEYS", "*")}
+    key_names = {key.decode() for key in await call(redis, "KEYS", "*")}
     queues = {PREFIX + name for name in ("counters", "fingerprints", *WAKE)}
     notices = {f"{keys.NOTICES}{worker_id}" for worker_id in WORKERS}
-    assert left <= {REPLIES, keys.QUEUES, keys.CLOCK, RESERVED, *queues, *notices}
+    assert key_names <= {REPLIES, keys.QUEUES, keys.CLOCK, RESERVED, *queues, *notices}

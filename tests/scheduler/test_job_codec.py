@@ -8,18 +8,17 @@ from msf_scheduler.queue import JobQueue
 from tests.scheduler.support import admit, spec
 
 
-async def test_what_a_newer_release_wrote_is_read_by_an_older_one(redis: Redis) -> None:
+async def test_unknown_fields_of_a_newer_release_are_ignored(redis: Redis) -> None:
     queue = JobQueue(redis)
     job = await admit(queue)
     newer = '{"a_field_of_the_future": 1, ' + spec().model_dump_json()[1:]
     await redis.hset(keys.job(job.id), mapping={"spec": newer, "a_future_field": "x"})
-    found = await queue.get(job.id)
-    assert found is not None
-    assert found.spec == spec()
+    record = await queue.get(job.id)
+    assert record is not None
+    assert record.spec == spec()
 
 
-def test_what_an_older_release_wrote_is_read_by_this_one() -> None:
-    """Fields that came later have defaults."""
+def test_fields_missing_from_an_older_release_have_defaults() -> None:
     old_spec = (
         '{"model": "m", "version": "1", "label": 1, "num_samples": 1, "seed": 1, "num_steps": 4, "guidance_scale": 1.0}'
     )

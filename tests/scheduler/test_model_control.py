@@ -1,4 +1,4 @@
-"""What operators want: the last word stands, and whoever did not hear it does not overrule it."""
+"""Versions that operators want served: the latest request stands."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def desired(redis: Redis) -> ModelControl:
     return ModelControl(redis)
 
 
-async def test_nothing_is_desired_at_first(desired: ModelControl) -> None:
+async def test_at_first_nothing_is_desired(desired: ModelControl) -> None:
     assert await desired.read() == (0, {})
 
 
-async def test_the_last_word_stands(desired: ModelControl) -> None:
+async def test_the_latest_request_stands(desired: ModelControl) -> None:
     assert await desired.set_versions("cats", ["1", "2"]) == 1
     assert await desired.set_versions("dogs", ["7"]) == 2
     assert await desired.set_versions("cats", []) == 3
@@ -29,18 +29,18 @@ async def test_the_last_word_stands(desired: ModelControl) -> None:
     assert await desired.read() == (4, {"dogs": DesiredVersions(versions=("7",), revision=2)})
 
 
-async def test_a_word_that_was_not_heard_is_not_overruled(desired: ModelControl) -> None:
-    heard = await desired.next_revision()
-    first = await desired.set_versions("cats", ["1"], since=heard)
+async def test_a_request_based_on_an_old_revision_is_refused(desired: ModelControl) -> None:
+    revision = await desired.next_revision()
+    first = await desired.set_versions("cats", ["1"], since=revision)
     await desired.set_versions("dogs", ["1"])
     second = await desired.set_versions("cats", ["2"], since=first)
     assert second is not None
     assert await desired.set_versions("cats", ["3"], since=first) is None
-    assert await desired.set_versions("cats", None, since=heard) is None
+    assert await desired.set_versions("cats", None, since=revision) is None
     assert (await desired.read())[1]["cats"].versions == ("2",)
 
 
-async def test_reports_are_those_of_the_workers_that_are_asked_for(desired: ModelControl) -> None:
+async def test_reports_are_those_of_the_given_workers(desired: ModelControl) -> None:
     ready = VersionReport(name="cats", version="1", state=VersionState.READY)
     for worker, revision in (("a", 1), ("b", 2), ("a", 3)):
         await desired.report(worker, WorkerReport(revision=revision, versions=(ready,)))

@@ -25,60 +25,61 @@ async def test_whole_jobs_are_claimed_until_the_samples_are_covered(queue: JobQu
     assert ids(await claim(leases, max_samples=1)) == admitted[2:3]
     assert ids(await claim(leases, max_samples=8)) == admitted[3:4], "more samples than slots"
     assert await claim(leases, max_samples=0) == []
-    assert await queue.depth(MODEL, VERSION) != QueueDepth(0, 0, 0, 0.0)
+    depth = await queue.depth(MODEL, VERSION)
+    assert (depth.num_jobs_queued, depth.num_jobs_running, depth.num_samples) == (1, 4, 57)
 
 
 async def test_a_claimed_job_is_running_and_belongs_to_one_worker(queue: JobQueue, leases: Leases) -> None:
     admitted = [(await admit(queue)).id for _ in range(50)]
     claims = await asyncio.gather(*(claim(leases, f"worker-{i}", 2) for i in range(40)))
-    taken = [held for batch in claims for held in batch]
+    taken = [lease for batch in claims for lease in batch]
     assert sorted(ids(taken)) == sorted(admitted)
-    assert {(held.job.state, held.job.attempt) for held in taken} == {(JobState.RUNNING, 1)}
+    assert {(lease.job.state, lease.job.attempt) for lease in taken} == {(JobState.RUNNING, 1)}
 
 
 async def test_success_stores_images_timings_and_time(queue: JobQueue, leases: Leases) -> None:
     await admit(queue, 2)
-    [held] = await claim(leases)
+    [lease] = await claim(leases)
     images = [b"\x89PNG\x00\xff", b""]
-    assert await leases.succeed(held, images, TIMINGS)
+    assert await leases.succeed(lease, images, TIMINGS)
 
-    record = await stored(queue, held.job.id)
+    record = await stored(queue, lease.job.id)
     assert (record.state, record.timings, record.error) == (JobState.SUCCEEDED, TIMINGS, None)
     assert record.claimed_at is not None
     assert record.finished_at is not None
     assert record.admitted_at <= record.claimed_at <= record.finished_at
-    assert await images_of(queue, held.job.id) == images
+    assert await images_of(queue, lease.job.id) == images
     assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
 
 
 async def test_a_second_finish_is_dropped(queue: JobQueue, leases: Leases) -> None:
     await admit(queue)
-    [held] = await claim(leases)
-    outcomes = await asyncio.gather(*(leases.succeed(held, [bytes([i])], TIMINGS) for i in range(20)))
+    [lease] = await claim(leases)
+    outcomes = await asyncio.gather(*(leases.succeed(lease, [bytes([i])], TIMINGS) for i in range(20)))
     first = outcomes.index(True)
     assert sum(outcomes) == 1
-    assert not await leases.fail(held, JobError(code="late", message=""))
-    assert not await leases.release(held)
-    assert await images_of(queue, held.job.id) == [bytes([first])]
-    assert (await stored(queue, held.job.id)).state is JobState.SUCCEEDED
+    assert not await leases.fail(lease, JobError(code="late", message=""))
+    assert not await leases.release(lease)
+    assert await images_of(queue, lease.job.id) == [bytes([first])]
+    assert (await stored(queue, lease.job.id)).state is JobState.SUCCEEDED
     assert (await queue.depth(MODEL, VERSION)).num_samples == 0
 
 
-async def test_failure_says_why(queue: JobQueue, leases: Leases) -> None:
+async def test_failure_stores_the_error(queue: JobQueue, leases: Leases) -> None:
     await admit(queue)
-    [held] = await claim(leases)
+    [lease] = await claim(leases)
     error = JobError(code="non_finite", message="sample 0 became NaN")
-    assert await leases.fail(held, error)
-    record = await stored(queue, held.job.id)
+    assert await leases.fail(lease, error)
+    record = await stored(queue, lease.job.id)
     assert (record.state, record.error, record.timings) == (JobState.FAILED, error, None)
-    assert await images_of(queue, held.job.id) == []
+    assert await images_of(queue, lease.job.id) == []
 
 
-async def test_only_what_has_ended_is_forgotten(redis: Redis) -> None:
+async def test_only_ended_jobs_are_forgotten(redis: Redis) -> None:
     queue, leases = JobQueue(redis, result_ttl_s=0.0), Leases(redis, result_ttl_s=0.0)
     queued, ended = await admit(queue), await admit(queue)
-    held, other = await claim(leases, max_samples=2)
-    await leases.release(held)
+    lease, other = await claim(leases, max_samples=2)
+    await leases.release(lease)
     await leases.sweep()
     assert await queue.get(queued.id) is not None
     await leases.succeed(other, [b"image"], TIMINGS)
@@ -88,7 +89,7 @@ async def test_only_what_has_ended_is_forgotten(redis: Redis) -> None:
     assert await queue.get(queued.id) is not None
 
 
-async def test_a_released_job_goes_back_to_its_place_with_a_clean_record(queue: JobQueue, leases: Leases) -> None:
+async def test_a_released_job_returns_to_its_place(queue: JobQueue, leases: Leases) -> None:
     admitted = [(await admit(queue)).id for _ in range(3)]
     first, second = await claim(leases, max_samples=2)
     assert await leases.release(second)
@@ -97,11 +98,11 @@ async def test_a_released_job_goes_back_to_its_place_with_a_clean_record(queue: 
 
     again = await claim(leases, "worker-2", max_samples=3)
     assert ids(again) == admitted
-    assert [held.job.attempt for held in again] == [2, 2, 1]
+    assert [lease.job.attempt for lease in again] == [2, 2, 1]
     assert not await leases.succeed(first, [], TIMINGS)
 
 
-async def test_a_dead_workers_job_starts_again_elsewhere(queue: JobQueue, leases: Leases, dying: Leases) -> None:
+async def test_a_dead_workers_job_restarts_on_another(queue: JobQueue, leases: Leases, dying: Leases) -> None:
     admitted = [(await admit(queue)).id for _ in range(2)]
     [dead] = await claim(dying, "dead")
     assert await leases.sweep() == SweepResult(num_requeued=1)
@@ -150,25 +151,25 @@ async def test_cancelling_a_queued_job(queue: JobQueue, leases: Leases) -> None:
 async def test_cancelling_a_running_job_reaches_its_worker(queue: JobQueue, leases: Leases) -> None:
     await admit(queue)
     await admit(queue)
-    cancelled, kept = await claim(leases, max_samples=2)
+    cancelled, other = await claim(leases, max_samples=2)
     assert await queue.cancel(cancelled.job.id) is JobState.CANCELLED
-    assert await leases.renew("worker-1", [cancelled, kept]) == {cancelled.job.id}
+    assert await leases.renew("worker-1", [cancelled, other]) == {cancelled.job.id}
     assert not await leases.succeed(cancelled, [b"late"], TIMINGS)
     assert await images_of(queue, cancelled.job.id) == []
     assert (await queue.depth(MODEL, VERSION)).num_samples == 1
 
 
-async def test_cancelling_comes_too_late_or_knows_no_such_job(queue: JobQueue, leases: Leases) -> None:
+async def test_cancelling_an_ended_or_unknown_job_changes_nothing(queue: JobQueue, leases: Leases) -> None:
     await admit(queue)
-    [held] = await claim(leases)
-    await leases.succeed(held, [b"image"], TIMINGS)
-    assert await queue.cancel(held.job.id) is JobState.SUCCEEDED
-    assert await images_of(queue, held.job.id) == [b"image"]
+    [lease] = await claim(leases)
+    await leases.succeed(lease, [b"image"], TIMINGS)
+    assert await queue.cancel(lease.job.id) is JobState.SUCCEEDED
+    assert await images_of(queue, lease.job.id) == [b"image"]
     assert await queue.cancel("unknown") is None
     assert await queue.get("unknown") is None
 
 
-async def test_depth_tells_the_age_of_the_oldest_queued_job(queue: JobQueue, leases: Leases) -> None:
+async def test_depth_has_the_age_of_the_oldest_queued_job(queue: JobQueue, leases: Leases) -> None:
     await admit(queue, 3)
     await admit(queue, 2)
     await claim(leases)
@@ -185,8 +186,8 @@ async def test_an_arrival_wakes_one_worker(queue: JobQueue, leases: Leases, redi
     async with asyncio.timeout(4):  # sooner than the longest wait
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         await until_blocked(redis, 3)
-    for each in waiting:
-        each.cancel()
+    for task in waiting:
+        task.cancel()
 
 
 async def test_a_claim_that_leaves_work_wakes_the_next(queue: JobQueue, leases: Leases) -> None:
@@ -198,7 +199,7 @@ async def test_a_claim_that_leaves_work_wakes_the_next(queue: JobQueue, leases: 
         await leases.wait_for_work([(MODEL, VERSION)], 60)
 
 
-async def test_a_worker_that_dies_awake_does_not_take_the_wake_up_with_it(queue: JobQueue, leases: Leases) -> None:
+async def test_a_sweep_replaces_the_wake_token_of_a_dead_worker(queue: JobQueue, leases: Leases) -> None:
     await admit(queue)
     async with asyncio.timeout(4):
         await leases.wait_for_work([(MODEL, VERSION)], 60)
@@ -216,19 +217,20 @@ async def test_work_between_claim_and_wait_is_not_missed(queue: JobQueue, leases
     job = await admit(queue)
     await wakes_at_once()  # never claimed
     await admit(queue)
-    [held] = await claim(leases)
+    [lease] = await claim(leases)
     await wakes_at_once()  # claimed, but not all
     await claim(leases)
-    await leases.release(held)
+    await leases.release(lease)
     await wakes_at_once()
-    [held] = await claim(dying)
+    [lease] = await claim(dying)
     assert await claim(leases) == []
     await leases.sweep()
     await wakes_at_once()
     assert ids(await claim(leases)) == [job.id]
 
 
-async def test_waiting_for_nothing_ends(queue: JobQueue, leases: Leases) -> None:
+async def test_waiting_ends_at_the_timeout(queue: JobQueue, leases: Leases) -> None:
     await claim(leases)
-    await leases.wait_for_work([(MODEL, VERSION)], 0.01)
-    await leases.wait_for_work([(MODEL, VERSION)], 0)
+    async with asyncio.timeout(4):
+        await leases.wait_for_work([(MODEL, VERSION)], 0.01)
+        await leases.wait_for_work([(MODEL, VERSION)], 0)

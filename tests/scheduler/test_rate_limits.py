@@ -1,4 +1,4 @@
-"""What a key may use: counted once for all servers, and refused without taking anything."""
+"""Limits of API keys: shared by all servers, and not used up by refusals."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ async def charge(meter: UsageMeter, limits: RateLimits, samples: int = 1, name: 
 
 
 async def pass_time(redis: Redis, seconds: float) -> None:
-    """As if the key had been used so much earlier."""
+    """Let the key seem to have been used `seconds` earlier."""
     for field in ("full_at", "day_at"):
         at = float(await call(redis, "HGET", f"{keys.USAGE}a", field))
         await call(redis, "HSET", f"{keys.USAGE}a", field, f"{at - seconds:.6f}")
 
 
-async def test_a_minutes_requests_may_come_at_once_and_one_more_is_told_when(meter: UsageMeter, redis: Redis) -> None:
+async def test_a_minutes_requests_may_come_at_once_and_the_next_gets_a_retry_time(
+    meter: UsageMeter, redis: Redis
+) -> None:
     limits = RateLimits(requests_per_minute=6)
     assert [await charge(meter, limits) for _ in range(6)] == [None] * 6
     refused = await charge(meter, limits)
@@ -41,29 +43,29 @@ async def test_a_minutes_requests_may_come_at_once_and_one_more_is_told_when(met
     assert (refused.name, refused.limit) == ("requests_per_minute", 6)
     assert 0 < refused.retry_after_s <= 10
     await pass_time(redis, 10)
-    assert await charge(meter, limits) is None  # a sixth of the minute gives one back
+    assert await charge(meter, limits) is None  # a sixth of the minute refills one request
     assert await charge(meter, limits) is not None
 
 
-async def test_requests_that_come_together_pass_no_more_than_the_limit(meter: UsageMeter) -> None:
+async def test_the_limit_is_exact_under_concurrency(meter: UsageMeter) -> None:
     outcomes = await asyncio.gather(*(charge(meter, RateLimits(requests_per_minute=10)) for _ in range(50)))
     assert outcomes.count(None) == 10
     assert await meter.usage("a") == KeyUsage(requests=10, refused=40, samples=10, sample_steps=100)
 
 
-async def test_a_days_samples(meter: UsageMeter, redis: Redis) -> None:
+async def test_samples_per_day_are_limited(meter: UsageMeter, redis: Redis) -> None:
     limits = RateLimits(samples_per_day=10)
     assert await charge(meter, limits, 8) is None
     refused = await charge(meter, limits, 3)
     assert refused is not None
     assert refused.name == "samples_per_day"
     assert 86_000 < refused.retry_after_s <= 86_400
-    assert await charge(meter, limits, 2) is None  # what was refused took nothing
+    assert await charge(meter, limits, 2) is None  # the refusal used nothing up
     await pass_time(redis, 86_400)
     assert await charge(meter, limits, 10) is None
 
 
-async def test_samples_that_are_given_back_may_be_used_again(meter: UsageMeter) -> None:
+async def test_refunded_samples_can_be_used_again(meter: UsageMeter) -> None:
     limits = RateLimits(samples_per_day=10)
     assert await charge(meter, limits, 10) is None
     await meter.refund("a", samples=10, sample_steps=100)
@@ -78,6 +80,6 @@ async def test_keys_do_not_share_limits(meter: UsageMeter) -> None:
     assert await meter.usage("nobody") == KeyUsage(0, 0, 0, 0)
 
 
-async def test_without_limits_all_is_counted_and_nothing_refused(meter: UsageMeter) -> None:
+async def test_without_limits_requests_are_counted_and_never_refused(meter: UsageMeter) -> None:
     assert [await charge(meter, RateLimits(), 64) for _ in range(20)] == [None] * 20
     assert await meter.usage("a") == KeyUsage(requests=20, refused=0, samples=1280, sample_steps=12800)

@@ -29,7 +29,7 @@ def worker(worker_id: str, *models: ModelInfo) -> WorkerInfo:
     return WorkerInfo(id=worker_id, host="here", pid=1, backend="eager", num_slots=8, models=models)
 
 
-async def test_workers_and_models_are_found_by_others(redis: Redis) -> None:
+async def test_registered_workers_and_models_are_visible_to_others(redis: Redis) -> None:
     first, second = worker("a", model("shapes")), worker("b", model("shapes"), model("letters"))
     await Registry(redis).register(second)
     await Registry(redis).register(first)
@@ -37,7 +37,7 @@ async def test_workers_and_models_are_found_by_others(redis: Redis) -> None:
     assert await Registry(redis).models() == [model("letters"), model("shapes")]
 
 
-async def test_nothing_was_ever_here(redis: Redis) -> None:
+async def test_an_empty_registry_has_no_workers_models_or_heartbeats(redis: Redis) -> None:
     registry = Registry(redis)
     assert await registry.workers() == []
     assert await registry.models() == []
@@ -69,7 +69,7 @@ async def test_the_newest_list_of_models_stays(redis: Redis) -> None:
     assert await registry.workers() == [lists[-1]]
 
 
-async def test_a_worker_that_leaves_while_it_registers_has_left(redis: Redis) -> None:
+async def test_unregistering_wins_over_concurrent_registrations(redis: Redis) -> None:
     registry = Registry(redis)
     info = worker("a", model("shapes"))
     await asyncio.gather(registry.register(info), registry.register(info), registry.unregister("a"))
@@ -77,7 +77,7 @@ async def test_a_worker_that_leaves_while_it_registers_has_left(redis: Redis) ->
     assert await registry.workers() == []
 
 
-async def test_a_silent_worker_is_dead_and_can_come_back(redis: Redis) -> None:
+async def test_a_silent_worker_is_dead_and_can_return(redis: Redis) -> None:
     silent, lively = Registry(redis, worker_ttl_s=0.05), Registry(redis)
     await silent.register(worker("silent", model("shapes")))
 
@@ -99,7 +99,7 @@ async def test_a_heartbeat_registers_again_when_redis_lost_everything(redis: Red
     assert await registry.models() == [model("shapes")]
 
 
-async def test_the_dead_are_forgotten(redis: Redis) -> None:
+async def test_dead_workers_are_forgotten(redis: Redis) -> None:
     brief = Registry(redis, worker_ttl_s=0.05)
     await brief.register(worker("dead", model("shapes")))
     await brief.register(worker("alive", model("shapes")))

@@ -49,11 +49,11 @@ async def test_one_reader_resolves_many_jobs(redis: Redis, reader: ReplyReader) 
     queue = JobQueue(redis)
     async with running(reader), asyncio.timeout(20):
         jobs = await asyncio.gather(*(admit_awaited(queue, reader) for _ in range(300)))
-        for held in await claim(Leases(redis), max_samples=300):
-            if held.job.id == jobs[0][0]:
-                await Leases(redis).fail(held, JobError(code="broken", message=""))
+        for lease in await claim(Leases(redis), max_samples=300):
+            if lease.job.id == jobs[0][0]:
+                await Leases(redis).fail(lease, JobError(code="broken", message=""))
             else:
-                await Leases(redis).succeed(held, [b"image"], TIMINGS)
+                await Leases(redis).succeed(lease, [b"image"], TIMINGS)
         states = await asyncio.gather(*(future for _, future in jobs))
     assert states == [JobState.FAILED] + 299 * [JobState.SUCCEEDED]
 
@@ -69,7 +69,7 @@ async def test_cancelled_and_expired_jobs_are_answered(redis: Redis, reader: Rep
         assert await expired is JobState.EXPIRED
 
 
-async def test_each_server_hears_of_its_own_jobs(redis: Redis, reader: ReplyReader) -> None:
+async def test_each_server_gets_replies_about_its_own_jobs(redis: Redis, reader: ReplyReader) -> None:
     queue, other = JobQueue(redis), ReplyReader(redis, "server-2")
     async with running(reader), running(other), asyncio.timeout(20):
         _, mine = await admit_awaited(queue, reader)
@@ -88,20 +88,20 @@ async def test_stopping_the_reader_loses_nothing(redis: Redis, reader: ReplyRead
     for _ in range(20):
         async with running(reader):
             futures.append((await admit_awaited(queue, reader))[1])
-            [held] = await claim(Leases(redis))
-            await Leases(redis).succeed(held, [], TIMINGS)
+            [lease] = await claim(Leases(redis))
+            await Leases(redis).succeed(lease, [], TIMINGS)
     async with running(reader), asyncio.timeout(20):
         assert set(await asyncio.gather(*futures)) == {JobState.SUCCEEDED}
 
 
-async def test_a_forgotten_job_disturbs_nobody(redis: Redis, reader: ReplyReader) -> None:
+async def test_forgetting_a_job_does_not_affect_others(redis: Redis, reader: ReplyReader) -> None:
     queue = JobQueue(redis)
     async with running(reader), asyncio.timeout(20):
         job_id, forgotten = await admit_awaited(queue, reader)
         _, awaited = await admit_awaited(queue, reader)
         reader.forget(job_id, forgotten)
-        for held in await claim(Leases(redis), max_samples=2):
-            await Leases(redis).succeed(held, [], TIMINGS)
+        for lease in await claim(Leases(redis), max_samples=2):
+            await Leases(redis).succeed(lease, [], TIMINGS)
         assert await awaited is JobState.SUCCEEDED
     assert forgotten.cancelled()
 
@@ -112,23 +112,23 @@ async def test_several_may_wait_for_one_job(redis: Redis, reader: ReplyReader) -
         job_id, first = await admit_awaited(queue, reader)
         second, third = reader.expect(job_id), reader.expect(job_id)
         reader.forget(job_id, first)
-        for held in await claim(Leases(redis)):
-            await Leases(redis).succeed(held, [], TIMINGS)
+        for lease in await claim(Leases(redis)):
+            await Leases(redis).succeed(lease, [], TIMINGS)
         assert (await second, await third) == (JobState.SUCCEEDED, JobState.SUCCEEDED)
     assert first.cancelled()
 
 
-async def test_records_speak_when_the_stream_is_gone(redis: Redis, reader: ReplyReader) -> None:
+async def test_records_resolve_futures_when_the_stream_is_lost(redis: Redis, reader: ReplyReader) -> None:
     queue = JobQueue(redis)
     _, future = await admit_awaited(queue, reader)
-    [held] = await claim(Leases(redis))
-    await Leases(redis).succeed(held, [], TIMINGS)
+    [lease] = await claim(Leases(redis))
+    await Leases(redis).succeed(lease, [], TIMINGS)
     await redis.delete(reader.stream)
     async with running(reader), asyncio.timeout(20):
         assert await future is JobState.SUCCEEDED
 
 
-async def test_a_job_that_redis_lost_is_not_awaited_for_ever(
+async def test_awaiting_a_job_that_redis_lost_fails(
     redis: Redis, reader: ReplyReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replies, "LOST_AFTER_S", 0.0)
@@ -149,7 +149,7 @@ async def test_the_reader_survives_a_crash_of_valkey(tmp_path: Path) -> None:
                 await Leases(redis).succeed(first, [], TIMINGS)
                 assert await before is JobState.SUCCEEDED
                 await until_blocked(redis, 1)
-                await call(redis, "WAITAOF", 1, 0, 0)  # what was written is on disk
+                await call(redis, "WAITAOF", 1, 0, 0)  # all writes are on disk
                 os.kill((await redis.info("server"))["process_id"], signal.SIGKILL)
 
                 async def finished() -> bool:

@@ -1,4 +1,4 @@
-"""One caller asking twice, and different callers asking for the same."""
+"""Repeated requests of one caller, and identical requests of several."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def ask(queue: JobQueue, key: str, body: bytes = b"body", tenant: str = "a
     )
 
 
-MADE = Provenance(fingerprint=FINGERPRINT, reproducibility="fast")
+PROVENANCE = Provenance(fingerprint=FINGERPRINT, reproducibility="fast")
 
 
 async def share(
@@ -45,17 +45,17 @@ async def share(
     )
 
 
-async def test_asking_again_with_a_key_is_asking_for_the_same_job(queue: JobQueue, leases: Leases) -> None:
+async def test_repeating_an_idempotency_key_returns_the_same_job(queue: JobQueue, leases: Leases) -> None:
     first = await ask(queue, "key")
     assert (await ask(queue, "key")).id == first.id
     assert (await queue.depth(MODEL, VERSION)).num_jobs_queued == 1
-    [held] = await claim(leases)
-    await leases.succeed(held, [b"image"], TIMINGS)
+    [lease] = await claim(leases)
+    await leases.succeed(lease, [b"image"], TIMINGS)
     again = await ask(queue, "key")
     assert (again.id, again.state) == (first.id, JobState.SUCCEEDED)
 
 
-async def test_a_key_stands_for_one_request_of_one_tenant(queue: JobQueue) -> None:
+async def test_an_idempotency_key_stands_for_one_request_of_one_tenant(queue: JobQueue) -> None:
     first = await ask(queue, "key")
     with pytest.raises(IdempotencyConflict, match=first.id):
         await ask(queue, "key", b"another body")
@@ -63,22 +63,22 @@ async def test_a_key_stands_for_one_request_of_one_tenant(queue: JobQueue) -> No
     assert (await ask(queue, "other", b"another body")).id != first.id
 
 
-async def test_a_key_lives_as_long_as_its_result(redis: Redis) -> None:
+async def test_an_idempotency_key_lives_as_long_as_its_result(redis: Redis) -> None:
     queue, leases = JobQueue(redis, result_ttl_s=0.0), Leases(redis, result_ttl_s=0.0)
     first = await ask(queue, "key")
-    [held] = await claim(leases)
-    await leases.succeed(held, [b"image"], TIMINGS)
+    [lease] = await claim(leases)
+    await leases.succeed(lease, [b"image"], TIMINGS)
     await leases.sweep()
     assert (await ask(queue, "key", b"another body")).id != first.id
 
 
-async def test_every_caller_with_the_key_is_answered(queue: JobQueue, leases: Leases, redis: Redis) -> None:
+async def test_every_caller_with_the_idempotency_key_is_answered(queue: JobQueue, leases: Leases, redis: Redis) -> None:
     first = await ask(queue, "key")
     await queue.admit(
         spec(), Terms(tenant="a"), job_id=new_job_id(), reply_to="others", idempotency=Idempotency("key", b"body")
     )
-    [held] = await claim(leases)
-    await leases.succeed(held, [b"image"], TIMINGS)
+    [lease] = await claim(leases)
+    await leases.succeed(lease, [b"image"], TIMINGS)
     assert await replies(redis) == [(first.id, "succeeded")]
     assert await redis.xlen("others") == 1
 
@@ -89,8 +89,8 @@ async def test_identical_work_is_done_once(queue: JobQueue, leases: Leases, redi
     assert int(await redis.get(RESERVED) or 0) == 200
     claims = await claim(leases, max_samples=10)
     assert ids(claims) == [leader.id, other.id]
-    for held in claims:
-        await leases.succeed(held, [held.job.id.encode(), b"2"], TIMINGS, MADE)
+    for lease in claims:
+        await leases.succeed(lease, [lease.job.id.encode(), b"2"], TIMINGS, PROVENANCE)
 
     assert await images_of(queue, follower.id) == await images_of(queue, leader.id) == [leader.id.encode(), b"2"]
     assert sorted(await replies(redis)) == sorted((job.id, "succeeded") for job in (leader, follower, other))
@@ -98,10 +98,10 @@ async def test_identical_work_is_done_once(queue: JobQueue, leases: Leases, redi
     assert int(await redis.get(RESERVED) or 0) == 0
 
 
-async def test_a_result_is_kept_for_who_asks_later(queue: JobQueue, leases: Leases, redis: Redis) -> None:
+async def test_a_result_is_reused_for_later_requests(queue: JobQueue, leases: Leases, redis: Redis) -> None:
     leader = await share(queue)
-    [held] = await claim(leases)
-    await leases.succeed(held, [b"1", b"2"], TIMINGS, MADE)
+    [lease] = await claim(leases)
+    await leases.succeed(lease, [b"1", b"2"], TIMINGS, PROVENANCE)
     late = await share(queue)
     assert (late.state, late.images_of, late.timings) == (JobState.SUCCEEDED, leader.id, TIMINGS)
     assert await queue.images(late) == [b"1", b"2"]
@@ -112,7 +112,7 @@ async def test_a_result_is_kept_for_who_asks_later(queue: JobQueue, leases: Leas
 
 @pytest.mark.parametrize("is_running", [False, True], ids=["queued", "running"])
 @pytest.mark.parametrize("end", ["cancel", "expire"])
-async def test_the_end_of_one_is_not_the_end_of_the_others(
+async def test_ending_one_of_several_identical_jobs_keeps_the_others(
     queue: JobQueue, leases: Leases, redis: Redis, end: str, is_running: bool
 ) -> None:
     jobs = [await share(queue, timeout_s=100) for _ in range(4)]
@@ -121,11 +121,11 @@ async def test_the_end_of_one_is_not_the_end_of_the_others(
     await getattr(queue, end)(jobs[0].id)
     await getattr(queue, end)(jobs[2].id)
     if is_running:
-        assert not await leases.succeed(stale, [b"late", b"late"], TIMINGS, MADE)
-    [held] = await claim(leases, max_samples=10)
-    assert held.job.id == jobs[1].id
+        assert not await leases.succeed(stale, [b"late", b"late"], TIMINGS, PROVENANCE)
+    [lease] = await claim(leases, max_samples=10)
+    assert lease.job.id == jobs[1].id
     assert (await share(queue)).state is JobState.QUEUED, "and others can join"
-    await leases.succeed(held, [b"1", b"2"], TIMINGS, MADE)
+    await leases.succeed(lease, [b"1", b"2"], TIMINGS, PROVENANCE)
     for job in (jobs[1], jobs[3]):
         assert await images_of(queue, job.id) == [b"1", b"2"]
     assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
@@ -133,12 +133,12 @@ async def test_the_end_of_one_is_not_the_end_of_the_others(
     assert len(await replies(redis)) == 5
 
 
-async def test_who_left_is_not_answered_again(queue: JobQueue, leases: Leases, redis: Redis) -> None:
+async def test_cancelled_followers_are_not_answered_again(queue: JobQueue, leases: Leases, redis: Redis) -> None:
     jobs = [await share(queue) for _ in range(3)]
     await queue.cancel(jobs[0].id)
     await queue.cancel(jobs[2].id)
-    [held] = await claim(leases)
-    await leases.succeed(held, [b"1", b"2"], TIMINGS, MADE)
+    [lease] = await claim(leases)
+    await leases.succeed(lease, [b"1", b"2"], TIMINGS, PROVENANCE)
     assert (await stored(queue, jobs[2].id)).state is JobState.CANCELLED
     assert Counter(await replies(redis)) == {
         (jobs[0].id, "cancelled"): 1,
@@ -147,27 +147,27 @@ async def test_who_left_is_not_answered_again(queue: JobQueue, leases: Leases, r
     }
 
 
-async def test_who_follows_a_running_job_needs_no_time_of_its_own(queue: JobQueue, leases: Leases) -> None:
-    """What runs may end soon, so only the deadline itself ends a follower."""
+async def test_a_follower_of_a_running_job_needs_no_time_to_run(queue: JobQueue, leases: Leases) -> None:
+    """A running job may end soon, so only the deadline itself ends a follower."""
     await share(queue)
-    [held] = await claim(leases)
+    [lease] = await claim(leases)
     follower = await share(queue, timeout_s=50.0, least_s=60.0)
     for _ in range(2):
         assert await leases.sweep() == SweepResult()
     late = await share(queue, timeout_s=1e-6)
     assert await leases.sweep() == SweepResult(num_expired=1)
-    await leases.succeed(held, [b"1", b"2"], TIMINGS, MADE)
+    await leases.succeed(lease, [b"1", b"2"], TIMINGS, PROVENANCE)
     assert await images_of(queue, follower.id) == [b"1", b"2"]
     assert (await stored(queue, late.id)).state is JobState.EXPIRED
 
 
-async def test_who_follows_a_queued_job_does(queue: JobQueue) -> None:
+async def test_a_follower_of_a_queued_job_needs_time_to_run(queue: JobQueue) -> None:
     await share(queue)
     with pytest.raises(DeadlineTooShort):
         await share(queue, timeout_s=50.0, least_s=60.0)
 
 
-async def test_who_shares_does_not_wait_longer_than_alone(queue: JobQueue, leases: Leases) -> None:
+async def test_a_shared_job_takes_the_highest_priority_of_its_followers(queue: JobQueue, leases: Leases) -> None:
     low = await share(queue, priority=Priority.LOW)
     normal = await share(queue, seed=8)
     await share(queue, priority=Priority.HIGH)
@@ -175,22 +175,22 @@ async def test_who_shares_does_not_wait_longer_than_alone(queue: JobQueue, lease
     assert ids(await claim(leases, max_samples=10)) == [low.id, normal.id]
 
 
-async def test_a_failure_is_shared_and_not_kept(queue: JobQueue, leases: Leases) -> None:
+async def test_a_failure_is_shared_but_not_reused(queue: JobQueue, leases: Leases) -> None:
     leader, follower = await share(queue), await share(queue)
-    [held] = await claim(leases)
+    [lease] = await claim(leases)
     error = JobError(code="non_finite", message="")
-    await leases.fail(held, error)
+    await leases.fail(lease, error)
     for job in (leader, follower):
         record = await stored(queue, job.id)
         assert (record.state, record.error) == (JobState.FAILED, error)
     assert (await share(queue)).state is JobState.QUEUED
 
 
-async def test_what_another_plan_made_is_not_kept(queue: JobQueue, leases: Leases) -> None:
+async def test_a_result_of_other_plans_is_not_reused(queue: JobQueue, leases: Leases) -> None:
     await share(queue)
     follower = await share(queue)
-    [held] = await claim(leases)
-    await leases.succeed(held, [b"1", b"2"], TIMINGS, Provenance(fingerprint="another", reproducibility="fast"))
+    [lease] = await claim(leases)
+    await leases.succeed(lease, [b"1", b"2"], TIMINGS, Provenance(fingerprint="another", reproducibility="fast"))
     assert await images_of(queue, follower.id) == [b"1", b"2"]
     assert (await share(queue)).state is JobState.QUEUED
 
@@ -198,8 +198,8 @@ async def test_what_another_plan_made_is_not_kept(queue: JobQueue, leases: Lease
 async def test_shared_images_live_as_long_as_their_last_reader(redis: Redis) -> None:
     brief, queue = Leases(redis, result_ttl_s=0.0), JobQueue(redis, result_ttl_s=600)
     await share(queue)
-    [held] = await claim(brief)
-    await brief.succeed(held, [b"1", b"2"], TIMINGS, MADE)
+    [lease] = await claim(brief)
+    await brief.succeed(lease, [b"1", b"2"], TIMINGS, PROVENANCE)
     late = await share(queue)
     await brief.sweep()
     assert await queue.images(late) == [b"1", b"2"]

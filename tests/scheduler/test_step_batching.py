@@ -54,16 +54,16 @@ candidate_lists = st.lists(
 
 
 def costs(seed: int = 0) -> dict[tuple[str, str], StepCosts]:
-    """Some costs that grow with the bucket, but not as fast as it does."""
-    dice = random.Random(seed)
-    found = {model: StepCosts(BUCKETS) for model in MODELS}
-    for measured in found.values():
+    """Return random costs that grow sublinearly with the bucket."""
+    rng = random.Random(seed)
+    costs_by_model = {model: StepCosts(BUCKETS) for model in MODELS}
+    for measured in costs_by_model.values():
         for stage in Stage:
             for guided in (True, False):
-                alone_s, growth = dice.uniform(0.001, 0.01), dice.uniform(0.3, 1)
+                alone_s, growth = rng.uniform(0.001, 0.01), rng.uniform(0.3, 1)
                 for bucket in BUCKETS:
                     measured.observe(stage, guided, bucket, alone_s * bucket**growth)
-    return found
+    return costs_by_model
 
 
 def job(job_id: str = "a", arrived_at: float = 0.0, remaining_s: float = 1.0, **more: object) -> ActiveWork:
@@ -80,18 +80,18 @@ def choose(candidates: Sequence[Candidate], now: float = 0.0, pressure: float = 
     return batch
 
 
-def riders(batch: StepBatch, candidates: Sequence[Candidate]) -> list[Candidate]:
-    return [each for each in candidates if each.model == batch.model and each.slot in batch.slots]
+def members_of(batch: StepBatch, candidates: Sequence[Candidate]) -> list[Candidate]:
+    return [member for member in candidates if member.model == batch.model and member.slot in batch.slots]
 
 
 @given(candidate_lists, times, st.floats(0, 1), st.integers(0, 5))
-def test_a_batch_is_of_one_group_and_fits_its_bucket(
+def test_a_batch_has_one_group_and_fits_its_bucket(
     candidates: list[Candidate], now: float, pressure: float, seed: int
 ) -> None:
     batch = choose(candidates, now, pressure, seed)
-    chosen = riders(batch, candidates)
+    chosen = members_of(batch, candidates)
     assert len(chosen) == len(batch.slots) >= 1
-    assert {each.group for each in chosen} == {(batch.model, batch.stage, batch.guided)}
+    assert {member.group for member in chosen} == {(batch.model, batch.stage, batch.guided)}
     assert batch.bucket == min(bucket for bucket in BUCKETS if bucket >= len(chosen))
     assert batch.reason in REASONS
 
@@ -100,9 +100,9 @@ def test_a_batch_is_of_one_group_and_fits_its_bucket(
 def test_the_order_of_the_candidates_does_not_matter(
     candidates: list[Candidate], now: float, pressure: float, order: random.Random
 ) -> None:
-    distinct = list({(each.job.id, each.index): each for each in candidates}.values())
-    by_id = {each.job.id: each.job for each in distinct}
-    consistent = [replace(each, job=by_id[each.job.id]) for each in distinct]
+    distinct = list({(member.job.id, member.index): member for member in candidates}.values())
+    by_id = {member.job.id: member.job for member in distinct}
+    consistent = [replace(member, job=by_id[member.job.id]) for member in distinct]
     shuffled = order.sample(consistent, len(consistent))
     first, second = choose(consistent, now, pressure), choose(shuffled, now, pressure)
     assert first == second
@@ -110,7 +110,7 @@ def test_the_order_of_the_candidates_does_not_matter(
 
 @given(candidate_lists, st.integers(0, 5))
 def test_full_slots_waste_nothing(candidates: list[Candidate], seed: int) -> None:
-    fresh = [replace(each, stepped_at=0.0) for each in candidates]
+    fresh = [replace(member, stepped_at=0.0) for member in candidates]
     measured = costs(seed)
     batch = choose(fresh, pressure=1.0, seed=seed)
 
@@ -118,8 +118,8 @@ def test_full_slots_waste_nothing(candidates: list[Candidate], seed: int) -> Non
         model, stage, guided = group
         return members * measured[model].share_s(stage, guided) / measured[model].mean_s(stage, guided, bucket)
 
-    groups = {each.group for each in fresh}
-    sizes = {group: sum(each.group == group for each in fresh) for group in groups}
+    groups = {member.group for member in fresh}
+    sizes = {group: sum(member.group == group for member in fresh) for group in groups}
     best = max(rate(min(sizes[group], bucket), group, bucket) for group in groups for bucket in BUCKETS)
     chosen = rate(len(batch.slots), (batch.model, batch.stage, batch.guided), batch.bucket)
     assert chosen >= (1 - MAX_WASTE) * best * 0.999
@@ -128,37 +128,37 @@ def test_full_slots_waste_nothing(candidates: list[Candidate], seed: int) -> Non
 @settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(2, 12))
 def test_nobody_starves(seed: int, num_slots: int) -> None:
-    """However newcomers look, a sample rides within its patience and one step batch for each other sample."""
-    dice = random.Random(seed)
+    """Whatever joins, a sample is stepped within PATIENCE_S and one step batch per other sample."""
+    rng = random.Random(seed)
     measured, now, number = costs(seed), 0.0, num_slots
-    slots = {slot: _newcomer(dice, slot, slot, now) for slot in range(num_slots)}
+    slots = {slot: _newcomer(rng, slot, slot, now) for slot in range(num_slots)}
     batches_since_overdue = dict.fromkeys(slots, 0)
     for _ in range(300):
-        batch = StepLevelPolicy().choose(list(slots.values()), costs=measured, pressure=dice.random(), now=now)
+        batch = StepLevelPolicy().choose(list(slots.values()), costs=measured, pressure=rng.random(), now=now)
         assert batch is not None
         for slot, waiting in slots.items():
             if slot not in batch.slots and now - waiting.stepped_at > PATIENCE_S:
                 batches_since_overdue[slot] += 1
                 assert batches_since_overdue[slot] <= num_slots - 1
-        now += dice.choice([0.001, 0.01, 0.3])
+        now += rng.choice([0.001, 0.01, 0.3])
         for slot in batch.slots:
             batches_since_overdue[slot] = 0
             slots[slot] = replace(slots[slot], stepped_at=now)
-            if dice.random() < 0.5:
+            if rng.random() < 0.5:
                 number += 1
-                slots[slot] = _newcomer(dice, slot, number, now)
+                slots[slot] = _newcomer(rng, slot, number, now)
 
 
-def _newcomer(dice: random.Random, slot: int, number: int, now: float) -> Candidate:
+def _newcomer(rng: random.Random, slot: int, number: int, now: float) -> Candidate:
     work = ActiveWork(
         str(number),
         arrived_at=now,
-        total_s=dice.uniform(0.001, 100),
-        remaining_s=dice.uniform(0.001, 100),
-        priority=dice.choice(list(Priority)),
-        deadline=dice.choice([None, now + 0.1]),
+        total_s=rng.uniform(0.001, 100),
+        remaining_s=rng.uniform(0.001, 100),
+        priority=rng.choice(list(Priority)),
+        deadline=rng.choice([None, now + 0.1]),
     )
-    return Candidate(slot, 0, work, dice.choice(MODELS), dice.choice(list(Stage)), dice.random() < 0.5, stepped_at=now)
+    return Candidate(slot, 0, work, rng.choice(MODELS), rng.choice(list(Stage)), rng.random() < 0.5, stepped_at=now)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def _newcomer(dice: random.Random, slot: int, number: int, now: float) -> Candid
     ],
     ids=["shorter", "older", "high", "not low", "nearer deadline", "deadline", "tenant with less"],
 )
-def test_among_two_that_cannot_ride_together(preferred: ActiveWork, other: ActiveWork) -> None:
+def test_of_two_jobs_that_cannot_share_a_batch_one_is_preferred(preferred: ActiveWork, other: ActiveWork) -> None:
     for guided in (True, False):
         candidates = [candidate(0, other, guided=guided), candidate(1, preferred, guided=not guided)]
         batch = StepLevelPolicy().choose(candidates, costs=_uniform(), pressure=0.5, now=0.0)
@@ -193,42 +193,45 @@ def _uniform() -> dict[tuple[str, str], StepCosts]:
 
 
 def test_a_short_job_overtakes_long_ones() -> None:
-    """Four steps, sent while more jobs of 200 steps run than ride at once."""
+    """A job of 4 steps arrives while more jobs of 200 steps run than fit a batch."""
     measured = _uniform()
     now = 0.0
-    left = dict.fromkeys(range(6), 200) | {6: 4}
+    steps_left = dict.fromkeys(range(6), 200) | {6: 4}
     arrived = dict.fromkeys(range(6), 0.0) | {6: 0.5}
-    ridden = dict(arrived)
+    stepped_at_by_slot = dict(arrived)
     ended: list[int] = []
     mixed = False
-    while left:
-        active = [slot for slot in left if arrived[slot] <= now]
+    while steps_left:
+        active = [slot for slot in steps_left if arrived[slot] <= now]
         candidates = [
             Candidate(
                 slot,
                 0,
                 ActiveWork(
-                    str(slot), arrived[slot], total_s=0.01 * (4 if slot == 6 else 200), remaining_s=0.01 * left[slot]
+                    str(slot),
+                    arrived[slot],
+                    total_s=0.01 * (4 if slot == 6 else 200),
+                    remaining_s=0.01 * steps_left[slot],
                 ),
                 MODELS[0],
                 Stage.BASE,
                 False,
-                ridden[slot],
+                stepped_at_by_slot[slot],
             )
             for slot in active
         ]
         batch = StepLevelPolicy().choose(candidates, costs=measured, pressure=0.5, now=now)
         assert batch is not None
-        mixed |= len({left[slot] for slot in batch.slots}) > 1
+        mixed |= len({steps_left[slot] for slot in batch.slots}) > 1
         now += 0.01
         for slot in batch.slots:
-            ridden[slot] = now
-            left[slot] -= 1
-            if not left[slot]:
-                del left[slot]
+            stepped_at_by_slot[slot] = now
+            steps_left[slot] -= 1
+            if not steps_left[slot]:
+                del steps_left[slot]
                 ended.append(slot)
     assert ended[0] == 6
-    assert mixed, "samples at different steps rode together"
+    assert mixed, "samples at different steps shared a batch"
 
 
 def test_reasons() -> None:
@@ -239,7 +242,7 @@ def test_reasons() -> None:
     assert choose([candidate(0, job(deadline=1.5))]).reason == "deadline"
 
 
-def test_nothing_to_do() -> None:
+def test_without_candidates_there_is_no_batch() -> None:
     assert StepLevelPolicy().choose([], costs=costs(), pressure=0.0, now=0.0) is None
 
 
@@ -248,7 +251,7 @@ def test_the_jobs_of_a_tenant_share_its_weight() -> None:
     assert shares == {"a": 0.25, "b": 2.0}
 
 
-def test_what_was_not_measured_is_hoped_to_be_cheap() -> None:
+def test_unmeasured_buckets_cost_what_the_nearest_measured_one_does() -> None:
     measured = StepCosts((1, 2, 4))
     assert measured.mean_s(Stage.BASE, True, 4) == 0.0
     measured.observe(Stage.BASE, True, 2, 0.02)
@@ -260,7 +263,7 @@ def test_what_was_not_measured_is_hoped_to_be_cheap() -> None:
     assert measured.share_s(Stage.BASE, True) == pytest.approx(measured.mean_s(Stage.BASE, True, 4) / 4)
 
 
-def test_the_work_that_is_left_is_measured_in_the_best_bucket() -> None:
+def test_remaining_work_is_estimated_in_the_most_efficient_bucket() -> None:
     measured = StepCosts((1, 4))
     for stage, guided, alone_s in (
         (Stage.BASE, True, 0.02),
@@ -278,7 +281,7 @@ def test_the_work_that_is_left_is_measured_in_the_best_bucket() -> None:
     assert StepCosts((1, 4), measured).work_s(whole) == measured.work_s(whole)
 
 
-def test_the_optimistic_bound_is_the_least_ever_measured() -> None:
+def test_the_lower_bound_is_the_shortest_time_ever_measured() -> None:
     measured = StepCosts((1, 4))
     for seconds in (0.03, 0.01, 0.05):
         measured.observe(Stage.BASE, True, 1, seconds)

@@ -61,7 +61,7 @@ async def test_a_bound_job_is_claimed_by_its_fingerprint_only(queue: JobQueue, r
     assert await claimed(red, "r") == [bound.id]
 
 
-async def test_one_tenants_jobs_keep_their_order_whether_bound_or_not(queue: JobQueue, red: Leases) -> None:
+async def test_bound_and_unbound_jobs_of_a_tenant_keep_their_order(queue: JobQueue, red: Leases) -> None:
     jobs = [await admit(queue, bound_to) for bound_to in ("red", None, None, "red", None)]
     assert [(await claimed(red, "r", 1))[0] for _ in jobs] == [job.id for job in jobs]
 
@@ -74,7 +74,7 @@ async def test_tenants_share_across_bound_and_unbound(queue: JobQueue, red: Leas
     assert [job_id for job_id in order if job_id in {job.id for job in flood}] == [job.id for job in flood]
 
 
-async def test_priority_goes_before_bound_or_not(queue: JobQueue, red: Leases) -> None:
+async def test_priority_precedes_binding(queue: JobQueue, red: Leases) -> None:
     low = await admit(queue, None, priority=Priority.LOW)
     high = await admit(queue, "red", priority=Priority.HIGH)
     normal = await admit(queue, None)
@@ -114,11 +114,11 @@ async def test_suspects_stay_bound(redis: Redis, queue: JobQueue, red: Leases, b
 
 
 async def forget(redis: Redis, fingerprint: str) -> None:
-    """As if no worker had shown it for long."""
+    """Let the fingerprint seem unseen for long."""
     await redis.zadd(f"{QueueKeys.of(*KEY).prefix}fingerprints", {fingerprint: 0})
 
 
-async def test_when_a_fingerprint_is_gone_its_jobs_fail_and_say_so(redis: Redis, queue: JobQueue, blue: Leases) -> None:
+async def test_jobs_of_a_lost_fingerprint_fail(redis: Redis, queue: JobQueue, blue: Leases) -> None:
     jobs = [await admit(queue, "red", share=True) for _ in range(2)]
     free = await admit(queue, None)
     await forget(redis, "red")
@@ -143,13 +143,13 @@ async def test_a_worker_that_is_busy_keeps_its_fingerprint(redis: Redis, queue: 
     assert (await stored(queue, waiting.id)).state is JobState.QUEUED
 
 
-async def test_what_made_a_result_is_told_to_all_that_share_it(queue: JobQueue, red: Leases) -> None:
-    made = Provenance(fingerprint="red", reproducibility="strict")
+async def test_provenance_is_shared_with_the_result(queue: JobQueue, red: Leases) -> None:
+    provenance = Provenance(fingerprint="red", reproducibility="strict")
     jobs = [await admit(queue, "red", share=True) for _ in range(2)]
-    [held] = (await red.claim("r", *KEY, 10, idle=True)).claims
-    await red.succeed(held, [b"image"], TIMINGS, made)
+    [lease] = (await red.claim("r", *KEY, 10, idle=True)).claims
+    await red.succeed(lease, [b"image"], TIMINGS, provenance)
     jobs.append(await admit(queue, "red", share=True))
     for job in jobs:
         record = await stored(queue, job.id)
-        assert record.provenance == made
+        assert record.provenance == provenance
         assert await queue.images(record) == [b"image"]

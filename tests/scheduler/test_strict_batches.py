@@ -1,4 +1,4 @@
-"""Strict samples ride in the buckets that were proved for them; fast ones may ride along."""
+"""Strict samples take only strict buckets; fast samples may share their batches."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ strict_sets = st.lists(st.sampled_from(BUCKETS), min_size=1, unique=True).map(tu
 
 
 def costs(strict: dict[Kind, tuple[int, ...]], seed: int = 0) -> StepCosts:
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     measured = StepCosts(BUCKETS, strict=strict)
     for stage, guided in KINDS:
         for bucket in BUCKETS:
-            measured.observe(stage, guided, bucket, dice.uniform(0.01, 0.02) * bucket**0.7)
+            measured.observe(stage, guided, bucket, rng.uniform(0.01, 0.02) * bucket**0.7)
     return measured
 
 
 @given(candidate_lists, st.fixed_dictionaries(dict.fromkeys(KINDS, strict_sets)), times, st.floats(0, 1), st.booleans())
-def test_a_batch_with_a_strict_rider_takes_a_strict_bucket(
+def test_a_batch_with_a_strict_member_takes_a_strict_bucket(
     candidates: list[Candidate], strict: dict[Kind, tuple[int, ...]], now: float, pressure: float, request_level: bool
 ) -> None:
     candidates = [
@@ -36,16 +36,16 @@ def test_a_batch_with_a_strict_rider_takes_a_strict_bucket(
         for candidate in candidates
     ]
     policy = RequestLevelPolicy(size=3, delay_s=0.0) if request_level else StepLevelPolicy()
-    pressure = 1.0 if request_level else pressure  # below that it may hold back
+    pressure = 1.0 if request_level else pressure  # below that it may wait to fill
     batch = policy.choose(candidates, costs=dict.fromkeys(MODELS, costs(strict)), pressure=pressure, now=now)
     assert isinstance(batch, StepBatch)
-    riders = [c for c in candidates if c.model == batch.model and c.slot in batch.slots]
-    assert 1 <= len(riders) <= batch.bucket
-    if any(rider.strict for rider in riders):
+    members = [c for c in candidates if c.model == batch.model and c.slot in batch.slots]
+    assert 1 <= len(members) <= batch.bucket
+    if any(member.strict for member in members):
         assert batch.bucket in strict[batch.stage, batch.guided]
 
 
-def test_what_strict_costs() -> None:
+def test_strict_cost() -> None:
     free = costs(dict.fromkeys(KINDS, BUCKETS))
     assert free.strict_cost() == 0.0
     padded = costs(dict.fromkeys(KINDS, (4,)))
