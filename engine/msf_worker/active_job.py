@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from msf_engine.config import ModelConfig
 from msf_engine.executor import SampleRequest, Slot
-from msf_scheduler.jobs import Provenance, Timings
+from msf_scheduler.jobs import Preview, Provenance, Timings
 from msf_scheduler.leases import Claim
 from msf_scheduler.stage import Stage
 from msf_scheduler.step_costs import StepCosts, Work
@@ -118,3 +119,13 @@ class ActiveSample:
         """The work from here to the image."""
         num_base_steps, num_residual_steps = self.state.steps_left
         return self.job.work._replace(num_base_steps=num_base_steps, num_residual_steps=num_residual_steps)
+
+    def due_preview(self) -> Preview | None:
+        """Return the preview due now: the first when the base is complete, the others evenly over the residual."""
+        num_previews = self.job.terms.num_previews
+        if not num_previews or self.state.stage is not Stage.RESIDUAL:
+            return None
+        num_steps = self.job.work.num_residual_steps
+        numbers = {math.ceil(number * num_steps / num_previews): number for number in range(num_previews)}  # by step
+        number = numbers.get(self.state.step)
+        return None if number is None else Preview(index=self.index, number=number)

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 from msf_scheduler.error_codes import ErrorCode
@@ -25,25 +26,17 @@ logger = logging.getLogger(__name__)
 NOT_STORED = JobError(code=ErrorCode.ENGINE_ERROR, message="the images could not be encoded or stored")
 
 
+@dataclass
 class JobFinisher:
     """Finishes each job in a task of its own, so that steps continue; images are encoded in a thread."""
 
-    def __init__(
-        self,
-        keeper: LeaseKeeper,
-        leases: Leases,
-        publisher: ProgressPublisher,
-        encoder: ThreadPoolExecutor,
-        metrics: WorkerMetrics,
-        tracing: Tracing | None = None,
-    ) -> None:
-        self._keeper = keeper
-        self._leases = leases
-        self._publisher = publisher
-        self._encoder = encoder
-        self._metrics = metrics
-        self._tracing = tracing
-        self._tasks: set[asyncio.Task[object]] = set()
+    keeper: LeaseKeeper
+    leases: Leases
+    publisher: ProgressPublisher
+    encoder: ThreadPoolExecutor
+    metrics: WorkerMetrics
+    tracing: Tracing | None = None
+    _tasks: set[asyncio.Task[object]] = field(default_factory=set)
 
     def succeed(self, job: ActiveJob) -> None:
         """Encode and store the images of a complete job."""
@@ -51,11 +44,11 @@ class JobFinisher:
 
     def fail(self, job: ActiveJob, error: JobError) -> None:
         """Store why a job failed."""
-        self._start(self._store(job, "failed", lambda: self._leases.fail(job.claim, error)))
+        self._start(self._store(job, "failed", lambda: self.leases.fail(job.claim, error)))
 
     def expire(self, job: ActiveJob) -> None:
         """Store that a job missed its deadline."""
-        self._start(self._store(job, "expired", lambda: self._leases.expire(job.claim)))
+        self._start(self._store(job, "expired", lambda: self.leases.expire(job.claim)))
 
     async def close(self) -> None:
         """Cancel what has not been stored; those leases expire."""
@@ -71,20 +64,20 @@ class JobFinisher:
     async def _succeed(self, job: ActiveJob) -> None:
         try:
             started_at = time.monotonic()
-            images, encode_s = await asyncio.get_running_loop().run_in_executor(self._encoder, _encode, job)
-            if self._tracing is not None:
+            images, encode_s = await asyncio.get_running_loop().run_in_executor(self.encoder, _encode, job)
+            if self.tracing is not None:
                 from msf_worker.otel_spans import record_job
 
-                record_job(self._tracing, job, (started_at, time.monotonic()))
-            await self._publisher.flush(job)
+                record_job(self.tracing, job, (started_at, time.monotonic()))
+            await self.publisher.flush(job)
             is_stored = await self._store(
                 job,
                 "succeeded",
-                lambda: self._leases.succeed(job.claim, images, job.timings(encode_s), job.provenance),
+                lambda: self.leases.succeed(job.claim, images, job.timings(encode_s), job.provenance),
             )
             if is_stored:
                 model = job.spec.model, job.spec.version
-                self._metrics.record_timings(model, job.timings(encode_s), len(images))
+                self.metrics.record_timings(model, job.timings(encode_s), len(images))
         except Exception:
             logger.exception("the images of job %s cannot be encoded or stored", job.id)
             self.fail(job, NOT_STORED)
@@ -92,9 +85,9 @@ class JobFinisher:
     async def _store(self, job: ActiveJob, outcome: str, store: Callable[[], Awaitable[bool]]) -> bool:
         """Store for as long as Redis is unavailable: computed images are not thrown away."""
         is_stored = await until_redis_answers(store)
-        self._keeper.let_go(job.claim)
+        self.keeper.let_go(job.claim)
         outcome = outcome if is_stored else "dropped"
-        self._metrics.jobs.labels(job.spec.model, job.spec.version, outcome).inc()
+        self.metrics.jobs.labels(job.spec.model, job.spec.version, outcome).inc()
         logger.info("job %s %s", job.id, outcome, extra={"job_id": job.id, "outcome": outcome})
         return is_stored
 

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from msf_scheduler.connection import RedisClient
 from msf_scheduler.errors import QueueUnavailable
@@ -23,27 +24,25 @@ logger = logging.getLogger(__name__)
 HEARTBEATS_PER_LEASE = 3
 
 
+@dataclass
 class LeaseKeeper:
     """Claims whose leases this worker holds, by job id, and the two loops that keep them.
 
     A job may come back under a new claim, so claims are compared by identity.
     """
 
-    def __init__(
-        self, settings: WorkerSettings, models: ServedModels, leases: Leases, redis: RedisClient, metrics: WorkerMetrics
-    ) -> None:
-        self.claims: dict[str, Claim] = {}
-        self.watched: set[str] = set()  # ids of jobs whose progress is published
-        self.steps_possible = asyncio.Event()  # wakes the stepping loop
-        self.slots_freed = asyncio.Event()  # wakes the claiming loop
-        self.nothing_held = asyncio.Event()
-        self._lost: set[str] = set()  # ids of jobs that may still have slots
-        self._step_started_at: float | None = None
-        self._settings = settings
-        self._models = models
-        self._leases = leases
-        self._redis = redis
-        self._metrics = metrics
+    settings: WorkerSettings
+    models: ServedModels
+    leases: Leases
+    redis: RedisClient
+    metrics: WorkerMetrics
+    claims: dict[str, Claim] = field(default_factory=dict)
+    watched: set[str] = field(default_factory=set)  # ids of jobs whose progress is published
+    steps_possible: asyncio.Event = field(default_factory=asyncio.Event)  # wakes the stepping loop
+    slots_freed: asyncio.Event = field(default_factory=asyncio.Event)  # wakes the claiming loop
+    nothing_held: asyncio.Event = field(default_factory=asyncio.Event)
+    _lost: set[str] = field(default_factory=set)  # ids of jobs that may still have slots
+    _step_started_at: float | None = None
 
     def hold(self, claim: Claim) -> None:
         """Add a new claim. If its job was lost before, it keeps its slots."""
@@ -76,7 +75,7 @@ class LeaseKeeper:
         for claim in claims:
             self.let_go(claim)
             try:
-                await self._leases.release(claim)
+                await self.leases.release(claim)
             except QueueUnavailable as error:
                 logger.warning("cannot hand back job %s, its lease will expire: %s", claim.job.id, error)
 
@@ -92,9 +91,9 @@ class LeaseKeeper:
     async def renew_forever(self) -> None:
         """Renew all leases on a timer, and sweep those of dead workers. Raises StepTimeout if a step hangs."""
         while True:
-            await asyncio.sleep(self._settings.lease_s / HEARTBEATS_PER_LEASE)
+            await asyncio.sleep(self.settings.lease_s / HEARTBEATS_PER_LEASE)
             self._check_step()
-            self._models.measure_capacity()
+            self.models.measure_capacity()
             try:
                 await self._renew()
             except QueueUnavailable as error:
@@ -104,7 +103,7 @@ class LeaseKeeper:
         """Lose jobs as soon as they are cancelled, and note which are watched."""
         while True:
             try:
-                async for notice in notices(self._redis, self._models.info.id):
+                async for notice in notices(self.redis, self.models.info.id):
                     self.watched.update(notice.watched)  # the claim may still be on its way
                     for claim in [self.claims[job_id] for job_id in notice.cancelled if job_id in self.claims]:
                         self._lose(claim)
@@ -114,20 +113,20 @@ class LeaseKeeper:
 
     def _check_step(self) -> None:
         """Raise StepTimeout if a step hangs: only the end of the process ends it, and lets others take its jobs."""
-        timeout_s, started_at = self._settings.step_timeout_s, self._step_started_at
+        timeout_s, started_at = self.settings.step_timeout_s, self._step_started_at
         if started_at is not None and time.monotonic() - started_at > timeout_s:
             raise StepTimeout(f"a step batch did not end within MSF_STEP_TIMEOUT_S={timeout_s:g}")
 
     async def _renew(self) -> None:
         claims = list(self.claims.values())
-        await self._models.heartbeat()
-        lost = await self._leases.renew(self._models.info.id, claims)
-        swept = await self._leases.sweep()
+        await self.models.heartbeat()
+        lost = await self.leases.renew(self.models.info.id, claims)
+        swept = await self.leases.sweep()
         for claim in claims:
             if claim.job.id in lost:
                 self._lose(claim)
         self.watched.intersection_update(self.claims)
-        self._metrics.observe_sweep(swept)
+        self.metrics.observe_sweep(swept)
         if swept.num_requeued or swept.num_poisoned:
             logger.warning("requeued %d jobs of dead workers, failed %d", swept.num_requeued, swept.num_poisoned)
 
@@ -135,4 +134,4 @@ class LeaseKeeper:
         if self.let_go(claim):
             self._lost.add(claim.job.id)
             self.steps_possible.set()
-            self._metrics.jobs.labels(claim.job.spec.model, claim.job.spec.version, "lost").inc()
+            self.metrics.jobs.labels(claim.job.spec.model, claim.job.spec.version, "lost").inc()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from msf_engine.executor import Executor, SampleRequest
 from msf_engine.repository import ModelVersion
 from msf_scheduler.error_codes import ErrorCode
-from msf_scheduler.jobs import JobError, JobSpec, ModelInfo, ModelKey, Preview, Progress, Provenance
+from msf_scheduler.jobs import JobError, JobSpec, ModelInfo, ModelKey, Progress, Provenance
 from msf_scheduler.leases import Claim
 from msf_scheduler.stage import Stage
 from msf_scheduler.step_batching import ActiveWork, Candidate, StepBatch
@@ -177,22 +176,10 @@ class ModelRunner:
         started_at = time.monotonic()
         result = self.executor.step(batch.slots, batch.bucket)
         seconds = time.monotonic() - started_at
-        previews = {slot: preview for slot in batch.slots if (preview := self._due_preview(slot)) is not None}
-        pixels = self.executor.preview(tuple(previews))
-        return Execution(
-            result, seconds, [(self._samples[slot].job, previews[slot], image) for slot, image in pixels.items()]
-        )
-
-    def _due_preview(self, slot: int) -> Preview | None:
-        """Return the preview due now: the first when the base is complete, the others evenly over the residual."""
-        sample = self._samples[slot]
-        num_previews, state = sample.job.terms.num_previews, sample.state
-        if not num_previews or state.stage is not Stage.RESIDUAL or slot not in self.executor.slots:
-            return None
-        num_steps = state.request.num_residual_steps
-        numbers = {math.ceil(number * num_steps / num_previews): number for number in range(num_previews)}  # by step
-        number = numbers.get(state.step)
-        return None if number is None else Preview(index=sample.index, number=number)
+        stepped = {slot: self._samples[slot] for slot in batch.slots if slot in self.executor.slots}
+        due = {slot: preview for slot, sample in stepped.items() if (preview := sample.due_preview()) is not None}
+        pixels = self.executor.preview(tuple(due))
+        return Execution(result, seconds, [(stepped[slot].job, due[slot], image) for slot, image in pixels.items()])
 
     def _account(
         self, batch: StepBatch, execution: Execution, jobs: Sequence[ActiveJob], started_at: float

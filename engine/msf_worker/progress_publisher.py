@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,15 @@ logger = logging.getLogger(__name__)
 PROGRESS_INTERVAL_S = 0.1
 
 
+@dataclass
 class ProgressPublisher:
     """Writes each job's progress and previews to Redis in order, in a chain of tasks that does not delay its steps.
 
     While Redis is unavailable nothing is published, and nothing is made up for later.
     """
 
-    def __init__(self, leases: Leases, encoder: ThreadPoolExecutor) -> None:
-        self._leases = leases
-        self._encoder = encoder
+    leases: Leases
+    encoder: ThreadPoolExecutor
 
     def publish_progress(self, job: ActiveJob, progress: Progress) -> None:
         """Publish the progress when a stage begins, when all steps are done, and otherwise at intervals."""
@@ -40,7 +41,7 @@ class ProgressPublisher:
         is_done = progress.steps_done == progress.num_steps
         if is_done or progress.stage != stage or now - published_at >= PROGRESS_INTERVAL_S:
             job.last_progress = progress.stage, now
-            self._chain(job, self._leases.publish_progress(job.claim, progress))
+            self._chain(job, self.leases.publish_progress(job.claim, progress))
 
     def publish_preview(self, job: ActiveJob, preview: Preview, pixels: NDArray[np.uint8]) -> None:
         """Encode and publish a preview."""
@@ -56,8 +57,8 @@ class ProgressPublisher:
         self, job: ActiveJob, sequence: int, preview: Preview, pixels: NDArray[np.uint8]
     ) -> None:
         claim = job.claim
-        file = await asyncio.get_running_loop().run_in_executor(self._encoder, encode_preview, pixels, job.spec)
-        await self._leases.publish_preview(claim, sequence, preview, file)
+        file = await asyncio.get_running_loop().run_in_executor(self.encoder, encode_preview, pixels, job.spec)
+        await self.leases.publish_preview(claim, sequence, preview, file)
 
     def _chain(self, job: ActiveJob, publishing: Coroutine[Any, Any, object]) -> None:
         job.publication = asyncio.create_task(_after(job.publication, publishing))
