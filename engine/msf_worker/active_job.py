@@ -33,8 +33,8 @@ def work_of(config: ModelConfig, num_steps: int, guidance_scale: float) -> Work:
 class ActiveJob:
     """A claimed job, written by the worker's event loop only. Its samples wait here until a slot is free.
 
-    Times are monotonic seconds of this process. Until the claim Redis's clock is used, from then on ours; no
-    difference is taken between the two.
+    Times are monotonic seconds of this process. Those before the claim are derived from Redis's clock, of which only
+    differences are used.
     """
 
     claim: Claim
@@ -46,7 +46,6 @@ class ActiveJob:
     stage_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(Stage, 0.0))
     stage_times: dict[Stage, tuple[float, float]] = field(default_factory=dict)  # start of first step, end of last
     num_previews: int = 0  # published so far
-    last_progress: tuple[Stage | None, float] = (None, 0.0)  # stage and time of the last progress published
     publication: asyncio.Task[None] | None = None  # the last write of progress or a preview
 
     def __post_init__(self) -> None:
@@ -56,14 +55,15 @@ class ActiveJob:
 
     def rebind(self, claim: Claim) -> None:
         """Replace the lease after a reclaim."""
-        self.claim, self.record = claim, claim.job
-        self.id, self.spec, self.terms = claim.job.id, claim.job.spec, claim.job.terms
+        self.claim = claim
+        self.record = record = claim.job
+        self.id, self.spec, self.terms = record.id, record.spec, record.terms
+        self.last_progress: tuple[Stage | None, float] = (None, 0.0)  # stage and time of the last progress published
         self.claimed_at = time.monotonic()
-        record = claim.job
         self.arrived_at = self.claimed_at - ((record.claimed_at or record.admitted_at) - record.admitted_at)
-        self.deadline = (
-            None if record.deadline_at is None else self.arrived_at + record.deadline_at - record.admitted_at
-        )
+        self.deadline: float | None = None
+        if record.deadline_at is not None:
+            self.deadline = self.arrived_at + record.deadline_at - record.admitted_at
 
     @property
     def is_strict(self) -> bool:
