@@ -145,7 +145,7 @@ def test_keys_are_required_and_never_logged(settings: dict[str, str], tmp_path: 
         assert "msf_requests_total" in httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text
         server.process.terminate()
         assert server.wait() == 0
-        assert "the API keys stay as they were" in server.output
+        assert "the API keys stay unchanged" in server.output
         assert not [key for key in keys if key in server.output]
 
 
