@@ -69,7 +69,7 @@ ANSWERS: dict[str, tuple[int, str]] = {
     ErrorCode.FINGERPRINT_GONE: (500, "failed"),
 }
 _TYPES = {429: "rate_limit_error", 499: "cancelled"}  # otherwise by class of status
-_HEADERS = {  # x-should-retry tells OpenAI's clients not to repeat what would fail again, or queue the same work twice
+_HEADERS = {  # x-should-retry keeps OpenAI's clients from retries that would fail again or queue the same work twice
     ErrorCode.INVALID_API_KEY: {"WWW-Authenticate": "Bearer"},
     ErrorCode.BODY_TOO_SLOW: {"Connection": "close"},
     ErrorCode.IDEMPOTENCY_CONFLICT: {"x-should-retry": "false"},

@@ -1,4 +1,4 @@
-"""SSRF guard: URLs that callers give us may lead to public addresses only."""
+"""SSRF guard: URLs from callers may lead to public addresses only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One job from an order to its result: submit it, wait for its end, read its images, cancel it."""
+"""Submission of orders as jobs: admit, wait for the end, read the result, cancel."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from msf_server.metrics import Metrics
 from msf_server.orders import Order
 from msf_server.request_log import RequestLog
 
-LATE_S = 5.0  # a job's end may reach this server so much later than its deadline
+LATE_S = 5.0  # how long after its deadline the end of a job may reach this server
 FILE_OVERHEAD_BYTES = 8192  # headers and text chunks
-WORST_COMPRESSION = 1.05  # of pixels that are pure noise
+WORST_COMPRESSION = 1.05  # encoded size of random pixels over their raw size
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class Submission:
     ) -> tuple[JobRecord, list[bytes]]:
         """Wait for the job's end, at most `patience_s`; return its record, with its images once it has succeeded.
 
-        If the caller disconnects first, the job is cancelled unless it is to finish alone. Raises
-        QueueUnavailable, ApiError as `result` does.
+        If the caller disconnects first, the job is cancelled unless it is to finish alone. Raises ApiError, also as
+        `result` does, and QueueUnavailable.
         """
         job, end = pending.job, pending.end
         assert end is not None, "submitted without notify"
@@ -106,15 +106,8 @@ class Submission:
         job, images = await self._queue.read(job_id) or (None, [])
         if job is not None and not job.state.is_terminal:
             return job, []
-        if job is not None and job.state is JobState.CANCELLED:
-            raise ApiError(f"Job {job_id} was cancelled.", code=ErrorCode.CANCELLED)
-        if job is not None and job.state is JobState.EXPIRED:
-            raise ApiError(
-                f"Job {job_id} could not end within {job.terms.timeout_s or 0:g} s and was dropped.",
-                code=ErrorCode.TIMEOUT,
-            )
-        if job is not None and job.error is not None:
-            raise ApiError(f"Job {job_id} failed: {job.error.message}", code=job.error.code)
+        if job is not None:
+            _check_succeeded(job)
         if job is None or not images:
             raise ApiError(f"Job {job_id} has ended, but its images are no longer kept.", code=ErrorCode.RESULT_GONE)
         self._metrics.observe_result(job, len(images))
@@ -137,8 +130,8 @@ class Submission:
     async def _admit(self, order: Order, job_id: str, reply_to: str | None) -> JobRecord:
         """Charge the caller's key, then queue the job; the samples of a job that is not new are refunded.
 
-        The key is charged first, because limits must hold for concurrent requests. If Redis fails in between, nobody
-        knows whether the job was admitted, and the charge stays: at worst, a quota ends a few samples early.
+        The key is charged first, because limits must hold for concurrent requests. If Redis fails in between, the job
+        may have been admitted, and the charge stays: at worst, a quota ends a few samples early.
         """
         key, spec = order.caller.key, order.spec
         cost = {"samples": spec.num_samples, "sample_steps": spec.num_samples * spec.num_steps}
@@ -181,6 +174,16 @@ class Submission:
     def _forget(self, job_id: str, end: asyncio.Future[JobState] | None) -> None:
         if end is not None:
             self._replies.forget(job_id, end)
+
+
+def _check_succeeded(job: JobRecord) -> None:
+    if job.state is JobState.CANCELLED:
+        raise ApiError(f"Job {job.id} was cancelled.", code=ErrorCode.CANCELLED)
+    if job.state is JobState.EXPIRED:
+        message = f"Job {job.id} could not end within {job.terms.timeout_s or 0:g} s and was dropped."
+        raise ApiError(message, code=ErrorCode.TIMEOUT)
+    if job.error is not None:
+        raise ApiError(f"Job {job.id} failed: {job.error.message}", code=job.error.code)
 
 
 async def _ended(end: asyncio.Future[JobState], request: Request, timeout_s: float) -> bool:

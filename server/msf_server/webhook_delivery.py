@@ -1,6 +1,6 @@
-"""WebhookQueue, signed as Standard Webhooks (standardwebhooks.com) and delivered at least once.
+"""Webhooks, signed as Standard Webhooks (standardwebhooks.com) and delivered at least once.
 
-A message is sent again until it is answered with 2xx. Callers choose the URLs, so none may lead into our own network:
+A message is sent again until it is answered with 2xx. Callers choose the URLs, so none may lead into a private network:
 names are resolved here, every address must be public, and the connection goes to the address that was checked.
 """
 

@@ -19,6 +19,7 @@ from msf_scheduler.embedded_valkey import EmbeddedValkey
 from msf_server.app import create_app
 from msf_server.middleware.http_protocol import server_config
 from msf_server.settings import ServerSettings
+from tests.polling import TIMEOUT_S, eventually
 from tests.server.fake_worker import FakeWorker
 
 
@@ -84,14 +85,14 @@ async def listening_to(app: ASGIApp) -> AsyncIterator[str]:
             await running
 
 
-async def until(observe: Callable[[], object], expected: object = True, timeout_s: float = 20.0) -> None:
+async def until(observe: Callable[[], object], expected: object = True, timeout_s: float = TIMEOUT_S) -> None:
     """Poll until `observe`, or the awaitable that it returns, gives `expected`."""
-    async with asyncio.timeout(timeout_s):
-        while True:
-            value = observe()
-            if (await value if inspect.isawaitable(value) else value) == expected:
-                return
-            await asyncio.sleep(0.01)
+
+    async def is_expected() -> bool:
+        value = observe()
+        return bool((await value if inspect.isawaitable(value) else value) == expected)
+
+    await eventually(is_expected, timeout_s)
 
 
 @pytest.fixture

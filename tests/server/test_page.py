@@ -52,7 +52,7 @@ async def live_url(settings: ServerSettings, worker: FakeWorker) -> AsyncIterato
 
 @asynccontextmanager
 async def browsing(browser: Browser, url: str) -> AsyncIterator[Page]:
-    """Open the page in a context of its own; check that it requests nothing from elsewhere and raises no error."""
+    """Open the page in its own context; check that it requests nothing from elsewhere and raises no error."""
     async with await browser.new_context() as context:
         page = await context.new_page()
         requests: list[str] = []

@@ -12,7 +12,7 @@ from msf_server.errors import InvalidRequest, quoted
 
 
 class RequestBody(BaseModel):
-    """Base of all request bodies: JSON types are taken strictly, and what is wrong is said in our words."""
+    """Base of all request bodies: strict JSON types, and error messages that quote the field's description."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
