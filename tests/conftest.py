@@ -1,4 +1,4 @@
-"""What several packages' tests share: a real Valkey, and Prometheus's own checks."""
+"""Fixtures of several packages' tests: a real Valkey, and Prometheus's own checks."""
 
 from __future__ import annotations
 

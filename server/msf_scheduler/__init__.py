@@ -1,0 +1,1 @@
+"""Jobs in Redis: admission, leases and results, and the policy that forms step batches."""

@@ -31,6 +31,7 @@ class RequestLevelPolicy:
     def choose(
         self, candidates: Sequence[Candidate], *, costs: Mapping[ModelKey, StepCosts], pressure: float, now: float
     ) -> StepBatch | Hold | None:
+        """Return the next step of the current batch, or of a new one once it is full or has waited for `delay_s`."""
         if not candidates:
             self._members = set()
             return None

@@ -19,7 +19,7 @@ _TIMES = ("admitted_at", "deadline_at", "claimed_at", "finished_at")
 
 
 def decode_job(hash_fields: Mapping[bytes, bytes] | Sequence[bytes]) -> JobRecord:
-    """Return the record of a hash, given as a mapping or as scripts return it: name, value, name, value, …"""
+    """Return the record of a hash, given as a mapping or as scripts return it (name, value, …)."""
     if not isinstance(hash_fields, Mapping):
         hash_fields = dict(zip(hash_fields[::2], hash_fields[1::2], strict=True))
     fields: dict[str, Any] = {name.decode(): value.decode() for name, value in hash_fields.items()}

@@ -31,6 +31,8 @@ class Record(BaseModel):
 
 
 class JobState(StrEnum):
+    """States of a job."""
+
     QUEUED = "queued"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -40,6 +42,7 @@ class JobState(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
+        """True once the job has ended."""
         return self not in (JobState.QUEUED, JobState.RUNNING)
 
 

@@ -74,18 +74,22 @@ class QueueKeys:
 
     @classmethod
     def of(cls, model: str, version: str) -> QueueKeys:
+        """Return the keys of a model version's queue."""
         return cls(f"{model}/{version}")
 
     @property
     def prefix(self) -> str:
+        """Prefix of all parts; scripts get it as their key `queue`."""
         return f"{QUEUE}{self.name}:"
 
     @property
     def waiting(self) -> str:
+        """Ids of the queued jobs."""
         return f"{self.prefix}waiting"
 
     @property
     def dead_letters(self) -> str:
+        """Ids of the failed jobs."""
         return f"{self.prefix}dead_letters"
 
     def wake(self, fingerprint: str = "") -> str:
@@ -94,12 +98,15 @@ class QueueKeys:
 
 
 def job(job_id: str) -> str:
+    """Return the key of a job's record."""
     return f"{JOB}{job_id}"
 
 
 def images(job_id: str) -> str:
+    """Return the key of a job's encoded files."""
     return f"{JOB}{job_id}{IMAGES}"
 
 
 def previews(job_id: str) -> str:
+    """Return the key of a job's encoded previews."""
     return f"{JOB}{job_id}{PREVIEWS}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from msf_scheduler import keys
@@ -36,6 +36,7 @@ class Claim:
 
     @property
     def queue(self) -> QueueKeys:
+        """Keys of the job's queue."""
         return QueueKeys.of(self.job.spec.model, self.job.spec.version)
 
     @property
@@ -65,11 +66,7 @@ class SweepResult:
     num_expired: int = 0
 
     def __add__(self, other: SweepResult) -> SweepResult:
-        return SweepResult(
-            self.num_requeued + other.num_requeued,
-            self.num_poisoned + other.num_poisoned,
-            self.num_expired + other.num_expired,
-        )
+        return SweepResult(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
 class Leases:

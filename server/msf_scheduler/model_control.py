@@ -85,6 +85,7 @@ class ModelControl:
         return int(await call(self._redis, "INCR", keys.REVISION))
 
     async def report(self, worker_id: str, report: WorkerReport) -> None:
+        """Store a worker's report for REPORT_TTL_S."""
         await call(self._redis, "SET", f"{keys.REPORT}{worker_id}", report.model_dump_json(), "EX", REPORT_TTL_S)
 
     async def reports(self, worker_ids: Iterable[str]) -> list[WorkerReport]:

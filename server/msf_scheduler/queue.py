@@ -215,6 +215,7 @@ class JobQueue:
         return JobState(final_state.decode()) if final_state else None
 
     async def depth(self, model: str, version: str) -> QueueDepth:
+        """Return the current depth of a model version's queue."""
         reply = by_name(await self._depth({"queue": QueueKeys.of(model, version).prefix}))
         return QueueDepth(**reply | {"oldest_age_s": float(reply["oldest_age_s"])})
 

@@ -55,6 +55,7 @@ class UsageMeter:
         await self._refund({"usage": f"{keys.USAGE}{name}"}, samples=samples, sample_steps=sample_steps)
 
     async def usage(self, name: str) -> KeyUsage:
+        """Return the totals of key `name`."""
         fields = ("requests", "refused", "samples", "sample_steps")
         counts = await call(self._redis, "HMGET", f"{keys.USAGE}{name}", *fields)
         return KeyUsage(*(int(count or 0) for count in counts))

@@ -67,6 +67,7 @@ class ReplyReader:
         return future
 
     def forget(self, job_id: str, future: asyncio.Future[JobState]) -> None:
+        """Cancel a future that `expect` returned."""
         future.cancel()
         awaited = self._awaited.get(job_id)
         if awaited is not None and future in awaited.futures:

@@ -6,6 +6,8 @@ from enum import StrEnum
 
 
 class Stage(StrEnum):
+    """Stage of a sample."""
+
     BASE = "base"
     RESIDUAL = "residual"
     DECODE = "decode"

@@ -62,6 +62,7 @@ class Candidate:
 
     @property
     def group(self) -> Group:
+        """Group of samples that may share a step batch."""
         return self.model, self.stage, self.guided
 
 
@@ -96,7 +97,9 @@ class BatchingPolicy(Protocol):
 
     def choose(
         self, candidates: Sequence[Candidate], *, costs: Mapping[ModelKey, StepCosts], pressure: float, now: float
-    ) -> StepBatch | Hold | None: ...
+    ) -> StepBatch | Hold | None:
+        """Return what to run next, or None without candidates."""
+        ...
 
 
 class StepLevelPolicy:

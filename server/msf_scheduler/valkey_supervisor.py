@@ -49,6 +49,7 @@ def run_server(command: list[str], lock: int) -> None:
 
 
 def main() -> None:
+    """Restart the server until the owner is gone."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)  # only the owner's end stops it
     lock = take_lock(sys.argv[1])

@@ -28,6 +28,7 @@ class WebhookQueue:
         return message
 
     async def keep(self, job_id: str, message: bytes) -> None:
+        """Store a message for further attempts."""
         await call(self._redis, "SET", f"{keys.WEBHOOK}{job_id}", message, "EX", WEBHOOK_TTL_S)
 
     async def settle(self, job_id: str, delivery: Delivery | None, *, retry_in_s: float | None) -> None:

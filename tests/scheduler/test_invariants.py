@@ -182,7 +182,7 @@ class Play:
         assert not suspects & in_lanes
         assert await self.members("leases") == open_jobs - queued
         for bound in ("", "@red", "@blue"):
-            waits = any([await self.members(f"lane{band}{bound}:*") for band in range(3)])
+            waits = any([await self.members(f"lane{rank}{bound}:*") for rank in range(3)])
             assert not waits or await self.redis.exists(f"{PREFIX}wake{bound}"), (
                 "a waiting worker is woken while there is work"
             )
