@@ -58,7 +58,11 @@ def _check_features(a: Tensor, b: Tensor) -> None:
 
 def _covariance_root(features: Tensor) -> Tensor:
     """Return R (min(N, D), D) with RᵀR the covariance of features (N, D)."""
-    root: Tensor = torch.linalg.qr((features - features.mean(0)) / (len(features) - 1) ** 0.5, mode="r").R
+    centered: Tensor = (features - features.mean(0)) / (len(features) - 1) ** 0.5
+    if len(features) <= features.shape[1]:
+        return centered
+    values, vectors = torch.linalg.eigh(centered.T @ centered)
+    root: Tensor = values.clamp(min=0).sqrt()[:, None] * vectors.T
     return root
 
 
