@@ -152,6 +152,7 @@ def _newest(packages: Path, pattern: str) -> Path:
 
 
 def main() -> None:
+    """Run the exporter."""
     parser = argparse.ArgumentParser(description="Write colour emoji as class folders.")
     parser.add_argument("--packages", type=Path, required=True, help="folder of the two npm packages")
     parser.add_argument("--out", type=Path, required=True)

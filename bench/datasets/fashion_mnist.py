@@ -44,6 +44,7 @@ def _read_idx(source: Path, name: str, *, header_size: int) -> NDArray[np.uint8]
 
 
 def main() -> None:
+    """Run the exporter."""
     parser = argparse.ArgumentParser(description="Write Fashion-MNIST as class folders.")
     parser.add_argument("--source", type=Path, required=True, help="folder below which the IDX files are")
     parser.add_argument("--out", type=Path, required=True)

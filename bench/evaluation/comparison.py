@@ -60,6 +60,7 @@ class ReferenceImages:
 
     @cached_property
     def features(self) -> Mapping[str, Tensor]:
+        """Features (N, D) by network."""
         return self._networks.describe(self.real).features
 
     def quality(self, images: ImageSet, part_size: int | None = None) -> Quality:

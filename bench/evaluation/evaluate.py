@@ -65,6 +65,7 @@ def check(version: ModelVersion, recipe: Recipe, data: ClassFolders, test: Class
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run an evaluation."""
     parser = argparse.ArgumentParser(description="Measure the quality of a model on class folders.")
     parser.add_argument("--model-repo", type=Path, required=True)
     parser.add_argument("--model", required=True)

@@ -95,7 +95,7 @@ class Evaluation:
     def _generate(self, name: str, labels: Tensor, setting: SamplingSetting, seed: int) -> ImageSet:
         """Generate images of the data's classes `labels` (N,)."""
         started_at = time.monotonic()
-        images, _ = self.model.generate(self._model_labels(labels), setting, seed)
+        images = self.model.generate(self._model_labels(labels), setting, seed)
         return self._describe(name, Split(images, labels), len(labels) / (time.monotonic() - started_at))
 
     def _generate_by_name(self, count: int, seed: int) -> list[ImageSet]:
@@ -107,14 +107,14 @@ class Evaluation:
         rows = [int((data.name_indices == data.image_names.index(name)).nonzero()[0]) for name in names]
         labels = torch.tensor([self.version.labels.index(name) for name in names])
         started_at = time.monotonic()
-        images, _ = self.model.generate(labels, setting, seed)
+        images = self.model.generate(labels, setting, seed)
         images_per_s = len(names) / (time.monotonic() - started_at)
         return [self._describe(f"{setting}, by image name", Split(images, data.train.labels[rows]), images_per_s)]
 
     def _by_stage(self, real: Split, real_base: Tensor, seed: int) -> list[ImageSet]:
         """Generate without one stage each: bases without residuals, and residuals for real bases."""
         setting, labels = self.model.default_setting, self._model_labels(real.labels)
-        _, base = self.model.generate(labels, setting, seed)
+        base = self.model.generate_base(labels, setting, seed)
         completed = self.model.complete(real_base, labels, setting, seed)
         return [
             self._describe(f"{setting}, residual zeroed", self._decode(real, base)),

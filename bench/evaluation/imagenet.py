@@ -24,6 +24,7 @@ class ImageNetEncoder(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return features (B, 1280)."""
         resized = F.interpolate(images.expand(-1, 3, -1, -1), size=(SIDE, SIDE), mode="bicubic", antialias=True)
         mean, std = (torch.tensor(values)[:, None, None] for values in (_MEAN, _STD))
         pixels = (resized.clamp(-1, 1) + 1) / 2

@@ -25,6 +25,7 @@ class Encoder(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return features (B, 4 * width)."""
         features: Tensor = self.layers(images)
         return features
 
@@ -59,6 +60,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(4 * width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, num_classes)."""
         logits: Tensor = self.head(self.encoder(images))
         return logits
 
@@ -77,6 +79,7 @@ class SelfSupervised(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return projections (B, projection)."""
         projected: Tensor = self.projector(self.encoder(images))
         return projected
 

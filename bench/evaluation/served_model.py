@@ -54,14 +54,18 @@ class ServedModel:
 
     @property
     def default_setting(self) -> SamplingSetting:
+        """Setting that the model serves with."""
         config = self.config
         steps = config.base.default_num_steps, config.residual.default_num_steps
         return SamplingSetting(*steps, config.sampling.default_guidance_scale)
 
-    def generate(self, labels: Tensor, setting: SamplingSetting, seed: int) -> tuple[Tensor, Tensor]:
-        """Return images of `labels` (N,) and their bases (N, C, h, w)."""
-        base = self._denoise(Stage.BASE, None, labels, setting.num_base_steps, setting.guidance_scale, seed)
-        return self.complete(base, labels, setting, seed), base
+    def generate(self, labels: Tensor, setting: SamplingSetting, seed: int) -> Tensor:
+        """Return images of `labels` (N,)."""
+        return self.complete(self.generate_base(labels, setting, seed), labels, setting, seed)
+
+    def generate_base(self, labels: Tensor, setting: SamplingSetting, seed: int) -> Tensor:
+        """Return bases (N, C, h, w) of `labels` (N,)."""
+        return self._denoise(Stage.BASE, None, labels, setting.num_base_steps, setting.guidance_scale, seed)
 
     def complete(self, base: Tensor, labels: Tensor, setting: SamplingSetting, seed: int) -> Tensor:
         """Return images with these bases and generated residuals."""

@@ -62,6 +62,7 @@ class Variant:
 
     @property
     def stages(self) -> tuple[DenoiserConfig, ...]:
+        """Denoisers of both stages."""
         return self.base.stages + self.residual.stages
 
     @property
@@ -211,6 +212,7 @@ def _train_unregularised(model: MsfModel, recipe: Recipe, data: ClassFolders, ou
 
 
 def main() -> None:
+    """Run the ablation."""
     parser = argparse.ArgumentParser(description="Change each of MSF's choices alone, on Fashion-MNIST.")
     parser.add_argument("--scale", choices=SCALES, default="seeds", help="sizes, and the checkpoints to start from")
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and test/")

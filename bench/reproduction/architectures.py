@@ -34,10 +34,12 @@ class Architecture:
 
     @property
     def num_parameters(self) -> int:
+        """Number of weights of all stages."""
         return sum(parameter.numel() for stage in self.stages for parameter in Denoiser(stage).parameters())
 
     @property
     def folder(self) -> str:
+        """Name as a folder."""
         return self.name.replace("/", "-").replace(", ", "-").replace(" ", "-")
 
 
@@ -76,6 +78,7 @@ SCALES = {
 def denoiser_config(
     scale: Scale, in_channels: int, cond_channels: int, size: int, patch_size: int, depth: int
 ) -> DenoiserConfig:
+    """Return a denoiser of the scale's width."""
     return DenoiserConfig(
         in_channels=in_channels,
         cond_channels=cond_channels,
@@ -124,6 +127,7 @@ def marks(scale: Scale, architecture: Architecture) -> dict[str, int]:
 
 
 def sampling_of(architecture: Architecture, guidance: float) -> Sampling:
+    """Return the sampling with the same steps in total for all, guided in every stage."""
     steps = STEPS[len(architecture.stages)]
     return Sampling(steps, (guidance,) * len(steps))
 

@@ -119,6 +119,7 @@ class Reproduction:
 
 
 def main() -> None:
+    """Run the comparison."""
     parser = argparse.ArgumentParser(description="Compare MSF with single-stage DiTs on Fashion-MNIST.")
     parser.add_argument("--scale", choices=SCALES, default="short")
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and test/")

@@ -37,6 +37,7 @@ class LatentTrainer:
 
     @cached_property
     def latents(self) -> Latents:
+        """The training images' latents, factorized."""
         return encode_latents(self.model.autoencoder, self.train)
 
     @cached_property

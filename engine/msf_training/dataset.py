@@ -16,6 +16,7 @@ class Split:
 
     @property
     def images(self) -> Tensor:
+        """All images of the split, read into memory."""
         return self.all_images[self.rows]
 
     def __len__(self) -> int:

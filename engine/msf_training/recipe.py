@@ -52,6 +52,7 @@ class AutoencoderRecipe(_Part):
     fit: Fit
 
     def config(self, image_size: int, channels: int) -> AutoencoderConfig:
+        """Return the config for square images of this size."""
         depth = len(self.widths)
         patch_channels = channels * self.patch_size**2
         return AutoencoderConfig(
@@ -92,6 +93,7 @@ class StageRecipe(_Part):
         return self
 
     def denoiser_config(self, in_channels: int, cond_channels: int, grid: int, num_classes: int) -> DenoiserConfig:
+        """Return the denoiser's config for latents of `grid` x `grid` positions."""
         numbers = (self.width, self.depth, self.num_heads)
         names = ("width", "depth", "num_heads")
         return DenoiserConfig(
@@ -104,6 +106,7 @@ class StageRecipe(_Part):
         )
 
     def stage_config(self, denoiser: DenoiserConfig, statistics: Statistics) -> StageConfig:
+        """Return the stage's config with this denoiser."""
         return StageConfig(
             denoiser=denoiser,
             statistics=statistics,
@@ -146,6 +149,7 @@ class Recipe(_Part):
 
     @property
     def image_format(self) -> ImageFormat:
+        """Format that training images are converted to."""
         return ImageFormat(self.image_size, self.channels, self.background)
 
     def may_flip(self, labels: Sequence[str]) -> list[bool]:
@@ -153,6 +157,7 @@ class Recipe(_Part):
         return [self.flip and label not in self.never_flipped for label in labels]
 
     def autoencoder_config(self) -> AutoencoderConfig:
+        """Return the autoencoder's config for the recipe's images."""
         return self.autoencoder.config(self.image_size, self.channels)
 
     def complete(

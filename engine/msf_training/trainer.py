@@ -132,15 +132,8 @@ class Trainer(Generic[Module]):
     def _log(self, losses: Mapping[str, Tensor], seconds_per_iteration: float) -> None:
         values = " ".join(f"{name} {value.item():.4f}" for name, value in losses.items())
         remaining_s = (self.config.num_iterations - self.iteration) * seconds_per_iteration
-        logger.info(
-            "%s %d/%d %s | %.2f s/it, %.0f min left",
-            self.checkpoint.stem,
-            self.iteration,
-            self.config.num_iterations,
-            values,
-            seconds_per_iteration,
-            remaining_s / 60,
-        )
+        progress = f"{self.checkpoint.stem} {self.iteration}/{self.config.num_iterations}"
+        logger.info("%s %s | %.2f s/it, %.0f min left", progress, values, seconds_per_iteration, remaining_s / 60)
 
     def _save(self) -> None:
         if self.rank > 0:

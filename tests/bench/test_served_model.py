@@ -34,9 +34,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
 def test_images_are_those_of_the_executor(model: ServedModel, guidance_scale: float) -> None:
     labels = torch.arange(6) % len(LABELS)
     setting = SamplingSetting(3, 2, guidance_scale)
-    images, base = model.generate(labels, setting, seed=7)
+    images = model.generate(labels, setting, seed=7)
     assert images.shape == (6, 1, 16, 16)
-    assert torch.equal(model.complete(base, labels, setting, seed=7), images)
 
     executor = Executor(model.plans, num_slots=1)
     for index in (0, 5):
