@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out: Path = args.out
         data = load_class_folders(args.data, out / "images.npy", recipe.image_format, recipe.held_out_percent)
         test = load_class_folders(args.test, out / "test.npy", recipe.image_format) if args.test else data
-        grid_classes = args.classes or spread(data.labels, MAX_GRID_ROWS)
+        grid_classes = args.classes or spread(data.labels, min(MAX_GRID_ROWS, len(data.labels)))
         options = Options(args.settings, args.num_images, args.rounds, args.images_per_class, grid_classes, args.seed)
         check(version, recipe, data, test, options)
         imagenet = None if args.no_imagenet else load_imagenet_encoder()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.evaluation.comparison import ImageSet, ReferenceImages, balanced, class_accuracies
 from bench.evaluation.metrics import psnr
-from bench.evaluation.nearness import TrainingImages
+from bench.evaluation.nearness import MAX_IMAGES, TrainingImages
 from bench.evaluation.report import EvaluationResult, save_neighbours
 from bench.evaluation.served_model import SamplingSetting, ServedModel
 from msf_engine.factorization import compose
@@ -101,9 +101,10 @@ class Evaluation:
     def _generate_by_name(self, count: int, seed: int) -> list[ImageSet]:
         """Generate images of image names, evenly spread; they are judged by the classes of those images."""
         data, setting = self.data, self.model.default_setting
-        names = spread([name for name in self.version.labels if name not in data.labels], count)
-        if not names:
+        all_names = [name for name in self.version.labels if name not in data.labels]
+        if not all_names:
             return []
+        names = spread(all_names, count)
         rows = [int((data.name_indices == data.image_names.index(name)).nonzero()[0]) for name in names]
         labels = torch.tensor([self.version.labels.index(name) for name in names])
         started_at = time.monotonic()
@@ -146,12 +147,11 @@ class Evaluation:
         save_grid(self.out / "samples.png", rows.flatten(0, 1), columns=rows.shape[1])
 
     def _save_neighbours(self, images: ImageSet) -> None:
-        pixels = images.split.images
+        pixels = images.split.images[:MAX_IMAGES]
         neighbours = self.training.neighbours(pixels, "pixels")
         save_neighbours(self.out / "neighbours.png", pixels, neighbours, self.data.train)
 
 
 def spread(items: Sequence[str], count: int) -> tuple[str, ...]:
-    """Return `count` evenly spread items, all if there are fewer."""
-    count = min(count, len(items))
+    """Return `count` evenly spread items, with repetitions if there are fewer."""
     return tuple(items[number * len(items) // count] for number in range(count))

@@ -178,7 +178,7 @@ def test_a_balanced_subset_goes_round_the_classes_without_repeating_images() -> 
 
 def test_items_are_spread_evenly() -> None:
     assert spread("abcdef", 3) == ("a", "c", "e")
-    assert spread("ab", 3) == ("a", "b")
+    assert spread("ab", 4) == ("a", "a", "b", "b")
 
 
 def test_tables_align() -> None:
