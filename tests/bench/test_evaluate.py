@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -89,6 +90,18 @@ def test_a_test_folder_is_the_reference_also_in_imagenet_features(
     result = json.loads((folder / "out/evaluation.json").read_text())
     assert [row["num_images"] for row in result["quality"]] == [4, 4, 8, 4, 4]
     assert {tuple(row["fid"]) for row in result["quality"]} == {("classifier", "self-supervised", "ImageNet")}
+
+
+def test_image_names_are_requested_as_often_as_there_are_held_out_images(folder: Path) -> None:
+    shutil.rmtree(folder / "data/star")
+    names = {str(number): "star" for number in range(IMAGES_PER_CLASS)}
+    (folder / "data/names.json").write_text(json.dumps(names))
+    evaluate.main(arguments(folder, "--no-imagenet", "--images-per-class", "1"))
+    result = json.loads((folder / "out/evaluation.json").read_text())
+    by_name = result["quality"][-1]
+    assert (by_name["name"], by_name["num_images"]) == ("4+2@1.5, by image name", result["num_held_out"])
+    assert result["nearness"][-1]["name"] == by_name["name"]
+    assert [row["name"] for row in result["classes"]] == ["circle", "square"]
 
 
 def test_errors_name_what_does_not_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
