@@ -44,12 +44,16 @@ class Msf:
         """Wait until the server is ready and return its URL. Raises RuntimeError if the command ends first."""
 
         def is_ready() -> bool:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"msf ended with status {self.process.returncode}:\n{self.output}")
+            self.check_running()
             return "is ready at " in self.output
 
         until(is_ready)
         return self.output.partition("is ready at ")[2].split()[0]
+
+    def check_running(self) -> None:
+        """Raise RuntimeError with the output if the command has ended."""
+        if self.process.poll() is not None:
+            raise RuntimeError(f"msf ended with status {self.process.returncode}:\n{self.output}")
 
     def descendants(self) -> list[psutil.Process]:
         """Return the running command's descendants; none once it has ended, since its pid may be reused."""

@@ -105,6 +105,8 @@ class ChaosStack:
         return f"unix://{self.folder}/valkey.sock"
 
     def _is_ready(self) -> bool:
+        for server in self.servers.values():
+            server.check_running()
         are_ready = all(httpx.get(f"{url}/v2/health/ready").is_success for url in self.urls)
         return are_ready and read_metric(self.urls[0], "msf_workers") >= NUM_WORKERS
 
