@@ -59,5 +59,5 @@ class WorkerSettings(BaseModel):
 
     @field_validator("buckets", mode="before")
     @classmethod
-    def _split_at_commas(cls, value: object) -> object:
+    def _split_buckets(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value
