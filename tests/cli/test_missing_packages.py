@@ -22,7 +22,7 @@ MISSING: Any = None  # as a value of sys.modules, it makes an import fail
 def test_a_command_without_torch_says_what_to_install(
     arguments: tuple[str, ...], settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in [name for name in sys.modules if name.startswith(("msf_engine", "msf_worker.", "msf_training"))]:
+    for module in [name for name in sys.modules if name.startswith(("msf_engine", "msf_worker", "msf_training"))]:
         monkeypatch.delitem(sys.modules, module)  # imported again, without torch
     monkeypatch.setitem(sys.modules, "torch", MISSING)
     result = CliRunner().invoke(main, arguments, env=settings)

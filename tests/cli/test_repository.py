@@ -22,6 +22,8 @@ from tests.cli.support import msf
 from tests.models import LABELS, tiny_model
 from tests.server.conftest import until
 
+pytestmark = pytest.mark.slow
+
 NUM_CALLERS = 6
 INFER = {"inputs": [{"name": "label", "shape": [3], "datatype": "INT32", "data": [0, 0, 1]}]}
 
