@@ -8,15 +8,23 @@ DATA ?= data
 SCALE ?= full
 SEEDS ?= 1
 
+comma := ,
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# The lock files are for CPython 3.11 on x86-64 Linux, as in the images; elsewhere pip resolves pyproject.toml's ranges.
+LOCKED := $(shell $(PYTHON) -c 'import platform as p; print("yes" if (p.system(), p.machine(), p.python_version()[:5]) == ("Linux", "x86_64", "3.11.") else "")')
+# $(call install,LOCK,EXTRAS): the project and the dependencies of these extras; torch is there already.
+install = $(if $(and $(LOCKED),$(wildcard requirements/$(1).lock)),$(PIP) install --require-hashes --no-deps --requirement requirements/$(1).lock && \
+  $(PIP) install --no-deps --editable .,$(PIP) install --editable '.[$(2)]')
+PIP_COMPILE = CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/lock/bin/pip-compile --quiet --generate-hashes --no-allow-unsafe --strip-extras \
+  --no-emit-options --constraint requirements/torch.in --unsafe-package torch --pip-args "--extra-index-url $(TORCH_INDEX)"
 # One process per core and one thread per process: more threads would only compete.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 # Ends the service when make is killed.
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
 .PHONY: help serve check check-all lint types contracts test test-slow data train-fashion data-emoji train-emoji evaluate evaluate-emoji reproduce ablate bench-serve \
-  bench-engine bench-batching bench-simulation bench-gpu dashboard-test chaos soak compose-test sweep audit licences tensorrt-build clean
+  bench-engine bench-batching bench-simulation bench-gpu dashboard-test chaos soak compose-test sweep audit licences lock tensorrt-build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -101,6 +109,11 @@ audit: $(VENV)/.dev $(VENV)/audit/.done ## check the distributed packages for kn
 licences: $(VENV)/.dev ## write the licences of the distributed packages to docs/licences.md
 	$(BIN)/python -m bench.licences licences > docs/licences.md
 
+lock: $(VENV)/lock/.done ## pin the dependencies of the images and of the checks, with hashes
+	$(PIP_COMPILE) --extra tracing --output-file requirements/server.lock pyproject.toml
+	$(PIP_COMPILE) --extra worker --extra load --extra tracing --output-file requirements/worker.lock pyproject.toml
+	$(PIP_COMPILE) --extra dev --output-file requirements/dev.lock pyproject.toml
+
 tensorrt-build: $(VENV)/.dev ## build TensorRT plans of the shipped model and of MSF-XL/2, with or without a GPU
 	$(BIN)/python -m bench.engine.tensorrt_build
 
@@ -119,12 +132,17 @@ $(VENV)/.torch:
 	@$(PIP) install --retries 0 --timeout 10 --index-url $(TORCH_INDEX) "$(TORCH)" 2>/dev/null || $(PIP) install "$(TORCH)"
 	@touch $@
 
-$(VENV)/.worker: $(VENV)/.torch pyproject.toml
-	@$(PIP) install --editable '.[worker,load]'
+$(VENV)/.worker: $(VENV)/.torch pyproject.toml $(wildcard requirements/worker.lock)
+	@$(call install,worker,worker$(comma)load)
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	@$(PIP) install --editable '.[dev]'
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml $(wildcard requirements/dev.lock)
+	@$(call install,dev,dev)
+	@touch $@
+
+$(VENV)/lock/.done: $(VENV)/.torch
+	@$(PYTHON) -m venv $(VENV)/lock
+	@$(VENV)/lock/bin/python -m pip --disable-pip-version-check --quiet install 'pip-tools>=7.5,<8'
 	@touch $@
 
 $(VENV)/audit/.done: $(VENV)/.torch
