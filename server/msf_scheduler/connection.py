@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, Self, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Self, TypeAlias, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from redis import exceptions
@@ -23,6 +23,8 @@ COMMAND_TIMEOUT_S = 10.0  # including the wait for a free connection
 CONNECT_TIMEOUT_S = 3.0
 MAX_CONNECTIONS = 32  # further commands wait for a free one
 MAX_CLUSTER_CONNECTIONS = 1024  # further commands fail: redis-py has no blocking pool for clusters
+
+URL_SCHEMES = ("redis://", "rediss://", "unix://", "redis-cluster://", "rediss-cluster://", "redis-sentinel://")
 
 _UNAVAILABLE = (
     exceptions.ConnectionError,  # also LOADING, MASTERDOWN and refused credentials
@@ -54,15 +56,18 @@ def connect(url: str) -> RedisClient:
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
         "retry": Retry(NoBackoff(), 0),
     }
-    scheme, _, rest = url.partition("://")
-    if scheme in ("redis-cluster", "rediss-cluster"):
-        one_node_url = f"{scheme.removesuffix('-cluster')}://{rest}"
-        return _LazyCluster.from_url(one_node_url, max_connections=MAX_CLUSTER_CONNECTIONS, **options)
-    if scheme == "redis-sentinel":
-        return _connect_through_sentinels(url, options)
-    return Redis.from_pool(
-        BlockingConnectionPool.from_url(url, max_connections=MAX_CONNECTIONS, timeout=None, **options)
-    )
+    match url.partition("://")[0]:
+        case "redis" | "rediss" | "unix":
+            pool = BlockingConnectionPool.from_url(url, max_connections=MAX_CONNECTIONS, timeout=None, **options)
+            return Redis.from_pool(pool)
+        case "redis-cluster" | "rediss-cluster":
+            if urlsplit(url).path.strip("/"):
+                raise ValueError("A Redis Cluster has no numbered databases. Allowed: redis-cluster://host:port")
+            node_url = url.replace("-cluster", "", 1)
+            return _LazyCluster.from_url(node_url, max_connections=MAX_CLUSTER_CONNECTIONS, **options)
+        case "redis-sentinel":
+            return _connect_through_sentinels(url, options)
+    raise ValueError(f"Unknown kind of Redis URL. Allowed: {', '.join(URL_SCHEMES)}")
 
 
 class _LazyCluster(RedisCluster):
@@ -80,9 +85,14 @@ class _SentinelClient(Redis):
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         await super().aclose(close_connection_pool)
-        pool: Any = self.connection_pool
-        for sentinel in pool.sentinel_manager.sentinels:
+        for sentinel in self.sentinels:
             await sentinel.aclose()
+
+    @property
+    def sentinels(self) -> Sequence[Redis]:
+        """Clients of the Sentinels."""
+        pool: Any = self.connection_pool
+        return cast(Sequence[Redis], pool.sentinel_manager.sentinels)
 
 
 def _connect_through_sentinels(url: str, options: dict[str, Any]) -> Redis:
@@ -92,7 +102,7 @@ def _connect_through_sentinels(url: str, options: dict[str, Any]) -> Redis:
     sentinels = [(host, int(port or 26379)) for host, _, port in (node.partition(":") for node in hosts.split(","))]
     service = parts.path.strip("/")
     if not service:
-        raise ValueError("Redis URL redis-sentinel:// names no service; allowed: redis-sentinel://host:port,…/service")
+        raise ValueError("The Redis URL names no service. Allowed: redis-sentinel://host:port,host:port/service")
     sentinel = Sentinel(sentinels, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
     options = options | {"username": username or None, "password": password or None}
     client: Redis = sentinel.master_for(service, redis_class=_SentinelClient, **options)
@@ -151,6 +161,8 @@ def address(redis: RedisClient) -> str:
     """Return where the client connects to, without credentials."""
     if isinstance(redis, RedisCluster):
         return ", ".join(redis.nodes_manager.startup_nodes)
+    if isinstance(redis, _SentinelClient):
+        return ", ".join(address(sentinel) for sentinel in redis.sentinels)
     options = redis.connection_pool.connection_kwargs
     if "path" in options:
         return str(options["path"])

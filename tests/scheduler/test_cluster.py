@@ -15,7 +15,7 @@ from redis.asyncio import RedisCluster
 from redis.exceptions import RedisError
 
 from msf_scheduler import keys
-from msf_scheduler.connection import RedisClient, call, check, connect
+from msf_scheduler.connection import RedisClient, address, call, check, connect
 from msf_scheduler.embedded_valkey import find_server
 from msf_scheduler.errors import IdempotencyConflict, LimitExceeded, QueueFull, QueueUnavailable
 from msf_scheduler.job_events import JobWatcher
@@ -238,10 +238,15 @@ async def test_a_sentinel_names_the_server(tmp_path: Path) -> None:
     ):
         async with connect(f"redis-sentinel://127.0.0.1:{sentinel}/jobs") as redis:
             await check(redis)
+            assert address(redis) == f"127.0.0.1:{sentinel}"
             job = await admit(JobQueue(redis))
             assert ids(await claim(Leases(redis))) == [job.id]
 
 
-def test_a_sentinel_url_needs_a_service() -> None:
-    with pytest.raises(ValueError, match="/service"):
-        connect("redis-sentinel://localhost:26379")
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [("redis-sentinel://localhost:26379", "no service"), ("redis-cluster://localhost/1", "no numbered databases")],
+)
+def test_a_url_that_cannot_be_served_is_refused_at_once(url: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        connect(url)

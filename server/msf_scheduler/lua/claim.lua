@@ -91,7 +91,7 @@ local function take(id)
     lifecycle.fail(queue, job, id, states.EXPIRED, args.expired, now, args.ttl_s)
     num_expired = num_expired + 1
   else
-    lanes.charge(queue, job, 1)
+    lanes.add_usage(queue, job, 1)
     queueing.dequeue(queue, job, id)
     lease(job, id)
   end

@@ -72,7 +72,7 @@ function lanes.leave(queue, job, id)
 end
 
 -- Add a job's cost over its weight to what its tenant has used (sign -1: the job was given back).
-function lanes.charge(queue, job, sign)
+function lanes.add_usage(queue, job, sign)
   local tenant, cost, weight = unpack(redis.call('HMGET', job, 'tenant', 'cost', 'weight'))
   local virtual_time = redis.call('HGET', queue.counters, 'virtual_time') or 0
   local pass = (redis.call('ZSCORE', queue.passes, tenant) or virtual_time) + sign * cost / weight

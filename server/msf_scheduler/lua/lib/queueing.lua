@@ -39,7 +39,7 @@ function queueing.requeue(queue, job, id)
   redis.call('HSET', job, 'state', states.QUEUED)
   redis.call('HDEL', job, 'worker', 'progress')
   redis.call('DEL', job .. keys.PREVIEWS)
-  lanes.charge(queue, job, -1)
+  lanes.add_usage(queue, job, -1)
   queueing.enqueue(queue, job, id)
 end
 
