@@ -25,7 +25,7 @@ class CastEager(EagerBackend):
         assert isinstance(module, StepModule)
         step = StepModule(module.denoiser, guided=module.guided)
         step.denoiser = _CastDenoiser(module.denoiser, DTYPES[self.precision])  # type: ignore[assignment]  # called alike
-        return step.eval().to(self._device.torch)
+        return step.eval().to(self.torch_device)
 
 
 class CastInductor(CastEager, InductorBackend):

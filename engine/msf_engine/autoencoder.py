@@ -19,12 +19,12 @@ class Autoencoder(nn.Module):
         self.kl = AutoencoderKL(**config.kl)
 
     def posterior(self, images: Tensor) -> DiagonalGaussianDistribution:
-        """The latent's distribution; its mean is the latent that the denoisers learn."""
+        """Return the latent's distribution; its mean is the latent that the denoisers learn."""
         patches = F.pixel_unshuffle(images, self.patch_size)
         return self.kl.encode(patches).latent_dist
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents to images, not clamped."""
+        """Decode latents to images, not clamped."""
         patches: Tensor = self.kl.decode(latents).sample
         return F.pixel_shuffle(patches, self.patch_size)
 

@@ -1,4 +1,4 @@
-"""A model's `config.json`: architecture, latent statistics and sampling defaults, checked when it is loaded."""
+"""A model's `config.json`: architecture, latent statistics and sampling defaults, validated on load."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class AutoencoderConfig(_Config):
 
 
 class Statistics(_Config):
-    """Mean and standard deviation per channel: what normalises a stage's latents to unit variance."""
+    """Mean and standard deviation per channel, which normalise a stage's latents to unit variance."""
 
     mean: tuple[float, ...]
     std: tuple[Annotated[float, Field(gt=0)], ...]
@@ -74,9 +74,9 @@ class DenoiserConfig(_Config):
 
 
 class GuidanceConfig(_Config):
-    """Where classifier-free guidance acts: on all channels, at timesteps inside `interval` (t = 1 is noise).
+    """Timesteps at which classifier-free guidance acts: those inside `interval` (t = 1 is noise), on all channels.
 
-    With null for the interval it acts at no timestep, and no guided plan is built for the stage.
+    If the interval is null, none, and no guided plan is built for the stage.
     """
 
     interval: tuple[float, float] | None = (0.0, 1.0)
@@ -86,6 +86,7 @@ class GuidanceConfig(_Config):
         return self.interval == (0.0, 1.0)
 
     def scale_at(self, t: float, scale: float) -> float:
+        """Return the guidance scale at timestep `t`: `scale` inside the interval, else 1."""
         if self.interval is None:
             return 1.0
         low, high = self.interval
@@ -102,7 +103,7 @@ class StageConfig(_Config):
 
 
 class SamplingConfig(_Config):
-    """Defaults and limits of a request."""
+    """Defaults and limits of requests."""
 
     solver: Literal["euler", "ab2"]
     time_shift: Annotated[float, Field(gt=0)] = 1.0
@@ -140,11 +141,11 @@ class ModelConfig(_Config):
         return self.base.default_num_steps + self.residual.default_num_steps
 
     def stage(self, stage: Stage) -> StageConfig:
-        """The config of a denoising stage."""
+        """Return the config of a denoising stage."""
         return {Stage.BASE: self.base, Stage.RESIDUAL: self.residual}[stage]
 
     def split_steps(self, num_steps: int) -> tuple[int, int]:
-        """How BASE and RESIDUAL share `num_steps` (at least 2): as the defaults do, each getting at least one."""
+        """Split `num_steps` (at least 2) between BASE and RESIDUAL as the defaults do, with at least one for each."""
         share = self.residual.default_num_steps / self.default_num_steps
         num_residual_steps = min(max(round(num_steps * share), 1), num_steps - 1)
         return num_steps - num_residual_steps, num_residual_steps
@@ -152,7 +153,7 @@ class ModelConfig(_Config):
     @model_validator(mode="after")
     def _stages_fit_the_latent(self) -> Self:
         channels, half = self.latent_channels, self.latent_size // 2
-        expected = {
+        values_and_requirements = {
             "base.denoiser.in_channels": (self.base.denoiser.in_channels, channels),
             "base.denoiser.cond_channels": (self.base.denoiser.cond_channels, 0),
             "base.denoiser.size": (self.base.denoiser.size, half),
@@ -163,7 +164,7 @@ class ModelConfig(_Config):
             "residual.statistics": (len(self.residual.statistics.mean), 3 * channels),
             "residual.denoiser.num_classes": (self.residual.denoiser.num_classes, self.num_classes),
         }
-        for name, (found, wanted) in expected.items():
-            if found != wanted:
-                raise ValueError(f"{name} is {found}; this latent ({channels} channels, {2 * half}²) needs {wanted}")
+        for name, (value, required) in values_and_requirements.items():
+            if value != required:
+                raise ValueError(f"{name} is {value}; this latent ({channels} channels, {2 * half}²) needs {required}")
         return self

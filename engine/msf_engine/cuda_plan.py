@@ -1,12 +1,17 @@
-"""Runs a function on a GPU as a plan: buffers at fixed addresses on both sides and, if wanted, a CUDA graph between."""
+"""Runs a function on a GPU as a plan: buffers at fixed addresses on host and device, and optionally a CUDA graph."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from msf_engine.errors import PlanError
+
+logger = logging.getLogger(__name__)
 
 WARM_UP_RUNS = 3
 
@@ -34,20 +39,25 @@ class CudaPlan:
         with torch.inference_mode():
             if not self._host_out:
                 self._prepare()
-            for pinned, tensor, given in zip(self._host_in, self._device_in, inputs, strict=True):
-                pinned.copy_(given)
-                tensor.copy_(pinned, non_blocking=True)
+            for pinned, on_device, tensor in zip(self._host_in, self._device_in, inputs, strict=True):
+                pinned.copy_(tensor)
+                on_device.copy_(pinned, non_blocking=True)
             self._compute()
-            for pinned, tensor in zip(self._host_out, self._device_out, strict=True):
-                pinned.copy_(tensor, non_blocking=True)
+            for pinned, on_device in zip(self._host_out, self._device_out, strict=True):
+                pinned.copy_(on_device, non_blocking=True)
             torch.cuda.current_stream().synchronize()
             return tuple(pinned.clone() for pinned in self._host_out)
 
     def device_ms(self, *inputs: Tensor) -> float:
-        """Milliseconds of one run on the device, without the copies from and to the host."""
+        """Return the milliseconds of one run on the device, without the copies from and to the host."""
         self(*inputs)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         with torch.inference_mode():
-            return elapsed_ms(self._compute)
+            start.record()
+            self._compute()
+            end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end))
 
     def _compute(self) -> None:
         if self._graph is None:
@@ -68,21 +78,15 @@ class CudaPlan:
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(WARM_UP_RUNS):  # compiles, and libraries take the memory that they keep
-                self._function(*self._device_in)
+            for _ in range(WARM_UP_RUNS):  # compiles, and lets libraries allocate the memory that they keep
+                self._device_out = self._function(*self._device_in)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Other threads of a worker may allocate meanwhile: they are no part of this graph.
-        with torch.cuda.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local"):
-            self._device_out = self._function(*self._device_in)
-        self._graph = graph
-
-
-def elapsed_ms(work: Callable[[], object]) -> float:
-    """Milliseconds from the start to the end of what `work` puts on the current stream, by the device's clock."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    start.record()
-    work()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end))
+        try:
+            # Other threads of a worker may allocate at the same time; their memory is not part of this graph.
+            with torch.cuda.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local"):
+                self._device_out = self._function(*self._device_in)
+        except (RuntimeError, PlanError) as error:
+            logger.warning("a plan runs without a CUDA graph: %s", error)
+        else:
+            self._graph = graph

@@ -1,7 +1,7 @@
 """The denoiser: a DiT with adaLN-Zero (Peebles & Xie, arXiv 2212.09748), for either stage.
 
-The order of the modules is the order of the data. The time embedding comes in ready-made: it is the same for every
-sample of a timestep, so it is computed once, and in float32 where the rest of the network may run in less.
+The order of the modules is the order of the data. The time embedding is an input: it is the same for every sample of a
+timestep, so it is computed once, and in float32 even if the rest of the network runs in lower precision.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIZES = {
 
 
 def time_features(timesteps: Tensor) -> Tensor:
-    """Sinusoidal features of `timesteps` (B,) in [0, 1]: (B, 256) float32, computed in float64."""
+    """Return sinusoidal features of `timesteps` (B,) in [0, 1]: (B, 256) float32, computed in float64."""
     half = TIME_FEATURES // 2
     exponents = torch.arange(half, dtype=torch.float64, device=timesteps.device) / half
     frequencies = torch.exp(-math.log(10_000) * exponents)
@@ -32,7 +32,7 @@ def time_features(timesteps: Tensor) -> Tensor:
 
 
 def position_embedding(size: int, width: int) -> Tensor:
-    """Fixed two-dimensional sine-cosine embedding: (size * size, width)."""
+    """Return the fixed two-dimensional sine-cosine embedding: (size * size, width)."""
     quarter = width // 4
     frequencies = torch.exp(-math.log(10_000) * torch.arange(quarter, dtype=torch.float64) / quarter)
     angles = torch.arange(size, dtype=torch.float64)[:, None] * frequencies[None]  # (size, quarter)
@@ -43,7 +43,7 @@ def position_embedding(size: int, width: int) -> Tensor:
 
 
 class DenoiserShape(Protocol):
-    """What a denoiser is built from: `config.DenoiserConfig`, or what has its fields."""
+    """Architecture of a denoiser: `config.DenoiserConfig`, or anything with its fields."""
 
     @property
     def in_channels(self) -> int: ...
@@ -66,7 +66,7 @@ class DenoiserShape(Protocol):
 
 
 class TimeEmbedding(nn.Module):
-    """What a denoiser is told of time and, where it has a condition, of the condition's noise level.
+    """Embedding of the timestep and, for a denoiser with a condition, of the condition's noise level.
 
     Both (B,) in [0, 1] -> (B, width) float32.
     """

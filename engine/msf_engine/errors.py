@@ -2,7 +2,7 @@
 
 
 class EngineError(Exception):
-    """Base of everything that the engine raises on purpose."""
+    """Base class of the engine's errors."""
 
 
 class ModelRepositoryError(EngineError):
@@ -10,7 +10,7 @@ class ModelRepositoryError(EngineError):
 
 
 class PlanError(EngineError):
-    """A plan cannot be built, loaded or trusted."""
+    """A plan cannot be built, loaded or used."""
 
 
 class BackendUnavailable(EngineError):
@@ -18,4 +18,4 @@ class BackendUnavailable(EngineError):
 
 
 class PlanRejected(PlanError):
-    """A plan's answers are too far from the reference's."""
+    """A plan failed its validation."""

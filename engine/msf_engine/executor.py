@@ -1,7 +1,7 @@
 """The step executor: samples in slots, advanced together one step at a time.
 
 Samples of one step batch may be at different steps and have different labels, seeds and guidance scales; they join and
-leave between steps. The executor does what it is told: which slots ride in a batch is the batching policy's choice.
+leave between steps. Which slots form a batch is the batching policy's choice.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class SampleRequest:
 
 @dataclass
 class Slot:
-    """An active sample. Written by the executor only."""
+    """An active sample. Only the executor changes it."""
 
     request: SampleRequest
     stage: Stage
@@ -53,16 +53,16 @@ class Slot:
 
     @property
     def steps_left(self) -> tuple[int, int]:
-        """Denoising steps of BASE and of RESIDUAL that are still to be made."""
+        """Remaining denoising steps of BASE and of RESIDUAL."""
         if self.trajectory is None:
             return 0, 0
-        left = len(self.trajectory) - self.step
-        return (left, self.request.num_residual_steps) if self.stage is Stage.BASE else (0, left)
+        remaining = len(self.trajectory) - self.step
+        return (remaining, self.request.num_residual_steps) if self.stage is Stage.BASE else (0, remaining)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step batch led to. `images` (H, W, channels) uint8 by slot; `failed` slots met a non-finite number."""
+    """Outcome of a step batch. `images` (H, W, channels) uint8 by slot; samples of `failed` slots are not finite."""
 
     stage: Stage
     bucket: int
@@ -71,7 +71,7 @@ class StepResult:
 
 
 class Executor:
-    """Runs one model version's plans over at most `num_slots` samples. Not thread-safe: one caller at a time."""
+    """Runs one model version's plans for at most `num_slots` samples. Not thread-safe: one caller at a time."""
 
     def __init__(self, plans: ModelPlans, num_slots: int) -> None:
         self.plans = plans
@@ -86,7 +86,7 @@ class Executor:
         return len(self._free)
 
     def join(self, request: SampleRequest) -> int:
-        """Give a sample a slot. The caller has seen to it that one is free."""
+        """Give a sample a slot; at least one must be free."""
         trajectory = self._trajectory(Stage.BASE, request.num_base_steps, request.guidance_scale)
         noise = initial_noise(self.config, Stage.BASE, seed=request.seed, index=request.index)
         number = self._free.pop()
@@ -94,15 +94,14 @@ class Executor:
         return number
 
     def leave(self, slot: int) -> None:
-        """Free a slot, whatever its sample has reached."""
+        """Free a slot at any point of its sample."""
         del self.slots[slot]
         self._free.append(slot)
 
     def step(self, numbers: Sequence[int], bucket: int | None = None) -> StepResult:
-        """Advance the samples of these slots by one step, or decode them; all are of one stage, guided alike.
+        """Advance the samples of these slots by one step, or decode them; all need plans of the same kind.
 
-        A sample that is decoded or that failed has left its slot when this returns. `bucket`: the smallest that holds
-        them, unless told.
+        Samples that are decoded or that failed leave their slots. The default bucket is the smallest that holds them.
         """
         slots = [self.slots[number] for number in numbers]
         stage = slots[0].stage
@@ -117,22 +116,22 @@ class Executor:
         return result
 
     def preview(self, numbers: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
-        """What these samples, whose base is made, look like so far: (H, W, channels) uint8 by slot. Moves none.
+        """Decode estimates of samples in RESIDUAL, without advancing them: (H, W, channels) uint8 by slot.
 
-        Before the residual's first step that is the base alone, as if decoded from `up(base)`; later, where the last
-        step's velocity leads.
+        Before the residual's first step the estimate is the base alone, as if decoded from `up(base)`; later, the end
+        of the path along the last step's velocity.
         """
-        shown: dict[int, NDArray[np.uint8]] = {}
+        images: dict[int, NDArray[np.uint8]] = {}
         largest = max(self.plans.buckets)
         for first in range(0, len(numbers), largest):
             part = numbers[first : first + largest]
             slots = [self.slots[number] for number in part]
-            pixels = self._decoded(slots, [self._residual_so_far(slot) for slot in slots])
-            shown |= zip(part, pixels, strict=False)
-        return shown
+            pixels = self._decoded(slots, [self._estimated_residual(slot) for slot in slots])
+            images |= zip(part, pixels, strict=False)
+        return images
 
-    def _residual_so_far(self, slot: Slot) -> Tensor:
-        """Normalised, as `Slot.x`."""
+    def _estimated_residual(self, slot: Slot) -> Tensor:
+        """Return the estimate, normalised as `Slot.x`."""
         assert slot.stage is Stage.RESIDUAL
         assert slot.trajectory is not None
         if slot.step == 0:
@@ -144,14 +143,14 @@ class Executor:
     def _denoise(self, numbers: Sequence[int], slots: list[Slot], bucket: int) -> StepResult:
         stage = slots[0].stage
         plan = self.plans.by_kind[stage, slots[0].guided][bucket]
-        at = [(slot.trajectory, slot.step) for slot in slots]
+        positions = [(slot.trajectory, slot.step) for slot in slots]
         labels = [slot.request.label for slot in slots]
-        scalars = _padded([t.coefficients[step] for t, step in at if t is not None], bucket)
+        scalars = _padded([t.coefficients[step] for t, step in positions if t is not None], bucket)
         d, x = plan(
             _padded([slot.x for slot in slots], bucket),
             _padded([slot.d_prev for slot in slots], bucket),
             _padded([slot.cond for slot in slots], bucket),
-            _padded([t.time_embedding[step] for t, step in at if t is not None], bucket),
+            _padded([t.time_embedding[step] for t, step in positions if t is not None], bucket),
             torch.tensor(labels + labels[:1] * (bucket - len(labels))),
             *scalars.unbind(1),
         )
@@ -161,7 +160,7 @@ class Executor:
             slot.step += 1
             if slot.trajectory is not None and slot.step == len(slot.trajectory):
                 self._enter_next_stage(slot)
-        failed = tuple(number for number, ok in zip(numbers, finite, strict=False) if not ok)
+        failed = tuple(number for number, is_finite in zip(numbers, finite, strict=False) if not is_finite)
         return StepResult(stage, bucket, failed=failed)
 
     def _decode(self, numbers: Sequence[int], slots: list[Slot], bucket: int) -> StepResult:

@@ -1,7 +1,7 @@
 """The multi-scale factorization: a latent is a low-resolution base plus a high-resolution residual.
 
-Our reading of MSF (arXiv 2501.13349): the base is the 2x2 mean of the latent. What is left has zero mean in every
-2x2 block, so it is kept in the three orthonormal Haar sub-bands LH, HL and HH, where it has no redundant dimension.
+Our reading of MSF (arXiv 2501.13349): the base is the 2x2 mean of the latent. The remainder has zero mean in every 2x2
+block, so it is represented by the three orthonormal Haar sub-bands LH, HL and HH, without redundant dimensions.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 def down(latent: Tensor) -> Tensor:
-    """2x2 mean: (B, C, H, W) -> (B, C, H/2, W/2)."""
+    """Return the 2x2 mean: (B, C, H, W) -> (B, C, H/2, W/2)."""
     a, b, c, d = _corners(latent)
     return (a + b + c + d) / 4
 
 
 def up(base: Tensor) -> Tensor:
-    """Nearest-neighbour doubling: (B, C, h, w) -> (B, C, 2h, 2w)."""
+    """Double by nearest neighbours: (B, C, h, w) -> (B, C, 2h, 2w)."""
     return _assemble(base, base, base, base)
 
 
@@ -31,7 +31,7 @@ def decompose(latent: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def compose(base: Tensor, residual: Tensor) -> Tensor:
-    """Exact inverse of `decompose`: (B, C, h, w) and (B, 3C, h, w) -> (B, C, 2h, 2w)."""
+    """Invert `decompose` exactly: (B, C, h, w) and (B, 3C, h, w) -> (B, C, 2h, 2w)."""
     lh, hl, hh = residual.chunk(3, dim=1)
     return _assemble(
         base + (lh + hl + hh) / 2,
@@ -42,7 +42,7 @@ def compose(base: Tensor, residual: Tensor) -> Tensor:
 
 
 def _corners(latent: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four members of each 2x2 block: top left, top right, bottom left, bottom right."""
+    """Return the four members of each 2x2 block: top left, top right, bottom left, bottom right."""
     return latent[..., ::2, ::2], latent[..., ::2, 1::2], latent[..., 1::2, ::2], latent[..., 1::2, 1::2]
 
 

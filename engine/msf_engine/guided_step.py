@@ -1,4 +1,4 @@
-"""The module that a plan of a denoising step is compiled from."""
+"""The module that plans of a denoising step are compiled from."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class StepModule(nn.Module):
         """x, d_prev (B, C, h, w), cond (B, K, h, w), time_embedding (B, D), labels (B,), w, a, b, c (B,) -> (d, x')."""
         if self.guided:
             batch = x.shape[0]
-            both = (torch.cat((labels, torch.full_like(labels, self.denoiser.null_label))),)
-            velocity = self.denoiser(_twice(x), _twice(time_embedding), *both, _twice(cond)).float()
-            given, null = velocity.view(2, batch, *velocity.shape[1:]).unbind(0)
-            d = null + _per_row(w) * (given - null)
+            both_labels = torch.cat((labels, torch.full_like(labels, self.denoiser.null_label)))
+            velocity = self.denoiser(_twice(x), _twice(time_embedding), both_labels, _twice(cond)).float()
+            conditional, null = velocity.view(2, batch, *velocity.shape[1:]).unbind(0)
+            d = null + _per_row(w) * (conditional - null)
         else:
             d = self.denoiser(x, time_embedding, labels, cond).float()
         return d, _per_row(a) * x + _per_row(b) * d + _per_row(c) * d_prev

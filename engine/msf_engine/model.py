@@ -1,4 +1,4 @@
-"""The MSF model: an autoencoder, two denoisers, and the module that makes pixels."""
+"""The MSF model: an autoencoder, two denoisers, and the module that decodes latents to pixels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from msf_engine.autoencoder import Autoencoder
 from msf_engine.config import ModelConfig, Statistics
 from msf_engine.denoiser import Denoiser
-from msf_engine.factorization import compose, decompose, up
+from msf_engine.factorization import compose, decompose
 from msf_scheduler.stage import Stage
 
 
@@ -57,19 +57,13 @@ class DecodeModule(nn.Module):
         return self.levels(base, residual).to(torch.uint8)
 
     def levels(self, base: Tensor, residual: Tensor) -> Tensor:
-        """The same as whole numbers in float32, for compilers that know no uint8."""
-        return self._levels(compose(self.base.restore(base), self.residual.restore(residual)))
-
-    def preview(self, base: Tensor) -> Tensor:
-        """What the base alone shows: decode(up(base))."""
-        return self._levels(up(self.base.restore(base))).to(torch.uint8)
-
-    def _levels(self, latents: Tensor) -> Tensor:
+        """Return the same as whole numbers in float32, for compilers without uint8."""
+        latents = compose(self.base.restore(base), self.residual.restore(residual))
         images = self.autoencoder.decode(latents).float()
         levels: Tensor = ((images + 1) * 127.5).round().clamp(0, 255)
         return levels.permute(0, 2, 3, 1)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, channels, H, W) in [-1, 1] to normalised base and residual."""
+        """Encode images (B, channels, H, W) in [-1, 1] to normalised base and residual."""
         base, residual = decompose(self.autoencoder.posterior(images).mean)
         return self.base.normalize(base), self.residual.normalize(residual)

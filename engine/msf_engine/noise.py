@@ -1,7 +1,7 @@
-"""Noise that belongs to a sample, not to its place in a batch.
+"""Noise that belongs to a sample, not to its slot in a batch.
 
 Raw Philox integers (Salmon et al., SC 2011) keyed by (seed, sample index, stream), turned into normal deviates by an
-inverse CDF of our own: neither numpy's nor torch's distributions promise the same numbers in their next version.
+inverse CDF defined here: the distributions of numpy and torch may change between versions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class NoiseStream(IntEnum):
-    """What the noise is for. The values are part of the reproducibility promise: never renumber."""
+    """Purpose of the noise. The values are part of the reproducibility promise: never renumber."""
 
     BASE = 0
     RESIDUAL = 1
@@ -23,7 +23,7 @@ class NoiseStream(IntEnum):
 
 
 def gaussian_noise(shape: tuple[int, ...], *, seed: int, index: int, stream: NoiseStream) -> Tensor:
-    """Standard normal float32 of `shape`, the same on every machine for the same (seed, index, stream)."""
+    """Return standard normal float32 of `shape`, the same on every machine for the same (seed, index, stream)."""
     key = np.array([seed, (index << 8) | stream], dtype=np.uint64)
     raw = np.random.Philox(key=key).random_raw(int(np.prod(shape)))
     uniform = ((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
@@ -52,7 +52,7 @@ _FAR_TAIL = (
 
 
 def _inverse_normal_cdf(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """AS 241: relative error about 1e-16 for p in (0, 1)."""
+    """Invert by AS 241, with a relative error of about 1e-16 for p in (0, 1)."""
     q = p - 0.5
     central = q * _ratio(_CENTRAL, 0.180625 - q * q)
     r = np.sqrt(-np.log(np.minimum(p, 1 - p)))

@@ -8,8 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -94,20 +93,13 @@ class PlanCache:
     def remove(self, spec: PlanSpec, fingerprint: str) -> None:
         shutil.rmtree(self._entry(spec, fingerprint), ignore_errors=True)
 
-    @contextmanager
-    def building(self, spec: PlanSpec, fingerprint: str) -> Iterator[None]:
+    def building(self, spec: PlanSpec, fingerprint: str) -> AbstractContextManager[object]:
         """Exclude other processes while one builds the plan; they can then read it. Raises PlanError as `put` does."""
-        entry = self._entry(spec, fingerprint)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(entry.with_suffix(".lock"))
-            lock.acquire()
+            return FileLock(self._entry(spec, fingerprint).with_suffix(".lock")).acquire()
         except OSError as error:
             raise PlanError(f"plan cache {self.folder} cannot be written: {error.strerror}") from error
-        try:
-            yield
-        finally:
-            lock.release()
 
     def records(self) -> list[PlanRecord]:
         """Return the metadata of every plan in the cache."""

@@ -13,16 +13,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import inf
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-from msf_engine.config import ModelConfig
-from msf_engine.denoiser import TimeEmbedding
 from msf_engine.noise import NoiseStream, gaussian_noise
 from msf_engine.plan import Input, Plan, stage_inputs
 from msf_scheduler.stage import Stage
+
+if TYPE_CHECKING:
+    from msf_engine.config import ModelConfig
+    from msf_engine.denoiser import TimeEmbedding
 
 NUM_SAMPLES = 5  # odd, so that every sample meets slots of either parity
 SEED = 20250123

@@ -1,7 +1,7 @@
 """The model repository: `<model>/config.json`, `labels.json` and `<version>/*.safetensors` with their `SHA256SUMS`.
 
-A version may carry a `config.json` of its own, which then replaces the model's. Nothing is ever unpickled, and no file
-is used before its checksum is seen to agree. Torch is imported only to load or save weights.
+A version's own `config.json`, if there is one, replaces the model's. Nothing is ever unpickled, and every file's
+checksum is verified before it is used. Torch is imported only to load or save weights.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One version found in a repository: its checked description, its weights not yet loaded."""
+    """One version in a repository: its validated description, without its weights."""
 
     name: str
     version: str
@@ -46,17 +46,15 @@ class ModelVersion:
         return f"{self.name}:{self.version}"
 
     def has_changed(self) -> bool:
-        """Whether its folder is not any more what was read."""
+        """Return whether the folder differs from what was read."""
         try:
-            return _digest_of(self.folder) != self.digest
+            return _sha256(self.folder / "SHA256SUMS") != self.digest
         except ModelRepositoryError:
             return True
 
     def load(self) -> MsfModel:
-        """Build the networks with their weights in float32. Raises ModelRepositoryError naming the file at fault."""
-        from msf_engine.model import (
-            MsfModel,  # diffusers takes seconds to import; cached plans do without
-        )
+        """Build the networks with their weights in float32. Raises ModelRepositoryError that names the damaged file."""
+        from msf_engine.model import MsfModel  # imports diffusers, which takes seconds; cached plans do without
 
         verify(self.folder)
         model = MsfModel(self.config)
@@ -65,7 +63,7 @@ class ModelVersion:
         return model.eval().requires_grad_(False)
 
     def load_time_embedding(self, stage: Stage) -> TimeEmbedding:
-        """A stage's time embedding alone, for the host beside compiled plans. Raises as `load` does."""
+        """Build a stage's time embedding alone, which the host computes. Raises as `load` does."""
         from msf_engine.denoiser import TimeEmbedding
 
         verify(self.folder)
@@ -75,27 +73,27 @@ class ModelVersion:
 
 
 def find_models(repository: Path) -> list[ModelVersion]:
-    """All versions of all models, newest last. Raises ModelRepositoryError when there is none or one is damaged."""
+    """Read all versions of all models, newest last. Raises ModelRepositoryError if there is none or one is damaged."""
     return [read_version(repository, *key) for key in list_versions(repository)]
 
 
 def list_versions(repository: Path) -> list[tuple[str, str]]:
-    """The name and version of all that is there, newest last, unread. Raises ModelRepositoryError when nothing is."""
+    """List the name and version of every model, newest last. Raises ModelRepositoryError if there is none."""
     if not repository.is_dir():
         raise ModelRepositoryError(f"model repository {repository} is not a folder")
-    found = [
+    keys = [
         (model.name, version.name)
         for model in sorted(repository.iterdir())
         if model.is_dir() and not model.name.startswith(".")
         for version in _version_folders(model)
     ]
-    if not found:
+    if not keys:
         raise ModelRepositoryError(f"model repository {repository} has no model (no <model>/<version>/ folder)")
-    return found
+    return keys
 
 
 def read_version(repository: Path, name: str, version: str | None = None) -> ModelVersion:
-    """One version (the newest by default) with its config and labels checked. Raises ModelRepositoryError."""
+    """Read one version, the newest by default, and validate its config and labels. Raises ModelRepositoryError."""
     model = repository / name
     if not NAME.fullmatch(name) or not model.is_dir():
         raise ModelRepositoryError(f"model {name!r} is not in {repository}")
@@ -104,20 +102,20 @@ def read_version(repository: Path, name: str, version: str | None = None) -> Mod
         raise ModelRepositoryError(f"model {name!r} in {repository} has no version folder")
     folder = next((v for v in versions if v.name == version), None) if version else versions[-1]
     if folder is None:
-        known = ", ".join(v.name for v in versions)
-        raise ModelRepositoryError(f"model {name!r} has no version {version!r}; it has {known}")
+        names = ", ".join(v.name for v in versions)
+        raise ModelRepositoryError(f"model {name!r} has no version {version!r}; it has {names}")
     own_config = folder / "config.json"
     config = _read_config(own_config if own_config.exists() else model / "config.json")
     labels = _read_labels(model / "labels.json", config.num_classes)
-    return ModelVersion(name, folder.name, folder, config, labels, _digest_of(folder))
+    return ModelVersion(name, folder.name, folder, config, labels, _sha256(folder / "SHA256SUMS"))
 
 
 def save_version(repository: Path, name: str, version: str, model: MsfModel, labels: Sequence[str]) -> Path:
-    """Write a model as a new version, weights as bfloat16. Returns the version's folder."""
+    """Write a model as a new version, weights as bfloat16. Return the version's folder."""
     from safetensors.torch import save_file
 
     if not NAME.fullmatch(name) or not version.isdigit():
-        raise ModelRepositoryError(f"model {name!r} version {version!r}: want a-z 0-9 . _ - and a whole number")
+        raise ModelRepositoryError(f"model {name!r} version {version!r}; allowed: a-z 0-9 . _ - and an integer")
     folder = repository / name / version
     folder.mkdir(parents=True, exist_ok=True)
     config_file = repository / name / "config.json"
@@ -137,18 +135,18 @@ def save_version(repository: Path, name: str, version: str, model: MsfModel, lab
 
 
 def verify(folder: Path) -> None:
-    """Check every file that a version's SHA256SUMS names. Raises ModelRepositoryError naming the first that differs."""
-    listed = {}
+    """Verify the files of a version's SHA256SUMS. Raises ModelRepositoryError that names the first damaged one."""
+    digests = {}
     for line in _read_bytes(folder / "SHA256SUMS").decode(errors="replace").splitlines():
         digest, _, name = line.partition("  ")
-        listed[name] = digest
+        digests[name] = digest
     for part in PARTS:
-        if f"{part}.safetensors" not in listed:
+        if f"{part}.safetensors" not in digests:
             raise ModelRepositoryError(f"{folder / 'SHA256SUMS'} does not list {part}.safetensors")
-    for name, digest in listed.items():
+    for name, digest in digests.items():
         file = folder / name
-        if hashlib.sha256(_read_bytes(file)).hexdigest() != digest:
-            raise ModelRepositoryError(f"{file} is damaged: its SHA-256 is not the one in {folder / 'SHA256SUMS'}")
+        if _sha256(file) != digest:
+            raise ModelRepositoryError(f"{file} is damaged: its SHA-256 differs from {folder / 'SHA256SUMS'}")
 
 
 def _load_part(module: nn.Module, file: Path, prefix: str = "") -> None:
@@ -201,9 +199,5 @@ def _read_bytes(file: Path) -> bytes:
         raise ModelRepositoryError(f"{file} cannot be read: {error.strerror}") from error
 
 
-def _digest_of(folder: Path) -> str:
-    return hashlib.sha256(_read_bytes(folder / "SHA256SUMS")).hexdigest()
-
-
 def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashlib.sha256(_read_bytes(file)).hexdigest()

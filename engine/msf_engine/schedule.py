@@ -1,7 +1,7 @@
 """Timesteps and solvers. Time runs from 1 (noise) to 0 (data) along x_t = (1 - t) data + t noise.
 
-The network predicts the velocity d = dx/dt = noise - data. Every solver here makes one evaluation a step and can be
-written x' = a x + b d + c d_prev, so that one compiled plan serves all of them: only the numbers a, b, c differ.
+The network predicts the velocity d = dx/dt = noise - data. Every solver makes one evaluation per step and is an
+update x' = a x + b d + c d_prev, so one compiled plan serves all of them: only the coefficients differ.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Update:
 
 
 def timesteps(num_steps: int, shift: float = 1.0) -> tuple[float, ...]:
-    """`num_steps` + 1 times from 1 to 0; `shift` above 1 spends more of them near the noise (arXiv 2403.03206)."""
+    """Return `num_steps` + 1 times from 1 to 0, more of them near the noise if `shift` > 1 (arXiv 2403.03206)."""
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     uniform = [1 - step / num_steps for step in range(num_steps + 1)]
@@ -31,14 +31,14 @@ def timesteps(num_steps: int, shift: float = 1.0) -> tuple[float, ...]:
 
 
 def euler(times: Sequence[float], step: int) -> Update:
-    """First order: follow the velocity."""
+    """Return the first-order update: follow the velocity."""
     return Update(1.0, times[step + 1] - times[step], 0.0)
 
 
 def ab2(times: Sequence[float], step: int) -> Update:
-    """Second order: Adams-Bashforth with variable steps (Hairer, Norsett & Wanner, Solving ODEs I, §III.5).
+    """Return the second-order update: Adams-Bashforth with variable steps (Hairer et al., Solving ODEs I, §III.5).
 
-    The first step has no velocity to remember and is Euler's.
+    The first step has no previous velocity and is Euler's.
     """
     if step == 0:
         return euler(times, step)
@@ -48,6 +48,6 @@ def ab2(times: Sequence[float], step: int) -> Update:
 
 
 def updates(solver: Solver, times: Sequence[float]) -> tuple[Update, ...]:
-    """The update of every step along `times`."""
+    """Return the update of every step along `times`."""
     rule = {"euler": euler, "ab2": ab2}[solver]
     return tuple(rule(times, step) for step in range(len(times) - 1))

@@ -20,13 +20,14 @@ from torch import nn
 from msf_engine.backends import Precision, get_backend, tensorrt
 from msf_engine.backends.tensorrt import TensorRtBackend, load_package
 from msf_engine.errors import BackendUnavailable, PlanError
-from msf_engine.export import export_onnx, input_names, lowered, output_names
+from msf_engine.export import export_onnx, input_names, output_names
 from msf_engine.guided_step import StepModule
 from msf_engine.model import DecodeModule, MsfModel
 from msf_engine.plan import PlanSpec, decode_inputs, step_inputs
 from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import compile_plans, load_plans
 from msf_engine.plan_validation import EagerReference, ValidationInputs, validation_inputs
+from msf_engine.precision import lowered
 from msf_engine.repository import ModelVersion
 from msf_scheduler.stage import Stage
 
@@ -151,7 +152,7 @@ def test_without_a_gpu_plans_are_built_and_wait_for_one(version: ModelVersion, t
     assert all(record.validations == () and record.size_bytes > 10_000 for record in records)
     compile_plans(version, backend, cache, (1, 2))
     assert cache.records() == records, "and what is there is not built again"
-    with pytest.raises(PlanError, match="runs on NVIDIA GPUs, and torch sees none here"):
+    with pytest.raises(PlanError, match="runs on NVIDIA GPUs, and torch finds none"):
         load_plans(version, backend, cache, (1, 2))
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 
 import torch
 import torch._dynamo.config
-from torch import Tensor, nn
+from torch import nn
 
-from msf_engine.backends import BackendName, Precision, describe_options
+from msf_engine.backends import BackendName, Precision
 from msf_engine.backends.eager import EagerBackend
 from msf_engine.errors import BackendUnavailable
 
@@ -21,7 +20,7 @@ COMPILE_OPTIONS = {"fullgraph": True, "dynamic": False}
 class InductorBackend(EagerBackend):
     """Compiles when a plan first runs, into a cache of torch's own (`TORCHINDUCTOR_CACHE_DIR`).
 
-    On a GPU in bf16 unless told otherwise.
+    The default precision of a GPU is bf16, or fp16 on one without it.
     """
 
     name: BackendName = "inductor"
@@ -30,19 +29,16 @@ class InductorBackend(EagerBackend):
         if precision is None and torch.cuda.is_available():
             precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         super().__init__(precision, num_threads)
-        if self._device.torch.type == "cpu" and not any(shutil.which(compiler) for compiler in COMPILERS):
-            raise BackendUnavailable("backend inductor needs a C++ compiler on a CPU: apt install g++")
-        # Plans are compiled from the same few lines of code, and it is by these that torch counts.
+        self.options |= COMPILE_OPTIONS
+        # All plans are compiled from the same few lines of code, and torch limits compilations per line.
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = MAX_PLANS
-        if self._device.torch.type == "cuda":
-            # Not torch's own (mode="reduce-overhead"): they belong to one thread, and plans are loaded on another.
+        if self.on_gpu:
+            # Not mode="reduce-overhead": torch's own graphs belong to one thread, and plans are loaded on another.
             self._graph_pool = torch.cuda.graph_pool_handle()
+        elif not any(shutil.which(compiler) for compiler in COMPILERS):
+            raise BackendUnavailable("backend inductor needs a C++ compiler on a CPU: apt install g++")
 
-    @property
-    def fingerprint(self) -> str:
-        return f"{super().fingerprint} {describe_options(COMPILE_OPTIONS)}"
-
-    def _prepared(self, module: nn.Module) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+    def _compiled(self, module: nn.Module) -> nn.Module:
         compiled: nn.Module = torch.compile(module, **COMPILE_OPTIONS)  # type: ignore[call-overload]
         return compiled
 

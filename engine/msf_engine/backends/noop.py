@@ -1,4 +1,4 @@
-"""The backend that computes nothing, to measure what surrounds the device: queue, transport, encoding."""
+"""A backend that computes nothing, to measure everything around the device: queue, transport, encoding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from msf_scheduler.stage import Stage
 
 
 class NoopBackend:
-    """Its plans answer at once with what the module says of zeros; its images are all alike and worthless."""
+    """Its plans return the module's outputs for zeros at once, so all its images are the same."""
 
     name: BackendName = "noop"
     precision: Precision = "fp32"
@@ -24,7 +24,7 @@ class NoopBackend:
     runs_here = True
 
     def __init__(self, precision: Precision | None, num_threads: int) -> None:
-        """Takes what other backends take, and needs none of it."""
+        """Accept the arguments of other backends."""
 
     def tolerance(self, stage: Stage) -> float:
         return inf

@@ -20,8 +20,8 @@ from msf_engine.export import export_program
 from msf_engine.plan import Plan, PlanSpec
 from msf_scheduler.stage import Stage
 
-# Its converter would report each use to Google Analytics.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it was not installed
+# OpenVINO's converter reports each use to Google Analytics unless this package is missing.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 try:
     import openvino as ov
 except ImportError as error:
@@ -29,9 +29,9 @@ except ImportError as error:
 
 
 class OpenVinoBackend:
-    """Denoising in bfloat16 where the CPU multiplies it natively, else in float32; `precision` overrides.
+    """By default denoises in bfloat16 if the CPU multiplies it natively, else in float32.
 
-    Decoding is in float32: bfloat16 costs up to two grey levels there and wins no time on small images.
+    It decodes in float32: bfloat16 costs up to two grey levels there and saves no time on small images.
     """
 
     name: BackendName = "openvino"
@@ -62,7 +62,7 @@ class OpenVinoBackend:
 
     def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
         try:
-            # Without the config an imported plan runs in another precision than it was compiled for.
+            # Without the options an imported plan runs in another precision than it was compiled for.
             return _runner(self._core.import_model(artefact, "CPU", self.options(spec.stage)))
         except RuntimeError as error:
             raise PlanError(f"OpenVINO cannot load plan {spec}: {error}") from error
@@ -79,7 +79,7 @@ class OpenVinoBackend:
         }
 
     def static_model(self, spec: PlanSpec, module: nn.Module) -> Any:
-        """OpenVINO's form of the module for the spec's one bucket."""
+        """Return OpenVINO's form of the module for the spec's bucket."""
         (bucket,) = spec.buckets
         model = self.dynamic_model(spec, module).clone()
         shapes = [ov.PartialShape([bucket, *shape]) for shape, _ in spec.inputs]
@@ -87,30 +87,30 @@ class OpenVinoBackend:
         return model
 
     def dynamic_model(self, spec: PlanSpec, module: nn.Module) -> Any:
-        """OpenVINO's form of the module with a dynamic batch; buckets share it."""
+        """Return OpenVINO's form of the module for any batch; buckets share it."""
         any_batch = replace(spec, buckets=())
         if any_batch not in self._converted:
             program = export_program(spec, module)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # deprecations between torch and OpenVINO that we cannot mend
+                warnings.simplefilter("ignore")  # deprecations between torch and OpenVINO
                 self._converted[any_batch] = ov.convert_model(program)
         return self._converted[any_batch]
 
 
 def _runner(compiled: Any) -> Plan:
-    """Over the request's own memory: to hand tensors over anew at each call takes longer than to copy them."""
+    """Return a plan over the memory of one request: setting new tensors at each call takes longer than copying."""
     request = compiled.create_infer_request()
-    into = [request.get_input_tensor(index).data for index in range(len(compiled.inputs))]
-    out = [request.get_output_tensor(index).data for index in range(len(compiled.outputs))]
+    inputs = [request.get_input_tensor(index).data for index in range(len(compiled.inputs))]
+    outputs = [request.get_output_tensor(index).data for index in range(len(compiled.outputs))]
 
-    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        for array, tensor in zip(into, inputs, strict=True):
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        for array, tensor in zip(inputs, tensors, strict=True):
             np.copyto(array, tensor.numpy())
         try:
             request.infer()
         except RuntimeError as error:
             raise PlanError(f"OpenVINO failed to run a plan: {error}") from error
-        return tuple(torch.from_numpy(array.copy()) for array in out)
+        return tuple(torch.from_numpy(array.copy()) for array in outputs)
 
     return run
 

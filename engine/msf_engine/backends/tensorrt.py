@@ -1,8 +1,8 @@
-"""NVIDIA's TensorRT, or TensorRT-RTX in its place, strongly typed.
+"""NVIDIA's TensorRT, or TensorRT-RTX instead, with strongly typed networks.
 
-Two ways lead to an engine. Torch-TensorRT converts the exported graph; it knows one range of shapes, so there each
-bucket gets an engine of its own, with a static shape. ONNX and TensorRT's parser work everywhere; there one engine has
-an optimization profile for each bucket, and the weights only once. TensorRT-RTX builds engines without a GPU, too.
+There are two routes to an engine. Torch-TensorRT converts the exported graph; it knows one range of shapes, so each
+bucket gets its own engine, with a static shape. ONNX and TensorRT's parser work everywhere; their engine has an
+optimization profile for each bucket, and the weights only once. TensorRT-RTX also builds engines without a GPU.
 """
 
 from __future__ import annotations
@@ -22,28 +22,33 @@ import torch
 from torch import nn
 
 from msf_engine import plan_validation
-from msf_engine.backends import BackendName, Precision, check_precision
+from msf_engine.backends import BackendName, Precision, check_precision, describe_options
 from msf_engine.device import gpu_fingerprint
 from msf_engine.errors import BackendUnavailable, PlanError
-from msf_engine.export import Levels, export_onnx, export_program, lowered
+from msf_engine.export import Levels, export_onnx, export_program
 from msf_engine.plan import Plan, PlanSpec
+from msf_engine.precision import DTYPES, lowered
 from msf_scheduler.stage import Stage
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("tensorrt", "tensorrt_rtx")
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+CONVERSION_OPTIONS = {
+    "require_full_compilation": True,
+    "use_explicit_typing": True,
+    "offload_module_to_cpu": True,
+}  # of Torch-TensorRT
 
 
 def load_package() -> ModuleType:
-    """TensorRT, else TensorRT-RTX. Raises BackendUnavailable."""
+    """Import TensorRT, else TensorRT-RTX. Raises BackendUnavailable."""
     reasons = []
     for name in PACKAGES:
         if importlib.util.find_spec(name) is None:
             continue
         try:
             return importlib.import_module(name)
-        except Exception as error:  # a package whose libraries cannot be loaded raises what it likes
+        except Exception as error:  # a package whose libraries cannot be loaded raises errors of any kind
             reasons.append(f"; {name} cannot be loaded: {error}")
     raise BackendUnavailable(
         "backend tensorrt needs TensorRT, pip install 'msf-serve[tensorrt]', or TensorRT-RTX, "
@@ -52,9 +57,9 @@ def load_package() -> ModuleType:
 
 
 class TensorRtBackend:
-    """The denoisers in bfloat16 unless told otherwise; the decoder in float32, or in float16 with that precision.
+    """By default denoises in bfloat16 and decodes in float32; with fp16 it decodes in float16, too.
 
-    Only with precision fp32 are float32 inputs of products not rounded to TF32.
+    Float32 inputs of products are rounded to TF32 except with precision fp32.
     """
 
     name: BackendName = "tensorrt"
@@ -62,27 +67,31 @@ class TensorRtBackend:
     def __init__(self, precision: Precision | None, num_threads: int) -> None:
         self.precision: Precision = check_precision(self.name, precision, ("bf16", "fp16", "fp32"), "")
         self._trt = load_package()
-        self._logger = _logger_of(self._trt)
-        self._timing = b""  # what TensorRT measured of kernels, for the next plan of this process
+        self._logger = _make_logger(self._trt)
+        self._timing_cache = b""  # TensorRT's measurements of kernels, for the next plan of this process
         self.runs_here = torch.cuda.is_available()
         self.device = torch.cuda.get_device_name() if self.runs_here else "no GPU"
-        # Without a GPU nothing is timed, and TensorRT-RTX times nothing: it makes its kernels when a plan is loaded.
-        self._times_kernels = self.runs_here and self._trt.__name__ == "tensorrt"
-        has_torch_tensorrt = self._trt.__name__ == "tensorrt" and _is_importable("torch_tensorrt")
-        self.route = "torch-tensorrt" if has_torch_tensorrt else "onnx"
+        is_rtx = self._trt.__name__ != "tensorrt"
+        # Nothing is timed without a GPU; TensorRT-RTX never does, as it makes its kernels when a plan is loaded.
+        self._times_kernels = self.runs_here and not is_rtx
+        self.route = "torch-tensorrt" if not is_rtx and _is_importable("torch_tensorrt") else "onnx"
         self.one_plan_for_all_buckets = self.route == "onnx"
 
     @property
     def fingerprint(self) -> str:
         package = f"{self._trt.__name__} {self._trt.__version__} {self.route} torch {torch.__version__}"
-        return f"{self.name} {self.precision} {package} {gpu_fingerprint() if self.runs_here else 'no GPU'}"
+        device = gpu_fingerprint() if self.runs_here else "no GPU"
+        options = {"tf32": self.precision != "fp32", "decode": self.precision_of(Stage.DECODE)}
+        if self.route == "torch-tensorrt":
+            options |= CONVERSION_OPTIONS
+        return f"{self.name} {self.precision} {package} {device} {describe_options(options)}"
 
     def tolerance(self, stage: Stage) -> float:
         return plan_validation.tolerance(stage, self.precision_of(stage))
 
     def compile(self, spec: PlanSpec, module: nn.Module) -> bytes:
         precision = self.precision_of(spec.stage)
-        typed = module if precision == "fp32" else lowered(module, _DTYPES[precision])
+        typed = module if precision == "fp32" else lowered(module, DTYPES[precision])
         started_at = time.monotonic()
         engine = self._convert(spec, typed) if self.route == "torch-tensorrt" else self._parse(spec, typed)
         logger.info(
@@ -96,19 +105,19 @@ class TensorRtBackend:
 
     def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
         if not self.runs_here:
-            raise PlanError(f"plan {spec} of backend tensorrt runs on NVIDIA GPUs, and torch sees none here")
+            raise PlanError(f"plan {spec} of backend tensorrt runs on NVIDIA GPUs, and torch finds none")
         from msf_engine.backends.tensorrt_runtime import EnginePlan
 
         return EnginePlan(self._trt, self._logger, spec, artefact)
 
     def precision_of(self, stage: Stage) -> Precision:
-        """The network's in a plan of this stage."""
+        """Return the precision of a stage's network."""
         return "fp32" if stage is Stage.DECODE and self.precision == "bf16" else self.precision
 
     def _parse(self, spec: PlanSpec, module: nn.Module) -> bytes:
         trt = self._trt
         builder = trt.Builder(self._logger)
-        # Version 11 and RTX know strongly typed networks only, and have no flag for it.
+        # Version 11 and RTX have strongly typed networks only, and no flag for it.
         strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
         parser = trt.OnnxParser(network, self._logger)
@@ -119,37 +128,34 @@ class TensorRtBackend:
                 problems = "; ".join(str(parser.get_error(number)) for number in range(parser.num_errors))
                 raise PlanError(f"TensorRT cannot parse plan {spec}: {problems}")
             config = builder.create_builder_config()
-            config.progress_monitor = _progress(trt, spec)
+            config.progress_monitor = _make_progress_monitor(trt, spec)
             for bucket in spec.buckets:
                 config.add_optimization_profile(_profile(builder, network, bucket))
-            if self.precision == "fp32":  # asked for, so it is not to be rounded to TF32, as is TensorRT's habit
+            if self.precision == "fp32":
                 config.clear_flag(trt.BuilderFlag.TF32)
             if self._times_kernels:
-                config.set_timing_cache(config.create_timing_cache(self._timing), False)
+                config.set_timing_cache(config.create_timing_cache(self._timing_cache), False)
             engine = builder.build_serialized_network(network, config)
             if engine is None:
-                raise PlanError(f"TensorRT cannot build plan {spec}; its log says why")
+                raise PlanError(f"TensorRT cannot build plan {spec}; its log has the reason")
             if self._times_kernels:
-                self._timing = bytes(config.get_timing_cache().serialize())
+                self._timing_cache = bytes(config.get_timing_cache().serialize())
             return bytes(engine)
 
     def _convert(self, spec: PlanSpec, module: nn.Module) -> bytes:
         import torch_tensorrt
 
         (bucket,) = spec.buckets
-        example = spec.example(bucket)
         if spec.stage is Stage.DECODE:
             module = Levels(module)  # type: ignore[arg-type]  # the decoder; the runtime casts
         try:
             engine: bytes = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
                 export_program(spec, module, bucket),
-                inputs=[torch_tensorrt.Input(shape=tensor.shape, dtype=tensor.dtype) for tensor in example],
-                require_full_compilation=True,
-                use_explicit_typing=True,
+                inputs=[torch_tensorrt.Input(shape=t.shape, dtype=t.dtype) for t in spec.example(bucket)],
                 disable_tf32=self.precision == "fp32",
-                offload_module_to_cpu=True,
+                **CONVERSION_OPTIONS,
             )
-        except Exception as error:  # whatever its converters and TensorRT raise
+        except Exception as error:  # its converters and TensorRT raise errors of any kind
             raise PlanError(f"Torch-TensorRT cannot build plan {spec}: {error}") from error
         return bytes(engine)
 
@@ -163,30 +169,25 @@ def _profile(builder: Any, network: Any, bucket: int) -> Any:
     return profile
 
 
-def _logger_of(trt: ModuleType) -> Any:
-    """TensorRT's messages to ours; it keeps the first logger that it is given for the whole process."""
-    levels = {
-        trt.ILogger.INTERNAL_ERROR: logging.ERROR,
-        trt.ILogger.ERROR: logging.ERROR,
-        trt.ILogger.WARNING: logging.INFO,
-        trt.ILogger.INFO: logging.DEBUG,
-        trt.ILogger.VERBOSE: logging.DEBUG,
-    }
+def _make_logger(trt: ModuleType) -> Any:
+    """Return a logger that passes TensorRT's messages on; a process keeps the first one that TensorRT gets."""
+    levels = {trt.ILogger.INTERNAL_ERROR: logging.ERROR, trt.ILogger.ERROR: logging.ERROR}
+    levels[trt.ILogger.WARNING] = logging.INFO
 
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
-            logger.log(levels[severity], "TensorRT: %s", message)
+            logger.log(levels.get(severity, logging.DEBUG), "TensorRT: %s", message)
 
     return Logger()
 
 
-def _progress(trt: ModuleType, spec: PlanSpec) -> Any:
-    """Tells of the build's outermost phases, and of each step in them."""
+def _make_progress_monitor(trt: ModuleType, spec: PlanSpec) -> Any:
+    """Return a monitor that logs the steps of the build's outermost phases."""
 
-    class Progress(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+    class ProgressMonitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.num_steps: dict[str, int] = {}
@@ -204,7 +205,7 @@ def _progress(trt: ModuleType, spec: PlanSpec) -> Any:
                 logger.info("plan %s: %s: %d of %d", spec, phase_name, step + 1, self.num_steps[phase_name])
             return True
 
-    return Progress()
+    return ProgressMonitor()
 
 
 def _is_importable(name: str) -> bool:
