@@ -88,10 +88,13 @@ class TimeEmbedding(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Scale and shift tokens (B, N, D) by (B, D)."""
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
 class Attention(nn.Module):
+    """Multi-head self-attention: (B, N, D) -> (B, N, D)."""
+
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -108,6 +111,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
+    """Transformer block whose norms and gates depend on the condition (adaLN-Zero)."""
+
     def __init__(self, width: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
         hidden = int(width * mlp_ratio)
@@ -153,7 +158,7 @@ class Denoiser(nn.Module):
         return self.config.num_classes
 
     def forward(self, x: Tensor, time_embedding: Tensor, labels: Tensor, cond: Tensor) -> Tensor:
-        """x (B, C, h, w), time_embedding (B, D), labels (B,) int64, cond (B, K, h, w; K may be 0) -> (B, C, h, w)."""
+        """Map x (B, C, h, w), time_embedding (B, D), labels (B,), cond (B, K, h, w; K may be 0) to (B, C, h, w)."""
         patch, side = self.config.patch_size, self.config.size // self.config.patch_size
         joint = torch.cat((x, cond), dim=1) if self.config.cond_channels else x
         tokens = F.pixel_unshuffle(joint, patch).flatten(2).transpose(1, 2)  # (B, N, (C + K) p²)

@@ -24,10 +24,12 @@ DECODE_OUTPUTS = ("pixels",)
 
 
 def input_names(stage: Stage) -> tuple[str, ...]:
+    """Return the names of a graph's inputs, in order."""
     return DECODE_INPUTS if stage is Stage.DECODE else STEP_INPUTS
 
 
 def output_names(stage: Stage) -> tuple[str, ...]:
+    """Return the names of a graph's outputs, in order."""
     return DECODE_OUTPUTS if stage is Stage.DECODE else STEP_OUTPUTS
 
 

@@ -32,7 +32,7 @@ class StepModule(nn.Module):
         b: Tensor,
         c: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """x, d_prev (B, C, h, w), cond (B, K, h, w), time_embedding (B, D), labels (B,), w, a, b, c (B,) -> (d, x')."""
+        """Map x, d_prev (B, C, h, w), cond (B, K, h, w), time_embedding (B, D), labels, w, a, b, c (B,) to d and x'."""
         if self.guided:
             batch = x.shape[0]
             both_labels = torch.cat((labels, torch.full_like(labels, self.denoiser.null_label)))

@@ -26,7 +26,7 @@ class Plan(Protocol):
 
 @dataclass(frozen=True)
 class PlanSpec:
-    """What a plan is built for: a stage of a model version at some buckets. `inputs` are in the order of the call."""
+    """Specification of a plan: a stage of a model version at some buckets. `inputs` are in the order of the call."""
 
     model: str  # "name:version", for people
     model_digest: str

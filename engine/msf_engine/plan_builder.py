@@ -129,15 +129,8 @@ class PlanBuilder:
         return plan, record
 
     def _validate(self, spec: PlanSpec, plan: Plan, bucket: int) -> Validation:
-        return validate(
-            plan,
-            self._inputs(spec.stage),
-            self._reference(spec.kind),
-            bucket,
-            tolerance=self.backend.tolerance(spec.stage),
-            verified_on=self.backend.device,
-            verified_at=datetime.now(UTC).date().isoformat(),
-        )
+        inputs, reference = self._inputs(spec.stage), self._reference(spec.kind)
+        return validate(plan, inputs, reference, bucket, self.backend.tolerance(spec.stage), self.backend.device)
 
     def _inputs(self, stage: Stage) -> ValidationInputs:
         if stage not in self._inputs_by_stage:

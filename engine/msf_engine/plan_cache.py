@@ -47,6 +47,8 @@ class PlanRecord:
 
 
 class StoredPlan(NamedTuple):
+    """A compiled plan and its metadata."""
+
     artefact: bytes
     record: PlanRecord
 

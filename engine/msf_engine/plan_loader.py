@@ -1,4 +1,4 @@
-"""From model versions to the plans that serve them."""
+"""Loading of the plans that serve model versions."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from math import inf
 from typing import TYPE_CHECKING, Literal
 
@@ -157,10 +158,8 @@ def validate(
     inputs: ValidationInputs,
     reference: EagerReference,
     bucket: int,
-    *,
     tolerance: float,
-    verified_on: str,
-    verified_at: str,
+    device: str,
 ) -> Validation:
     """Run a plan at one bucket in the arrangements of `SHORT`."""
     rotations = [[(slot + shift) % NUM_SAMPLES for slot in range(bucket)] for shift in range(NUM_SAMPLES)]
@@ -171,8 +170,8 @@ def validate(
         tolerance=tolerance,
         output_digest=digests.pop() if len(digests) == 1 else None,
         row_digest=sweep(plan, inputs, bucket, SHORT, repeats=1),
-        verified_on=verified_on,
-        verified_at=verified_at,
+        verified_on=device,
+        verified_at=datetime.now(UTC).date().isoformat(),
     )
 
 

@@ -1,4 +1,4 @@
-"""What only a GPU can tell of plans on it."""
+"""Plans on a GPU."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def test_plans_agree_with_the_reference_on_any_thread_and_in_any_order(
         spec = PlanSpec("tiny:1", "", stage, True, (bucket,), step_inputs(version.config.residual.denoiser))
         plans[bucket] = chosen.load(spec, b"", lambda: module)
         plans[bucket](*spec.example(bucket))
-    kept = []
+    results = []
     with ThreadPoolExecutor(1) as thread:
         for numbers in ([0], [1, 2, 3, 4], [2], [4, 3, 2, 1], [0]):
             outputs = thread.submit(plans[len(numbers)], *inputs.rows(numbers)).result()
-            kept.append((outputs, numbers))
-    for outputs, numbers in kept:  # after all of them: no call may overwrite what an earlier one gave
+            results.append((outputs, numbers))
+    for outputs, numbers in results:  # after all calls: none may overwrite the outputs of an earlier one
         assert reference.error(outputs, numbers) <= STEP_TOLERANCE[precision]

@@ -17,13 +17,13 @@ def _inputs(batch: int) -> tuple[torch.Tensor, ...]:
     )
 
 
-def test_an_untrained_denoiser_predicts_nothing() -> None:
+def test_an_untrained_denoiser_predicts_zero() -> None:
     """adaLN-Zero: every block starts as the identity and the output layer at zero."""
     denoiser = Denoiser(tiny_config().residual.denoiser)
     assert not denoiser(*_inputs(2)).any()
 
 
-def test_each_input_matters() -> None:
+def test_every_input_affects_the_velocity() -> None:
     denoiser = tiny_model().residual
     inputs = _inputs(2)
     velocity = denoiser(*inputs)
@@ -33,7 +33,7 @@ def test_each_input_matters() -> None:
         assert not torch.allclose(denoiser(*others), velocity)
 
 
-def test_samples_of_a_batch_do_not_meet() -> None:
+def test_samples_of_a_batch_are_independent() -> None:
     denoiser = tiny_model().residual
     together = denoiser(*_inputs(4))
     for row in range(4):
@@ -41,7 +41,7 @@ def test_samples_of_a_batch_do_not_meet() -> None:
         torch.testing.assert_close(alone[0], together[row])
 
 
-def test_the_time_embedding_tells_time_and_noise_level_apart() -> None:
+def test_the_time_embedding_distinguishes_time_from_noise_level() -> None:
     model = tiny_model()
     half, zero = torch.tensor([0.5]), torch.tensor([0.0])
     assert not torch.allclose(model.residual.time(half, zero), model.residual.time(zero, half))
@@ -49,7 +49,7 @@ def test_the_time_embedding_tells_time_and_noise_level_apart() -> None:
 
 
 def test_a_guided_step_moves_away_from_the_null_label() -> None:
-    """d = null + w (given - null), and x' = a x + b d + c d_prev, per row."""
+    """d = null + w (conditional - null), and x' = a x + b d + c d_prev, per row."""
     model = tiny_model()
     x, time_embedding, labels, cond = _inputs(3)
     d_prev = torch.randn(3, 6, 2, 2)
@@ -60,10 +60,10 @@ def test_a_guided_step_moves_away_from_the_null_label() -> None:
         torch.ones(3),
     )
     d, moved = StepModule(model.residual, guided=True)(x, d_prev, cond, time_embedding, labels, w, a, b, c)
-    given = model.residual(x, time_embedding, labels, cond)
+    conditional = model.residual(x, time_embedding, labels, cond)
     null = model.residual(x, time_embedding, torch.full_like(labels, model.residual.null_label), cond)
     rows = [value[:, None, None, None] for value in (w, a, b, c)]
-    torch.testing.assert_close(d, null + rows[0] * (given - null))
+    torch.testing.assert_close(d, null + rows[0] * (conditional - null))
     torch.testing.assert_close(moved, rows[1] * x + rows[2] * d + rows[3] * d_prev)
     plain, _ = StepModule(model.residual, guided=False)(x, d_prev, cond, time_embedding, labels, w, a, b, c)
-    torch.testing.assert_close(plain, given)
+    torch.testing.assert_close(plain, conditional)

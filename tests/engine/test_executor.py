@@ -18,7 +18,7 @@ from msf_engine.repository import ModelVersion
 from msf_engine.schedule import timesteps
 from msf_scheduler.stage import Stage
 from msf_training.dataset import to_uint8
-from tests.engine.integration import integrate
+from tests.engine.support import integrate
 
 REQUESTS = [
     SampleRequest(label=0, seed=1, index=0, num_base_steps=4, num_residual_steps=2, guidance_scale=1.5),
@@ -32,8 +32,8 @@ def _advance(executor: Executor, numbers: list[int]) -> dict[int, NDArray[np.uin
     return dict(executor.step(numbers).images)
 
 
-def test_an_image_is_the_integral_of_both_stages_decoded(eager_plans: ModelPlans, version: ModelVersion) -> None:
-    """The executor against the mathematics written out for one sample."""
+def test_an_image_is_the_decoded_integral_of_both_stages(eager_plans: ModelPlans, version: ModelVersion) -> None:
+    """Compare the executor with the mathematics, written out for one sample."""
     request = REQUESTS[0]
     config, model = eager_plans.config, version.load()
 
@@ -43,9 +43,9 @@ def test_an_image_is_the_integral_of_both_stages_decoded(eager_plans: ModelPlans
 
         def velocity(x: Tensor, t: float) -> Tensor:
             embedding = denoiser.time(torch.tensor([t], dtype=torch.float64), level)
-            given: Tensor = denoiser(x, embedding, labels, cond)
+            conditional: Tensor = denoiser(x, embedding, labels, cond)
             unguided: Tensor = denoiser(x, embedding, null, cond)
-            return unguided + request.guidance_scale * (given - unguided)
+            return unguided + request.guidance_scale * (conditional - unguided)
 
         noise = gaussian_noise(shape, seed=request.seed, index=request.index, stream=stream)[None]
         return integrate(velocity, noise, timesteps(num_steps), config.sampling.solver)
@@ -66,7 +66,7 @@ def test_samples_do_not_depend_on_their_batch(eager_plans: ModelPlans) -> None:
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
 
 
-def test_samples_join_between_steps_and_ride_at_different_steps(eager_plans: ModelPlans) -> None:
+def test_samples_at_different_steps_share_a_batch(eager_plans: ModelPlans) -> None:
     executor = Executor(eager_plans, 2)
     early = executor.join(REQUESTS[1])
     executor.step([early])
@@ -79,22 +79,22 @@ def test_samples_join_between_steps_and_ride_at_different_steps(eager_plans: Mod
     while executor.slots:
         stage = max(slot.stage for slot in executor.slots.values())
         images |= _advance(executor, [n for n, slot in executor.slots.items() if slot.stage is stage])
-    expected = [generate(eager_plans, [REQUESTS[place]])[0] for place in (1, 0)]
+    expected = [generate(eager_plans, [REQUESTS[number]])[0] for number in (1, 0)]
     for slot, image in zip((early, late), expected, strict=True):
         assert np.abs(images[slot].astype(int) - image.astype(int)).max() <= 1
 
 
-def test_leaving_frees_the_slot_and_disturbs_nobody(eager_plans: ModelPlans) -> None:
+def test_leaving_frees_the_slot_and_does_not_affect_others(eager_plans: ModelPlans) -> None:
     executor = Executor(eager_plans, 2)
-    stays, goes = executor.join(REQUESTS[0]), executor.join(REQUESTS[1])
-    executor.step([stays, goes])
-    executor.leave(goes)
+    staying, leaving = executor.join(REQUESTS[0]), executor.join(REQUESTS[1])
+    executor.step([staying, leaving])
+    executor.leave(leaving)
     assert executor.num_free_slots == 1
     images: dict[int, NDArray[np.uint8]] = {}
     while executor.slots:
-        images |= _advance(executor, [stays])
+        images |= _advance(executor, [staying])
     expected = generate(eager_plans, [REQUESTS[0]])[0]
-    assert np.abs(images[stays].astype(int) - expected.astype(int)).max() <= 1
+    assert np.abs(images[staying].astype(int) - expected.astype(int)).max() <= 1
 
 
 def test_a_sample_that_is_not_finite_fails_alone(eager_plans: ModelPlans) -> None:
@@ -131,7 +131,9 @@ def test_a_stage_that_is_never_guided_needs_no_guided_plan(eager_plans: ModelPla
 
 
 @pytest.mark.parametrize(("total", "split"), [(2, (1, 1)), (3, (2, 1)), (6, (4, 2)), (30, (20, 10))])
-def test_stages_share_steps_as_the_defaults_do(eager_plans: ModelPlans, total: int, split: tuple[int, int]) -> None:
+def test_stages_split_steps_in_the_ratio_of_their_defaults(
+    eager_plans: ModelPlans, total: int, split: tuple[int, int]
+) -> None:
     assert eager_plans.config.split_steps(total) == split
 
 
@@ -151,7 +153,7 @@ def test_the_first_preview_is_the_base_decoded_alone(eager_plans: ModelPlans, ve
         assert np.array_equal(previews[slot], to_uint8(decoded).permute(1, 2, 0).numpy())
 
 
-def test_previews_approach_the_image_and_move_nothing(eager_plans: ModelPlans) -> None:
+def test_previews_approach_the_image_without_advancing_it(eager_plans: ModelPlans) -> None:
     request = replace(REQUESTS[0], num_residual_steps=6)
     executor = Executor(eager_plans, 1)
     slot = executor.join(request)

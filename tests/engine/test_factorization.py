@@ -18,13 +18,13 @@ def test_compose_is_the_exact_inverse(latent: torch.Tensor) -> None:
     torch.testing.assert_close(compose(base, residual), latent, rtol=0, atol=1e-14)
 
 
-def test_any_base_and_residual_come_back(latent: torch.Tensor) -> None:
+def test_decompose_inverts_compose(latent: torch.Tensor) -> None:
     base, residual = torch.randn(2, 3, 5, 5), torch.randn(2, 9, 5, 5)
-    again = decompose(compose(base, residual))
-    torch.testing.assert_close(again, (base, residual))
+    parts = decompose(compose(base, residual))
+    torch.testing.assert_close(parts, (base, residual))
 
 
-def test_down_of_what_is_composed_is_the_base(latent: torch.Tensor) -> None:
+def test_down_of_a_composed_latent_is_its_base(latent: torch.Tensor) -> None:
     base, residual = torch.randn(2, 3, 5, 5), 100 * torch.randn(2, 9, 5, 5)
     torch.testing.assert_close(down(compose(base, residual)), base, rtol=0, atol=1e-4)
 

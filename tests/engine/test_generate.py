@@ -1,4 +1,4 @@
-"""Images without a queue are those of the executor, to the byte."""
+"""`generate` makes the images of the executor, to the byte."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_images_are_those_of_the_executor(eager_plans: ModelPlans, count: int, s
         assert np.array_equal(image, expected)
 
 
-def test_requests_of_any_number_and_kind_come_in_order(eager_plans: ModelPlans) -> None:
+def test_images_are_in_the_order_of_the_requests(eager_plans: ModelPlans) -> None:
     requests = [
         SampleRequest(index % 3, 9, index, 2 + index % 2, 1, scale)
         for index, scale in enumerate((1.5, 1.0, 3.0, 1.5, 1.5, 1.0, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5))
@@ -54,19 +54,19 @@ def test_strict_images_do_not_depend_on_their_batch(eager_plans: ModelPlans) -> 
         assert np.array_equal(image, generate(eager_plans, [request], strict=True)[0])
 
 
-def test_strict_needs_a_strict_bucket(eager_plans: ModelPlans) -> None:
+def test_strict_images_need_a_strict_bucket(eager_plans: ModelPlans) -> None:
     plans = replace(eager_plans, strict=dict.fromkeys(eager_plans.by_kind, ()))
     with pytest.raises(PlanError, match="no batch size of base gives an image the same bytes"):
         generate(plans, REQUESTS, strict=True)
 
 
-def test_an_image_that_is_not_finite_is_refused(eager_plans: ModelPlans) -> None:
+def test_an_image_that_is_not_finite_is_an_error(eager_plans: ModelPlans) -> None:
     requests = [REQUESTS[0], replace(REQUESTS[1], guidance_scale=float("inf"))]
     with pytest.raises(ValueError, match="image 1 is not finite; lower its guidance scale"):
         generate(eager_plans, requests)
 
 
-def test_the_networks_themselves_are_sampled_like_plans(eager_plans: ModelPlans, version: ModelVersion) -> None:
+def test_sampling_the_networks_is_sampling_their_plans(eager_plans: ModelPlans, version: ModelVersion) -> None:
     config, denoiser = eager_plans.config, version.load().base
     trajectory = stage_trajectory(config, Stage.BASE, denoiser.time, 5, 2.0)
     noise = torch.stack([initial_noise(config, Stage.BASE, seed=1, index=index) for index in range(4)])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from msf_engine import revisions
 from msf_engine.errors import PlanError
 from msf_engine.plan import PlanSpec
 from msf_engine.plan_cache import PlanCache, PlanRecord, StoredPlan
@@ -45,7 +46,14 @@ def test_a_plan_is_found_only_for_what_it_was_built_for(tmp_path: Path, change: 
     assert cache.get(*change(SPEC, HERE)) is None
 
 
-def test_a_plan_that_is_put_again_replaces_the_first_and_leaves_nothing_over(tmp_path: Path) -> None:
+def test_another_revision_of_the_networks_does_not_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = PlanCache(tmp_path)
+    cache.put(SPEC, stored(b"plan"))
+    monkeypatch.setattr(revisions, "NETWORK_REVISION", revisions.NETWORK_REVISION + 1)
+    assert cache.get(SPEC, HERE) is None
+
+
+def test_storing_a_plan_again_replaces_the_first(tmp_path: Path) -> None:
     cache = PlanCache(tmp_path)
     cache.put(SPEC, stored(b"first"))
     cache.put(SPEC, stored(b"second"))
@@ -54,20 +62,22 @@ def test_a_plan_that_is_put_again_replaces_the_first_and_leaves_nothing_over(tmp
 
 
 @pytest.mark.parametrize("file", ["plan.bin", "plan.json"])
-def test_every_flipped_byte_is_noticed_or_harmless(tmp_path: Path, file: str) -> None:
+def test_every_flipped_byte_is_detected_or_harmless(tmp_path: Path, file: str) -> None:
     cache = PlanCache(tmp_path)
     cache.put(SPEC, stored(b"plan"))
     (path,) = tmp_path.rglob(file)
     good = path.read_bytes()
-    for place in range(len(good)):
+    for position in range(len(good)):
         path.parent.mkdir(exist_ok=True)
         cache.put(SPEC, stored(b"plan"))
-        path.write_bytes(good[:place] + bytes([good[place] ^ 0x20]) + good[place + 1 :])
-        found = cache.get(SPEC, HERE)
-        assert found is None or found.artefact == b"plan"
+        path.write_bytes(good[:position] + bytes([good[position] ^ 0x20]) + good[position + 1 :])
+        entry = cache.get(SPEC, HERE)
+        assert entry is None or entry.artefact == b"plan"
 
 
-def test_beyond_its_limit_the_plans_read_longest_ago_go(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_beyond_its_limit_the_cache_removes_the_least_recently_read_plans(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     cache = PlanCache(tmp_path, limit_bytes=10)
     specs = [replace(SPEC, buckets=(bucket,)) for bucket in (1, 2, 4)]
     for age, spec in zip((300, 100, 200), specs, strict=True):
@@ -80,7 +90,7 @@ def test_beyond_its_limit_the_plans_read_longest_ago_go(tmp_path: Path, caplog: 
         assert [cache.get(spec, HERE) is not None for spec in specs] == [True, False, True]
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_folder_that_is_not_writable(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(PlanError, match=r"plan cache .*file cannot be written"):
         PlanCache(tmp_path / "file").put(SPEC, stored(b"plan"))
@@ -100,7 +110,7 @@ def _build(folder: Path) -> None:
             cache.put(SPEC, stored(b"plan"))
 
 
-def test_of_several_processes_one_builds(tmp_path: Path) -> None:
+def test_one_of_several_processes_builds_a_plan(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_build, args=(tmp_path,)) for _ in range(4)]
     for process in processes:

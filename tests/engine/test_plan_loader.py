@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from msf_engine import plan_loader as loading
-from msf_engine.backends import Backend, Precision, eager, get_backend, inductor
+from msf_engine import plan_loader
+from msf_engine.backends import Backend, BackendName, Precision, eager, get_backend, inductor
 from msf_engine.backends.eager import EagerBackend
 from msf_engine.errors import BackendUnavailable, PlanError, PlanRejected
 from msf_engine.executor import SampleRequest
@@ -45,7 +45,7 @@ def plan_folder(version: ModelVersion, openvino: Backend, tmp_path_factory: pyte
     return folder
 
 
-def _no_source(monkeypatch: pytest.MonkeyPatch) -> None:
+def _forbid_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: ModelVersion) -> None:
         pytest.fail("a cached plan needs no weights")
 
@@ -63,7 +63,7 @@ def test_openvino_agrees_with_eager(
 def test_cached_plans_need_neither_weights_nor_compiler(
     version: ModelVersion, openvino: Backend, plan_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _no_source(monkeypatch)
+    _forbid_loading(monkeypatch)
     plans = load_plans(version, openvino, PlanCache(plan_folder), (2,))
     assert len(generate(plans, REQUESTS)) == 3
 
@@ -80,7 +80,7 @@ def test_a_damaged_plan_is_built_again(
     assert record["sha256"] == hashlib.sha256((entry / "plan.bin").read_bytes()).hexdigest()
 
 
-def test_a_plan_that_answers_otherwise_than_when_it_was_tried_is_built_again(
+def test_a_plan_whose_outputs_differ_from_its_validation_is_built_again(
     version: ModelVersion, openvino: Backend, plan_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     entry = min(plan_folder.glob("*/plan.json"))
@@ -92,21 +92,21 @@ def test_a_plan_that_answers_otherwise_than_when_it_was_tried_is_built_again(
 
 
 class WrongBackend(EagerBackend):
-    """Its plans are a little off."""
+    """Backend whose plans are 1 % off."""
 
     def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
         plan = super().load(spec, artefact, source)
         return lambda *inputs: tuple(output * 1.01 for output in plan(*inputs))
 
 
-def test_a_plan_that_disagrees_with_the_reference_never_serves(version: ModelVersion, tmp_path: Path) -> None:
+def test_a_plan_that_disagrees_with_the_reference_is_rejected(version: ModelVersion, tmp_path: Path) -> None:
     with pytest.raises(PlanRejected, match=r"plan base guided x2 of tiny:1 is rejected: .* error .* is 0.01; allowed"):
         load_plans(version, WrongBackend("fp32", 1), PlanCache(tmp_path), (2,))
     assert list(tmp_path.glob("*/plan.bin")) == []
 
 
 class FailingBackend(EagerBackend):
-    """Finds out too late that it cannot compile."""
+    """Backend whose plans fail when they run."""
 
     def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
         def run(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -115,22 +115,22 @@ class FailingBackend(EagerBackend):
         return run
 
 
-def test_a_plan_that_cannot_run_is_refused(version: ModelVersion, tmp_path: Path) -> None:
+def test_a_plan_that_cannot_run_is_rejected(version: ModelVersion, tmp_path: Path) -> None:
     with pytest.raises(PlanRejected, match="it fails to run: no kernel"):
         load_plans(version, FailingBackend("fp32", 1), PlanCache(tmp_path), (2,))
 
 
-def test_where_the_first_choice_is_refused_the_next_serves(
+def test_the_next_backend_serves_if_the_first_is_rejected(
     version: ModelVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(loading, "default_backends", lambda: ("inductor", "eager"))
+    monkeypatch.setattr(plan_loader, "default_backends", lambda: ("inductor", "eager"))
     monkeypatch.setattr(inductor, "BACKEND", WrongBackend)
     backend, _ = load_models([version], None, None, 1, PlanCache(tmp_path), (1,))
     assert type(backend) is EagerBackend
     assert "backend inductor cannot serve on this machine: plan base guided x1" in caplog.text
 
 
-def test_a_named_backend_is_never_replaced(
+def test_a_named_backend_has_no_fallback(
     version: ModelVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(eager, "BACKEND", WrongBackend)
@@ -139,7 +139,7 @@ def test_a_named_backend_is_never_replaced(
 
 
 class AbsentBackend(EagerBackend):
-    """Compiles for a device that is not here."""
+    """Backend for a device that this machine does not have."""
 
     runs_here = False
 
@@ -147,7 +147,7 @@ class AbsentBackend(EagerBackend):
         raise PlanError("no such device")
 
 
-def test_a_plan_built_where_it_cannot_run_is_tried_where_it_can(version: ModelVersion, tmp_path: Path) -> None:
+def test_a_plan_that_cannot_run_here_is_validated_where_it_can(version: ModelVersion, tmp_path: Path) -> None:
     cache = PlanCache(tmp_path)
     compile_plans(version, AbsentBackend("fp32", 1), cache, (2,))
     assert [record.validations for record in cache.records()] == [()] * 5
@@ -155,7 +155,7 @@ def test_a_plan_built_where_it_cannot_run_is_tried_where_it_can(version: ModelVe
     assert all(record.validations[0].is_accepted for record in cache.records())
 
 
-def test_the_fingerprint_names_every_plan(version: ModelVersion, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_every_plan(version: ModelVersion, tmp_path: Path) -> None:
     def fingerprint(precision: Precision, buckets: tuple[int, ...]) -> str:
         return load_plans(version, EagerBackend(precision, 1), PlanCache(tmp_path), buckets).fingerprint
 
@@ -163,19 +163,27 @@ def test_the_fingerprint_names_every_plan(version: ModelVersion, tmp_path: Path)
     assert len({fingerprint("fp32", (1, 2)), fingerprint("fp32", (1,)), fingerprint("bf16", (1, 2))}) == 3
 
 
-def test_nobody_is_told_of_conversions() -> None:
-    """OpenVINO's converter has telemetry, on unless opted out of."""
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("openvino", "NUM_STREAMS=1"), ("inductor", "dynamic=False")],
+)
+def test_a_backends_fingerprint_lists_its_options(name: BackendName, option: str) -> None:
+    assert f" {option} " in f"{get_backend(name, 'fp32', 1).fingerprint} "
+
+
+def test_openvino_reports_no_usage() -> None:
+    """OpenVINO's converter has telemetry, which is on by default."""
     script = "import sys, msf_engine.backends.openvino, openvino.tools.ovc; print(sys.modules['openvino_telemetry'])"
-    done = subprocess.run((sys.executable, "-c", script), capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "None"
+    process = subprocess.run((sys.executable, "-c", script), capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "None"
 
 
-def test_unknown_backends_are_refused() -> None:
+def test_an_unknown_backend_is_an_error() -> None:
     with pytest.raises(ValueError, match="backend 'nope' is unknown; allowed: eager, inductor, openvino"):
         get_backend("nope", None, 1)  # type: ignore[arg-type]
 
 
-def test_bf16_is_refused_where_the_cpu_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_is_an_error_on_a_cpu_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     class OldCpu:
         def get_property(self, device: str, name: str) -> list[str]:
             return ["FP32"]
@@ -185,7 +193,7 @@ def test_bf16_is_refused_where_the_cpu_has_none(monkeypatch: pytest.MonkeyPatch)
         get_backend("openvino", "bf16", 1)
 
 
-def test_eager_runs_in_bf16_too(version: ModelVersion, eager_plans: ModelPlans, tmp_path: Path) -> None:
+def test_eager_bf16_agrees_with_float32_roughly(version: ModelVersion, eager_plans: ModelPlans, tmp_path: Path) -> None:
     low = load_plans(version, get_backend("eager", "bf16", 1), PlanCache(tmp_path), (4,))
     spec = PlanSpec("tiny:1", "", Stage.BASE, True, (4,), step_inputs(version.config.base.denoiser))
     inputs = [torch.rand_like(t) if t.is_floating_point() else t for t in spec.example(4)]
@@ -195,13 +203,13 @@ def test_eager_runs_in_bf16_too(version: ModelVersion, eager_plans: ModelPlans, 
     assert not torch.equal(rough.float(), exact)
 
 
-def test_casting_the_weights_once_changes_no_byte(version: ModelVersion) -> None:
+def test_weights_that_are_cast_once_compute_what_autocast_does(version: ModelVersion) -> None:
     inputs = step_inputs(version.config.residual.denoiser)
     spec = PlanSpec("tiny:1", "", Stage.RESIDUAL, True, (2,), inputs)
     example = [torch.rand_like(t) if t.is_floating_point() else t for t in spec.example(2)]
     module = StepModule(version.load().residual, guided=True).eval()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         expected = module(*example)
-    found = get_backend("eager", "bf16", 1).load(spec, b"", lambda: module)(*example)
-    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-    assert next(module.parameters()).dtype == torch.float32, "the module that it was made from is left as it is"
+    outputs = get_backend("eager", "bf16", 1).load(spec, b"", lambda: module)(*example)
+    assert all(torch.equal(one, other) for one, other in zip(outputs, expected, strict=True))
+    assert next(module.parameters()).dtype == torch.float32, "the original module is unchanged"

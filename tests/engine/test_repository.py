@@ -16,24 +16,24 @@ from msf_scheduler.stage import Stage
 from tests.models import LABELS, tiny_model
 
 
-def test_a_saved_model_comes_back(repository: Path) -> None:
-    (found,) = find_models(repository)
-    assert (found.name, found.version, found.labels) == ("tiny", "1", LABELS)
-    loaded, saved = found.load(), tiny_model()
-    assert found.config == saved.config
+def test_a_saved_model_is_loaded_unchanged(repository: Path) -> None:
+    (model,) = find_models(repository)
+    assert (model.name, model.version, model.labels) == ("tiny", "1", LABELS)
+    loaded, saved = model.load(), tiny_model()
+    assert model.config == saved.config
     for name, weight in saved.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], weight.bfloat16().float())
-    embedding = found.load_time_embedding(Stage.BASE)
+    embedding = model.load_time_embedding(Stage.BASE)
     half = torch.tensor([0.5])
     torch.testing.assert_close(embedding(half, half), loaded.base.time(half, half))
 
 
-def test_the_checksums_are_those_of_sha256sum(repository: Path) -> None:
+def test_sha256sum_accepts_the_checksums(repository: Path) -> None:
     command = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
     assert subprocess.run(command, cwd=repository / "tiny" / "1", check=False).returncode == 0
 
 
-def test_versions_count_as_numbers_and_the_newest_is_the_default(repository: Path) -> None:
+def test_versions_are_ordered_as_numbers_and_the_newest_is_the_default(repository: Path) -> None:
     for version in ("2", "10"):
         save_version(repository, "tiny", version, tiny_model(seed=int(version)), LABELS)
     assert [model.version for model in find_models(repository)] == ["1", "2", "10"]
@@ -43,15 +43,15 @@ def test_versions_count_as_numbers_and_the_newest_is_the_default(repository: Pat
         read_version(repository, "tiny", "3")
 
 
-def test_a_version_of_another_shape_carries_its_own_config(repository: Path) -> None:
+def test_a_version_with_another_config_has_its_own_file(repository: Path) -> None:
     model = tiny_model()
     model.config = model.config.model_copy(update={"description": "another"})
     save_version(repository, "tiny", "2", model, LABELS)
-    assert [found.config.description for found in find_models(repository)] == ["for tests", "another"]
+    assert [version.config.description for version in find_models(repository)] == ["for tests", "another"]
 
 
 @pytest.mark.parametrize("part", ["autoencoder", "base", "residual"])
-def test_a_flipped_byte_is_found(repository: Path, part: str) -> None:
+def test_a_flipped_byte_is_an_error(repository: Path, part: str) -> None:
     file = repository / "tiny" / "1" / f"{part}.safetensors"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -61,20 +61,20 @@ def test_a_flipped_byte_is_found(repository: Path, part: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["1/base.safetensors", "labels.json", "config.json", "1/SHA256SUMS"])
-def test_a_missing_file_is_named(repository: Path, name: str) -> None:
+def test_the_error_names_a_missing_file(repository: Path, name: str) -> None:
     (repository / "tiny" / name).unlink()
     with pytest.raises(ModelRepositoryError, match=Path(name).name):
         read_version(repository, "tiny").load()
 
 
 def _forge(file: Path, content: bytes) -> None:
-    """Replace a file and its checksum, as somebody would who means it."""
+    """Replace a file and its checksum."""
     file.write_bytes(content)
     command = "sha256sum autoencoder.safetensors base.safetensors residual.safetensors > SHA256SUMS"
     subprocess.run(command, shell=True, cwd=file.parent, check=True)
 
 
-def test_weights_of_another_model_are_refused(repository: Path, tmp_path: Path) -> None:
+def test_weights_of_another_model_are_an_error(repository: Path, tmp_path: Path) -> None:
     file = repository / "tiny" / "1" / "residual.safetensors"
     save_file({"stranger": torch.zeros(3)}, tmp_path / "other.safetensors")
     _forge(file, (tmp_path / "other.safetensors").read_bytes())
@@ -87,7 +87,7 @@ class _Bomb:
         return (pytest.fail, ("a pickle was run",))
 
 
-def test_a_pickle_is_refused_and_not_run(repository: Path) -> None:
+def test_a_pickle_is_an_error_and_is_not_loaded(repository: Path) -> None:
     _forge(repository / "tiny" / "1" / "base.safetensors", pickle.dumps(_Bomb()))
     with pytest.raises(ModelRepositoryError, match=r"base\.safetensors does not hold"):
         read_version(repository, "tiny").load()
@@ -102,7 +102,7 @@ def test_a_pickle_is_refused_and_not_run(repository: Path) -> None:
         ("image", {"size": 32, "channels": 1}, r"base\.denoiser\.size is 2; this latent .* needs 4"),
     ],
 )
-def test_a_wrong_config_names_the_field(repository: Path, key: str, value: object, message: str) -> None:
+def test_the_error_names_the_field_of_a_wrong_config(repository: Path, key: str, value: object, message: str) -> None:
     file = repository / "tiny" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
     with pytest.raises(ModelRepositoryError, match=message) as raised:
@@ -111,13 +111,13 @@ def test_a_wrong_config_names_the_field(repository: Path, key: str, value: objec
 
 
 @pytest.mark.parametrize("labels", ['["a", "b"]', '["a", "a", "b"]', '{"a": 1}', "["])
-def test_wrong_labels_are_refused(repository: Path, labels: str) -> None:
+def test_wrong_labels_are_an_error(repository: Path, labels: str) -> None:
     (repository / "tiny" / "labels.json").write_text(labels)
     with pytest.raises(ModelRepositoryError, match=r"labels\.json"):
         read_version(repository, "tiny")
 
 
-def test_an_empty_or_absent_repository_is_refused(repository: Path) -> None:
+def test_an_empty_or_missing_repository_is_an_error(repository: Path) -> None:
     shutil.rmtree(repository / "tiny" / "1")
     with pytest.raises(ModelRepositoryError, match="has no model"):
         find_models(repository)
@@ -126,6 +126,6 @@ def test_an_empty_or_absent_repository_is_refused(repository: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../tiny", "absent", "", "Tiny"])
-def test_unknown_names_are_refused(repository: Path, name: str) -> None:
+def test_an_unknown_name_is_an_error(repository: Path, name: str) -> None:
     with pytest.raises(ModelRepositoryError, match="is not in"):
         read_version(repository, name)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msf_engine.schedule import Solver, timesteps, updates
-from tests.engine.integration import integrate
+from tests.engine.support import integrate
 
 
 @given(num_steps=st.integers(1, 300), shift=st.floats(0.1, 10))
@@ -20,11 +20,11 @@ def test_timesteps_run_from_noise_to_data(num_steps: int, shift: float) -> None:
     assert all(later < earlier for earlier, later in itertools.pairwise(times))
 
 
-def test_shift_spends_more_steps_near_the_noise() -> None:
+def test_a_shift_puts_more_steps_near_the_noise() -> None:
     assert timesteps(4, 3.0)[2] > timesteps(4)[2] == 0.5
 
 
-def test_no_steps_are_refused() -> None:
+def test_zero_steps_are_an_error() -> None:
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
         timesteps(0)
 
@@ -39,7 +39,7 @@ def test_a_straight_path_is_followed_exactly(solver: Solver, num_steps: int) -> 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("ab2", 2)])
-def test_the_order_of_convergence(solver: Solver, order: int, shift: float) -> None:
+def test_solvers_converge_in_their_order(solver: Solver, order: int, shift: float) -> None:
     """dx/dt = x has the solution x(0) = x(1) / e; halving the steps must divide the error by 2^order."""
 
     def error(num_steps: int) -> float:

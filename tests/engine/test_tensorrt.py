@@ -1,4 +1,4 @@
-"""What can be shown of TensorRT without a GPU: export, parity through ONNX, engines that TensorRT-RTX really builds."""
+"""TensorRT without a GPU: export, agreement of ONNX with eager, and engines that TensorRT-RTX builds."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from msf_engine.backends import Precision, get_backend, tensorrt
 from msf_engine.backends.tensorrt import TensorRtBackend, load_package
 from msf_engine.errors import BackendUnavailable, PlanError
 from msf_engine.export import export_onnx, input_names, output_names
-from msf_engine.guided_step import StepModule
-from msf_engine.model import DecodeModule, MsfModel
-from msf_engine.plan import PlanSpec, decode_inputs, step_inputs
+from msf_engine.model import MsfModel
+from msf_engine.plan import PlanSpec
 from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import compile_plans, load_plans
 from msf_engine.plan_validation import EagerReference, ValidationInputs, validation_inputs
 from msf_engine.precision import lowered
 from msf_engine.repository import ModelVersion
 from msf_scheduler.stage import Stage
+from tests.engine.support import module_of, spec_of
 
 STAGES = (Stage.BASE, Stage.RESIDUAL, Stage.DECODE)
-without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a GPU")
-no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="tests the behaviour without a GPU")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +44,6 @@ def model(version: ModelVersion) -> MsfModel:
 @pytest.fixture(scope="module")
 def package() -> ModuleType:
     return load_package()
-
-
-def module_of(model: MsfModel, stage: Stage) -> nn.Module:
-    if stage is Stage.DECODE:
-        return DecodeModule(model).eval()
-    return StepModule(model.denoiser(stage), guided=True).eval()
-
-
-def spec_of(model: MsfModel, stage: Stage, *buckets: int) -> PlanSpec:
-    config = model.config
-    inputs = decode_inputs(config) if stage is Stage.DECODE else step_inputs(config.stage(stage).denoiser)
-    return PlanSpec("tiny:1", "weights", stage, stage is not Stage.DECODE, buckets, inputs)
 
 
 def inputs_of(version: ModelVersion, stage: Stage) -> ValidationInputs:
@@ -96,7 +84,7 @@ def test_engines_are_built_with_a_profile_for_each_bucket(
     profiles = []
     add = tensorrt._profile
 
-    def noted(builder: object, network: object, bucket: int) -> object:
+    def recording_profile(builder: object, network: object, bucket: int) -> object:
         profile = add(builder, network, bucket)
         profiles.append([tuple(shape) for shape in profile.get_shape(input_names(stage)[0])])
         return profile
@@ -104,12 +92,12 @@ def test_engines_are_built_with_a_profile_for_each_bucket(
     configs = []
     create = package.Builder.create_builder_config
 
-    def noted_config(builder: object) -> object:
+    def recording_config(builder: object) -> object:
         configs.append(create(builder))
         return configs[-1]
 
-    monkeypatch.setattr(tensorrt, "_profile", noted)
-    monkeypatch.setattr(package.Builder, "create_builder_config", noted_config)
+    monkeypatch.setattr(tensorrt, "_profile", recording_profile)
+    monkeypatch.setattr(package.Builder, "create_builder_config", recording_config)
     backend = TensorRtBackend(precision, 1)
     spec = spec_of(model, stage, 1, 4)
     engine = backend.compile(spec, module_of(model, stage))
@@ -121,8 +109,8 @@ def test_engines_are_built_with_a_profile_for_each_bucket(
     assert "MB of memory so far" in caplog.text
 
 
-def test_every_product_of_a_bf16_network_is_typed_so(model: MsfModel, tmp_path: Path) -> None:
-    """As TensorRT is given it: what is strongly typed runs as it is written."""
+def test_every_product_of_a_bf16_network_is_in_bf16(model: MsfModel, tmp_path: Path) -> None:
+    """A strongly typed network computes in the types of its ONNX graph."""
     spec, module = spec_of(model, Stage.BASE, 1), module_of(model, Stage.BASE)
     export_onnx(spec, lowered(module, torch.bfloat16), tmp_path / "plan.onnx")
     graph = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "plan.onnx", load_external_data=False)).graph
@@ -134,14 +122,14 @@ def test_every_product_of_a_bf16_network_is_typed_so(model: MsfModel, tmp_path: 
     assert {each.type.tensor_type.elem_type for each in graph.output} == {onnx.TensorProto.FLOAT}
 
 
-def test_to_lower_a_module_leaves_it_alone(model: MsfModel) -> None:
+def test_lowering_copies_the_module(model: MsfModel) -> None:
     module = module_of(model, Stage.BASE)
     lowered(module, torch.float16)
     assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
 
 
 @without_gpu
-def test_without_a_gpu_plans_are_built_and_wait_for_one(version: ModelVersion, tmp_path: Path) -> None:
+def test_without_a_gpu_plans_are_built_but_not_validated(version: ModelVersion, tmp_path: Path) -> None:
     cache = PlanCache(tmp_path)
     backend = get_backend("tensorrt", None, 1)
     compile_plans(version, backend, cache, (1, 2))
@@ -151,12 +139,12 @@ def test_without_a_gpu_plans_are_built_and_wait_for_one(version: ModelVersion, t
     )
     assert all(record.validations == () and record.size_bytes > 10_000 for record in records)
     compile_plans(version, backend, cache, (1, 2))
-    assert cache.records() == records, "and what is there is not built again"
+    assert cache.records() == records
     with pytest.raises(PlanError, match="runs on NVIDIA GPUs, and torch finds none"):
         load_plans(version, backend, cache, (1, 2))
 
 
-@no_gpu
+@needs_gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_plans_agree_with_eager_on_a_gpu(version: ModelVersion, tmp_path: Path, precision: Precision) -> None:
@@ -165,20 +153,22 @@ def test_plans_agree_with_eager_on_a_gpu(version: ModelVersion, tmp_path: Path, 
     assert all(each.is_accepted for record in cache.records() for each in record.validations)
 
 
-def test_plans_of_another_precision_are_others(model: MsfModel, tmp_path: Path) -> None:
+def test_each_precision_has_its_own_cache_entry(model: MsfModel, tmp_path: Path) -> None:
     cache, spec = PlanCache(tmp_path), spec_of(model, Stage.BASE, 1)
-    names = {cache._entry(spec, TensorRtBackend(precision, 1).fingerprint) for precision in ("fp32", "fp16", "bf16")}
-    names.add(cache._entry(replace(spec, buckets=(1, 2)), TensorRtBackend("bf16", 1).fingerprint))
-    assert len(names) == 4
+    entries = {cache._entry(spec, TensorRtBackend(precision, 1).fingerprint) for precision in ("fp32", "fp16", "bf16")}
+    entries.add(cache._entry(replace(spec, buckets=(1, 2)), TensorRtBackend("bf16", 1).fingerprint))
+    assert len(entries) == 4
 
 
-def test_what_to_install_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_the_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt, "PACKAGES", ("no_such_package",))
     with pytest.raises(BackendUnavailable, match=r"pip install 'msf-serve\[tensorrt\]'"):
         get_backend("tensorrt", None, 1)
 
 
-def test_a_package_that_cannot_be_loaded_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_error_has_the_reason_why_a_package_cannot_be_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "broken_tensorrt.py").write_text("raise RuntimeError('libnvinfer.so.11 is missing')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(tensorrt, "PACKAGES", ("broken_tensorrt",))
@@ -186,7 +176,7 @@ def test_a_package_that_cannot_be_loaded_is_told(monkeypatch: pytest.MonkeyPatch
         get_backend("tensorrt", None, 1)
 
 
-def test_a_module_that_cannot_be_parsed_is_refused_with_the_reason(
+def test_the_error_has_the_reason_why_a_module_cannot_be_parsed(
     model: MsfModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def damaged(spec: PlanSpec, module: nn.Module, file: Path) -> None:
@@ -199,10 +189,10 @@ def test_a_module_that_cannot_be_parsed_is_refused_with_the_reason(
 
 @pytest.mark.skipif(importlib.util.find_spec("torch_tensorrt") is None, reason="torch_tensorrt is not installed")
 def test_torch_tensorrt_converts_each_plan_to_one_engine() -> None:
-    """Without a GPU, so nothing runs; in a process of its own, where CUDA's answers are made up."""
+    """The conversion runs in another process, which simulates CUDA's responses. No engine runs."""
     command = (sys.executable, "-W", "ignore", "-m", "tests.engine.torch_tensorrt_shim")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    sizes = json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr[-2000:]
+    sizes = json.loads(process.stdout.splitlines()[-1])
     assert sizes.keys() == {"base", "residual", "decode"}
     assert all(size > 10_000 for size in sizes.values())

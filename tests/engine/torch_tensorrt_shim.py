@@ -1,7 +1,7 @@
-"""Torch-TensorRT without a GPU, for a test: run as a script, it converts every plan and prints the engines' sizes.
+"""Script for a test: converts every plan by Torch-TensorRT without a GPU and prints the engines' sizes.
 
-Torch-TensorRT asks CUDA about the device when it is imported, and TensorRT-RTX can build engines without one but not
-load them. Here it gets made-up answers, and what it builds is handed back unloaded. Nothing runs.
+Torch-TensorRT queries CUDA about the device on import, and TensorRT-RTX can build engines without one but not load
+them. Here CUDA's responses are simulated, and engines are returned without being loaded. Nothing runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class _Device:
 
 
 class _Unloaded:
-    """What a runtime would have loaded."""
+    """An engine in place of a loaded one."""
 
     streamable_device_memory_size = 0
     device_memory_size_v2 = 0
@@ -38,7 +38,7 @@ class _Runtime:
         return _Unloaded(engine)
 
 
-def pretend() -> None:
+def simulate_gpu() -> None:
     cuda: Any = torch.cuda
     cuda.get_device_capability = lambda *_: (9, 0)
     cuda.current_device = lambda: 0
@@ -54,10 +54,8 @@ def convert_all() -> dict[str, int]:
     import torch_tensorrt.dynamo.conversion._TRTInterpreter as interpreter
 
     from msf_engine.backends.tensorrt import TensorRtBackend
-    from msf_engine.guided_step import StepModule
-    from msf_engine.model import DecodeModule
-    from msf_engine.plan import PlanSpec, decode_inputs, step_inputs
     from msf_scheduler.stage import Stage
+    from tests.engine.support import module_of, spec_of
     from tests.models import tiny_model
 
     interpreter.trt.Runtime = _Runtime
@@ -66,17 +64,10 @@ def convert_all() -> dict[str, int]:
     backend.route = "torch-tensorrt"
     sizes = {}
     for stage in Stage:
-        if stage is Stage.DECODE:
-            module: torch.nn.Module = DecodeModule(model).eval()
-            inputs = decode_inputs(model.config)
-        else:
-            module = StepModule(model.denoiser(stage), guided=True).eval()
-            inputs = step_inputs(model.config.stage(stage).denoiser)
-        spec = PlanSpec("tiny:1", "weights", stage, stage is not Stage.DECODE, (2,), inputs)
-        sizes[stage.value] = len(backend.compile(spec, module))
+        sizes[stage.value] = len(backend.compile(spec_of(model, stage, 2), module_of(model, stage)))
     return sizes
 
 
 if __name__ == "__main__":
-    pretend()
+    simulate_gpu()
     json.dump(convert_all(), sys.stdout)
