@@ -41,20 +41,20 @@ class Slot:
     request: SampleRequest
     stage: Stage
     step: int
-    trajectory: Trajectory | None  # None while decoding
+    trajectory: Trajectory  # of the stage; of RESIDUAL while decoding
     x: Tensor  # (C, h, w) of the stage
     d_prev: Tensor
     cond: Tensor
-    base: Tensor | None = None  # normalised, once BASE has ended
+    base: Tensor  # normalised; empty during BASE
 
     @property
     def guided(self) -> bool:
-        return self.trajectory is not None and self.trajectory.guided[self.step]
+        return self.stage is not Stage.DECODE and self.trajectory.guided[self.step]
 
     @property
     def steps_left(self) -> tuple[int, int]:
         """Remaining denoising steps of BASE and of RESIDUAL."""
-        if self.trajectory is None:
+        if self.stage is Stage.DECODE:
             return 0, 0
         remaining = len(self.trajectory) - self.step
         return (remaining, self.request.num_residual_steps) if self.stage is Stage.BASE else (0, remaining)
@@ -90,7 +90,9 @@ class Executor:
         trajectory = self._trajectory(Stage.BASE, request.num_base_steps, request.guidance_scale)
         noise = initial_noise(self.config, Stage.BASE, seed=request.seed, index=request.index)
         number = self._free.pop()
-        self.slots[number] = Slot(request, Stage.BASE, 0, trajectory, noise, torch.zeros_like(noise), cond=noise[:0])
+        self.slots[number] = Slot(
+            request, Stage.BASE, 0, trajectory, noise, torch.zeros_like(noise), cond=noise[:0], base=noise[:0]
+        )
         return number
 
     def leave(self, slot: int) -> None:
@@ -99,7 +101,7 @@ class Executor:
         self._free.append(slot)
 
     def step(self, numbers: Sequence[int], bucket: int | None = None) -> StepResult:
-        """Advance the samples of these slots by one step, or decode them; all need plans of the same kind.
+        """Advance the samples of these slots by one step, or decode them; all need a plan of the same kind.
 
         Samples that are decoded or that failed leave their slots. The default bucket is the smallest that holds them.
         """
@@ -121,19 +123,16 @@ class Executor:
         Before the residual's first step the estimate is the base alone, as if decoded from `up(base)`; later, the end
         of the path along the last step's velocity.
         """
-        images: dict[int, NDArray[np.uint8]] = {}
-        largest = max(self.plans.buckets)
-        for first in range(0, len(numbers), largest):
-            part = numbers[first : first + largest]
-            slots = [self.slots[number] for number in part]
-            pixels = self._decoded(slots, [self._estimated_residual(slot) for slot in slots])
-            images |= zip(part, pixels, strict=False)
-        return images
+        if not numbers:
+            return {}
+        slots = [self.slots[number] for number in numbers]
+        residuals = torch.stack([self._estimated_residual(slot) for slot in slots])
+        (pixels,) = self.plans.bucketed((Stage.DECODE, False))(torch.stack([slot.base for slot in slots]), residuals)
+        return dict(zip(numbers, pixels.numpy(), strict=True))
 
     def _estimated_residual(self, slot: Slot) -> Tensor:
         """Return the estimate, normalised as `Slot.x`."""
         assert slot.stage is Stage.RESIDUAL
-        assert slot.trajectory is not None
         if slot.step == 0:
             statistics = self.config.residual.statistics
             mean, std = torch.tensor(statistics.mean), torch.tensor(statistics.std)
@@ -143,14 +142,13 @@ class Executor:
     def _denoise(self, numbers: Sequence[int], slots: list[Slot], bucket: int) -> StepResult:
         stage = slots[0].stage
         plan = self.plans.by_kind[stage, slots[0].guided][bucket]
-        positions = [(slot.trajectory, slot.step) for slot in slots]
         labels = [slot.request.label for slot in slots]
-        scalars = _padded([t.coefficients[step] for t, step in positions if t is not None], bucket)
+        scalars = _padded([slot.trajectory.coefficients[slot.step] for slot in slots], bucket)
         d, x = plan(
             _padded([slot.x for slot in slots], bucket),
             _padded([slot.d_prev for slot in slots], bucket),
             _padded([slot.cond for slot in slots], bucket),
-            _padded([t.time_embedding[step] for t, step in positions if t is not None], bucket),
+            _padded([slot.trajectory.time_embedding[slot.step] for slot in slots], bucket),
             torch.tensor(labels + labels[:1] * (bucket - len(labels))),
             *scalars.unbind(1),
         )
@@ -158,28 +156,21 @@ class Executor:
         for row, slot in enumerate(slots):
             slot.x, slot.d_prev = x[row], d[row]
             slot.step += 1
-            if slot.trajectory is not None and slot.step == len(slot.trajectory):
+            if slot.step == len(slot.trajectory):
                 self._enter_next_stage(slot)
         failed = tuple(number for number, is_finite in zip(numbers, finite, strict=False) if not is_finite)
         return StepResult(stage, bucket, failed=failed)
 
     def _decode(self, numbers: Sequence[int], slots: list[Slot], bucket: int) -> StepResult:
-        images = self._decoded(slots, [slot.x for slot in slots], bucket)
-        return StepResult(Stage.DECODE, bucket, images={number: images[row] for row, number in enumerate(numbers)})
-
-    def _decoded(self, slots: list[Slot], residuals: list[Tensor], bucket: int | None = None) -> NDArray[np.uint8]:
-        bucket = bucket or smallest_bucket(self.plans.buckets, len(slots))
-        bases = [slot.base for slot in slots if slot.base is not None]
-        (pixels,) = self.plans.by_kind[Stage.DECODE, False][bucket](_padded(bases, bucket), _padded(residuals, bucket))
-        images: NDArray[np.uint8] = pixels.numpy()
-        return images
+        decode = self.plans.by_kind[Stage.DECODE, False][bucket]
+        (pixels,) = decode(_padded([slot.base for slot in slots], bucket), _padded([slot.x for slot in slots], bucket))
+        return StepResult(Stage.DECODE, bucket, images=dict(zip(numbers, pixels.numpy(), strict=False)))
 
     def _enter_next_stage(self, slot: Slot) -> None:
         request = slot.request
         slot.stage = NEXT_STAGE[slot.stage]
         slot.step = 0
         if slot.stage is Stage.DECODE:
-            slot.trajectory = None
             return
         slot.base = slot.x
         slot.cond = noisy_condition(self.config, slot.base, seed=request.seed, index=request.index)

@@ -47,10 +47,6 @@ class Backend(Protocol):
         ...
 
 
-class _BackendClass(Protocol):
-    def __call__(self, precision: Precision | None, num_threads: int) -> Backend: ...
-
-
 def get_backend(name: BackendName, precision: Precision | None, num_threads: int) -> Backend:
     """Return the backend `name`; without a precision, in the fastest of the device.
 
@@ -59,7 +55,8 @@ def get_backend(name: BackendName, precision: Precision | None, num_threads: int
     if name not in BACKENDS:
         raise ValueError(f"backend {name!r} is unknown; allowed: {', '.join(BACKENDS)}")
     module = importlib.import_module(f"{__name__}.{name}")
-    return cast(_BackendClass, module.BACKEND)(precision, num_threads)
+    create = cast(Callable[[Precision | None, int], Backend], module.BACKEND)
+    return create(precision, num_threads)
 
 
 def default_backends() -> tuple[BackendName, ...]:
