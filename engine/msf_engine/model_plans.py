@@ -55,7 +55,9 @@ class ModelPlans:
         if not strict:
             return BucketedPlan(plans)
         if not self.strict[kind]:
-            raise PlanError(f"no batch size of {kind[0]} gives an image the same bytes whatever is in its batch")
+            raise PlanError(
+                f"no strict images: a sample's bytes in stage {kind[0]} depend on its batch at every bucket"
+            )
         return BucketedPlan({bucket: plans[bucket] for bucket in self.strict[kind]})
 
 

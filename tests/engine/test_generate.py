@@ -56,7 +56,7 @@ def test_strict_images_do_not_depend_on_their_batch(eager_plans: ModelPlans) -> 
 
 def test_strict_images_need_a_strict_bucket(eager_plans: ModelPlans) -> None:
     plans = replace(eager_plans, strict=dict.fromkeys(eager_plans.by_kind, ()))
-    with pytest.raises(PlanError, match="no batch size of base gives an image the same bytes"):
+    with pytest.raises(PlanError, match="no strict images: a sample's bytes in stage base depend on its batch"):
         generate(plans, REQUESTS, strict=True)
 
 

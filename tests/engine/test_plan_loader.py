@@ -189,7 +189,9 @@ def test_bf16_is_an_error_on_a_cpu_without_it(monkeypatch: pytest.MonkeyPatch) -
             return ["FP32"]
 
     monkeypatch.setattr(ov, "Core", OldCpu)
-    with pytest.raises(BackendUnavailable, match="backend openvino has no precision bf16 on this CPU; allowed: fp32"):
+    with pytest.raises(
+        BackendUnavailable, match="backend openvino has no precision bf16 on this machine; allowed: fp32"
+    ):
         get_backend("openvino", "bf16", 1)
 
 

@@ -64,10 +64,12 @@ def default_backends() -> tuple[BackendName, ...]:
     return ("tensorrt", "inductor") if torch.cuda.is_available() else ("openvino", "inductor", "eager")
 
 
-def check_precision(backend: str, precision: Precision | None, allowed: tuple[Precision, ...], why: str) -> Precision:
+def check_precision(backend: str, precision: Precision | None, allowed: tuple[Precision, ...]) -> Precision:
     """Return `precision` if it is allowed, the first allowed one for None. Raises BackendUnavailable."""
     if precision is not None and precision not in allowed:
-        raise BackendUnavailable(f"backend {backend} has no precision {precision} {why}; allowed: {', '.join(allowed)}")
+        raise BackendUnavailable(
+            f"backend {backend} has no precision {precision} on this machine; allowed: {', '.join(allowed)}"
+        )
     return precision or allowed[0]
 
 

@@ -41,7 +41,7 @@ class OpenVinoBackend:
     def __init__(self, precision: Precision | None, num_threads: int) -> None:
         self._core = ov.Core()
         native = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self.precision = check_precision(self.name, precision, ("bf16", "fp32") if native else ("fp32",), "on this CPU")
+        self.precision = check_precision(self.name, precision, ("bf16", "fp32") if native else ("fp32",))
         self.device: str = self._core.get_property("CPU", "FULL_DEVICE_NAME")
         self._num_threads = num_threads
         self._converted: dict[PlanSpec, Any] = {}

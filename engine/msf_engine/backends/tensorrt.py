@@ -65,7 +65,7 @@ class TensorRtBackend:
     name: BackendName = "tensorrt"
 
     def __init__(self, precision: Precision | None, num_threads: int) -> None:
-        self.precision: Precision = check_precision(self.name, precision, ("bf16", "fp16", "fp32"), "")
+        self.precision: Precision = check_precision(self.name, precision, ("bf16", "fp16", "fp32"))
         self._trt = load_package()
         self._logger = _make_logger(self._trt)
         self._timing_cache = b""  # TensorRT's measurements of kernels, for the next plan of this process
