@@ -32,14 +32,14 @@ class Catalog:
     def __init__(
         self,
         registry: Registry,
-        desired: ModelControl,
+        model_control: ModelControl,
         *,
         worker_absence_s: float,
         max_age_s: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
-        self.desired = desired
+        self._model_control = model_control
         self._worker_absence_s = worker_absence_s
         self._max_age_s = max_age_s
         self._clock = clock
@@ -120,7 +120,7 @@ class Catalog:
         self._is_stale = False
         try:
             # First: a version's successor is registered before the version is unloaded, and must not appear later.
-            _, desired = await self.desired.read()
+            _, desired = await self._model_control.read()
             models, workers, last_seen_s = await asyncio.gather(
                 self._registry.models(), self._registry.workers(), self._registry.last_seen_s()
             )

@@ -51,6 +51,7 @@ class Services:
     registry: Registry
     watcher: JobWatcher
     url_signer: UrlSigner
+    model_control: ModelControl
     catalog: Catalog
     metrics: Metrics
     meter: UsageMeter
@@ -68,6 +69,7 @@ async def open_services(
     replies = ReplyReader(redis, f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
     queue = JobQueue(redis, max_queued_samples=settings.max_queued_samples, result_ttl_s=settings.result_ttl_s)
     meter = UsageMeter(redis)
+    model_control = ModelControl(redis)
     metrics = Metrics(asyncio.get_running_loop())
     background = [_read_replies(replies), _sweep(Leases(redis, result_ttl_s=settings.result_ttl_s), metrics)]
     if settings.webhook_secret:
@@ -81,7 +83,8 @@ async def open_services(
             registry=registry,
             watcher=JobWatcher(redis, replies),
             url_signer=UrlSigner(redis, settings.result_ttl_s),
-            catalog=Catalog(registry, ModelControl(redis), worker_absence_s=settings.worker_absence_s),
+            model_control=model_control,
+            catalog=Catalog(registry, model_control, worker_absence_s=settings.worker_absence_s),
             metrics=metrics,
             meter=meter,
             keys=keys,
@@ -144,6 +147,7 @@ RegistryDep = Annotated[Registry, _service(lambda services: services.registry)]
 WatcherDep = Annotated[JobWatcher, _service(lambda services: services.watcher)]
 UrlSignerDep = Annotated[UrlSigner, _service(lambda services: services.url_signer)]
 CatalogDep = Annotated[Catalog, _service(lambda services: services.catalog)]
+ModelControlDep = Annotated[ModelControl, _service(lambda services: services.model_control)]
 MetricsDep = Annotated[Metrics, _service(lambda services: services.metrics)]
 MeterDep = Annotated[UsageMeter, _service(lambda services: services.meter)]
 KeyRingDep = Annotated[KeyRing | None, _service(lambda services: services.keys)]

@@ -54,7 +54,7 @@ class Reports:
 
 @pytest.fixture
 async def reports(app: FastAPI, worker: FakeWorker) -> AsyncIterator[Reports]:
-    reports = Reports(app.state.services.catalog.desired, worker)
+    reports = Reports(app.state.services.model_control, worker)
     running = asyncio.create_task(reports.run())
     yield reports
     running.cancel()

@@ -17,7 +17,7 @@ from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.jobs import ModelKey
 from msf_scheduler.model_control import ModelControl, VersionReport, VersionState, WorkerReport
 from msf_scheduler.registry import Registry
-from msf_server.dependencies import CatalogDep, RegistryDep, SettingsDep
+from msf_server.dependencies import CatalogDep, ModelControlDep, RegistryDep, SettingsDep
 from msf_server.errors import ApiError, InvalidRequest, quoted
 from msf_server.middleware.auth import bearer_auth
 from msf_server.oip.models import ModelName
@@ -52,13 +52,13 @@ async def _body(request: Request) -> bytes:
 class WorkerReports:
     """Reads the reports of the live workers about their model repositories."""
 
-    def __init__(self, registry: Registry, desired: ModelControl) -> None:
+    def __init__(self, registry: Registry, control: ModelControl) -> None:
         self._registry = registry
-        self._desired = desired
+        self._control = control
 
     async def latest(self) -> list[WorkerReport]:
         """Return the latest report of each worker that has one."""
-        return await self._desired.reports([worker.id for worker in await self._registry.workers()])
+        return await self._control.reports([worker.id for worker in await self._registry.workers()])
 
     async def since(self, revision: int) -> list[WorkerReport]:
         """Wait for the workers' reports on `revision`. Raises ApiError if none arrives."""
@@ -94,8 +94,8 @@ class WorkerReports:
         return sorted(changed | failed | missing)
 
 
-async def _worker_reports(registry: RegistryDep, catalog: CatalogDep) -> WorkerReports:
-    return WorkerReports(registry, catalog.desired)
+async def _worker_reports(registry: RegistryDep, control: ModelControlDep) -> WorkerReports:
+    return WorkerReports(registry, control)
 
 
 BodyDep = Annotated[bytes, Depends(_body)]
@@ -138,7 +138,12 @@ async def index(body: BodyDep, workers: WorkerReportsDep, catalog: CatalogDep) -
     },
 )
 async def load(
-    name: ModelName, body: BodyDep, workers: WorkerReportsDep, catalog: CatalogDep, settings: SettingsDep
+    name: ModelName,
+    body: BodyDep,
+    workers: WorkerReportsDep,
+    control: ModelControlDep,
+    catalog: CatalogDep,
+    settings: SettingsDep,
 ) -> Response:
     """Answer once a worker serves every requested version and all workers that have them are done loading.
 
@@ -147,19 +152,18 @@ async def load(
     """
     config = _parsed(LoadRequest, body).parameters.config
     policy = _parsed(LoadConfig, config.encode(errors="replace")).version_policy
-    desired = catalog.desired
     try:
         async with asyncio.timeout(settings.load_timeout_s):
-            revision = await desired.next_revision()
+            revision = await control.next_revision()
             available = _versions_of(name, await workers.since(revision))
             versions = _selected(policy, available, name)
-            _, desired_models = await desired.read()
+            _, desired_models = await control.read()
             previous = desired_models[name].versions if name in desired_models else None
             serving = await workers.loaded(name) if previous is None else previous
-            added = await desired.set_versions(name, _ordered({*serving, *versions}), since=revision)
+            added = await control.set_versions(name, _ordered({*serving, *versions}), since=revision)
             _check(added, name)
             problems = await workers.problems(name, versions, added or 0)
-            final = await desired.set_versions(name, previous if problems else versions, since=added)
+            final = await control.set_versions(name, previous if problems else versions, since=added)
     except TimeoutError:
         raise ApiError(
             f"{name} is not loaded after {settings.load_timeout_s:g} s. Workers continue to load it; "
@@ -179,7 +183,9 @@ async def load(
     response_class=Response,
     openapi_extra=body_of(UnloadRequest, required=False),
 )
-async def unload(name: ModelName, body: BodyDep, workers: WorkerReportsDep, catalog: CatalogDep) -> Response:
+async def unload(
+    name: ModelName, body: BodyDep, workers: WorkerReportsDep, control: ModelControlDep, catalog: CatalogDep
+) -> Response:
     """Refuse new requests for all of its versions; accepted ones are answered."""
     _parsed(UnloadRequest, body)
     names = {model.name for model in await catalog.models()}
@@ -189,7 +195,7 @@ async def unload(name: ModelName, body: BodyDep, workers: WorkerReportsDep, cata
             param="model",
             code=ErrorCode.MODEL_NOT_FOUND,
         )
-    await catalog.desired.set_versions(name, ())
+    await control.set_versions(name, ())
     catalog.forget()
     return Response()
 
