@@ -88,16 +88,17 @@ class JobQueue:
         """
         terms = terms or Terms()
         queue = QueueKeys.of(spec.model, spec.version)
+        spec_json = spec.model_dump_json()
         share = idempotency_key = digest = None
         if fingerprint:
-            share = f"{keys.SHARE}{_digest(fingerprint, spec.model_dump_json())}"
+            share = f"{keys.SHARE}{_digest(fingerprint, spec_json)}"
         if idempotency:
             idempotency_key = f"{keys.IDEMPOTENCY}{_digest(terms.tenant, idempotency.key)}"
             digest = hashlib.sha256(idempotency.body).hexdigest()
         fields = {
             "id": job_id,
             "schema_version": SCHEMA_VERSION,
-            "spec": spec.model_dump_json(),
+            "spec": spec_json,
             "terms": terms.model_dump_json(),
             "model": spec.model,
             "version": spec.version,
@@ -109,7 +110,7 @@ class JobQueue:
             "cost": spec.num_samples * spec.num_steps,
             "least_s": least_s,
             "result_bytes": result_bytes,
-            "webhook": terms.webhook_url and 1,
+            "webhook": 1 if terms.webhook_url else None,
             "bound_to": bound_to,
             "fingerprint": fingerprint,
             "share": share,
@@ -141,14 +142,10 @@ class JobQueue:
                 raise DeadlineTooShort(terms.timeout_s or 0.0, least_s)
             case {"outcome": b"memory", "used_bytes": used_bytes, "limit_bytes": limit_bytes}:
                 raise MemoryFull(used_bytes, limit_bytes)
-            case {"num_samples": num_samples, "retry_after_s": retry_after_s}:
-                raise QueueFull(
-                    spec.model,
-                    num_samples=num_samples,
-                    limit=self._max_queued_samples,
-                    retry_after_s=min(max(float(retry_after_s), MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S),
-                )
-        raise AssertionError(reply)
+            case full:
+                retry_after_s = min(max(float(full["retry_after_s"]), MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)
+                num_samples, limit = full["num_samples"], self._max_queued_samples
+                raise QueueFull(spec.model, num_samples=num_samples, limit=limit, retry_after_s=retry_after_s)
 
     async def get(self, job_id: str) -> JobRecord | None:
         """Return the job as it is now, or None if it never existed or was forgotten."""
