@@ -240,7 +240,7 @@ class JobQueue:
 
 
 def _digest(*parts: str) -> str:
-    """Return a SHA-256 that tells the parts apart whatever they contain."""
+    """Return a SHA-256 of the parts, with their boundaries."""
     digest = hashlib.sha256()
     for part in parts:
         encoded = part.encode()

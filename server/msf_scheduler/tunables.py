@@ -1,4 +1,4 @@
-"""Limits and times of the scheduler: the defaults of settings, and what is fixed. The Lua scripts get them too."""
+"""Limits and times of the scheduler: defaults of settings, and constants. The Lua scripts get all of them."""
 
 LEASE_S = 15.0  # a worker that is silent for this long is dead
 RESULT_TTL_S = 600.0

@@ -1,4 +1,4 @@
--- End a job that has not ended, and tell the worker that runs it.
+-- End a job that has not ended, and notify the worker that runs it.
 -- KEYS: queue, job
 -- ARGV: id, state (to leave it in), error, ttl_s
 -- → the state that the job is left in; nil: no such job

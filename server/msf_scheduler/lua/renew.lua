@@ -48,10 +48,10 @@ for _, lease in ipairs(args.leases) do
   else
     lost[#lost + 1] = id
     local lapse = jobs.lapse(args.worker, attempt)
-    local company = redis.call('HGET', job, lapse)
-    if company then
+    local circumstances = redis.call('HGET', job, lapse)
+    if circumstances then
       redis.call('HDEL', job, lapse)
-      forgive(job, id, company == 'alone')
+      forgive(job, id, circumstances == 'alone')
     end
   end
 end

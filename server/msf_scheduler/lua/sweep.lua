@@ -22,8 +22,8 @@ local num_requeued, num_poisoned, num_expired = 0, 0, 0
 local function reclaim_lapsed(id)
   local job = jobs.key(id)
   local worker, attempt, is_suspect = unpack(redis.call('HMGET', job, 'worker', 'attempt', 'is_suspect'))
-  -- Kept until that worker returns, if it does (renew.lua).
-  redis.call('HSET', job, jobs.lapse(worker, attempt), is_suspect and 'alone' or 'in company')
+  -- renew.lua undoes the death if that worker returns.
+  redis.call('HSET', job, jobs.lapse(worker, attempt), is_suspect and 'alone' or 'shared')
   if lifecycle.record_death(queue, job, id, now, args.poisoned, args.dead_ttl_s) then
     num_poisoned = num_poisoned + 1
   else

@@ -1,4 +1,4 @@
--- Notify a server of what happens to a job from now on, and tell the job's worker that it is watched.
+-- Notify a server of every change of a job from now on, and the job's worker that it is watched.
 -- KEYS: job
 -- ARGV: id, reply_to (stream)
 -- → nothing

@@ -19,7 +19,7 @@ function fingerprints.all(queue)
   return all
 end
 
--- Note that a live worker has the fingerprint, if it has any.
+-- Record that a live worker has the fingerprint, if it has any.
 function fingerprints.refresh(queue, fingerprint, now)
   if fingerprint then
     redis.call('ZADD', queue.fingerprints, clock.stamp(now), fingerprint)

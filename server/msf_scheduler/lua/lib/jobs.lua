@@ -12,7 +12,7 @@ function jobs.is_terminal(state)
   return state ~= states.QUEUED and state ~= states.RUNNING
 end
 
--- Tell whether the lease is current. A stale owner differs in worker or attempt, whatever the job's state is by now.
+-- Return whether the lease is current. A stale owner differs in worker or attempt, whatever the job's state is by now.
 function jobs.is_leased_to(job, worker, attempt)
   local state, owner, latest = unpack(redis.call('HMGET', job, 'state', 'worker', 'attempt'))
   return state == states.RUNNING and owner == worker and tonumber(latest) == attempt

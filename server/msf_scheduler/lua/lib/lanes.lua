@@ -28,7 +28,7 @@ local function is_empty(queue, class)
   return true
 end
 
--- Tell whether any lane of a fingerprint has jobs.
+-- Return whether any lane of a fingerprint has jobs.
 function lanes.have_jobs(queue, fingerprint)
   for _, class in ipairs(priority_classes) do
     if redis.call('EXISTS', lanes.tenants(queue, fingerprints.qualify(class, fingerprint))) == 1 then

@@ -9,12 +9,12 @@ local function append(stream, max_length, ...)
   redis.call('EXPIRE', stream, tunables.STREAM_TTL_S)
 end
 
--- Tell a worker that one of its jobs was cancelled.
+-- Notify a worker that one of its jobs was cancelled.
 function streams.notify_cancelled(worker, id)
   append(keys.NOTICES .. worker, tunables.MAX_NOTICES, 'job', id)
 end
 
--- Tell a worker that one of its jobs is being watched.
+-- Notify a worker that one of its jobs is being watched.
 function streams.notify_watched(worker, id)
   append(keys.WATCHES .. worker, tunables.MAX_NOTICES, 'job', id)
 end
@@ -25,7 +25,7 @@ function streams.notify_watchers(job, id)
   end
 end
 
--- Tell all servers that wait for a job, or watch it, that it has ended.
+-- Notify all servers that wait for a job, or watch it, of its end.
 function streams.notify_end(job, id, state)
   for _, stream in ipairs(redis.call('SMEMBERS', job .. keys.WAITERS)) do
     append(stream, tunables.MAX_REPLIES, 'job', id, 'state', state)
