@@ -7,6 +7,7 @@ import io
 import json
 import math
 import random
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -46,6 +47,7 @@ FASHION = ModelInfo(
     fingerprint="drawing",
     strict_cost=0.0,
 )
+HEARTBEAT_S = 5.0
 PROVENANCE = Provenance(fingerprint="drawing", reproducibility="strict")
 TIMINGS = Timings(queue_ms=4.0, base_ms=30.0, residual_ms=22.5, decode_ms=12.0, encode_ms=2.0, total_ms=80.0)
 
@@ -81,7 +83,11 @@ class FakeWorker:
     async def _run(self) -> None:
         models = [(model.name, model.version) for model in self.info.models]
         claims_held: list[Claim] = []
+        heartbeat_at = time.monotonic() + HEARTBEAT_S
         while True:
+            if time.monotonic() > heartbeat_at:
+                await self.registry.heartbeat(self.info.id)
+                heartbeat_at = time.monotonic() + HEARTBEAT_S
             for model in models if self.claiming else ():
                 claims = (await self.leases.claim(self.info.id, *model, max_samples=64, idle=not claims_held)).claims
                 self.claimed += claims
