@@ -67,10 +67,12 @@ class ActiveJob:
 
     @property
     def is_strict(self) -> bool:
+        """True if the images must not depend on other samples in a batch."""
         return self.provenance.reproducibility == "strict"
 
     @property
     def is_complete(self) -> bool:
+        """True once all samples are images."""
         return len(self.images) == self.spec.num_samples
 
     def next_sample(self) -> SampleRequest:

@@ -43,9 +43,11 @@ class ModelRunner:
 
     @property
     def key(self) -> ModelKey:
+        """Name and version of the model."""
         return self.model.name, self.model.version
 
     def num_slots_in_use(self) -> int:
+        """Return how many slots hold a sample."""
         return len(self._samples)
 
     @property
@@ -176,10 +178,12 @@ class ModelRunner:
         started_at = time.monotonic()
         result = self.executor.step(batch.slots, batch.bucket)
         seconds = time.monotonic() - started_at
-        stepped = {slot: self._samples[slot] for slot in batch.slots if slot in self.executor.slots}
-        due = {slot: preview for slot, sample in stepped.items() if (preview := sample.due_preview()) is not None}
-        pixels = self.executor.preview(tuple(due))
-        return Execution(result, seconds, [(stepped[slot].job, due[slot], image) for slot, image in pixels.items()])
+        samples = {slot: self._samples[slot] for slot in batch.slots if slot in self.executor.slots}
+        previews = {slot: preview for slot, sample in samples.items() if (preview := sample.due_preview()) is not None}
+        pixels = self.executor.preview(tuple(previews))
+        return Execution(
+            result, seconds, [(samples[slot].job, previews[slot], image) for slot, image in pixels.items()]
+        )
 
     def _account(
         self, batch: StepBatch, execution: Execution, jobs: Sequence[ActiveJob], started_at: float
