@@ -39,8 +39,8 @@ async def run_worker(settings: WorkerSettings, redis_url: str, stop: asyncio.Eve
         if torch.cuda.is_available():
             metrics.watch_gpu(torch.cuda.mem_get_info)
         metrics_server = _serve_metrics(metrics, settings.worker_metrics_port)
-        desired = ModelControl(redis)
-        _, desired_versions = await desired.read()
+        control = ModelControl(redis)
+        _, desired_versions = await control.read()
         loader = ModelLoader(settings)
         loading = asyncio.create_task(asyncio.to_thread(loader.load_first, desired_versions))
         await first_done(loading, stop.wait())
@@ -57,7 +57,7 @@ async def run_worker(settings: WorkerSettings, redis_url: str, stop: asyncio.Eve
             models=tuple(runner.info() for runner in runners),
         )
         worker = Worker(settings, info, runners, redis, metrics, tracing)
-        manager = ModelManager(loader, desired, JobQueue(redis), worker.models, worker.device)
+        manager = ModelManager(loader, control, JobQueue(redis), worker.models, worker.device)
         if metrics_server is not None:
             metrics_server.is_ready = True
         await first_done(worker.run(stop), manager.run())

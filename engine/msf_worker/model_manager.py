@@ -35,7 +35,7 @@ class ModelManager:
     """Loads one version at a time while the others are served."""
 
     loader: ModelLoader
-    desired: ModelControl
+    control: ModelControl
     queue: JobQueue
     models: ServedModels
     device: ThreadPoolExecutor
@@ -61,7 +61,7 @@ class ModelManager:
                 task.cancel()
 
     async def _check(self) -> None:
-        revision, desired = await self.desired.read()
+        revision, desired = await self.control.read()
         present = await asyncio.to_thread(self.loader.list_versions)
         pending = [key for key in present if self._must_load(key, desired)]
         if pending and not self._loading:
@@ -70,7 +70,7 @@ class ModelManager:
         await self._retire_undesired(desired)
         versions = dict.fromkeys((*present, *self.models.runners))
         reports = tuple(self._report(key, desired, is_pending=key in pending) for key in versions)
-        await self.desired.report(self.models.info.id, WorkerReport(revision=revision, versions=reports))
+        await self.control.report(self.models.info.id, WorkerReport(revision=revision, versions=reports))
 
     def _must_load(self, key: ModelKey, desired: Mapping[str, DesiredVersions]) -> bool:
         name, version = key

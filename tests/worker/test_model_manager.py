@@ -51,19 +51,19 @@ class FakeLoader(ModelLoader):
 class Operator:
     """An operator, who changes the desired state and watches what workers make of it."""
 
-    desired: ModelControl
+    control: ModelControl
     registry: Registry
     queue: JobQueue
     loader: FakeLoader
 
     def manager(self, worker: Worker) -> ModelManager:
-        return ModelManager(self.loader, self.desired, self.queue, worker.models, worker.device)
+        return ModelManager(self.loader, self.control, self.queue, worker.models, worker.device)
 
     async def served(self) -> list[str]:
         return [model.version for worker in await self.registry.workers() for model in worker.models]
 
     async def reports(self) -> dict[str, tuple[VersionState, str]]:
-        reports = await self.desired.reports([worker.id for worker in await self.registry.workers()])
+        reports = await self.control.reports([worker.id for worker in await self.registry.workers()])
         return {item.version: (item.state, item.reason) for report in reports for item in report.versions}
 
     async def until_served(self, *versions: str) -> None:
@@ -80,10 +80,10 @@ class Operator:
 
     async def until_checked(self) -> None:
         """Wait for the end of a check that begins after this call."""
-        revision = await self.desired.next_revision()
+        revision = await self.control.next_revision()
 
         async def is_checked() -> bool:
-            reports = await self.desired.reports([worker.id for worker in await self.registry.workers()])
+            reports = await self.control.reports([worker.id for worker in await self.registry.workers()])
             return all(report.revision >= revision for report in reports)
 
         await eventually(is_checked)
@@ -102,7 +102,7 @@ async def test_a_version_is_served_once_it_is_desired(
     async with running(redis, version, plans, managed_by=operator.manager) as worker:
         await operator.until_reported("2", VersionState.UNAVAILABLE, "not loaded")
         early = await worker.admit(SECOND)
-        await operator.desired.set_versions("tiny", ["1", "2"])
+        await operator.control.set_versions("tiny", ["1", "2"])
         assert (await worker.end_of(early)).state is JobState.SUCCEEDED
         await operator.until_served("1", "2")
         await operator.until_reported("2", VersionState.READY)
@@ -124,7 +124,7 @@ async def test_a_version_is_not_reported_ready_before_servers_can_see_it(
 
     monkeypatch.setattr(Registry, "register", register_late)
     async with running(redis, version, plans, managed_by=operator.manager):
-        await operator.desired.set_versions("tiny", ["1", "2"])
+        await operator.control.set_versions("tiny", ["1", "2"])
         await registering.wait()
         await operator.until_checked()
         assert (await operator.reports())["2"] == (VersionState.LOADING, "")
@@ -143,7 +143,7 @@ async def test_an_undesired_version_leaves_after_its_last_job(
         running_job = await worker.admit(SPEC)
         await eventually(gate.reached.is_set)
         late = await worker.admit(SPEC)  # admitted by a server that does not know yet
-        await operator.desired.set_versions("tiny", [])
+        await operator.control.set_versions("tiny", [])
         await operator.until_reported("1", VersionState.UNLOADING)
         await operator.until_checked()
         assert await operator.served() == ["1"]
@@ -156,7 +156,7 @@ async def test_an_undesired_version_leaves_after_its_last_job(
         later = await worker.admit(SPEC)
         await operator.until_checked()
         assert (await worker.job(later)).state is JobState.QUEUED
-        await operator.desired.set_versions("tiny", ["1"])
+        await operator.control.set_versions("tiny", ["1"])
         assert (await worker.end_of(later)).state is JobState.SUCCEEDED
 
 
@@ -167,9 +167,9 @@ async def test_a_version_that_is_desired_again_stays(
     async with running(redis, version, with_plans(plans, Stage.BASE, gate), managed_by=operator.manager) as worker:
         running_job = await worker.admit(SPEC)
         await eventually(gate.reached.is_set)
-        await operator.desired.set_versions("tiny", [])
+        await operator.control.set_versions("tiny", [])
         await operator.until_reported("1", VersionState.UNLOADING)
-        await operator.desired.set_versions("tiny", ["1"])
+        await operator.control.set_versions("tiny", ["1"])
         await operator.until_reported("1", VersionState.READY)
         gate.open.set()
         assert (await worker.end_of(running_job)).state is JobState.SUCCEEDED
@@ -183,11 +183,11 @@ async def test_a_failed_load_is_reported_and_repeated_on_request(
 ) -> None:
     operator.loader.failure = PlanError("out of memory")
     async with running(redis, version, plans, managed_by=operator.manager) as worker:
-        await operator.desired.set_versions("tiny", ["1", "2"])
+        await operator.control.set_versions("tiny", ["1", "2"])
         await operator.until_reported("2", VersionState.UNAVAILABLE, "out of memory")
         await operator.until_checked()
         assert operator.loader.loaded == ["2"]
         operator.loader.failure = None
-        await operator.desired.set_versions("tiny", ["1", "2"])
+        await operator.control.set_versions("tiny", ["1", "2"])
         await operator.until_served("1", "2")
         assert (await worker.end_of(await worker.admit(SECOND))).state is JobState.SUCCEEDED
