@@ -11,6 +11,7 @@ from msf_engine.repository import ModelVersion
 
 
 def plan_cache(settings: Settings) -> PlanCache:
+    """Return the plan cache that the settings name."""
     return PlanCache(settings.cache_dir / "plans", settings.plan_cache_bytes)
 
 

@@ -16,6 +16,7 @@ def configure_logging(level: str, process: str, form: Format = "text") -> None:
 
 
 def make_handler(process: str, form: Format) -> logging.StreamHandler[TextIO]:
+    """Return a handler that writes lines of `form` to standard error, each with the name of its process."""
     handler = logging.StreamHandler()
     if form == "json":
         fields = "%(asctime)s %(levelname)s %(name)s %(message)s"

@@ -9,6 +9,8 @@ import click
 
 
 class IncompleteSetup(click.ClickException):
+    """A missing model or library: one line that says what to do, and exit status 2."""
+
     exit_code = 2
 
 

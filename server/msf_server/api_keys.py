@@ -23,6 +23,8 @@ KEY_PREFIX = "msf_"  # recognised by scanners for leaked secrets
 
 
 class Scope(StrEnum):
+    """Permission of an API key."""
+
     GENERATE = "generate"
     ADMIN = "admin"
 
@@ -57,6 +59,7 @@ class _File(BaseModel):
 
 
 def new_key() -> str:
+    """Return a random key of 256 bits."""
     return KEY_PREFIX + secrets.token_urlsafe(32)
 
 

@@ -22,11 +22,13 @@ class RequestLog:
 
 
 def start_log(scope: Scope, request_id: str) -> RequestLog:
+    """Attach an empty log to a request's scope."""
     log = RequestLog(request_id)
     scope.setdefault("state", {})["log"] = log
     return log
 
 
 def log_of(scope: Scope) -> RequestLog:
+    """Return the log that `start_log` attached."""
     log: RequestLog = scope["state"]["log"]
     return log

@@ -21,6 +21,7 @@ def event_stream(frames: AsyncGenerator[bytes, None]) -> EventSourceResponse:
 
 
 def frame(event: str, data: BaseModel, event_id: str | None = None) -> bytes:
+    """Encode one server-sent event."""
     return format_sse_event(event=event, data_str=data.model_dump_json(), id=event_id)
 
 

@@ -49,7 +49,7 @@ def test_the_time_embedding_distinguishes_time_from_noise_level() -> None:
 
 
 def test_a_guided_step_moves_away_from_the_null_label() -> None:
-    """d = null + w (conditional - null), and x' = a x + b d + c d_prev, per row."""
+    """D = null + w (conditional - null), and x' = a x + b d + c d_prev, per row."""
     model = tiny_model()
     x, time_embedding, labels, cond = _inputs(3)
     d_prev = torch.randn(3, 6, 2, 2)

@@ -1,6 +1,6 @@
-"""What must not change by accident: images of the shipped models, and the names that users rely on.
+"""Records of what must not change by accident: images of the shipped models, and the names that users rely on.
 
-`python -m tests.system.recording` writes the records anew, after a change that was made on purpose.
+`python -m tests.system.recording` writes them again after an intended change.
 """
 
 from __future__ import annotations
@@ -60,18 +60,18 @@ _FASHION: list[dict[str, Json]] = [
     {"prompt": "pullover", "seed": 9, "num_steps": 8, "stream": True, "partial_images": 3},
     {"prompt": "sneaker", "seed": 7, "output_format": "webp"},
 ]
-# What has several samples is strict: otherwise its bytes may depend on how they happen to be batched.
+# Requests for several samples are strict: otherwise their bytes may depend on how the samples are batched.
 REQUESTS = [
-    {"model": model, **({"reproducibility": "strict"} if "n" in each else {}), **each}
-    for model, some in (("emoji", _EMOJI), ("fashion-mnist", _FASHION))
-    for each in some
+    {"model": model, **({"reproducibility": "strict"} if "n" in request else {}), **request}
+    for model, requests in (("emoji", _EMOJI), ("fashion-mnist", _FASHION))
+    for request in requests
 ]
 
 
 @contextlib.contextmanager
 def service(folder: Path, **settings: str) -> Iterator[str]:
-    """The URL of `msf serve` with the shipped models, in eager float32 with one thread."""
-    told = {
+    """Yield the URL of `msf serve` with the shipped models, in eager float32 with one thread."""
+    environment = {
         "MSF_MODEL_REPO": str(MODEL_REPO),
         "MSF_CACHE_DIR": str(folder / "cache"),
         "MSF_DATA_DIR": str(folder / "data"),
@@ -82,12 +82,12 @@ def service(folder: Path, **settings: str) -> Iterator[str]:
         "MSF_PORT": "0",
         **settings,
     }
-    with msf("serve", settings=told, log=folder / "log") as running:
+    with msf("serve", settings=environment, log=folder / "log") as running:
         yield running.url()
 
 
 def images(url: str, request: dict[str, Json]) -> list[NDArray[np.uint8]]:
-    """The pixels of a request's images, in order; a stream's previews come before its image."""
+    """Return the pixels of a request's images, in order; a stream's previews come before its image."""
     with httpx.Client(base_url=url, timeout=TIMEOUT_S) as client:
         answer = client.post("/v1/images/generations", json=request)
     assert answer.status_code == 200, answer.text
@@ -100,19 +100,19 @@ def images(url: str, request: dict[str, Json]) -> list[NDArray[np.uint8]]:
 
 
 def processor() -> str:
-    """What eager float32's last bits depend on."""
+    """Return what the last bits of eager float32 depend on."""
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__.partition('+')[0]}"
 
 
 def openapi() -> Json:
-    """The OpenAPI document without its prose and version."""
+    """Return the OpenAPI document without its prose and version."""
     document = create_app(ServerSettings(redis_url="redis://127.0.0.1:1")).openapi()
     document["info"].pop("version")
     return _without_prose(document)
 
 
 def _without_prose(node: Json, *, names: bool = False) -> Json:
-    """`names`: the keys of `node` are somebody's names, not OpenAPI's words."""
+    """Remove prose; with `names`, the keys of `node` are names and not OpenAPI's keywords."""
     if isinstance(node, dict):
         return {
             key: _without_prose(value, names=key in ("properties", "schemas", "paths"))
@@ -123,7 +123,7 @@ def _without_prose(node: Json, *, names: bool = False) -> Json:
 
 
 def commands() -> Json:
-    """Every command of the CLI with its options."""
+    """Return every command of the CLI with its options."""
 
     def described(command: click.Command) -> Json:
         if isinstance(command, click.Group):
@@ -140,7 +140,7 @@ def commands() -> Json:
 
 
 def variables() -> Json:
-    """The environment variables; their defaults but for those that depend on the machine."""
+    """Return the environment variables with their defaults, except defaults that depend on the machine."""
     return {
         f"MSF_{name}".upper(): None if field.default_factory else str(field.default)
         for name, field in sorted(Settings.model_fields.items())
@@ -148,7 +148,7 @@ def variables() -> Json:
 
 
 def metrics(url: str) -> Json:
-    """Every metric of a process that serves Prometheus: its type and its labels."""
+    """Return the type and labels of every metric that a process serves to Prometheus."""
     families = text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=TIMEOUT_S).text)
     return {
         family.name: [family.type, *sorted({label for sample in family.samples for label in sample.labels} - {"le"})]

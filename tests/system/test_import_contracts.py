@@ -1,4 +1,4 @@
-"""The import contracts of pyproject.toml catch what docs/architecture.md rules out."""
+"""The import contracts in pyproject.toml catch every import that docs/architecture.md rules out."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ VIOLATIONS = (
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What `lint-imports` says of a copy of the code with all the violations planted in it."""
+    """Output of `lint-imports` for a copy of the code with all the violations planted in it."""
     copy = tmp_path_factory.mktemp("planted")
     shutil.copy(ROOT / "pyproject.toml", copy)
     for source in SOURCES:

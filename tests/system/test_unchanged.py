@@ -1,4 +1,4 @@
-"""What users rely on stays: pixels to the byte, and names."""
+"""Images stay equal to the byte, and interfaces keep their names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def url(tmp_path_factory: pytest.TempPathFactory, worker_port: int) -> Iterator[
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(recording.REQUESTS)))
-def test_a_seed_makes_the_same_pixels_as_ever(url: str, number: int) -> None:
+def test_seed_gives_recorded_pixels(url: str, number: int) -> None:
     made = recording.images(url, recording.REQUESTS[number])
     files = [recording.pixels_file(number, index) for index in range(len(made))]
     assert not recording.pixels_file(number, len(made)).exists()
@@ -50,6 +50,6 @@ def test_an_interface_keeps_its_names(name: str) -> None:
     assert getattr(recording, name)() == recording.load(name)
 
 
-def test_records_are_of_requests_that_are_made() -> None:
+def test_every_record_belongs_to_a_request() -> None:
     numbers = {int(file.name.partition("-")[0]) for file in (Path(recording.RECORDS) / "images").iterdir()}
     assert numbers == set(range(len(recording.REQUESTS)))

@@ -19,7 +19,7 @@ class EnginePlan:
     """A plan of one engine, whose buckets share the weights. Not thread-safe."""
 
     def __init__(self, trt: ModuleType, trt_logger: Any, spec: PlanSpec, artefact: bytes) -> None:
-        """Raises PlanError for an engine of another device or version, or when the GPU's memory is full."""
+        """Deserialize an engine. Raises PlanError for one of another device or version, or when GPU memory is full."""
         self._runtime = trt.Runtime(trt_logger)
         self._engine = self._runtime.deserialize_cuda_engine(artefact)
         if self._engine is None:

@@ -14,7 +14,7 @@ from msf_server.webhook_delivery import tenant_secret
 
 @click.group()
 def command() -> None:
-    """Create API keys, and check the file of them.
+    """Create API keys, and check the file that holds them.
 
     A key is printed once, on standard error; the table on standard output has only its digest:
 

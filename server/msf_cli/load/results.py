@@ -11,6 +11,8 @@ from msf_cli.load.mix import Kind
 
 
 class RequestOutcome(StrEnum):
+    """Outcome of one request, as a client sees it."""
+
     SUCCEEDED = "succeeded"
     REFUSED = "refused"  # 429: the queue was full
     EXPIRED = "expired"  # 504: its deadline passed

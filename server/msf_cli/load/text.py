@@ -43,6 +43,7 @@ def sweep_text(reports: Sequence[tuple[float, Report]]) -> str:
 
 
 def progress_line(tally: LoadTally, elapsed_s: float) -> str:
+    """Return one line on the requests so far: outcomes, images per second, latency."""
     num_succeeded = tally.outcomes[RequestOutcome.SUCCEEDED]
     latencies = [result.latency_s for result in tally.results if result.outcome is RequestOutcome.SUCCEEDED]
     return (

@@ -66,6 +66,7 @@ def _stop(timer: asyncio.TimerHandle | None) -> None:
 
 
 def server_config(app: ASGIApp, *, graceful_shutdown_s: int | None = None) -> uvicorn.Config:
+    """Return uvicorn's configuration for `app`, with limits on slow and large requests."""
     return uvicorn.Config(
         app,
         http=GuardedProtocol,

@@ -75,6 +75,7 @@ router = APIRouter(tags=["open inference protocol"], responses=OIP_ERRORS)
 
 @router.get("/v2", summary="Server metadata")
 async def server_metadata() -> ServerMetadata:
+    """Name the server, its version and the protocol extensions that it implements."""
     return ServerMetadata(name="msf-serve", version=version_of("msf-serve"), extensions=EXTENSIONS)
 
 

@@ -23,6 +23,8 @@ class InputTensor(RequestBody):
 
 
 class RequestedOutput(RequestBody):
+    """An output that the caller asks for."""
+
     name: str = Field(description='"images".')
     parameters: Parameters = Field(default={}, description="an object with binary_data at most.")
 
@@ -37,6 +39,8 @@ class InferRequest(RequestBody):
 
 
 class OutputTensor(BaseModel):
+    """An output of an inference."""
+
     name: str
     shape: list[int]
     datatype: str
@@ -61,18 +65,24 @@ class OipError(BaseModel):
 
 
 class ServerMetadata(BaseModel):
+    """Answer of `GET /v2`."""
+
     name: str
     version: str
     extensions: list[str]
 
 
 class TensorMetadata(BaseModel):
+    """Name, type and shape of an input or output."""
+
     name: str
     datatype: str
     shape: list[int] = Field(description="-1 is the number of images.")
 
 
 class ModelMetadata(BaseModel):
+    """Answer of `GET /v2/models/{model}`."""
+
     name: str
     versions: list[str] = Field(description="Versions that are served now.")
     platform: str
@@ -81,11 +91,15 @@ class ModelMetadata(BaseModel):
 
 
 class ModelReady(BaseModel):
+    """Answer of `GET /v2/models/{model}/ready`."""
+
     name: str
     ready: bool
 
 
 class ConfigTensor(BaseModel):
+    """An input or output in Triton's model configuration."""
+
     name: str
     data_type: str
     dims: list[int]
@@ -93,6 +107,8 @@ class ConfigTensor(BaseModel):
 
 
 class StringValue(BaseModel):
+    """A parameter in Triton's model configuration."""
+
     string_value: str
 
 
@@ -109,11 +125,15 @@ class ModelConfiguration(BaseModel):
 
 
 class Duration(BaseModel):
+    """Number of events and their total time."""
+
     count: int = 0
     ns: int = 0
 
 
 class InferenceStats(BaseModel):
+    """Requests and their phases, as Triton counts them."""
+
     success: Duration
     fail: Duration
     queue: Duration
@@ -136,14 +156,20 @@ class ModelStats(BaseModel):
 
 
 class Statistics(BaseModel):
+    """Answer of `GET /v2/models/{model}/stats`."""
+
     model_stats: list[ModelStats]
 
 
 class IndexRequest(RequestBody):
+    """Body of `POST /v2/repository/index`."""
+
     ready: bool = Field(default=False, description="true or false: whether to list ready versions only.")
 
 
 class IndexEntry(BaseModel):
+    """A version in the repository index."""
+
     name: str
     version: str
     state: VersionState
@@ -151,32 +177,44 @@ class IndexEntry(BaseModel):
 
 
 class LoadParameters(RequestBody):
+    """Parameters of a load."""
+
     config: str = Field(
         default="{}", description="Triton's: a JSON object in a string; only version_policy applies here."
     )
 
 
 class LoadRequest(RequestBody):
+    """Body of `POST /v2/repository/models/{model}/load`."""
+
     parameters: LoadParameters = Field(default=LoadParameters(), description="an object with config at most.")
 
 
 class UnloadParameters(RequestBody):
+    """Parameters of an unload."""
+
     unload_dependents: bool = Field(
         default=False, description="true or false; has no effect, as no model depends on another."
     )
 
 
 class UnloadRequest(RequestBody):
+    """Body of `POST /v2/repository/models/{model}/unload`."""
+
     parameters: UnloadParameters = Field(
         default=UnloadParameters(), description="an object with unload_dependents at most."
     )
 
 
 class LatestVersions(RequestBody):
+    """Policy that serves the newest versions."""
+
     num_versions: Annotated[int, Field(ge=1, description="an integer from 1.")] = 1
 
 
 class SpecificVersions(RequestBody):
+    """Policy that serves the versions listed."""
+
     versions: Annotated[list[int], Field(min_length=1, description="a list of version numbers.")]
 
 
@@ -189,6 +227,8 @@ class VersionPolicy(RequestBody):
 
 
 class LoadConfig(RequestBody):
+    """Model configuration in a load's `config`; only the version policy applies."""
+
     name: str = Field(default="", description="a string.")
     version_policy: VersionPolicy = Field(
         default=VersionPolicy(all={}),

@@ -22,6 +22,7 @@ async def all_statistics(catalog: CatalogDep, metrics: MetricsDep) -> Statistics
 
 @router.get("/v2/models/{model}/stats", summary="Statistics of a model's versions")
 async def model_statistics(name: ModelName, catalog: CatalogDep, metrics: MetricsDep) -> Statistics:
+    """Report the statistics of every served version of a model."""
     await catalog.find(name)
     versions = [model for model in await catalog.models() if model.name == name]
     return Statistics(model_stats=[_statistics(model, metrics) for model in versions])
@@ -29,6 +30,7 @@ async def model_statistics(name: ModelName, catalog: CatalogDep, metrics: Metric
 
 @router.get("/v2/models/{model}/versions/{version}/stats", summary="Statistics of a version")
 async def version_statistics(metrics: MetricsDep, model: ModelInfo = Depends(find_version)) -> Statistics:  # noqa: B008
+    """Report the statistics of one version."""
     return Statistics(model_stats=[_statistics(model, metrics)])
 
 

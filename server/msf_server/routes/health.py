@@ -23,6 +23,7 @@ router = APIRouter(tags=["health"])
 
 @router.get("/v2/health/live", summary="Check that this process is alive")
 async def live() -> dict[str, bool]:
+    """Report that the process answers."""
     return {"live": True}
 
 

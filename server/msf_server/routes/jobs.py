@@ -126,7 +126,7 @@ async def list_jobs(
 
 @router.get("/{job_id}", summary="Get a job")
 async def read(job_id: JobId, jobs: JobReaderDep) -> JobObject:
-    """Ended jobs are kept for ten minutes, failed ones for a week."""
+    """Report a job's state, progress and result. Ended jobs are kept for ten minutes, failed ones for a week."""
     return await jobs.describe(*await jobs.read(job_id))
 
 

@@ -24,6 +24,7 @@ docs_files = StaticFiles(packages=[("fastapi_offline", "static")])  # Swagger UI
 
 @router.api_route("/", methods=["GET", "HEAD"])
 async def page() -> FileResponse:
+    """Serve the web page."""
     headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
     return FileResponse(_PAGE / "index.html", headers=headers)
 

@@ -14,6 +14,8 @@ router = APIRouter(tags=["health"])
 
 
 class Stats(BaseModel):
+    """Load of the service over the last minute, for the status page."""
+
     images_per_s: float = Field(description="Throughput over the last minute.")
     p50_ms: float | None = Field(
         description="Latency of the last minute's jobs from admission to end, at the slowest worker; null: none ended."
@@ -29,6 +31,7 @@ class Stats(BaseModel):
 
 @router.get("/v1/stats", summary="Load of the service", responses={503: REFUSALS[503], "default": REFUSALS["default"]})
 async def stats(catalog: CatalogDep, queue: QueueDep, registry: RegistryDep) -> Stats:
+    """Report throughput, latency and queue depth over all workers."""
     models = [(model.name, model.version) for model in await catalog.models()]
     depths = await asyncio.gather(*(queue.depth(*model) for model in models))
     loads = await registry.loads()
