@@ -208,7 +208,7 @@ def test_errors_name_what_is_wrong(after: Path) -> None:
     assert "model 'none' is not in" in problem("--init-from", "none")
     assert "model '' is not in" in problem("--init-from", ":1")
     assert "has no version '7'; it has 1" in problem("--init-from", "shapes:7")
-    assert "give either it or --autoencoder" in problem("--init-from", "shapes", "--autoencoder", str(data))
+    assert "Invalid --init-from with --autoencoder" in problem("--init-from", "shapes", "--autoencoder", str(data))
     recipe.write_text(RECIPE.replace("[residual]\nwidth = 32\ndepth = 1", "[residual]\nwidth = 32\ndepth = 2"))
     message = "cannot start from shapes:1: the recipe's residual has depth 2 (there 1)"
     assert message in problem("--init-from", "shapes")
