@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -42,6 +43,7 @@ return keys""",
 }
 
 
+@cache
 def assemble(command: str) -> str:
     """Return the source of a command behind that of every module it needs, each after the modules it needs itself."""
     modules: dict[str, str] = {}
