@@ -16,8 +16,10 @@ LOCKED := $(shell $(PYTHON) -c 'import platform as p; print("yes" if (p.system()
 # $(call install,LOCK,EXTRAS): the project and the dependencies of these extras; torch is there already.
 install = $(if $(and $(LOCKED),$(wildcard requirements/$(1).lock)),$(PIP) install --require-hashes --no-deps --requirement requirements/$(1).lock && \
   $(PIP) install --no-deps --editable .,$(PIP) install --editable '.[$(2)]')
-PIP_COMPILE = CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/lock/bin/pip-compile --quiet --generate-hashes --no-allow-unsafe --strip-extras \
-  --no-emit-options --constraint requirements/torch.in --unsafe-package torch --pip-args "--extra-index-url $(TORCH_INDEX)"
+# Source of the CPU build of torch for `make lock`: an index, or --find-links FOLDER.
+LOCK_TORCH ?= --extra-index-url $(TORCH_INDEX) --index-strategy unsafe-best-match
+COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --generate-hashes --no-annotate --upgrade --custom-compile-command "make lock" $(LOCK_TORCH) \
+  --python-version 3.11 --python-platform x86_64-unknown-linux-gnu --constraint requirements/constraints.in --no-emit-package torch
 # One process per core and one thread per process: more threads would only compete.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 # Ends the service when make is killed.
@@ -110,9 +112,9 @@ licences: $(VENV)/.dev ## write the licences of the distributed packages to docs
 	$(BIN)/python -m bench.licences licences > docs/licences.md
 
 lock: $(VENV)/lock/.done ## pin the dependencies of the images and of the checks, with hashes
-	$(PIP_COMPILE) --extra tracing --output-file requirements/server.lock pyproject.toml
-	$(PIP_COMPILE) --extra worker --extra load --extra tracing --output-file requirements/worker.lock pyproject.toml
-	$(PIP_COMPILE) --extra dev --output-file requirements/dev.lock pyproject.toml
+	$(COMPILE) --extra tracing --output-file requirements/server.lock pyproject.toml
+	$(COMPILE) --extra worker --extra load --extra tracing --output-file requirements/worker.lock pyproject.toml
+	$(COMPILE) --extra dev --output-file requirements/dev.lock pyproject.toml
 
 tensorrt-build: $(VENV)/.dev ## build TensorRT plans of the shipped model and of MSF-XL/2, with or without a GPU
 	$(BIN)/python -m bench.engine.tensorrt_build
@@ -142,7 +144,7 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml $(wildcard requirements/dev.lock)
 
 $(VENV)/lock/.done: $(VENV)/.torch
 	@$(PYTHON) -m venv $(VENV)/lock
-	@$(VENV)/lock/bin/python -m pip --disable-pip-version-check --quiet install 'pip-tools>=7.5,<8'
+	@$(VENV)/lock/bin/python -m pip --disable-pip-version-check --quiet install 'uv>=0.9,<1'
 	@touch $@
 
 $(VENV)/audit/.done: $(VENV)/.torch
