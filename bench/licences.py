@@ -93,7 +93,7 @@ def required_packages(lines: Iterable[str]) -> set[str]:
             visited.add(key)
             with suppress(PackageNotFoundError):
                 pending += [(key[1], Requirement(line)) for line in distribution(name).requires or []]
-    return names
+    return names - {"msf-serve"}  # an extra may name another of the project's own
 
 
 def read_licences() -> dict[str, tuple[str, str]]:

@@ -77,6 +77,7 @@ def test_a_model_is_measured_from_end_to_end(folder: Path, capsys: pytest.Captur
     assert again == result
 
 
+@pytest.mark.slow
 def test_a_test_folder_is_the_reference_also_in_imagenet_features(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,6 +56,7 @@ def test_the_classifier_learns_the_classes_of_the_folders(data: ClassFolders, re
     assert widths == {"classifier": 32, "self-supervised": 32}
 
 
+@pytest.mark.slow
 def test_the_self_supervised_loss_falls_without_collapse(data: ClassFolders, recipe: Recipe, tmp_path: Path) -> None:
     torch.manual_seed(0)
     batches, network = Batches.of(data, recipe), SelfSupervised(8, patch_size=1, projection=32)

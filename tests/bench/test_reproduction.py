@@ -78,6 +78,7 @@ def test_runs_of_equal_operations_see_as_many_images_as_they_can_afford() -> Non
     assert spent == pytest.approx(dict.fromkeys(every, spent[BASELINE]), rel=0.25)  # whole batches of 128
 
 
+@pytest.mark.slow
 def test_an_architecture_is_trained_tuned_and_judged_once(
     reproduction: Reproduction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

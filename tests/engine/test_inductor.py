@@ -16,6 +16,7 @@ from msf_engine.repository import ModelVersion
 from msf_scheduler.stage import Stage
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_a_compiled_step_agrees_with_eager(
@@ -32,6 +33,7 @@ def test_a_compiled_step_agrees_with_eager(
     assert any(tmp_path.iterdir()), "nothing was compiled"
 
 
+@pytest.mark.slow
 def test_a_model_may_have_more_plans_than_torch_compiles_by_default(
     version: ModelVersion, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ def inputs_of(version: ModelVersion, stage: Stage) -> ValidationInputs:
     return validation_inputs(version.config, embeddings, stage)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(("dtype", "error"), [(None, 1e-5), (torch.float16, 2e-2)])
 def test_onnx_agrees_with_eager_for_any_batch(
@@ -70,6 +71,7 @@ def test_onnx_agrees_with_eager_for_any_batch(
         assert reference.error([torch.from_numpy(np.asarray(each)) for each in outputs], samples) <= allowed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "precision"), [*((stage, "bf16") for stage in STAGES), (Stage.BASE, "fp16"), (Stage.BASE, "fp32")]
 )
@@ -109,6 +111,7 @@ def test_engines_are_built_with_a_profile_for_each_bucket(
     assert "MB of memory so far" in caplog.text
 
 
+@pytest.mark.slow
 def test_every_product_of_a_bf16_network_is_in_bf16(model: MsfModel, tmp_path: Path) -> None:
     """A strongly typed network computes in the types of its ONNX graph."""
     spec, module = spec_of(model, Stage.BASE, 1), module_of(model, Stage.BASE)
@@ -128,6 +131,7 @@ def test_lowering_copies_the_module(model: MsfModel) -> None:
     assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 @without_gpu
 def test_without_a_gpu_plans_are_built_but_not_validated(version: ModelVersion, tmp_path: Path) -> None:
     cache = PlanCache(tmp_path)
@@ -187,6 +191,7 @@ def test_the_error_has_the_reason_why_a_module_cannot_be_parsed(
         TensorRtBackend("bf16", 1).compile(spec_of(model, Stage.BASE, 1), module_of(model, Stage.BASE))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("torch_tensorrt") is None, reason="torch_tensorrt is not installed")
 def test_torch_tensorrt_converts_each_plan_to_one_engine() -> None:
     """The conversion runs in another process, which simulates CUDA's responses. No engine runs."""
