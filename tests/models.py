@@ -10,10 +10,10 @@ from msf_engine.config import (
     AutoencoderConfig,
     DenoiserConfig,
     ImageConfig,
+    LatentStatistics,
     ModelConfig,
     SamplingConfig,
     StageConfig,
-    Statistics,
 )
 from msf_engine.model import MsfModel
 from msf_engine.repository import ModelVersion, read_version, save_version
@@ -48,7 +48,7 @@ def tiny_config() -> ModelConfig:
             denoiser=DenoiserConfig(
                 in_channels=channels, size=_HALF, width=32, depth=1, num_heads=2, num_classes=len(LABELS)
             ),
-            statistics=Statistics(mean=(0.1,) * channels, std=(1.5,) * channels),
+            statistics=LatentStatistics(mean=(0.1,) * channels, std=(1.5,) * channels),
             default_num_steps=4,
         ),
         residual=StageConfig(
@@ -61,7 +61,7 @@ def tiny_config() -> ModelConfig:
                 num_heads=2,
                 num_classes=len(LABELS),
             ),
-            statistics=Statistics(mean=(0.0,) * 3 * channels, std=(0.5,) * 3 * channels),
+            statistics=LatentStatistics(mean=(0.0,) * 3 * channels, std=(0.5,) * 3 * channels),
             default_num_steps=2,
         ),
         conditioning_noise=0.1,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench.reproduction.architectures import LATENT_CHANNELS, LATENT_SIZE, NUM_CLASSES, Architecture
 from bench.reproduction.sampling import Sampling, StageSampler
-from msf_engine.config import DenoiserConfig, Statistics
+from msf_engine.config import DenoiserConfig, LatentStatistics
 from msf_engine.denoiser import Denoiser
 from msf_engine.factorization import compose, down
 from msf_engine.model import MsfModel, Normalizer
@@ -44,7 +44,7 @@ class LatentTrainer:
     def whole(self) -> Latents:
         """The latents without factorization, as `base`."""
         z = self._compose([self.latents.base, self.latents.residual])
-        statistics = Statistics(mean=tuple(z.mean((0, 2, 3)).tolist()), std=tuple(z.std((0, 2, 3)).tolist()))
+        statistics = LatentStatistics(mean=tuple(z.mean((0, 2, 3)).tolist()), std=tuple(z.std((0, 2, 3)).tolist()))
         return Latents(Normalizer(statistics).normalize(z), z[:, :0], self.latents.labels, statistics, statistics)
 
     @cached_property

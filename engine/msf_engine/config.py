@@ -38,7 +38,7 @@ class AutoencoderConfig(_Config):
         return int(self.kl["latent_channels"])
 
 
-class Statistics(_Config):
+class LatentStatistics(_Config):
     """Mean and standard deviation per channel, which normalise a stage's latents to unit variance."""
 
     mean: tuple[float, ...]
@@ -97,7 +97,7 @@ class StageConfig(_Config):
     """One denoising stage."""
 
     denoiser: DenoiserConfig
-    statistics: Statistics
+    statistics: LatentStatistics
     default_num_steps: PositiveInt
     guidance: GuidanceConfig = GuidanceConfig()
 

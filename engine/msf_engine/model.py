@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from msf_engine.autoencoder import Autoencoder
-from msf_engine.config import ModelConfig, Statistics
+from msf_engine.config import LatentStatistics, ModelConfig
 from msf_engine.denoiser import Denoiser
 from msf_engine.factorization import compose, decompose
 from msf_scheduler.stage import Stage
@@ -32,7 +32,7 @@ class Normalizer(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, statistics: Statistics) -> None:
+    def __init__(self, statistics: LatentStatistics) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(statistics.mean)[:, None, None])
         self.register_buffer("std", torch.tensor(statistics.std)[:, None, None])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from msf_engine.autoencoder import Autoencoder
-from msf_engine.config import Statistics
+from msf_engine.config import LatentStatistics
 from msf_engine.factorization import decompose
 from msf_training.augmentation import Augmentation
 from msf_training.dataset import Split
@@ -28,8 +28,8 @@ class Latents:
     base: Tensor
     residual: Tensor
     labels: Tensor
-    base_statistics: Statistics
-    residual_statistics: Statistics
+    base_statistics: LatentStatistics
+    residual_statistics: LatentStatistics
     weights: Tensor | None = None
     image_labels: Tensor | None = None
 
@@ -77,15 +77,15 @@ def encode_latents(
     )
 
 
-def normalize(latents: Tensor, statistics: Statistics) -> Tensor:
+def normalize(latents: Tensor, statistics: LatentStatistics) -> Tensor:
     """Bring latents (N, C, h, w) to zero mean and unit variance per channel."""
     mean, std = torch.tensor(statistics.mean), torch.tensor(statistics.std)
     return (latents - mean[:, None, None]) / std[:, None, None]
 
 
-def _measure(latents: Tensor) -> Statistics:
+def _measure(latents: Tensor) -> LatentStatistics:
     """Round as the config does, so that training and serving use the same numbers."""
-    return Statistics(
+    return LatentStatistics(
         mean=tuple(round(value, 6) for value in latents.mean((0, 2, 3)).tolist()),
         std=tuple(round(value, 6) for value in latents.std((0, 2, 3)).tolist()),
     )
@@ -115,7 +115,7 @@ def read_latents(file: Path, key: str) -> Latents | None:
     content = torch.load(file, mmap=True, weights_only=True)
     if content.get("key") != key:
         return None
-    base_statistics, residual_statistics = map(Statistics.model_validate_json, content["statistics"])
+    base_statistics, residual_statistics = map(LatentStatistics.model_validate_json, content["statistics"])
     return Latents(content["base"], content["residual"], content["labels"], base_statistics, residual_statistics)
 
 

@@ -15,10 +15,10 @@ from msf_engine.config import (
     DenoiserConfig,
     GuidanceConfig,
     ImageConfig,
+    LatentStatistics,
     ModelConfig,
     SamplingConfig,
     StageConfig,
-    Statistics,
 )
 from msf_engine.denoiser import SIZES
 from msf_engine.schedule import Solver
@@ -105,7 +105,7 @@ class StageRecipe(_Part):
             **dict(zip(names, SIZES[self.size] if self.size else numbers, strict=True)),
         )
 
-    def stage_config(self, denoiser: DenoiserConfig, statistics: Statistics) -> StageConfig:
+    def stage_config(self, denoiser: DenoiserConfig, statistics: LatentStatistics) -> StageConfig:
         """Return the stage's config with this denoiser."""
         return StageConfig(
             denoiser=denoiser,
@@ -161,7 +161,7 @@ class Recipe(_Part):
         return self.autoencoder.config(self.image_size, self.channels)
 
     def complete(
-        self, autoencoder: AutoencoderConfig, base: Statistics, residual: Statistics, num_classes: int
+        self, autoencoder: AutoencoderConfig, base: LatentStatistics, residual: LatentStatistics, num_classes: int
     ) -> ModelConfig:
         """Return the config of the model, given what depends on the data."""
         channels = autoencoder.latent_channels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -12,12 +12,15 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from msf_server.settings import ServerOptions
 
-if find_spec("msf_worker"):
+
+class _NoWorkerSettings(BaseModel):
+    """Stand-in for the worker's settings in an installation of the server alone, which starts no workers."""
+
+
+if TYPE_CHECKING or find_spec("msf_worker"):
     from msf_worker.settings import WorkerSettings
 else:
-
-    class WorkerSettings(BaseModel):  # type: ignore[no-redef]
-        """Stand-in for a server's installation, which starts no workers."""
+    WorkerSettings = _NoWorkerSettings
 
 
 class Settings(ServerOptions, WorkerSettings, BaseSettings):

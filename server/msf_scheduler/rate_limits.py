@@ -22,7 +22,7 @@ class RateLimits:
 
 
 @dataclass(frozen=True)
-class KeyUsage:
+class UsageTotals:
     """Totals since the first request; `refused` by limits, samples and sample steps of accepted jobs."""
 
     requests: int
@@ -54,8 +54,8 @@ class UsageMeter:
         """Take back the samples of a charged request that was not admitted."""
         await self._refund({"usage": f"{keys.USAGE}{name}"}, samples=samples, sample_steps=sample_steps)
 
-    async def usage(self, name: str) -> KeyUsage:
+    async def usage(self, name: str) -> UsageTotals:
         """Return the totals of key `name`."""
         fields = ("requests", "refused", "samples", "sample_steps")
         counts = await call(self._redis, "HMGET", f"{keys.USAGE}{name}", *fields)
-        return KeyUsage(*(int(count or 0) for count in counts))
+        return UsageTotals(*(int(count or 0) for count in counts))

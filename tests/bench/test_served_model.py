@@ -7,7 +7,7 @@ import torch
 
 from bench.evaluation.served_model import SamplingSetting, ServedModel
 from msf_engine.backends import get_backend
-from msf_engine.config import Statistics
+from msf_engine.config import LatentStatistics
 from msf_engine.executor import Executor, SampleRequest
 from msf_engine.factorization import up
 from msf_engine.model import DecodeModule
@@ -20,7 +20,7 @@ from tests.models import LABELS, tiny_model
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
     weights = tiny_model()
-    off_center = Statistics(mean=(0.3,) * 6, std=(0.7,) * 6)  # a zero residual is then not zero once normalised
+    off_center = LatentStatistics(mean=(0.3,) * 6, std=(0.7,) * 6)  # a zero residual is then not zero once normalised
     residual = weights.config.residual.model_copy(update={"statistics": off_center})
     weights.config = weights.config.model_copy(update={"residual": residual})
     folder = tmp_path_factory.mktemp("repository")

@@ -24,7 +24,7 @@ from msf_scheduler.leases import Leases, SweepResult
 from msf_scheduler.model_control import ModelControl
 from msf_scheduler.notices import notices
 from msf_scheduler.queue import Idempotency, JobQueue, QueueDepth, new_job_id
-from msf_scheduler.rate_limits import KeyUsage, RateLimits, UsageMeter
+from msf_scheduler.rate_limits import RateLimits, UsageMeter, UsageTotals
 from msf_scheduler.redis_info import read_storage
 from msf_scheduler.registry import Registry
 from msf_scheduler.reply_reader import ReplyReader
@@ -184,7 +184,7 @@ async def test_rate_limits_hold(cluster: RedisClient) -> None:
     with pytest.raises(LimitExceeded, match="requests_per_minute"):
         await meter.charge("key", limits, samples=2, sample_steps=20)
     await meter.refund("key", samples=2, sample_steps=20)
-    assert await meter.usage("key") == KeyUsage(requests=1, refused=1, samples=0, sample_steps=0)
+    assert await meter.usage("key") == UsageTotals(requests=1, refused=1, samples=0, sample_steps=0)
 
 
 async def test_workers_and_desired_versions_are_shared(cluster: RedisClient) -> None:

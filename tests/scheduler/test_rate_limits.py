@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from msf_scheduler import keys
 from msf_scheduler.connection import call
 from msf_scheduler.errors import LimitExceeded
-from msf_scheduler.rate_limits import KeyUsage, RateLimits, UsageMeter
+from msf_scheduler.rate_limits import RateLimits, UsageMeter, UsageTotals
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ async def test_a_minutes_requests_may_come_at_once_and_the_next_gets_a_retry_tim
 async def test_the_limit_is_exact_under_concurrency(meter: UsageMeter) -> None:
     outcomes = await asyncio.gather(*(charge(meter, RateLimits(requests_per_minute=10)) for _ in range(50)))
     assert outcomes.count(None) == 10
-    assert await meter.usage("a") == KeyUsage(requests=10, refused=40, samples=10, sample_steps=100)
+    assert await meter.usage("a") == UsageTotals(requests=10, refused=40, samples=10, sample_steps=100)
 
 
 async def test_samples_per_day_are_limited(meter: UsageMeter, redis: Redis) -> None:
@@ -69,7 +69,7 @@ async def test_refunded_samples_can_be_used_again(meter: UsageMeter) -> None:
     limits = RateLimits(samples_per_day=10)
     assert await charge(meter, limits, 10) is None
     await meter.refund("a", samples=10, sample_steps=100)
-    assert await meter.usage("a") == KeyUsage(requests=1, refused=0, samples=0, sample_steps=0)
+    assert await meter.usage("a") == UsageTotals(requests=1, refused=0, samples=0, sample_steps=0)
     assert await charge(meter, limits, 10) is None
 
 
@@ -77,9 +77,9 @@ async def test_keys_do_not_share_limits(meter: UsageMeter) -> None:
     limits = RateLimits(requests_per_minute=1)
     assert await charge(meter, limits, name="a") is None
     assert await charge(meter, limits, name="b") is None
-    assert await meter.usage("nobody") == KeyUsage(0, 0, 0, 0)
+    assert await meter.usage("nobody") == UsageTotals(0, 0, 0, 0)
 
 
 async def test_without_limits_requests_are_counted_and_never_refused(meter: UsageMeter) -> None:
     assert [await charge(meter, RateLimits(), 64) for _ in range(20)] == [None] * 20
-    assert await meter.usage("a") == KeyUsage(requests=20, refused=0, samples=1280, sample_steps=12800)
+    assert await meter.usage("a") == UsageTotals(requests=20, refused=0, samples=1280, sample_steps=12800)

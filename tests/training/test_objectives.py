@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from msf_engine.config import Statistics
+from msf_engine.config import LatentStatistics
 from msf_engine.denoiser import Denoiser
 from msf_engine.factorization import compose
 from msf_training.autoencoder_loss import AutoencoderObjective, autoencoder_loss, low_pass, residual_share
@@ -64,7 +64,7 @@ def test_encoded_latents_have_unit_variance(latents: Latents) -> None:
 
 
 def test_normalizing_takes_the_statistics_of_each_channel() -> None:
-    statistics = Statistics(mean=(1.0, 2.0), std=(2.0, 4.0))
+    statistics = LatentStatistics(mean=(1.0, 2.0), std=(2.0, 4.0))
     values = normalize(torch.tensor([3.0, 10.0]).reshape(1, 2, 1, 1), statistics)
     assert values.flatten().tolist() == [1.0, 2.0]
 
@@ -79,7 +79,7 @@ def test_an_untrained_denoiser_has_the_loss_of_predicting_nothing(latents: Laten
 
 
 def test_the_named_fraction_of_named_images_is_labelled_by_name() -> None:
-    statistics = Statistics(mean=(0.0,), std=(1.0,))
+    statistics = LatentStatistics(mean=(0.0,), std=(1.0,))
     zeros = torch.zeros(3, 1, 2, 2)
     labels, image_labels = torch.tensor([0, 1, 1]), torch.tensor([2, 3, -1])
     latents = Latents(zeros, zeros, labels, statistics, statistics, image_labels=image_labels)
