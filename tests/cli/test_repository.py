@@ -151,7 +151,7 @@ async def test_a_failed_load_names_the_reason_and_changes_nothing(
             assert "base.safetensors is damaged" in (await states(url))["tiny", "2"][1]
             await has_seen(seen, "1")
             for name, config, message in (
-                ("tiny", '{"version_policy": {"specific": {"versions": [7]}}}', "no worker has its version 7"),
+                ("tiny", '{"version_policy": {"specific": {"versions": [7]}}}', "no worker has version 7"),
                 ("tiny", '{"version_policy": {"specific": {"versions": []}}}', "Invalid versions"),
                 ("tiny", '{"instance_group": []}', "Unknown field"),
                 ("tiny", "{", "not valid JSON"),

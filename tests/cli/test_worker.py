@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
 from bench.local_stack import TIMEOUT_S, Msf, free_port
@@ -45,7 +46,9 @@ async def until_begun(port: int, worker: Msf) -> None:
         while True:
             assert worker.process.poll() is None, worker.output
             try:
-                if "msf_steps_total{" in (await client.get(f"http://127.0.0.1:{port}/metrics")).text:
+                text = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+                samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+                if any(sample.name == "msf_steps_total" and sample.value > 0 for sample in samples):
                     return
             except httpx.ConnectError:
                 pass
