@@ -34,7 +34,8 @@ help: ## list the targets
 serve: $(VENV)/.worker ## install and serve images at http://127.0.0.1:8000
 	@exec $(TIED) $(BIN)/msf serve
 
-check: lint types contracts test ## lint, types, import contracts and tests: what every change must pass
+check: $(VENV)/.dev ## lint, types, import contracts and tests: what every change must pass
+	@$(MAKE) --no-print-directory --jobs=2 lint types contracts test
 
 check-all: check test-slow ## also the tests that start whole services, train models or build TensorRT plans
 

@@ -80,7 +80,7 @@ class JobFinisher:
                 self.metrics.record_timings(model, job.timings(encode_s), len(images))
         except Exception:
             logger.exception("the images of job %s cannot be encoded or stored", job.id)
-            self.fail(job, NOT_STORED)
+            await self._store(job, "failed", lambda: self.leases.fail(job.claim, NOT_STORED))
 
     async def _store(self, job: ActiveJob, outcome: str, store: Callable[[], Awaitable[bool]]) -> bool:
         """Store for as long as Redis is unavailable: computed images are not thrown away."""

@@ -62,9 +62,9 @@ class Registry:
         """Remove a worker; its models stay known."""
         self._registered.pop(worker_id, None)
         async with self._write_lock:
-            await call(self._redis, "ZREM", keys.HEARTBEATS, worker_id)
             await call(self._redis, "HDEL", keys.WORKERS, worker_id)
             await call(self._redis, "HDEL", keys.LOADS, worker_id)
+            await call(self._redis, "ZREM", keys.HEARTBEATS, worker_id)  # last: sweeps follow this index
 
     async def loads(self) -> list[WorkerLoad]:
         """Return the loads of the workers that are alive; those that have not reported one have only their slots."""

@@ -17,7 +17,10 @@ SCOPE = "msf_serve"
 
 
 class TracingUnavailable(Exception):
-    """OpenTelemetry is not installed."""
+    """A module that tracing needs is not installed."""
+
+    def __init__(self, module: str | None) -> None:
+        super().__init__(f"tracing needs {module}: pip install 'msf-serve[tracing]'")
 
 
 class Tracing:
@@ -32,7 +35,7 @@ class Tracing:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError as error:
-            raise TracingUnavailable(f"tracing needs {error.name}: pip install 'msf-serve[tracing]'") from error
+            raise TracingUnavailable(error.name) from error
         self.provider = TracerProvider(resource=Resource.create({"service.name": service}))
         exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
         self.provider.add_span_processor(processor or BatchSpanProcessor(exporter))

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from msf_scheduler.errors import SchedulerError
-from msf_scheduler.tracing import Tracing
+from msf_scheduler.tracing import Tracing, TracingUnavailable
 from msf_server.api_keys import KeyRing
 from msf_server.dependencies import open_services
 from msf_server.errors import respond, translate
@@ -70,8 +70,10 @@ def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> Fast
             expose_headers=(HEADER_LENGTH, "Location", "Retry-After", "Server-Timing", "X-Request-Id"),
         )
     if tracing is not None:
-        from msf_server.middleware.tracing import add_tracing
-
+        try:
+            from msf_server.middleware.tracing import add_tracing
+        except ModuleNotFoundError as error:
+            raise TracingUnavailable(error.name) from error
         add_tracing(app, tracing)
     app.add_middleware(RequestId)  # added last, so outermost
     return app

@@ -56,9 +56,9 @@ def make_order(
     value that is not allowed, ApiError if no worker can run the job.
     """
     spec = _spec(body, model, _max_images(caller, settings))
-    bound_to = _strict_fingerprint(model, availability) if spec.reproducibility == "strict" else None
     if not availability.is_served:
         raise ApiError(f"No worker serves {model.name}:{model.version} now.", code=ErrorCode.NO_WORKER)
+    bound_to = _strict_fingerprint(model, availability) if spec.reproducibility == "strict" else None
     is_shared = body.cache is not False and body.seed is not None
     is_kept = idempotency_key is not None or finish_alone
     return Order(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -52,8 +53,8 @@ class Submission:
     async def submit(self, order: Order, log: RequestLog, *, notify: bool = False) -> PendingJob:
         """Admit a job and note its id; with `notify`, `wait` may follow.
 
-        A job whose admission could not be confirmed is cancelled. Raises ApiError, QueueUnavailable, LimitExceeded,
-        QueueFull, MemoryFull, DeadlineTooShort, IdempotencyConflict.
+        A job whose admission could not be confirmed is cancelled, unless an idempotency key lets its caller ask again.
+        Raises ApiError, QueueUnavailable, LimitExceeded, QueueFull, MemoryFull, DeadlineTooShort, IdempotencyConflict.
         """
         if self.draining:
             raise ApiError("This server is shutting down.", code=ErrorCode.DRAINING)
@@ -65,12 +66,17 @@ class Submission:
             self._forget(job_id, end)
             if isinstance(error, QueueUnavailable | asyncio.CancelledError):
                 log.job_id = job_id
-                await self.cancel(job_id)
+                if order.idempotency is None:
+                    await self.cancel(job_id)
             raise
         if end is not None and job.id != job_id:  # the idempotency key of an earlier job
             self._forget(job_id, end)
             end = self._replies.expect(job.id)
-            job = await self._queue.get(job.id) or job  # it may have ended before `expect`
+            try:
+                job = await self._queue.get(job.id) or job  # it may have ended before `expect`
+            except BaseException:
+                self._forget(job.id, end)
+                raise
         log.job_id = job.id
         if self._tracing:
             self._tracing.set_attribute("msf.job_id", job.id)
@@ -96,7 +102,10 @@ class Submission:
             raise
         finally:
             self._forget(job.id, end)
-        return await self.result(job.id)
+        record, images = await self.result(job.id)
+        if patience_s == math.inf and not record.state.is_terminal:
+            raise ApiError(f"Redis has lost the end of job {job.id}.", code=ErrorCode.RESULT_GONE)
+        return record, images
 
     async def result(self, job_id: str) -> tuple[JobRecord, list[bytes]]:
         """Read a job and, once it has succeeded, its images, which count as delivered.
@@ -158,18 +167,20 @@ class Submission:
             terms = terms.model_copy(update={"traceparent": self._tracing.traceparent()})
         num_pixels = model.image_size**2 * model.image_channels
         num_files = spec.num_samples * (1 + terms.num_previews)
-        with self._metrics.round_trip_s.labels("admit").time():
-            return await self._queue.admit(
-                spec,
-                terms,
-                job_id=job_id,
-                reply_to=reply_to,
-                least_s=model.least.bound_s(spec.num_steps, spec.num_samples),
-                result_bytes=num_files * round(num_pixels * WORST_COMPRESSION + FILE_OVERHEAD_BYTES),
-                idempotency=order.idempotency,
-                fingerprint=order.share_under,
-                bound_to=order.bound_to,
-            )
+        started = time.perf_counter()
+        job = await self._queue.admit(
+            spec,
+            terms,
+            job_id=job_id,
+            reply_to=reply_to,
+            least_s=model.least.bound_s(spec.num_steps, spec.num_samples),
+            result_bytes=num_files * round(num_pixels * WORST_COMPRESSION + FILE_OVERHEAD_BYTES),
+            idempotency=order.idempotency,
+            fingerprint=order.share_under,
+            bound_to=order.bound_to,
+        )
+        self._metrics.round_trip_s.labels("admit").observe(time.perf_counter() - started)
+        return job
 
     def _forget(self, job_id: str, end: asyncio.Future[JobState] | None) -> None:
         if end is not None:

@@ -55,16 +55,23 @@ class JobReader:
         self._url_signer = url_signer
         self._base_url = base_url
 
+    async def find(self, job_id: str) -> JobRecord:
+        """Return a job. Raises InvalidRequest for an unknown job or another tenant's."""
+        return self._visible(await self._queue.get(job_id), job_id)
+
     async def read(self, job_id: str) -> tuple[JobRecord, list[bytes]]:
-        """Return a job and its images. Raises InvalidRequest for an unknown job or another tenant's."""
+        """Return a job and its images. Raises as `find` does."""
         job, files = await self._queue.read(job_id) or (None, [])
+        return self._visible(job, job_id), files
+
+    def _visible(self, job: JobRecord | None, job_id: str) -> JobRecord:
         if job is None or not self._caller.may_see(job):
             raise InvalidRequest(
                 f"Unknown job {quoted(job_id)}; ended jobs are kept for a while.",
                 param="job_id",
                 code=ErrorCode.JOB_NOT_FOUND,
             )
-        return job, files
+        return job
 
     async def describe(self, job: JobRecord, files: list[bytes]) -> JobObject:
         """Return the answer about a job."""
@@ -133,7 +140,7 @@ async def read(job_id: JobId, jobs: JobReaderDep) -> JobObject:
 @router.delete("/{job_id}", summary="Cancel a job")
 async def cancel(job_id: JobId, jobs: JobReaderDep, queue: QueueDep) -> JobObject:
     """Its samples leave the device before the next step; a job that has ended stays unchanged."""
-    await jobs.read(job_id)
+    await jobs.find(job_id)
     await queue.cancel(job_id)
     return await jobs.describe(*await jobs.read(job_id))
 
@@ -164,7 +171,7 @@ async def events(
     attempt sends its previews again.
     """
     after = _event_id(last_event_id)
-    job, _ = await jobs.read(job_id)
+    job = await jobs.find(job_id)
     if after is None:
         return Response(status_code=HTTPStatus.NO_CONTENT)
     return event_stream(_events(job.id, after, jobs, watcher))
