@@ -177,8 +177,15 @@ async def test_requests_are_refused_during_an_outage_of_redis(stoppable_valkey: 
 
 
 @pytest.mark.parametrize("path", [PATH, "/v1/jobs"])
-async def test_a_job_is_cancelled_if_its_admission_was_not_confirmed(
-    app: FastAPI, client: httpx.AsyncClient, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch, path: str
+@pytest.mark.parametrize(("headers", "num_kept"), [({}, 0), ({"Idempotency-Key": "order-17"}, 1)])
+async def test_only_a_job_that_can_be_asked_for_again_is_kept_if_its_admission_was_not_confirmed(
+    app: FastAPI,
+    client: httpx.AsyncClient,
+    worker: FakeWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    headers: dict[str, str],
+    num_kept: int,
 ) -> None:
     services: Services = app.state.services
     admit = services.queue.admit
@@ -189,9 +196,9 @@ async def test_a_job_is_cancelled_if_its_admission_was_not_confirmed(
 
     monkeypatch.setattr(services.queue, "admit", admit_without_reply)
     worker.claiming = False
-    response = await client.post(path, json=BAG)
+    response = await client.post(path, json=BAG, headers=headers)
     assert (response.status_code, response.json()["error"]["code"]) == (503, "queue_unavailable")
-    assert await num_jobs_queued(services.queue) == 0
+    assert await num_jobs_queued(services.queue) == num_kept
 
 
 async def test_a_server_may_start_before_redis(stoppable_valkey: EmbeddedValkey) -> None:
