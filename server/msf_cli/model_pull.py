@@ -2,24 +2,26 @@
 
 The source has the layout of a repository: `<model>/<version>/SHA256SUMS`, the files that it lists, and a `README.md`.
 Files arrive in a hidden folder of the repository, which survives an interruption; a version appears in the repository
-only when all its checksums agree.
+only when it is complete and all its checksums agree. A lock file admits one pull of a model at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import posixpath
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
 
-from msf_engine.repository import NAME
+from msf_engine.errors import ModelRepositoryError
+from msf_engine.repository import NAME, PARTS, read_version
 
 SCHEMES = ("file", "http", "https", "s3", "gs", "hf")
 SUMS = "SHA256SUMS"
@@ -85,13 +87,13 @@ def open_source(url: str) -> ModelSource:
     except ImportError as error:
         extra = " (pip install 'msf-serve[pull]')" if scheme in ("http", "https") else ""
         raise PullError(f"{scheme}:// needs another package: {error}{extra}") from error
-    if PurePosixPath(root).name.isdigit():
+    if _is_version(PurePosixPath(root).name):
         return ModelSource(files, root)
     try:
         names = [PurePosixPath(path).name for path in files.ls(root, detail=False)]
     except Exception as error:
         raise PullError(f"Cannot list {url}: {error or type(error).__name__}") from error
-    versions = sorted((name for name in names if name.isdigit()), key=int)
+    versions = sorted((name for name in names if _is_version(name)), key=int)
     if not versions:
         raise PullError(f"No model version in {url}. Allowed: the folder of a model, or of a version, such as emoji/1.")
     return ModelSource(files, f"{root}/{versions[-1]}")
@@ -106,24 +108,33 @@ def pull(source: ModelSource, repository: Path, name: str, progress: Progress) -
     except FileNotFoundError as error:
         raise PullError(f"No {SUMS} in {source.root}. Allowed: the folder of a model version.") from error
     digests = _parse_sums(sums)
-    model, version = repository / name, repository / name / source.version
-    if version.exists():
-        _check_existing(version, {SUMS: hashlib.sha256(sums).hexdigest(), **digests})
-        return version
-    _check_existing(model / "1", {file: digest for file, digest in digests.items() if file.startswith("../")})
-
-    partial = repository / f".pull-{name}-{source.version}"  # a repository skips hidden folders
-    folder = partial / source.version
-    if folder.exists() and (not (folder / SUMS).exists() or (folder / SUMS).read_bytes() != sums):
-        shutil.rmtree(partial)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SUMS).write_bytes(sums)
-    for file, digest in digests.items():
-        _fetch(source, file, folder / file, digest, progress)
-    with contextlib.suppress(FileNotFoundError):
-        (folder / README).write_bytes(source.read(README))
-    _publish(partial, model, source.version)
+    _check_complete(digests, source)
+    repository.mkdir(parents=True, exist_ok=True)
+    with _lock(repository, name):
+        version = repository / name / source.version
+        if version.exists():
+            _check_existing(version, {SUMS: hashlib.sha256(sums).hexdigest(), **digests})
+            _check_nothing_missing(version, [SUMS, *digests])
+        else:
+            shared = {file: digest for file, digest in digests.items() if file.startswith("../")}
+            _check_existing(version, shared)
+            _fetch_version(source, repository, name, sums, digests, progress)
     return version
+
+
+def _is_version(name: str) -> bool:
+    return name.isascii() and name.isdecimal()
+
+
+@contextlib.contextmanager
+def _lock(repository: Path, name: str) -> Iterator[None]:
+    """Hold the lock of a model's pulls. Raises PullError if another process holds it."""
+    with (repository / f".pull-{name}.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PullError(f"Another pull of {name} into {repository} is running. Wait until it ends.") from error
+        yield
 
 
 def _parse_sums(sums: bytes) -> dict[str, str]:
@@ -137,12 +148,53 @@ def _parse_sums(sums: bytes) -> dict[str, str]:
     return digests
 
 
+def _check_complete(digests: dict[str, str], source: ModelSource) -> None:
+    """Require weights of all parts, a config and labels."""
+    missing = [f"{part}.safetensors" for part in PARTS if f"{part}.safetensors" not in digests]
+    if digests.keys().isdisjoint({"config.json", "../config.json"}):
+        missing.append("../config.json")
+    if "../labels.json" not in digests:
+        missing.append("../labels.json")
+    if missing:
+        raise PullError(f"{SUMS} of {source.root} does not list {', '.join(missing)}. Allowed: a complete version.")
+
+
+def _check_nothing_missing(version: Path, names: list[str]) -> None:
+    """Refuse to report an incomplete version of the repository as complete."""
+    for name in names:
+        if not (version / name).exists():
+            raise PullError(f"{version} exists without {PurePosixPath(name).name}. Remove the folder and pull again.")
+
+
 def _check_existing(folder: Path, digests: dict[str, str]) -> None:
     """Refuse to replace files of the repository by different ones."""
     for name, digest in digests.items():
         file = Path(posixpath.normpath(folder / name))
         if file.exists() and _digest(file) != digest:
             raise PullError(f"{file} exists and differs from the source. Choose another model name with --name.")
+
+
+def _fetch_version(
+    source: ModelSource, repository: Path, name: str, sums: bytes, digests: dict[str, str], progress: Progress
+) -> None:
+    """Fetch a version into a hidden folder, which a repository skips; validate and publish it."""
+    partial = repository / f".pull-{name}-{source.version}"
+    folder = partial / name / source.version
+    if partial.exists() and (not (folder / SUMS).exists() or (folder / SUMS).read_bytes() != sums):
+        shutil.rmtree(partial)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SUMS).write_bytes(sums)
+    for file, digest in digests.items():
+        _fetch(source, file, folder / file, digest, progress)
+    try:
+        read_version(partial, name, source.version)
+    except ModelRepositoryError as error:
+        shutil.rmtree(partial)
+        raise PullError(f"{source.root} is not a valid model: {error}") from error
+    with contextlib.suppress(FileNotFoundError, PullError):
+        (folder / README).write_bytes(source.read(README))
+    _publish(partial / name, repository / name, source.version)
+    shutil.rmtree(partial)
 
 
 def _fetch(source: ModelSource, name: str, file: Path, digest: str, progress: Progress) -> None:
@@ -168,16 +220,15 @@ def _fetch(source: ModelSource, name: str, file: Path, digest: str, progress: Pr
         raise PullError(f"{name} of {source.root} is damaged: its SHA-256 differs from {SUMS}. Run the command again.")
 
 
-def _publish(partial: Path, model: Path, version: str) -> None:
+def _publish(fetched: Path, model: Path, version: str) -> None:
     """Move a complete version into the repository by one rename."""
     if model.exists():
-        for file in partial.iterdir():
+        for file in fetched.iterdir():
             if file.is_file() and not (model / file.name).exists():
                 file.rename(model / file.name)
-        (partial / version).rename(model / version)
-        shutil.rmtree(partial)
+        (fetched / version).rename(model / version)
     else:
-        partial.rename(model)
+        fetched.rename(model)
 
 
 def _digest(file: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import shutil
 import sys
 import threading
@@ -82,11 +84,11 @@ def web(source: Path) -> Iterator[WebServer]:
 
 
 def check(repository: Path, name: str = "tiny") -> None:
-    """Assert a complete version 1 and nothing left over."""
+    """Assert a complete version 1 and nothing left over but the lock file."""
     version = read_version(repository, name)
     verify(version.folder)
     assert (repository / name / "README.md").read_text() == "A tiny model.\n"
-    assert [folder.name for folder in repository.iterdir()] == [name]
+    assert {path.name for path in repository.iterdir()} == {name, f".pull-{name}.lock"}
 
 
 @pytest.mark.parametrize("folder", ["tiny", "tiny/1", "tiny/1/"])
@@ -164,6 +166,60 @@ def test_a_model_with_other_content_is_not_replaced(source: Path, target: Path) 
     config.write_text(before)
     assert pull(source / "tiny", target).exit_code == 0
     assert sorted(path.name for path in (target / "tiny").iterdir() if path.is_dir()) == ["1", "2"]
+
+
+@pytest.mark.parametrize("name", ["residual.safetensors", "../config.json", "../labels.json"])
+def test_an_incomplete_source_is_refused(source: Path, target: Path, name: str) -> None:
+    sums = source / "tiny" / "1" / "SHA256SUMS"
+    sums.write_text("".join(line for line in sums.read_text().splitlines(True) if not line.endswith(f"{name}\n")))
+    result = pull(source / "tiny", target)
+    assert result.exit_code == 1
+    assert f"does not list {name}" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not target.exists()
+
+
+def test_invalid_labels_are_refused(source: Path, target: Path) -> None:
+    labels, sums = source / "tiny" / "labels.json", source / "tiny" / "1" / "SHA256SUMS"
+    digest = model_pull._digest(labels)
+    labels.write_text(json.dumps(["one"]))
+    sums.write_text(sums.read_text().replace(digest, model_pull._digest(labels)))
+    result = pull(source / "tiny", target)
+    assert result.exit_code == 1
+    assert f"{source / 'tiny' / '1'} is not a valid model: " in result.stderr
+    assert not (target / "tiny").exists()
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "SHA256SUMS", "../labels.json"])
+def test_an_incomplete_version_is_not_reported_as_complete(source: Path, target: Path, name: str) -> None:
+    assert pull(source / "tiny", target).exit_code == 0
+    (target / "tiny" / "1" / name).unlink()
+    result = pull(source / "tiny", target)
+    assert result.exit_code == 1
+    assert f"{target / 'tiny' / '1'} exists without {Path(name).name}" in result.stderr
+    shutil.rmtree(target / "tiny" / "1")
+    assert pull(source / "tiny", target).exit_code == 0
+    check(target)
+
+
+def test_a_second_pull_of_a_model_is_refused(source: Path, target: Path) -> None:
+    target.mkdir()
+    with (target / ".pull-tiny.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = pull(source / "tiny", target)
+        assert result.exit_code == 1
+        assert "Another pull of tiny" in result.stderr
+        assert pull(source / "tiny", target, "--name", "other").exit_code == 0
+    assert pull(source / "tiny", target).exit_code == 0
+
+
+def test_an_unreadable_readme_does_not_block_a_pull(source: Path, target: Path) -> None:
+    readme = source / "tiny" / "README.md"
+    readme.unlink()
+    readme.mkdir()
+    result = pull(source / "tiny", target)
+    assert result.exit_code == 0, result.output
+    assert not (target / "tiny" / "README.md").exists()
 
 
 @pytest.mark.parametrize("name", ["../../evil", "/etc/passwd", "../README.md", "a/b", ".hidden"])
