@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cached_property
 from pathlib import Path
 
@@ -57,7 +58,7 @@ class LatentTrainer:
         self, architecture: Architecture, seed: int, num_images: int, objective: DenoiserObjective | None = None
     ) -> list[Denoiser]:
         """Train on `num_images`, or read what an earlier run kept."""
-        folder = self.out / f"{architecture.folder}-{seed}"
+        folder = self.out / f"{architecture.folder}-{seed}-{self._data_digest}"
         objective = objective or DenoiserObjective(batch_size=self.batch_size)
         return [self._denoiser(stage, folder, seed, num_images, objective) for stage in architecture.stages]
 
@@ -85,6 +86,13 @@ class LatentTrainer:
     def decode(self, z: Tensor) -> Tensor:
         """Return the uint8 images of latents (N, C, H, W)."""
         return torch.cat([to_uint8(self.model.autoencoder.decode(part)) for part in torch.split(z, 250)])
+
+    @cached_property
+    def _data_digest(self) -> str:
+        """Short digest of the training images and labels in their order: other data has other weights."""
+        content = hashlib.sha256(self.train.images.numpy().tobytes())
+        content.update(self.train.labels.numpy().tobytes())
+        return content.hexdigest()[:8]
 
     def _denoiser(
         self, config: DenoiserConfig, folder: Path, seed: int, num_images: int, objective: DenoiserObjective

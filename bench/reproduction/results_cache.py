@@ -19,7 +19,7 @@ class ResultsCache:
     def __init__(self, path: Path, context: Mapping[str, str]) -> None:
         self.path = path
         self.context = context
-        self._lines = path.read_text().splitlines() if path.exists() else []
+        self._text = path.read_text() if path.exists() else ""
 
     def get(self, phase: str, name: str, num_images: int, measure: Callable[[], Quality]) -> Quality:
         """Return the figures, measured and kept if they are not there."""
@@ -27,14 +27,20 @@ class ResultsCache:
         quality = self._find(key)
         if quality is None:
             quality = measure()
-            self._lines.append(json.dumps({"key": key, "figures": asdict(quality)}))
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("\n".join(self._lines) + "\n")
+            self._append(json.dumps({"key": key, "figures": asdict(quality)}) + "\n")
         logger.info("%s: %s, accuracy %.3f, FID %s", phase, name, quality.top_1, dict(quality.fid))
         return quality
 
+    def _append(self, line: str) -> None:
+        if self._text and not self._text.endswith("\n"):
+            line = "\n" + line
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(line)
+        self._text += line
+
     def _find(self, key: Mapping[str, str | int]) -> Quality | None:
-        for line in reversed(self._lines):
+        for line in reversed(self._text.splitlines()):
             try:
                 entry = json.loads(line)
             except ValueError:

@@ -160,9 +160,22 @@ def test_a_line_that_was_cut_short_is_measured_again(tmp_path: Path) -> None:
     path = tmp_path / "figures.jsonl"
     for name in ("a", "b"):
         ResultsCache(path, {}).get("test", name, 100, lambda name=name: quality(name))  # type: ignore[misc]
-    path.write_text(path.read_text()[:-20])
+    text = path.read_text()[:-20]
+    path.write_text(text)
     measured = []
     for name in ("a", "b", "b"):
         cache = ResultsCache(path, {})
         assert cache.get("test", name, 100, lambda name=name: measured.append(name) or quality(name)).name == name  # type: ignore[func-returns-value, misc]
     assert measured == ["b"]
+    assert path.read_text().startswith(text + "\n")  # appended: what the file holds is never rewritten
+
+
+def test_weights_of_other_data_are_not_reused(data: ClassFolders, tmp_path: Path) -> None:
+    model = read_version(ROOT / "model_repo", "fashion-mnist").load()
+    trainers = [
+        LatentTrainer(model, split, 50, tmp_path)
+        for split in (data.train, data.train, data.held_out, Split(data.train.images, data.train.labels.flip(0)))
+    ]
+    same, again, *others = [trainer._data_digest for trainer in trainers]
+    assert same == again
+    assert len({same, *others}) == 3
