@@ -39,8 +39,8 @@ class TrainerConfig(BaseModel):
     cooldown: Annotated[float, Field(ge=0, le=1)] = 0.2
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999  # decay of the average of the weights
     seed: int = 0
-    checkpoint_every_s: float = 300.0
-    log_every: int = 50
+    checkpoint_every_s: Annotated[float, Field(gt=0)] = 300.0
+    log_every: Annotated[int, Field(gt=0)] = 50
 
     def learning_rate_at(self, iteration: int) -> float:
         """Return the learning rate of an iteration, counted from 0."""
@@ -91,7 +91,10 @@ class Trainer(Generic[Module]):
         self.iteration = 0
 
     def run(self, loss_function: LossFunction) -> None:
-        """Train from the checkpoint, if there is one, to the last iteration."""
+        """Train from the checkpoint, if there is one, to the last iteration.
+
+        Raises ValueError that names a checkpoint of release 0.1.0.
+        """
         self._resume()
         if self.iteration >= self.config.num_iterations:
             return
@@ -154,6 +157,8 @@ class Trainer(Generic[Module]):
         if not self.checkpoint.exists():
             return
         state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
+        if "average" not in state:
+            raise ValueError(f"{self.checkpoint} is a checkpoint of release 0.1.0; choose another --out")
         self.module.load_state_dict(state["module"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

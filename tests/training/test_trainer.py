@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,12 +40,25 @@ def _train(checkpoint: Path, config: TrainerConfig = CONFIG, *, killed_at: int |
 def test_a_killed_run_resumes_as_if_nothing_had_happened(tmp_path: Path) -> None:
     whole = _train(tmp_path / "whole.pt")
     with pytest.raises(Killed):
-        _train(tmp_path / "cut.pt", CONFIG.model_copy(update={"checkpoint_every_s": -1.0}), killed_at=8)
+        _train(tmp_path / "cut.pt", CONFIG.model_copy(update={"checkpoint_every_s": 1e-9}), killed_at=8)
     resumed = _train(tmp_path / "cut.pt")
     assert resumed.iteration == CONFIG.num_iterations
     for network in ("module", "average"):
         states = (getattr(trainer, network).state_dict() for trainer in (resumed, whole))
         torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_an_older_release_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "base.pt"
+    torch.save({"iteration": 5, "module": {}, "averages": {}, "optimizer": {}}, file)
+    with pytest.raises(ValueError, match=re.escape(f"{file} is a checkpoint of release 0.1.0; choose another --out")):
+        _train(file)
+
+
+@pytest.mark.parametrize("field", ["checkpoint_every_s", "log_every"])
+def test_an_interval_of_zero_is_refused(field: str) -> None:
+    with pytest.raises(ValueError, match=field):
+        TrainerConfig(num_iterations=1, learning_rate=1.0, **{field: 0})
 
 
 def test_training_learns_and_its_average_lags_behind(tmp_path: Path) -> None:
