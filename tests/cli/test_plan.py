@@ -40,9 +40,22 @@ def test_an_unreachable_latency_is_an_error(costs_file: Path) -> None:
     assert "--p99-s 0.01 cannot be met: one job alone takes" in result.output
 
 
-def test_a_file_without_costs_is_refused(tmp_path: Path) -> None:
+def test_numbers_may_be_text_and_unknown_fields_are_ignored(costs_file: Path) -> None:
+    rows = [{**row, "mean_s": str(row["mean_s"]), "device": "cpu"} for row in json.loads(costs_file.read_text())]
+    costs_file.write_text(json.dumps(rows))
+    result = run("--images-per-s", 10, "--p99-s", 1, "--costs", costs_file)
+    assert result.exit_code == 0, result.output
+
+
+ROW = {"stage": "base", "guided": True, "bucket": 1, "mean_s": 1, "least_s": 1}
+
+
+@pytest.mark.parametrize(
+    "content", [[], [{}], {}, {"a": 1}, [1], 3, [ROW | {"mean_s": "fast"}], [ROW | {"least_s": None}]]
+)
+def test_a_file_without_costs_is_refused(tmp_path: Path, content: object) -> None:
     file = tmp_path / "none.json"
-    file.write_text("[{}]")
+    file.write_text(json.dumps(content))
     result = run("--images-per-s", 1, "--p99-s", 1, "--costs", file)
     assert result.exit_code == 2
     assert "--costs" in result.output

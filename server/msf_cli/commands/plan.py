@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 from tabulate import tabulate
@@ -94,10 +95,23 @@ def _measure_costs() -> StepCosts:
 
 def _read_costs(file: Path) -> StepCosts:
     try:
-        costs = [StepCost(**fields | {"stage": Stage(fields["stage"])}) for fields in json.loads(file.read_text())]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        costs = [_step_cost(row) for row in json.loads(file.read_text())]
+        if not costs:
+            raise ValueError("no step costs")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise click.BadParameter(
             f"Cannot read step costs from {str(file)!r}: {error!r}. Allowed: a file that --save-costs wrote.",
             param_hint="--costs",
         ) from error
     return StepCosts(sorted({cost.bucket for cost in costs}), costs)
+
+
+def _step_cost(row: dict[str, Any]) -> StepCost:
+    """Convert a row of a costs file; other fields are ignored."""
+    return StepCost(
+        stage=Stage(row["stage"]),
+        guided=bool(row["guided"]),
+        bucket=int(row["bucket"]),
+        mean_s=float(row["mean_s"]),
+        least_s=float(row["least_s"]),
+    )
