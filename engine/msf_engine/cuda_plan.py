@@ -86,6 +86,8 @@ class CudaPlan:
             # Other threads of a worker may allocate at the same time; their memory is not part of this graph.
             with torch.cuda.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local"):
                 self._device_out = self._function(*self._device_in)
+        except torch.cuda.OutOfMemoryError:
+            raise
         except (RuntimeError, PlanError) as error:
             logger.warning("a plan runs without a CUDA graph: %s", error)
         else:
