@@ -17,10 +17,11 @@ from msf_scheduler.errors import QueueUnavailable
 from tests.polling import eventually
 
 OWNER = """
-import socket, sys, time
+import signal, socket, sys, time
 from pathlib import Path
 from msf_scheduler.embedded_valkey import EmbeddedValkey
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in background jobs, and so would this
 with EmbeddedValkey(Path(sys.argv[1])) as valkey:
     try:
         print(valkey.url, flush=True)
