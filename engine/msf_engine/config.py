@@ -76,7 +76,7 @@ class DenoiserConfig(_Config):
 class GuidanceConfig(_Config):
     """Timesteps at which classifier-free guidance acts: those inside `interval` (t = 1 is noise), on all channels.
 
-    If the interval is null, none, and no guided plan is built for the stage.
+    If the interval is null, none.
     """
 
     interval: tuple[float, float] | None = (0.0, 1.0)
@@ -85,12 +85,16 @@ class GuidanceConfig(_Config):
     def is_everywhere(self) -> bool:
         return self.interval == (0.0, 1.0)
 
+    def contains(self, t: float) -> bool:
+        """Return whether guidance acts at timestep `t`."""
+        if self.interval is None:
+            return False
+        low, high = self.interval
+        return low <= t <= high
+
     def scale_at(self, t: float, scale: float) -> float:
         """Return the guidance scale at timestep `t`: `scale` inside the interval, else 1."""
-        if self.interval is None:
-            return 1.0
-        low, high = self.interval
-        return scale if low <= t <= high else 1.0
+        return scale if self.contains(t) else 1.0
 
 
 class StageConfig(_Config):

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TIME_FEATURES = 256
+from msf_engine.time_embedding import TIME_FEATURES
+
 SIZES = {
     "S": (384, 12, 6),
     "B": (768, 12, 12),
@@ -157,10 +158,10 @@ class Denoiser(nn.Module):
     def null_label(self) -> int:
         return self.config.num_classes
 
-    def forward(self, x: Tensor, time_embedding: Tensor, labels: Tensor, cond: Tensor) -> Tensor:
-        """Map x (B, C, h, w), time_embedding (B, D), labels (B,), cond (B, K, h, w; K may be 0) to (B, C, h, w)."""
+    def forward(self, x: Tensor, time_embedding: Tensor, labels: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Map x (B, C, h, w), time_embedding (B, D), labels (B,), cond (B, K, h, w; None if K is 0) to (B, C, h, w)."""
         patch, side = self.config.patch_size, self.config.size // self.config.patch_size
-        joint = torch.cat((x, cond), dim=1) if self.config.cond_channels else x
+        joint = x if cond is None else torch.cat((x, cond), dim=1)
         tokens = F.pixel_unshuffle(joint, patch).flatten(2).transpose(1, 2)  # (B, N, (C + K) p²)
         tokens = self.patches(tokens) + self.positions  # (B, N, D)
         condition = F.silu(time_embedding + self.labels(labels))  # (B, D)
@@ -168,7 +169,7 @@ class Denoiser(nn.Module):
             tokens = block(tokens, condition)
         shift, scale = self.modulation(condition).chunk(2, dim=1)
         out = self.out(modulate(self.norm(tokens), shift, scale))  # (B, N, C p²)
-        return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, (side, side)), patch)
+        return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, (side, side)), patch).float()
 
     def _initialize(self) -> None:
         for module in self.modules():

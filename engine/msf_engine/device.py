@@ -5,17 +5,32 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-import torch
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")  # of Linux, and of Windows's
+
+
+def has_gpu() -> bool:
+    """Return whether torch can use an NVIDIA GPU; its slow import is spared where there is none."""
+    if not any(Path(device).exists() for device in _GPU_DEVICES):
+        return False
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()
 
 
 def gpu_fingerprint() -> str:
     """Return the GPU's model and architecture, CUDA's version and the driver's."""
+    import torch
+
     major, minor = torch.cuda.get_device_capability()
     return f"{torch.cuda.get_device_name()} sm_{major}{minor} CUDA {torch.version.cuda} driver {_driver_version()}"
 
 
 def cpu_fingerprint(num_threads: int) -> str:
     """Return the CPU's model, the instructions that torch's kernels use, and the number of threads."""
+    import torch
+
     return f"{platform.machine()} {cpu_name()} {torch.backends.cpu.get_cpu_capability()} {num_threads} threads"
 
 

@@ -1,25 +1,26 @@
 """The step executor: samples in slots, advanced together one step at a time.
 
-Samples of one step batch may be at different steps and have different labels, seeds and guidance scales; they join and
-leave between steps. Which slots form a batch is the batching policy's choice.
+Samples of one step batch may be at different steps and have different labels, seeds and guidance scales; they join,
+wait and leave between steps. Which samples form a batch is the batching policy's choice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from msf_engine.arenas import Arenas, DecodeRows, Indices, StepRows
+from msf_engine.arenas.host import HostArenas
 from msf_engine.model_plans import ModelPlans, smallest_bucket
-from msf_engine.sampling import Trajectory, initial_noise, noisy_condition, stage_trajectory
+from msf_engine.sampling import SampleNoise
+from msf_engine.step_table import StepTable
 from msf_scheduler.stage import Stage
 
-NEXT_STAGE = {Stage.BASE: Stage.RESIDUAL, Stage.RESIDUAL: Stage.DECODE}
+_STAGES = tuple(Stage)
+_BASE, _RESIDUAL, _DECODE = range(len(_STAGES))
 
 
 @dataclass(frozen=True)
@@ -34,35 +35,9 @@ class SampleRequest:
     guidance_scale: float
 
 
-@dataclass
-class Slot:
-    """An active sample. Only the executor changes it."""
-
-    request: SampleRequest
-    stage: Stage
-    step: int
-    trajectory: Trajectory  # of the stage; of RESIDUAL while decoding
-    x: Tensor  # (C, h, w) of the stage
-    d_prev: Tensor
-    cond: Tensor
-    base: Tensor  # normalised; empty during BASE
-
-    @property
-    def guided(self) -> bool:
-        return self.stage is not Stage.DECODE and self.trajectory.guided[self.step]
-
-    @property
-    def steps_left(self) -> tuple[int, int]:
-        """Remaining denoising steps of BASE and of RESIDUAL."""
-        if self.stage is Stage.DECODE:
-            return 0, 0
-        remaining = len(self.trajectory) - self.step
-        return (remaining, self.request.num_residual_steps) if self.stage is Stage.BASE else (0, remaining)
-
-
 @dataclass(frozen=True)
 class StepResult:
-    """Outcome of a step batch. `images` (H, W, channels) uint8 by slot; samples of `failed` slots are not finite."""
+    """Outcome of a batch. `images` (H, W, channels) uint8 by slot; samples of `failed` slots are not finite."""
 
     stage: Stage
     bucket: int
@@ -71,117 +46,141 @@ class StepResult:
 
 
 class Executor:
-    """Runs one model version's plans for at most `num_slots` samples. Not thread-safe: one caller at a time."""
+    """Runs one model version's plans for at most `capacity` samples. Not thread-safe: one caller at a time.
 
-    def __init__(self, plans: ModelPlans, num_slots: int) -> None:
+    `start` counts the steps of its samples at once, so that the next batch can be chosen while this one is computed.
+    """
+
+    def __init__(self, plans: ModelPlans, capacity: int, arenas: Arenas | None = None) -> None:
         self.plans = plans
-        self.config = plans.config
-        self.num_slots = num_slots
-        self.slots: dict[int, Slot] = {}
-        self._free = list(reversed(range(num_slots)))
-        self._trajectory = lru_cache(maxsize=256)(self._make_trajectory)
+        self.capacity = capacity
+        self._arenas = arenas or HostArenas(plans, capacity)
+        self._null_label = plans.config.num_classes
+        self._tables = tuple(
+            StepTable(plans.config, stage, plans.time_embeddings[stage]) for stage in (Stage.BASE, Stage.RESIDUAL)
+        )
+        # By slot.
+        self._stages = np.zeros(capacity, np.int8)
+        self._steps = np.zeros(capacity, np.intp)  # rows of the stage's table
+        self._ends = np.zeros((2, capacity), np.intp)  # of each stage's schedule
+        self._residual_starts = np.zeros(capacity, np.intp)
+        self._labels = np.zeros(capacity, np.int64)
+        self._scales = np.zeros(capacity, np.float32)
+        self._free = list(reversed(range(capacity)))
+        self._in_flight: list[StepRows | DecodeRows] = []
+        self._leaving: set[int] = set()  # slots that batches under way still write
 
     @property
     def num_free_slots(self) -> int:
+        """Slots that samples can join."""
         return len(self._free)
 
-    def join(self, request: SampleRequest) -> int:
-        """Give a sample a slot; at least one must be free."""
-        trajectory = self._trajectory(Stage.BASE, request.num_base_steps, request.guidance_scale)
-        noise = initial_noise(self.config, Stage.BASE, seed=request.seed, index=request.index)
-        number = self._free.pop()
-        self.slots[number] = Slot(
-            request, Stage.BASE, 0, trajectory, noise, torch.zeros_like(noise), cond=noise[:0], base=noise[:0]
-        )
-        return number
+    def join(self, requests: Sequence[SampleRequest], noise: SampleNoise | None = None) -> list[int]:
+        """Give samples slots, of which enough must be free; `noise` is theirs if it has been computed before."""
+        if noise is None:
+            noise = SampleNoise.of(self.plans.config, [r.seed for r in requests], [r.index for r in requests])
+        slots = [self._free.pop() for _ in requests]
+        for slot, request in zip(slots, requests, strict=True):
+            num_steps = request.num_base_steps, request.num_residual_steps
+            starts = [table.offset(count) for table, count in zip(self._tables, num_steps, strict=True)]
+            self._stages[slot] = _BASE
+            self._steps[slot], self._residual_starts[slot] = starts
+            self._ends[:, slot] = np.add(starts, num_steps)
+            self._labels[slot] = request.label
+            self._scales[slot] = request.guidance_scale
+        self._arenas.write(np.array(slots), noise)
+        return slots
 
     def leave(self, slot: int) -> None:
         """Free a slot at any point of its sample."""
-        del self.slots[slot]
-        self._free.append(slot)
-
-    def step(self, numbers: Sequence[int], bucket: int | None = None) -> StepResult:
-        """Advance the samples of these slots by one step, or decode them; all need a plan of the same kind.
-
-        Samples that are decoded or that failed leave their slots. The default bucket is the smallest that holds them.
-        """
-        slots = [self.slots[number] for number in numbers]
-        stage = slots[0].stage
-        assert all(slot.stage is stage and slot.guided == slots[0].guided for slot in slots)
-        bucket = bucket or smallest_bucket(self.plans.buckets, len(slots))
-        if stage is Stage.DECODE:
-            result = self._decode(numbers, slots, bucket)
+        if any(slot in rows.slots for rows in self._in_flight):
+            self._leaving.add(slot)
         else:
-            result = self._denoise(numbers, slots, bucket)
-        for number in (*result.images, *result.failed):
-            self.leave(number)
+            self._free.append(slot)
+
+    def start(self, slots: Sequence[int] | Indices, bucket: int | None = None) -> StepRows | DecodeRows:
+        """Begin to advance samples of one stage by a step, or to decode them.
+
+        The default bucket is the smallest that holds their rows. Raises PlanError, as `finish` does.
+        """
+        slots = np.asarray(slots)
+        stage = self._stages[slots[0]]
+        assert (self._stages[slots] == stage).all()
+        rows = self._decode_rows(slots, bucket) if stage == _DECODE else self._step_rows(slots, stage, bucket)
+        self._in_flight.append(rows)
+        self._arenas.start(rows)
+        return rows
+
+    def wait(self, rows: StepRows | DecodeRows) -> None:
+        """Return once a batch has been computed."""
+        self._arenas.wait(rows)
+
+    def finish(self, rows: StepRows | DecodeRows) -> StepResult:
+        """Return the outcome of a batch; the oldest must be finished first. Decoded and failed samples leave."""
+        assert rows is self._in_flight[0]
+        try:
+            self._arenas.wait(rows)
+        finally:
+            del self._in_flight[0]
+            absent = self._leaving.intersection(rows.slots.tolist())
+            self._leaving -= absent
+            self._free.extend(absent)
+        if isinstance(rows, DecodeRows):
+            assert rows.pixels is not None
+            pixels = zip(rows.slots.tolist(), rows.pixels, strict=True)
+            result = StepResult(Stage.DECODE, rows.bucket, images={s: image for s, image in pixels if s not in absent})
+        else:
+            assert rows.finite is not None
+            failed = () if rows.finite.all() else tuple(set(rows.slots[~rows.finite].tolist()) - absent)
+            result = StepResult(rows.stage, rows.bucket, failed=failed)
+        for slot in (*result.images, *result.failed):
+            self.leave(slot)
         return result
 
-    def preview(self, numbers: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
+    def step(self, slots: Sequence[int] | Indices, bucket: int | None = None) -> StepResult:
+        """Run a batch from start to finish."""
+        return self.finish(self.start(slots, bucket))
+
+    def preview(self, slots: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
         """Decode estimates of samples in RESIDUAL, without advancing them: (H, W, channels) uint8 by slot.
 
         Before the residual's first step the estimate is the base alone, as if decoded from `up(base)`; later, the end
-        of the path along the last step's velocity.
+        of the path along the last step's velocity. It shows all steps that have been started.
         """
-        if not numbers:
-            return {}
-        slots = [self.slots[number] for number in numbers]
-        residuals = torch.stack([self._estimated_residual(slot) for slot in slots])
-        (pixels,) = self.plans.bucketed((Stage.DECODE, False))(torch.stack([slot.base for slot in slots]), residuals)
-        return dict(zip(numbers, pixels.numpy(), strict=True))
+        images: dict[int, NDArray[np.uint8]] = {}
+        buckets = self.plans.buckets[Stage.DECODE]
+        for start in range(0, len(slots), buckets[-1]):
+            part = np.asarray(slots[start : start + buckets[-1]])
+            times = self._tables[_RESIDUAL].times[self._steps[part]]
+            pixels = self._arenas.preview(part, times, smallest_bucket(buckets, len(part)))
+            images |= zip(part.tolist(), pixels, strict=True)
+        return images
 
-    def _estimated_residual(self, slot: Slot) -> Tensor:
-        """Return the estimate, normalised as `Slot.x`."""
-        assert slot.stage is Stage.RESIDUAL
-        if slot.step == 0:
-            statistics = self.config.residual.statistics
-            mean, std = torch.tensor(statistics.mean), torch.tensor(statistics.std)
-            return (-mean / std)[:, None, None].expand_as(slot.x)
-        return slot.x - slot.trajectory.times[slot.step] * slot.d_prev
-
-    def _denoise(self, numbers: Sequence[int], slots: list[Slot], bucket: int) -> StepResult:
-        stage = slots[0].stage
-        plan = self.plans.by_kind[stage, slots[0].guided][bucket]
-        labels = [slot.request.label for slot in slots]
-        scalars = _padded([slot.trajectory.coefficients[slot.step] for slot in slots], bucket)
-        d, x = plan(
-            _padded([slot.x for slot in slots], bucket),
-            _padded([slot.d_prev for slot in slots], bucket),
-            _padded([slot.cond for slot in slots], bucket),
-            _padded([slot.trajectory.time_embedding[slot.step] for slot in slots], bucket),
-            torch.tensor(labels + labels[:1] * (bucket - len(labels))),
-            *scalars.unbind(1),
+    def _step_rows(self, slots: Indices, stage: int, bucket: int | None) -> StepRows:
+        table, steps = self._tables[stage], self._steps[slots]
+        guided = table.in_interval[steps] & (self._scales[slots] != 1)
+        num_guided = int(np.count_nonzero(guided))
+        if 0 < num_guided < len(slots):  # guided samples first: their second rows are then slices
+            order = np.argsort(~guided, kind="stable")
+            slots, steps = slots[order], steps[order]
+        labels = np.full(len(slots) + num_guided, self._null_label)
+        labels[: len(slots)] = self._labels[slots]
+        self._steps[slots] = next_steps = steps + 1
+        completes = slots[next_steps == self._ends[stage, slots]]
+        if len(completes):
+            self._stages[completes] = stage + 1
+            self._steps[completes] = self._residual_starts[completes]
+        return StepRows(
+            _STAGES[stage],
+            bucket or smallest_bucket(self.plans.buckets[_STAGES[stage]], len(labels)),
+            slots,
+            num_guided,
+            table,
+            steps,
+            labels,
+            self._scales[slots[:num_guided]],
+            completes,
         )
-        finite = np.isfinite(x.numpy()).all(axis=(1, 2, 3))
-        for row, slot in enumerate(slots):
-            slot.x, slot.d_prev = x[row], d[row]
-            slot.step += 1
-            if slot.step == len(slot.trajectory):
-                self._enter_next_stage(slot)
-        failed = tuple(number for number, is_finite in zip(numbers, finite, strict=False) if not is_finite)
-        return StepResult(stage, bucket, failed=failed)
 
-    def _decode(self, numbers: Sequence[int], slots: list[Slot], bucket: int) -> StepResult:
-        decode = self.plans.by_kind[Stage.DECODE, False][bucket]
-        (pixels,) = decode(_padded([slot.base for slot in slots], bucket), _padded([slot.x for slot in slots], bucket))
-        return StepResult(Stage.DECODE, bucket, images=dict(zip(numbers, pixels.numpy(), strict=False)))
-
-    def _enter_next_stage(self, slot: Slot) -> None:
-        request = slot.request
-        slot.stage = NEXT_STAGE[slot.stage]
-        slot.step = 0
-        if slot.stage is Stage.DECODE:
-            return
-        slot.base = slot.x
-        slot.cond = noisy_condition(self.config, slot.base, seed=request.seed, index=request.index)
-        slot.x = initial_noise(self.config, Stage.RESIDUAL, seed=request.seed, index=request.index)
-        slot.d_prev = torch.zeros_like(slot.x)
-        slot.trajectory = self._trajectory(Stage.RESIDUAL, request.num_residual_steps, request.guidance_scale)
-
-    def _make_trajectory(self, stage: Stage, num_steps: int, guidance_scale: float) -> Trajectory:
-        return stage_trajectory(self.config, stage, self.plans.time_embeddings[stage], num_steps, guidance_scale)
-
-
-def _padded(rows: list[Tensor], bucket: int) -> Tensor:
-    """Stack rows and fill the bucket with copies of the first: padding must be as harmless as a sample."""
-    return torch.stack(rows + [rows[0]] * (bucket - len(rows)))
+    def _decode_rows(self, slots: Indices, bucket: int | None) -> DecodeRows:
+        return DecodeRows(bucket or smallest_bucket(self.plans.buckets[Stage.DECODE], len(slots)), slots)

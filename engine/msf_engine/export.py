@@ -17,25 +17,23 @@ from msf_scheduler.stage import Stage
 if TYPE_CHECKING:
     from msf_engine.model import DecodeModule
 
-STEP_INPUTS = ("x", "d_prev", "cond", "time_embedding", "labels", "w", "a", "b", "c")
-STEP_OUTPUTS = ("d", "x_next")
+DENOISER_INPUTS = ("x", "time_embedding", "labels", "cond")
 DECODE_INPUTS = ("base", "residual")
-DECODE_OUTPUTS = ("pixels",)
 
 
-def input_names(stage: Stage) -> tuple[str, ...]:
+def input_names(spec: PlanSpec) -> tuple[str, ...]:
     """Return the names of a graph's inputs, in order."""
-    return DECODE_INPUTS if stage is Stage.DECODE else STEP_INPUTS
+    return DECODE_INPUTS if spec.stage is Stage.DECODE else DENOISER_INPUTS[: len(spec.inputs)]
 
 
-def output_names(stage: Stage) -> tuple[str, ...]:
-    """Return the names of a graph's outputs, in order."""
-    return DECODE_OUTPUTS if stage is Stage.DECODE else STEP_OUTPUTS
+def output_name(stage: Stage) -> str:
+    """Return the name of a graph's output."""
+    return "pixels" if stage is Stage.DECODE else "velocity"
 
 
 def export_program(spec: PlanSpec, module: nn.Module, batch: int | None = None) -> ExportedProgram:
     """Return the graph of the module for one batch size, or for any if `batch` is None."""
-    example = spec.example(batch or 3)
+    example = tuple(torch.from_numpy(array) for array in spec.zeros(batch or 3))
     dynamic = None if batch else tuple({0: Dim.DYNAMIC} for _ in example)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # deprecations inside torch
@@ -51,8 +49,8 @@ def export_onnx(spec: PlanSpec, module: nn.Module, file: Path) -> None:
         program = torch.onnx.export(
             export_program(spec, module),
             dynamo=True,
-            input_names=input_names(spec.stage),
-            output_names=output_names(spec.stage),
+            input_names=input_names(spec),
+            output_names=[output_name(spec.stage)],
             verbose=False,
         )
         assert program is not None

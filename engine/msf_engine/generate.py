@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from msf_engine.executor import SampleRequest
 from msf_engine.model_plans import ModelPlans
-from msf_engine.sampling import initial_noise, noisy_condition, sample, stage_trajectory
+from msf_engine.sampling import Latents, SampleNoise, noisy_condition, sample, stage_trajectory
 from msf_scheduler.stage import Stage
 
 
@@ -28,26 +27,24 @@ def generate(plans: ModelPlans, requests: Sequence[SampleRequest], *, strict: bo
     images: dict[int, NDArray[np.uint8]] = {}
     for positions in groups.values():
         base, residual = _latents(plans, [requests[position] for position in positions], strict)
-        finite = (base.isfinite().flatten(1).all(1) & residual.isfinite().flatten(1).all(1)).tolist()
+        finite = [bool(np.isfinite(z).all() and np.isfinite(r).all()) for z, r in zip(base, residual, strict=True)]
         if not all(finite):
             raise ValueError(f"image {positions[finite.index(False)]} is not finite; lower its guidance scale")
-        (pixels,) = plans.bucketed((Stage.DECODE, False), strict=strict)(base, residual)
-        images |= zip(positions, pixels.numpy(), strict=True)
+        images |= zip(positions, plans.run(Stage.DECODE, (base, residual), strict=strict), strict=True)
     return [images[position] for position in range(len(requests))]
 
 
-def _latents(plans: ModelPlans, requests: Sequence[SampleRequest], strict: bool) -> tuple[Tensor, Tensor]:
+def _latents(plans: ModelPlans, requests: Sequence[SampleRequest], strict: bool) -> tuple[Latents, Latents]:
     """Normalised base (B, C, h, w) and residual (B, 3C, h, w) of requests with the same steps and guidance scale."""
     config, first = plans.config, requests[0]
-    labels = torch.tensor([request.label for request in requests])
+    labels = np.array([request.label for request in requests])
+    noise = SampleNoise.of(config, [r.seed for r in requests], [r.index for r in requests])
 
-    def run(stage: Stage, num_steps: int, cond: Tensor | None) -> Tensor:
-        embed = plans.time_embeddings[stage]
-        trajectory = stage_trajectory(config, stage, embed, num_steps, first.guidance_scale)
-        steps = {guided: plans.bucketed((stage, guided), strict=strict) for guided in set(trajectory.guided)}
-        noise = torch.stack([initial_noise(config, stage, seed=r.seed, index=r.index) for r in requests])
-        return sample(steps, trajectory, noise, noise[:, :0] if cond is None else cond, labels)
+    def denoise(stage: Stage, num_steps: int, start: Latents, cond: Latents | None = None) -> Latents:
+        trajectory = stage_trajectory(config, stage, plans.time_embeddings[stage], num_steps, first.guidance_scale)
+        network = partial(plans.run, stage, strict=strict)
+        return sample(network, trajectory, start, labels, config.num_classes, cond)
 
-    base = run(Stage.BASE, first.num_base_steps, None)
-    cond = [noisy_condition(config, z, seed=r.seed, index=r.index) for z, r in zip(base, requests, strict=True)]
-    return base, run(Stage.RESIDUAL, first.num_residual_steps, torch.stack(cond))
+    base = denoise(Stage.BASE, first.num_base_steps, noise.base)
+    cond = noisy_condition(config, base, noise.condition)
+    return base, denoise(Stage.RESIDUAL, first.num_residual_steps, noise.residual, cond)

@@ -1,82 +1,61 @@
-"""All plans of one model version, ready to run, and a plan for any number of rows over those of fixed sizes."""
+"""All plans of one model version, ready to run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from msf_engine.config import ModelConfig
-from msf_engine.denoiser import TimeEmbedding
 from msf_engine.errors import PlanError
-from msf_engine.plan import Plan, PlanKind
+from msf_engine.plan import Array, Plan, run
+from msf_engine.time_embedding import HostTimeEmbedding
 from msf_scheduler.stage import Stage
 
 
 @dataclass(frozen=True)
-class BucketedPlan:
-    """Plan for any number of rows: split at the largest bucket, the rest padded to the smallest that holds it."""
-
-    buckets: Mapping[int, Plan]
-
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        parts = zip(*(torch.split(tensor, max(self.buckets)) for tensor in inputs), strict=True)
-        outputs = [self._run(part) for part in parts]
-        return tuple(torch.cat(rows) for rows in zip(*outputs, strict=True))
-
-    def _run(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        count = len(inputs[0])
-        bucket = smallest_bucket(self.buckets, count)
-        return [output[:count] for output in self.buckets[bucket](*(_padded(tensor, bucket) for tensor in inputs))]
-
-
-@dataclass(frozen=True)
 class ModelPlans:
-    """A model version ready to run: the plans of each kind by bucket, and what the host computes itself.
+    """A model version ready to run: a plan for each stage, and what the host computes itself.
 
-    `strict` are the buckets of a kind in which a sample's bytes do not depend on its batch. `fingerprint` is the
-    SHA-256 of everything that they depend on. `num_loaded` plans came from the cache, `num_built` were not in it.
+    `buckets` are the numbers of rows, ascending, at which a stage's plan runs; `strict` are those in which a row's
+    bytes do not depend on its batch, and `seconds` how long a batch took when the plan was validated. `fingerprint` is
+    the SHA-256 of everything that the images depend on. `num_loaded` plans came from the cache, `num_built` were not
+    in it.
     """
 
     config: ModelConfig
-    buckets: tuple[int, ...]
-    by_kind: Mapping[PlanKind, Mapping[int, Plan]]
-    strict: Mapping[PlanKind, tuple[int, ...]]
+    buckets: Mapping[Stage, tuple[int, ...]]
+    by_stage: Mapping[Stage, Plan]
+    strict: Mapping[Stage, tuple[int, ...]]
+    seconds: Mapping[tuple[Stage, int], float]
     fingerprint: str
-    time_embeddings: Mapping[Stage, TimeEmbedding]
+    time_embeddings: Mapping[Stage, HostTimeEmbedding]
     num_loaded: int = 0
     num_built: int = 0
 
-    def bucketed(self, kind: PlanKind, *, strict: bool = False) -> BucketedPlan:
-        """Return a plan for any number of rows. Raises PlanError when `strict` and no bucket of the kind is."""
-        plans = self.by_kind[kind]
-        if not strict:
-            return BucketedPlan(plans)
-        if not self.strict[kind]:
-            raise PlanError(
-                f"no strict images: a sample's bytes in stage {kind[0]} depend on its batch at every bucket"
-            )
-        return BucketedPlan({bucket: plans[bucket] for bucket in self.strict[kind]})
+    def run(self, stage: Stage, inputs: Sequence[Array], *, strict: bool = False) -> Array:
+        """Run any number of rows: batches of the largest bucket, the rest in the smallest that holds it.
+
+        Raises PlanError when `strict` and the stage has no strict bucket.
+        """
+        buckets = (self.strict if strict else self.buckets)[stage]
+        if not buckets:
+            raise PlanError(f"no strict images: a row's bytes in stage {stage} depend on its batch at every bucket")
+        batches = [slice(start, start + buckets[-1]) for start in range(0, len(inputs[0]), buckets[-1])]
+        return np.concatenate([self._run(stage, [array[rows] for array in inputs], buckets) for rows in batches])
+
+    def _run(self, stage: Stage, inputs: Sequence[Array], buckets: tuple[int, ...]) -> Array:
+        num_rows = len(inputs[0])
+        indices = padded(np.arange(num_rows), smallest_bucket(buckets, num_rows))
+        return run(self.by_stage[stage], [array[indices] for array in inputs])[:num_rows]
 
 
-def plan_kinds(config: ModelConfig) -> tuple[PlanKind, ...]:
-    """Return the kinds of plan that a model needs; guided ones only of stages that its config guides."""
-    denoising = [
-        (stage, guided)
-        for stage in (Stage.BASE, Stage.RESIDUAL)
-        for guided in (True, False)
-        if not guided or config.stage(stage).guidance.interval is not None
-    ]
-    return (*denoising, (Stage.DECODE, False))
+def smallest_bucket(buckets: Sequence[int], num_rows: int) -> int:
+    """Return the smallest bucket, of ascending ones, that holds this many rows."""
+    return next(bucket for bucket in buckets if bucket >= num_rows)
 
 
-def smallest_bucket(buckets: Mapping[int, Plan] | tuple[int, ...], count: int) -> int:
-    """Return the smallest bucket that holds `count` rows."""
-    return min(bucket for bucket in buckets if bucket >= count)
-
-
-def _padded(rows: Tensor, bucket: int) -> Tensor:
-    """Fill the bucket with copies of the first row: padding must be as harmless as a sample."""
-    return torch.cat((rows, rows[:1].expand(bucket - len(rows), *rows.shape[1:])))
+def padded(rows: Array, bucket: int) -> Array:
+    """Fill a bucket with copies of the first row: padding must be as harmless as a sample."""
+    return rows if len(rows) == bucket else np.concatenate((rows, np.repeat(rows[:1], bucket - len(rows), axis=0)))

@@ -8,7 +8,8 @@ import logging
 import os
 import shutil
 import tempfile
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -22,6 +23,8 @@ from msf_engine.plan_validation import Validation
 from msf_engine.revisions import network_fingerprint
 
 logger = logging.getLogger(__name__)
+
+_RECORD, _FILES = "plan.json", "plan"
 
 
 @dataclass(frozen=True)
@@ -47,18 +50,18 @@ class PlanRecord:
 
 
 class StoredPlan(NamedTuple):
-    """A compiled plan and its metadata."""
+    """A compiled plan's folder of files, and its metadata."""
 
-    artefact: bytes
+    folder: Path
     record: PlanRecord
 
 
 class PlanCache:
-    """Compiled plans in a folder, one folder each: `plan.bin` and `plan.json`. Safe with several processes.
+    """Compiled plans in a folder, one folder each: `plan/` and `plan.json`. Safe with several processes.
 
-    The key is the SHA-256 of the spec (with the model's digest) and the fingerprints of backend and networks. A plan is
-    written under a temporary name and renamed; its checksum is compared when it is read. Beyond `limit_bytes` the least
-    recently read plans are removed.
+    The key is the SHA-256 of the spec, but for the model's name, and the fingerprints of backend and networks: models
+    with the same network share its plan. A plan is written under a temporary name and renamed; its checksum is compared
+    when it is read. Beyond `limit_bytes` the least recently read plans are removed.
     """
 
     def __init__(self, folder: Path, limit_bytes: int = DEFAULT_PLAN_CACHE_BYTES) -> None:
@@ -69,69 +72,86 @@ class PlanCache:
         """Return the plan, or None when it is absent or damaged. Removes a damaged one."""
         entry = self._entry(spec, fingerprint)
         try:
-            record = PlanRecord.from_json((entry / "plan.json").read_bytes())
-            artefact = (entry / "plan.bin").read_bytes()
+            record = PlanRecord.from_json((entry / _RECORD).read_bytes())
+            digest = folder_digest(entry / _FILES)
             os.utime(entry)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
             logger.warning("cached plan %s cannot be read and is built again: %s", spec, error)
         else:
-            if record.sha256 == hashlib.sha256(artefact).hexdigest():
-                return StoredPlan(artefact, record)
+            if record.sha256 == digest:
+                return StoredPlan(entry / _FILES, record)
             logger.warning("cached plan %s is damaged and is built again (%s)", spec, entry)
         self.remove(spec, fingerprint)
         return None
 
-    def put(self, spec: PlanSpec, stored: StoredPlan) -> None:
-        """Store a plan in place of any previous one. Raises PlanError when the folder is not writable."""
-        entry = self._entry(spec, stored.record.fingerprint)
+    def put(self, spec: PlanSpec, record: PlanRecord, files: Path) -> StoredPlan:
+        """Store a plan in place of any previous one; moves its folder. Raises PlanError as `building` does."""
+        entry = self._entry(spec, record.fingerprint)
         try:
-            self._write(entry, stored)
+            self._write(entry, record, files)
         except OSError as error:
-            raise PlanError(f"plan cache {self.folder} cannot be written: {error.strerror}") from error
+            raise self._not_writable(error) from error
         self._evict(entry)
+        return StoredPlan(entry / _FILES, record)
+
+    def update(self, spec: PlanSpec, record: PlanRecord) -> None:
+        """Replace a stored plan's metadata. Raises PlanError as `building` does."""
+        file = self._entry(spec, record.fingerprint) / _RECORD
+        partial = file.with_suffix(".partial")
+        try:
+            partial.write_text(_to_json(record))
+            partial.replace(file)
+        except OSError as error:
+            raise self._not_writable(error) from error
 
     def remove(self, spec: PlanSpec, fingerprint: str) -> None:
         shutil.rmtree(self._entry(spec, fingerprint), ignore_errors=True)
 
-    def building(self, spec: PlanSpec, fingerprint: str) -> AbstractContextManager[object]:
-        """Exclude other processes while one builds the plan; they can then read it. Raises PlanError as `put` does."""
+    @contextmanager
+    def building(self, spec: PlanSpec, fingerprint: str) -> Iterator[Path]:
+        """Exclude other processes while one builds the plan, in an empty folder; they can then read it.
+
+        Raises PlanError when the cache is not writable.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            return FileLock(self._entry(spec, fingerprint).with_suffix(".lock")).acquire()
+            lock = FileLock(self._entry(spec, fingerprint).with_suffix(".lock")).acquire()
+            partial = tempfile.TemporaryDirectory(prefix=".partial-", dir=self.folder, ignore_cleanup_errors=True)
         except OSError as error:
-            raise PlanError(f"plan cache {self.folder} cannot be written: {error.strerror}") from error
+            raise self._not_writable(error) from error
+        with lock, partial as folder:
+            yield Path(folder)
 
     def records(self) -> list[PlanRecord]:
         """Return the metadata of every plan in the cache."""
         records = []
-        for file in sorted(self.folder.glob("*/plan.json")):
+        for file in sorted(self.folder.glob(f"*/{_RECORD}")):
             try:
                 records.append(PlanRecord.from_json(file.read_bytes()))
             except (OSError, ValueError, TypeError, KeyError) as error:
                 logger.warning("%s is not a plan record: %s", file, error)
         return sorted(records, key=lambda record: (record.model, record.backend, record.precision, record.plan))
 
-    def _write(self, entry: Path, stored: StoredPlan) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.folder))
-        (partial / "plan.bin").write_bytes(stored.artefact)
-        (partial / "plan.json").write_text(json.dumps(asdict(stored.record), indent=2) + "\n")
-        if entry.exists():
-            os.rename(entry, partial / "previous")
-        try:
-            os.rename(partial, entry)
-        except OSError:
-            if not entry.is_dir():
-                raise
-            shutil.rmtree(partial)  # another process has written it
-        shutil.rmtree(entry / "previous", ignore_errors=True)
+    def _write(self, entry: Path, record: PlanRecord, files: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=self.folder, ignore_cleanup_errors=True) as folder:
+            partial = Path(folder) / "entry"
+            partial.mkdir()
+            (partial / _RECORD).write_text(_to_json(record))
+            files.rename(partial / _FILES)
+            if entry.exists():
+                entry.rename(Path(folder) / "previous")
+            try:
+                partial.rename(entry)
+            except OSError:
+                if not entry.is_dir():  # else another process has written it
+                    raise
 
     def _evict(self, newest: Path) -> None:
-        entries = [file.parent for file in self.folder.glob("*/plan.bin")]
+        entries = [file.parent for file in self.folder.glob(f"*/{_RECORD}")]
         try:
-            sizes = {entry: (entry / "plan.bin").stat().st_size for entry in entries}
+            sizes = {entry: _size_bytes(entry) for entry in entries}
             oldest_first = sorted(entries, key=lambda entry: entry.stat().st_mtime)
         except FileNotFoundError:
             return  # another process removes plans
@@ -144,7 +164,26 @@ class PlanCache:
                 del sizes[entry]
 
     def _entry(self, spec: PlanSpec, fingerprint: str) -> Path:
-        key = json.dumps(
-            {"spec": asdict(spec), "backend": fingerprint, "networks": network_fingerprint()}, sort_keys=True
-        )
+        parts = {name: value for name, value in asdict(spec).items() if name != "model"}
+        key = json.dumps({"spec": parts, "backend": fingerprint, "networks": network_fingerprint()}, sort_keys=True)
         return self.folder / hashlib.sha256(key.encode()).hexdigest()
+
+    def _not_writable(self, error: OSError) -> PlanError:
+        return PlanError(f"plan cache {self.folder} cannot be written: {error.strerror}")
+
+
+def folder_digest(folder: Path) -> str:
+    """Return the SHA-256 of a folder's own files; what a runtime keeps in folders inside it does not count."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.is_file():
+            digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _size_bytes(entry: Path) -> int:
+    return sum(file.stat().st_size for file in entry.rglob("*") if file.is_file())
+
+
+def _to_json(record: PlanRecord) -> str:
+    return json.dumps(asdict(record), indent=2) + "\n"

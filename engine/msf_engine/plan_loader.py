@@ -8,59 +8,45 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from msf_engine.backends import Backend, BackendName, Precision, default_backends, get_backend
 from msf_engine.errors import BackendUnavailable, PlanRejected
-from msf_engine.model_plans import ModelPlans, plan_kinds
-from msf_engine.options import DEFAULT_BUCKETS
-from msf_engine.plan import Plan, PlanKind
+from msf_engine.model_plans import ModelPlans
 from msf_engine.plan_builder import PlanBuilder
 from msf_engine.plan_cache import PlanCache
-from msf_engine.plan_validation import equal_buckets
+from msf_engine.plan_validation import Validation, equal_buckets
 from msf_engine.repository import ModelVersion
 from msf_engine.revisions import NUMERICS_REVISION, network_fingerprint
+from msf_scheduler.stage import Stage
 
 logger = logging.getLogger(__name__)
 
 
 def load_plans(
-    version: ModelVersion, backend: Backend, plan_cache: PlanCache, buckets: Sequence[int] = DEFAULT_BUCKETS
+    version: ModelVersion, backend: Backend, plan_cache: PlanCache, buckets: Sequence[int] = ()
 ) -> ModelPlans:
     """Load every plan of a model version; build and validate those that are not in the cache.
 
-    Raises ModelRepositoryError for damaged weights, PlanError when a plan cannot be built, PlanRejected when one does
-    not agree with the reference.
+    The default buckets are the backend's. Raises ModelRepositoryError for damaged weights, PlanError when a plan cannot
+    be built, PlanRejected when one does not agree with the reference.
     """
     started_at = time.monotonic()
-    buckets = tuple(sorted(set(buckets)))
-    builder = PlanBuilder(version, backend, plan_cache)
-    kinds = plan_kinds(version.config)
-    plans: dict[PlanKind, dict[int, Plan]] = {kind: {} for kind in kinds}
-    row_digests: dict[PlanKind, dict[int, str | None]] = {kind: {} for kind in kinds}
-    artefact_digests = []
-    for spec in builder.specs(buckets):
-        plan, record = builder.obtain(spec)
-        plans[spec.kind].update(dict.fromkeys(spec.buckets, plan))
-        row_digests[spec.kind].update({each.bucket: each.row_digest for each in record.validations})
-        artefact_digests.append(record.sha256)
-    num_plans = len(artefact_digests)
-    logger.info(
-        "%s: %d plans ready in %.1f s, %d of them built (%s)",
-        version,
-        num_plans,
-        time.monotonic() - started_at,
-        builder.num_built,
-        backend.fingerprint,
-    )
+    builder = PlanBuilder(version, backend, plan_cache, buckets)
+    plans, records = {}, {}
+    for number, stage in enumerate(Stage, start=1):
+        plans[stage], records[stage] = builder.obtain(builder.spec(stage))
+        logger.info("%s: plan %d of %d ready (%s)", version, number, len(Stage), stage)
+    seconds = time.monotonic() - started_at
+    logger.info("%s ready in %.1f s, %d plans built (%s)", version, seconds, builder.num_built, backend.fingerprint)
     return ModelPlans(
         version.config,
-        buckets,
+        {stage: builder.buckets(stage) for stage in Stage},
         plans,
-        {kind: next(iter(equal_buckets(digests)), ()) for kind, digests in row_digests.items()},
-        _fingerprint(version, backend, artefact_digests),
+        {stage: _strict_buckets(record.validations) for stage, record in records.items()},
+        {(stage, v.bucket): v.seconds for stage, record in records.items() for v in record.validations},
+        _fingerprint(version, backend, [record.sha256 for record in records.values()]),
         builder.time_embeddings,
-        num_loaded=num_plans - builder.num_built,
+        num_loaded=len(Stage) - builder.num_built,
         num_built=builder.num_built,
     )
 
@@ -71,7 +57,7 @@ def load_models(
     precision: Precision | None,
     num_threads: int,
     plan_cache: PlanCache,
-    buckets: Sequence[int] = DEFAULT_BUCKETS,
+    buckets: Sequence[int] = (),
 ) -> tuple[Backend, list[ModelPlans]]:
     """Load the plans of model versions with one backend.
 
@@ -90,9 +76,7 @@ def load_models(
     raise AssertionError("there is always a last backend")
 
 
-def compile_plans(
-    version: ModelVersion, backend: Backend, plan_cache: PlanCache, buckets: Sequence[int] = DEFAULT_BUCKETS
-) -> None:
+def compile_plans(version: ModelVersion, backend: Backend, plan_cache: PlanCache, buckets: Sequence[int] = ()) -> None:
     """Fill the cache. Plans that cannot run on this machine are validated when they are loaded.
 
     Raises what `load_plans` raises.
@@ -100,15 +84,17 @@ def compile_plans(
     if backend.runs_here:
         load_plans(version, backend, plan_cache, buckets)
         return
-    builder = PlanBuilder(version, backend, plan_cache)
-    for spec in builder.specs(tuple(sorted(set(buckets)))):
-        if plan_cache.get(spec, backend.fingerprint) is None:
-            plan_cache.put(spec, builder.build(spec))
+    builder = PlanBuilder(version, backend, plan_cache, buckets)
+    for stage in Stage:
+        builder.build(builder.spec(stage))
+
+
+def _strict_buckets(validations: Sequence[Validation]) -> tuple[int, ...]:
+    return next(iter(equal_buckets({each.bucket: each.row_digest for each in validations})), ())
 
 
 def _fingerprint(version: ModelVersion, backend: Backend, artefact_digests: Sequence[str]) -> str:
     """SHA-256 of everything that decides the bytes of an image."""
-    libraries = f"numpy {np.__version__} torch {torch.__version__} {torch.get_num_threads()} threads"
-    host = f"numerics {NUMERICS_REVISION} {libraries}"
+    host = f"numerics {NUMERICS_REVISION} numpy {np.__version__}"
     parts = (version.digest, backend.fingerprint, network_fingerprint(), host, *artefact_digests)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

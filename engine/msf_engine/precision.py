@@ -12,16 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msf_engine.denoiser import Denoiser
-from msf_engine.guided_step import StepModule
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def lowered(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a copy whose network multiplies in `dtype`; guidance, the solver's update and pixels stay in float32."""
-    if isinstance(module, StepModule):
-        device = next(module.parameters()).device
-        return StepModule(low_denoiser(module.denoiser, dtype, device), guided=module.guided).eval()
+    """Return a copy whose network multiplies in `dtype`; its inputs and output, and pixels, stay in float32."""
+    if isinstance(module, Denoiser):
+        return low_denoiser(module, dtype, next(module.parameters()).device)
     module = copy.deepcopy(module)
     module.autoencoder = _LowAutoencoder(module.get_submodule("autoencoder").to(dtype), dtype)
     return module

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 
 from msf_engine.config import ModelConfig
 from msf_engine.errors import ModelRepositoryError
@@ -24,7 +26,6 @@ from msf_scheduler.stage import Stage
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from msf_engine.denoiser import TimeEmbedding
     from msf_engine.model import MsfModel
 
 PARTS = ("autoencoder", "base", "residual")
@@ -62,14 +63,23 @@ class ModelVersion:
             _load_part(model.get_submodule(part), self.folder / f"{part}.safetensors")
         return model.eval().requires_grad_(False)
 
-    def load_time_embedding(self, stage: Stage) -> TimeEmbedding:
-        """Build a stage's time embedding alone, which the host computes. Raises as `load` does."""
-        from msf_engine.denoiser import TimeEmbedding
-
+    def read_time_embeddings(self) -> dict[Stage, dict[str, NDArray[np.float32]]]:
+        """Read the weights that the host computes with, by denoising stage and name. Raises as `load` does."""
         verify(self.folder)
-        embedding = TimeEmbedding(self.config.stage(stage).denoiser)
-        _load_part(embedding, self.folder / f"{stage}.safetensors", prefix="time.")
-        return embedding.eval().requires_grad_(False)
+        files = {stage: self.folder / f"{stage}.safetensors" for stage in (Stage.BASE, Stage.RESIDUAL)}
+        return {stage: _read_arrays(file, "time.") for stage, file in files.items()}
+
+    def network_digest(self, stage: Stage) -> str:
+        """Return the SHA-256 that names a stage's network, whatever the model is called: its weights and config."""
+        config = self.config
+        settings: list[BaseModel]
+        if stage is Stage.DECODE:
+            part = "autoencoder"
+            settings = [config.autoencoder, config.image, config.base.statistics, config.residual.statistics]
+        else:
+            part, settings = str(stage), [config.stage(stage).denoiser]
+        parts = [_read_sums(self.folder)[f"{part}.safetensors"], *(each.model_dump_json() for each in settings)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def find_models(repository: Path) -> list[ModelVersion]:
@@ -136,27 +146,46 @@ def save_version(repository: Path, name: str, version: str, model: MsfModel, lab
 
 def verify(folder: Path) -> None:
     """Verify the files of a version's SHA256SUMS. Raises ModelRepositoryError that names the first damaged one."""
-    digests = {}
-    for line in _read_bytes(folder / "SHA256SUMS").decode(errors="replace").splitlines():
-        digest, _, name = line.partition("  ")
-        digests[name] = digest
-    for part in PARTS:
-        if f"{part}.safetensors" not in digests:
-            raise ModelRepositoryError(f"{folder / 'SHA256SUMS'} does not list {part}.safetensors")
-    for name, digest in digests.items():
+    for name, digest in _read_sums(folder).items():
         file = folder / name
         if _sha256(file) != digest:
             raise ModelRepositoryError(f"{file} is damaged: its SHA-256 differs from {folder / 'SHA256SUMS'}")
 
 
-def _load_part(module: nn.Module, file: Path, prefix: str = "") -> None:
+def _read_sums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of a version's files by name. Raises ModelRepositoryError unless it has all weights."""
+    lines = _read_bytes(folder / "SHA256SUMS").decode(errors="replace").splitlines()
+    digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for part in PARTS:
+        if f"{part}.safetensors" not in digests:
+            raise ModelRepositoryError(f"{folder / 'SHA256SUMS'} does not list {part}.safetensors")
+    return digests
+
+
+def _read_arrays(file: Path, prefix: str) -> dict[str, NDArray[np.float32]]:
+    """Read the tensors whose names begin with `prefix`; numpy has no bfloat16, which is the upper half of float32."""
+    from safetensors import SafetensorError, deserialize
+
+    arrays = {}
+    try:
+        for name, tensor in deserialize(_read_bytes(file)):  # type: ignore[no-untyped-call]
+            if name.startswith(prefix):
+                if tensor["dtype"] == "BF16":
+                    values = (np.frombuffer(tensor["data"], np.uint16).astype(np.uint32) << 16).view(np.float32)
+                else:
+                    values = np.frombuffer(tensor["data"], {"F16": np.float16, "F32": np.float32}[tensor["dtype"]])
+                arrays[name] = values.astype(np.float32).reshape(tensor["shape"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ModelRepositoryError(f"{file} does not hold this model's weights: {error}") from error
+    return arrays
+
+
+def _load_part(module: nn.Module, file: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        tensors = load_file(file).items()
-        weights = {name.removeprefix(prefix): t.float() for name, t in tensors if name.startswith(prefix)}
-        module.load_state_dict(weights)
+        module.load_state_dict({name: tensor.float() for name, tensor in load_file(file).items()})
     except (SafetensorError, RuntimeError) as error:
         raise ModelRepositoryError(f"{file} does not hold this model's weights: {error}") from error
 

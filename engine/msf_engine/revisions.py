@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-NETWORK_REVISION = 1
-"""Everything that plans are compiled from: denoiser, autoencoder, guided step, low precision, export."""
+NETWORK_REVISION = 2
+"""Everything that plans are compiled from: denoiser, autoencoder, low precision, export."""
 
-NUMERICS_REVISION = 1
-"""Everything that the host computes: noise, time embedding, schedules, the order of updates, padding."""
+NUMERICS_REVISION = 2
+"""Everything that the host computes: noise, time embedding, schedules, guidance, updates, padding."""
 
 
 def network_fingerprint() -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Protocol, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
 
-import torch
-from torch import nn
-
+from msf_engine.device import has_gpu
 from msf_engine.errors import BackendUnavailable
 from msf_engine.options import BACKENDS, BackendName, Precision
 from msf_engine.plan import Plan, PlanSpec
 from msf_scheduler.stage import Stage
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["BACKENDS", "Backend", "BackendName", "Precision", "check_precision", "default_backends", "get_backend"]
 
@@ -20,15 +22,15 @@ __all__ = ["BACKENDS", "Backend", "BackendName", "Precision", "check_precision",
 class Backend(Protocol):
     """Compiler and runtime of plans.
 
-    `fingerprint` begins with the backend's name and lists everything that a plan depends on besides the model: library
-    versions, precision, device, compile options. `device` is the hardware, for people. With `one_plan_for_all_buckets`
-    a spec has several buckets. Unless `runs_here`, plans can be compiled but not loaded.
+    `fingerprint` begins with the backend's name and lists everything that a plan's output depends on besides the
+    model: library versions, precision, device, compile options. `device` is the hardware, for people; `buckets` are the
+    numbers of rows at which plans run by default. Unless `runs_here`, plans can be compiled but not loaded.
     """
 
     name: BackendName
     precision: Precision
     device: str
-    one_plan_for_all_buckets: bool
+    buckets: tuple[int, ...]
     runs_here: bool
 
     @property
@@ -38,12 +40,12 @@ class Backend(Protocol):
         """Return the largest error of a `Validation` that is accepted."""
         ...
 
-    def compile(self, spec: PlanSpec, module: nn.Module) -> bytes:
-        """Return the plan as bytes; empty if there is nothing to store. Raises PlanError."""
+    def compile(self, spec: PlanSpec, network: nn.Module, folder: Path) -> None:
+        """Write the plan's files, if there are any, into an empty folder. Raises PlanError."""
         ...
 
-    def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
-        """Return the plan, ready to run; `source` builds the module, for backends that run it. Raises PlanError."""
+    def load(self, spec: PlanSpec, folder: Path, source: Callable[[], nn.Module]) -> Plan:
+        """Return the plan, ready to run; `source` builds the network, for backends that run it. Raises PlanError."""
         ...
 
 
@@ -61,7 +63,7 @@ def get_backend(name: BackendName, precision: Precision | None, num_threads: int
 
 def default_backends() -> tuple[BackendName, ...]:
     """Return the backends that suit this machine's device, best first."""
-    return ("tensorrt", "inductor") if torch.cuda.is_available() else ("openvino", "inductor", "eager")
+    return ("tensorrt", "inductor") if has_gpu() else ("openvino", "inductor", "eager")
 
 
 def check_precision(backend: str, precision: Precision | None, allowed: tuple[Precision, ...]) -> Precision:

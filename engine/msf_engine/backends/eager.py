@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-from weakref import WeakKeyDictionary
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from msf_engine import plan_validation
 from msf_engine.backends import BackendName, Precision, describe_options
-from msf_engine.cuda_plan import CudaPlan
 from msf_engine.denoiser import Denoiser
 from msf_engine.device import cpu_fingerprint, cpu_name, gpu_fingerprint
-from msf_engine.guided_step import StepModule
-from msf_engine.plan import Plan, PlanSpec
+from msf_engine.device_plan import DevicePlan
+from msf_engine.options import DEFAULT_BUCKETS
+from msf_engine.plan import Array, FunctionPlan, Plan, PlanSpec
 from msf_engine.precision import DTYPES, low_denoiser
 from msf_scheduler.stage import Stage
 
@@ -27,7 +26,7 @@ class EagerBackend:
     """
 
     name: BackendName = "eager"
-    one_plan_for_all_buckets = False
+    buckets = DEFAULT_BUCKETS
     runs_here = True
 
     def __init__(self, precision: Precision | None, num_threads: int) -> None:
@@ -41,8 +40,6 @@ class EagerBackend:
             # Torch rounds the decoder's convolutions to TF32 by default: fast, but not a reference.
             self.options["tf32"] = torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
         self._num_threads = num_threads
-        self._graph_pool: Any = None
-        self._low: WeakKeyDictionary[Denoiser, Denoiser] = WeakKeyDictionary()
 
     @property
     def fingerprint(self) -> str:
@@ -53,30 +50,27 @@ class EagerBackend:
     def tolerance(self, stage: Stage) -> float:
         return plan_validation.tolerance(stage, "fp32" if stage is Stage.DECODE else self.precision)
 
-    def compile(self, spec: PlanSpec, module: nn.Module) -> bytes:
-        return b""
+    def compile(self, spec: PlanSpec, network: nn.Module, folder: Path) -> None:
+        """Compile nothing."""
 
-    def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
-        (bucket,) = spec.buckets
-        function = self._compiled(self._placed(source()))
+    def load(self, spec: PlanSpec, folder: Path, source: Callable[[], nn.Module]) -> Plan:
+        network = self._compiled(self._placed(source()))
 
-        def compute(*inputs: Tensor) -> tuple[Tensor, ...]:
+        def compute(*inputs: Array) -> Array:
             with torch.inference_mode():
-                outputs = function(*inputs)
-            return outputs if isinstance(outputs, tuple) else (outputs,)
+                output: Tensor = network(*(torch.from_numpy(array) for array in inputs))
+            return output.numpy()
 
-        return CudaPlan(compute, spec.example(bucket), self._graph_pool) if self.on_gpu else compute
+        return DevicePlan(spec, network, self.torch_device) if self.on_gpu else FunctionPlan(spec, compute)
 
-    def _compiled(self, module: nn.Module) -> nn.Module:
-        return module
+    def _compiled(self, network: nn.Module) -> nn.Module:
+        return network
 
-    def _placed(self, module: nn.Module) -> nn.Module:
-        """Move the module to the device; in low precision a copy, whose weights the plans of a denoiser share."""
-        if self.precision == "fp32" or not isinstance(module, StepModule):
-            return module.to(self.torch_device)
-        if module.denoiser not in self._low:
-            self._low[module.denoiser] = low_denoiser(module.denoiser, DTYPES[self.precision], self.torch_device)
-        return StepModule(self._low[module.denoiser], guided=module.guided).eval()
+    def _placed(self, network: nn.Module) -> nn.Module:
+        """Move the network to the device; a denoiser in low precision as a copy."""
+        if self.precision == "fp32" or not isinstance(network, Denoiser):
+            return network.to(self.torch_device)
+        return low_denoiser(network, DTYPES[self.precision], self.torch_device)
 
 
 BACKEND = EagerBackend

@@ -32,14 +32,12 @@ class InductorBackend(EagerBackend):
         self.options |= COMPILE_OPTIONS
         # All plans are compiled from the same few lines of code, and torch limits compilations per line.
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = MAX_PLANS
-        if self.on_gpu:
-            # Not mode="reduce-overhead": torch's own graphs belong to one thread, and plans are loaded on another.
-            self._graph_pool = torch.cuda.graph_pool_handle()
-        elif not any(shutil.which(compiler) for compiler in COMPILERS):
+        if not self.on_gpu and not any(shutil.which(compiler) for compiler in COMPILERS):
             raise BackendUnavailable("backend inductor needs a C++ compiler on a CPU: apt install g++")
 
-    def _compiled(self, module: nn.Module) -> nn.Module:
-        compiled: nn.Module = torch.compile(module, **COMPILE_OPTIONS)  # type: ignore[call-overload]
+    def _compiled(self, network: nn.Module) -> nn.Module:
+        # Not mode="reduce-overhead": arenas capture graphs of whole steps, and torch's own belong to one thread.
+        compiled: nn.Module = torch.compile(network, **COMPILE_OPTIONS)  # type: ignore[call-overload]
         return compiled
 
 

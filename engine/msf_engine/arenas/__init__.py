@@ -1,0 +1,77 @@
+"""Arenas: the state of all active samples of a model version, where the device computes.
+
+A step batch is a few numbers per row: rows are gathered from the arenas, evaluated by the plan, guided and updated in
+float32, and scattered back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msf_engine.plan import Array
+from msf_engine.sampling import SampleNoise
+from msf_engine.step_table import StepTable
+from msf_scheduler.stage import Stage
+
+Indices = NDArray[np.intp]
+
+
+@dataclass
+class StepRows:
+    """A step batch of S samples, of which the first `num_guided` take a second row, with the null label.
+
+    `steps` (S,) are rows of the stage's `table`. `completes` are the slots whose stage ends with this step. The arenas
+    set `finite` (S,) when the batch has been computed.
+    """
+
+    stage: Stage
+    bucket: int
+    slots: Indices
+    num_guided: int
+    table: StepTable
+    steps: Indices
+    labels: NDArray[np.int64]  # (S + num_guided,)
+    guidance_scales: NDArray[np.float32]  # (num_guided,)
+    completes: Indices
+    finite: NDArray[np.bool_] | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are not padding."""
+        return len(self.labels)
+
+
+@dataclass
+class DecodeRows:
+    """A batch of complete samples. The arenas set `pixels` (S, H, W, channels) when it has been computed."""
+
+    bucket: int
+    slots: Indices
+    pixels: NDArray[np.uint8] | None = field(default=None)
+
+
+class Arenas(Protocol):
+    """State by slot: base and residual with their last velocities, and the residual's condition.
+
+    Batches are computed in the order in which they are started; `start` may return before its batch is done.
+    """
+
+    def write(self, slots: Indices, noise: SampleNoise) -> None:
+        """Begin samples in slots that no batch under way has."""
+        ...
+
+    def start(self, rows: StepRows | DecodeRows) -> None:
+        """Begin to compute a batch. Raises PlanError, as `wait` does."""
+        ...
+
+    def wait(self, rows: StepRows | DecodeRows) -> None:
+        """Return once the batch's result is set."""
+        ...
+
+    def preview(self, slots: Indices, times: NDArray[np.float64], bucket: int) -> Array:
+        """Decode estimates of residuals at these times, once all batches are done: (S, H, W, channels) uint8."""
+        ...

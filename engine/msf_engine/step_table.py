@@ -1,0 +1,45 @@
+"""Inputs of denoising steps that do not depend on the sample: one row for each step of each schedule in use."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msf_engine.config import ModelConfig
+from msf_engine.schedule import timesteps, updates
+from msf_engine.time_embedding import HostTimeEmbedding
+from msf_scheduler.stage import Stage
+
+
+class StepTable:
+    """Table of one stage. Schedules differ by their number of steps alone, so it has at most N² / 2 rows.
+
+    `times` (T,), `time_embedding` (T, D), `updates` (T, 3) = a, b, c, and `in_interval` (T,): whether guidance acts.
+    """
+
+    def __init__(self, config: ModelConfig, stage: Stage, embed: HostTimeEmbedding) -> None:
+        self._config = config
+        self._guidance = config.stage(stage).guidance
+        self._embed = embed
+        self._offsets: dict[int, int] = {}
+        self.times = np.empty(0)
+        self.time_embedding: NDArray[np.float32] = np.empty((0, config.stage(stage).denoiser.width), np.float32)
+        self.updates: NDArray[np.float32] = np.empty((0, 3), np.float32)
+        self.in_interval = np.empty(0, bool)
+
+    def offset(self, num_steps: int) -> int:
+        """Return the row of a schedule's first step; the other steps follow."""
+        if num_steps not in self._offsets:
+            self._offsets[num_steps] = len(self.times)
+            self._append(timesteps(num_steps, self._config.sampling.time_shift))
+        return self._offsets[num_steps]
+
+    def _append(self, times: tuple[float, ...]) -> None:
+        starts = np.array(times[:-1])
+        embedding = self._embed(starts, np.full(len(starts), self._config.conditioning_noise))
+        rows = [(update.a, update.b, update.c) for update in updates(self._config.sampling.solver, times)]
+        in_interval = [self._guidance.contains(t) for t in starts]
+        self.times = np.concatenate((self.times, starts))
+        self.time_embedding = np.concatenate((self.time_embedding, embedding))
+        self.updates = np.concatenate((self.updates, np.array(rows, np.float32)))
+        self.in_interval = np.concatenate((self.in_interval, in_interval))
