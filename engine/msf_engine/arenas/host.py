@@ -96,7 +96,7 @@ class HostArenas:
             d[: rows.num_guided] = guide(d[: rows.num_guided], velocity[num_samples : rows.num_rows], scales)
         a, b, c = rows.table.updates[rows.steps].T[:, :, None, None, None]
         x = advance(self._x[rows.stage][slots], d, self._d_prev[rows.stage][slots], a, b, c)
-        rows.finite = np.isfinite(x).reshape(num_samples, -1).all(axis=1)
+        rows.finite = np.asarray(np.isfinite(x).reshape(num_samples, -1).all(axis=1))
         self._x[rows.stage][slots] = x
         self._d_prev[rows.stage][slots] = d
         if rows.stage is Stage.BASE and len(rows.completes):
