@@ -75,6 +75,17 @@ class Executor:
         """Slots that samples can join."""
         return len(self._free)
 
+    @property
+    def queues_batches(self) -> bool:
+        """Whether a batch may be started while another, of any executor on the device, is computed."""
+        return self._arenas.queues_batches
+
+    def residual_step(self, slot: int) -> int | None:
+        """Return the number of the residual's step that a sample takes next; None in another stage."""
+        if self._stages[slot] != _RESIDUAL:
+            return None
+        return int(self._steps[slot] - self._residual_starts[slot])
+
     def join(self, requests: Sequence[SampleRequest], noise: SampleNoise | None = None) -> list[int]:
         """Give samples slots, of which enough must be free; `noise` is theirs if it has been computed before."""
         if noise is None:
@@ -108,7 +119,11 @@ class Executor:
         assert (self._stages[slots] == stage).all()
         rows = self._decode_rows(slots, bucket) if stage == _DECODE else self._step_rows(slots, stage, bucket)
         self._in_flight.append(rows)
-        self._arenas.start(rows)
+        try:
+            self._arenas.start(rows)
+        except BaseException:
+            self._in_flight.remove(rows)
+            raise
         return rows
 
     def wait(self, rows: StepRows | DecodeRows) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from msf_engine.guided_step import StepModule
 from PIL import Image
 from torch import Tensor
 
@@ -12,7 +13,6 @@ from msf_engine.autoencoder import Autoencoder
 from msf_engine.config import ModelConfig
 from msf_engine.denoiser import Denoiser
 from msf_engine.factorization import compose, up
-from msf_engine.guided_step import StepModule
 from msf_engine.model import Normalizer
 from msf_engine.sampling import initial_noise, noisy_condition, sample, stage_trajectory
 from msf_scheduler.stage import Stage

@@ -9,29 +9,44 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
+from msf_scheduler.active_set import ActiveWork
 from numpy.typing import NDArray
 
 from msf_engine.config import ModelConfig
-from msf_engine.executor import SampleRequest, Slot
-from msf_scheduler.jobs import Preview, Provenance, Timings
+from msf_engine.executor import SampleRequest
+from msf_engine.sampling import SampleNoise
+from msf_engine.schedule import timesteps
+from msf_scheduler.jobs import Progress, Provenance, Timings
 from msf_scheduler.leases import Claim
 from msf_scheduler.stage import Stage
-from msf_scheduler.step_costs import StepCosts, Work
+from msf_scheduler.step_costs import StepPattern
 
 
-def work_of(config: ModelConfig, num_steps: int, guidance_scale: float) -> Work:
-    """Return the work of one sample.
-
-    A stage that is guided at only some of its timesteps counts as unguided, so that time bounds stay optimistic.
-    """
-    guided = guidance_scale != 1.0
-    base, residual = config.base.guidance.is_everywhere, config.residual.guidance.is_everywhere
-    return Work(*config.split_steps(num_steps), guided and base, guided and residual)
+def pattern_of(config: ModelConfig, num_steps: int, guidance_scale: float) -> StepPattern:
+    """Return the steps of one sample: a guided one takes two rows."""
+    is_guided = np.float32(guidance_scale) != 1
+    rows = [
+        [
+            2 if is_guided and config.stage(stage).guidance.contains(t) else 1
+            for t in timesteps(count, config.sampling.time_shift)[:-1]
+        ]
+        for stage, count in zip((Stage.BASE, Stage.RESIDUAL), config.split_steps(num_steps), strict=True)
+    ]
+    return StepPattern.of(*rows, [1])
 
 
 @dataclass
+class StageTimes:
+    """Time of a job's step batches in a stage: their sum, the start of the first and the end of the last."""
+
+    total_s: float
+    started_at: float
+    ended_at: float
+
+
+@dataclass(eq=False)
 class ActiveJob:
-    """A claimed job, written by the worker's event loop only. Its samples wait here until a slot is free.
+    """A claimed job. The device thread owns it until it has ended, then the event loop.
 
     Times are monotonic seconds of this process. Those before the claim are derived from Redis's clock, of which only
     differences are used.
@@ -40,30 +55,28 @@ class ActiveJob:
     claim: Claim
     config: ModelConfig
     provenance: Provenance
-    waiting: deque[int] = field(default_factory=deque)  # sample indices
+    claimed_at: float = field(default_factory=time.monotonic)
+    number: int = -1  # in the active set
+    waiting: deque[int] = field(default_factory=deque)  # positions of samples without a slot
+    slots: dict[int, int] = field(default_factory=dict)  # sample index by slot
     images: dict[int, NDArray[np.uint8]] = field(default_factory=dict)  # (H, W, channels), by sample index
     started_at: float | None = None  # when its first sample joined a step batch
-    stage_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(Stage, 0.0))
-    stage_times: dict[Stage, tuple[float, float]] = field(default_factory=dict)  # start of first step, end of last
+    stage_times: dict[Stage, StageTimes] = field(default_factory=dict)
+    last_progress: tuple[Stage | None, float] = (None, 0.0)  # stage and time of the last progress published
     num_previews: int = 0  # published so far
     publication: asyncio.Task[None] | None = None  # the last write of progress or a preview
 
     def __post_init__(self) -> None:
-        self.rebind(self.claim)
-        self.waiting.extend(self.spec.indices)
-        self.work = work_of(self.config, self.spec.num_steps, self.spec.guidance_scale)
-
-    def rebind(self, claim: Claim) -> None:
-        """Replace the lease after a reclaim."""
-        self.claim = claim
-        self.record = record = claim.job
+        record = self.claim.job
         self.id, self.spec, self.terms = record.id, record.spec, record.terms
-        self.last_progress: tuple[Stage | None, float] = (None, 0.0)  # stage and time of the last progress published
-        self.claimed_at = time.monotonic()
         self.arrived_at = self.claimed_at - ((record.claimed_at or record.admitted_at) - record.admitted_at)
         self.deadline: float | None = None
         if record.deadline_at is not None:
             self.deadline = self.arrived_at + record.deadline_at - record.admitted_at
+        self.waiting.extend(range(self.spec.num_samples))
+        self.num_steps = self.config.split_steps(self.spec.num_steps)
+        indices = self.spec.indices
+        self.noise = SampleNoise.of(self.config, [self.spec.seed] * len(indices), indices)
 
     @property
     def is_strict(self) -> bool:
@@ -75,59 +88,55 @@ class ActiveJob:
         """True once all samples are images."""
         return len(self.images) == self.spec.num_samples
 
-    def next_sample(self) -> SampleRequest:
-        """Take the next waiting sample."""
-        return SampleRequest(
-            label=self.spec.label,
-            seed=self.spec.seed,
-            index=self.waiting.popleft(),
-            num_base_steps=self.work.num_base_steps,
-            num_residual_steps=self.work.num_residual_steps,
-            guidance_scale=self.spec.guidance_scale,
+    @property
+    def work(self) -> ActiveWork:
+        """The job as the batching policy sees it."""
+        return ActiveWork(
+            id=self.id,
+            arrived_at=self.arrived_at,
+            num_samples=self.spec.num_samples,
+            priority=self.terms.priority,
+            tenant=self.terms.tenant,
+            weight=self.terms.weight,
+            deadline=self.deadline,
+            is_strict=self.is_strict,
         )
 
-    def record_step(self, stage: Stage, started_at: float, ended_at: float) -> None:
-        """Add a step batch to the stage's time."""
-        self.stage_s[stage] += ended_at - started_at
-        self.stage_times[stage] = (self.stage_times.get(stage, (started_at, 0.0))[0], ended_at)
+    def sample_request(self, position: int) -> SampleRequest:
+        """Return the request of one of its samples."""
+        index = self.spec.indices[position]
+        return SampleRequest(self.spec.label, self.spec.seed, index, *self.num_steps, self.spec.guidance_scale)
 
-    def is_late(self, work_left: Work, costs: StepCosts, now: float) -> bool:
-        """Return whether a sample with this work left misses the deadline even at the fastest measured pace."""
-        return self.deadline is not None and now + costs.least_s(work_left) > self.deadline
+    def due_preview(self, step: int) -> int | None:
+        """Return the number of the preview due before this step of the residual.
+
+        The first is due when the base is complete, the others evenly over the residual.
+        """
+        num_previews, num_steps = self.terms.num_previews, self.num_steps[1]
+        numbers = {math.ceil(number * num_steps / num_previews): number for number in range(num_previews)}  # by step
+        return numbers.get(step)
+
+    def record_step(self, stage: Stage, started_at: float, ended_at: float) -> None:
+        """Add a step batch to the stage's times."""
+        times = self.stage_times.get(stage)
+        if times is None:
+            self.stage_times[stage] = StageTimes(ended_at - started_at, started_at, ended_at)
+        else:
+            times.total_s += ended_at - started_at
+            times.ended_at = ended_at
 
     def timings(self, encode_s: float) -> Timings:
         """Return the job's timings up to now."""
+        stage_ms = {stage: 1000 * times.total_s for stage, times in self.stage_times.items()}
         return Timings(
             queue_ms=1000 * ((self.started_at or self.claimed_at) - self.arrived_at),
-            base_ms=1000 * self.stage_s[Stage.BASE],
-            residual_ms=1000 * self.stage_s[Stage.RESIDUAL],
-            decode_ms=1000 * self.stage_s[Stage.DECODE],
+            base_ms=stage_ms.get(Stage.BASE, 0.0),
+            residual_ms=stage_ms.get(Stage.RESIDUAL, 0.0),
+            decode_ms=stage_ms.get(Stage.DECODE, 0.0),
             encode_ms=1000 * encode_s,
             total_ms=1000 * (time.monotonic() - self.arrived_at),
         )
 
-
-@dataclass
-class ActiveSample:
-    """A sample in a slot. `stepped_at` is when it last took a step, or joined, in monotonic seconds."""
-
-    job: ActiveJob
-    index: int
-    state: Slot  # the executor's
-    stepped_at: float
-
-    @property
-    def work_left(self) -> Work:
-        """The work from here to the image."""
-        num_base_steps, num_residual_steps = self.state.steps_left
-        return self.job.work._replace(num_base_steps=num_base_steps, num_residual_steps=num_residual_steps)
-
-    def due_preview(self) -> Preview | None:
-        """Return the preview due now: the first when the base is complete, the others evenly over the residual."""
-        num_previews = self.job.terms.num_previews
-        if not num_previews or self.state.stage is not Stage.RESIDUAL:
-            return None
-        num_steps = self.job.work.num_residual_steps
-        numbers = {math.ceil(number * num_steps / num_previews): number for number in range(num_previews)}  # by step
-        number = numbers.get(self.state.step)
-        return None if number is None else Preview(index=self.index, number=number)
+    def progress(self, stage: Stage, steps_done: int, num_steps: int) -> Progress:
+        """Return the progress record of these counts."""
+        return Progress(stage=stage, steps_done=steps_done, num_steps=num_steps, samples_done=len(self.images))

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,14 +32,26 @@ class JobFinisher:
     keeper: LeaseKeeper
     leases: Leases
     publisher: ProgressPublisher
-    encoder: ThreadPoolExecutor
     metrics: WorkerMetrics
     tracing: Tracing | None = None
     _tasks: set[asyncio.Task[object]] = field(default_factory=set)
 
-    def succeed(self, job: ActiveJob) -> None:
-        """Encode and store the images of a complete job."""
-        self._start(self._succeed(job))
+    def encode(self, job: ActiveJob, loop: asyncio.AbstractEventLoop) -> None:
+        """Encode the images of a complete job, in the encoder's thread, and store them from the event loop."""
+        started_at = time.monotonic()
+        try:
+            images = [
+                encode_image(job.images[index], job.spec, index=index, provenance=job.provenance)
+                for index in job.spec.indices
+            ]
+        except Exception:
+            logger.exception("the images of job %s cannot be encoded", job.id)
+            loop.call_soon_threadsafe(self.fail, job, NOT_STORED)
+        else:
+            loop.call_soon_threadsafe(self._succeed_later, job, images, (started_at, time.monotonic()))
+
+    def _succeed_later(self, job: ActiveJob, images: list[bytes], encoded: tuple[float, float]) -> None:
+        self._start(self._succeed(job, images, encoded))
 
     def fail(self, job: ActiveJob, error: JobError) -> None:
         """Store why a job failed."""
@@ -61,14 +72,13 @@ class JobFinisher:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _succeed(self, job: ActiveJob) -> None:
+    async def _succeed(self, job: ActiveJob, images: list[bytes], encoded: tuple[float, float]) -> None:
+        encode_s = encoded[1] - encoded[0]
         try:
-            started_at = time.monotonic()
-            images, encode_s = await asyncio.get_running_loop().run_in_executor(self.encoder, _encode, job)
             if self.tracing is not None:
                 from msf_worker.otel_spans import record_job
 
-                record_job(self.tracing, job, (started_at, time.monotonic()))
+                record_job(self.tracing, job, encoded)
             await self.publisher.flush(job)
             is_stored = await self._store(
                 job,
@@ -79,7 +89,7 @@ class JobFinisher:
                 model = job.spec.model, job.spec.version
                 self.metrics.record_timings(model, job.timings(encode_s), len(images))
         except Exception:
-            logger.exception("the images of job %s cannot be encoded or stored", job.id)
+            logger.exception("the images of job %s cannot be stored", job.id)
             await self._store(job, "failed", lambda: self.leases.fail(job.claim, NOT_STORED))
 
     async def _store(self, job: ActiveJob, outcome: str, store: Callable[[], Awaitable[bool]]) -> bool:
@@ -90,12 +100,3 @@ class JobFinisher:
         self.metrics.jobs.labels(job.spec.model, job.spec.version, outcome).inc()
         logger.info("job %s %s", job.id, outcome, extra={"job_id": job.id, "outcome": outcome})
         return is_stored
-
-
-def _encode(job: ActiveJob) -> tuple[list[bytes], float]:
-    """Return the image files in the order of the samples, and the seconds it took."""
-    started_at = time.monotonic()
-    images = [
-        encode_image(job.images[index], job.spec, index=index, provenance=job.provenance) for index in job.spec.indices
-    ]
-    return images, time.monotonic() - started_at

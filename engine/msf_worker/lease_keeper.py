@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from msf_scheduler.connection import RedisClient
 from msf_scheduler.errors import QueueUnavailable
+from msf_scheduler.jobs import JobRecord, ModelKey, Priority
 from msf_scheduler.leases import Claim, Leases
 from msf_scheduler.notices import notices
+from msf_worker.device_loop import DeviceLoop
 from msf_worker.errors import StepTimeout
 from msf_worker.metrics import WorkerMetrics
 from msf_worker.served_models import ServedModels
@@ -36,57 +37,47 @@ class LeaseKeeper:
     leases: Leases
     redis: RedisClient
     metrics: WorkerMetrics
+    device: DeviceLoop
     claims: dict[str, Claim] = field(default_factory=dict)
-    watched: set[str] = field(default_factory=set)  # ids of jobs whose progress is published
-    steps_possible: asyncio.Event = field(default_factory=asyncio.Event)  # wakes the stepping loop
-    slots_freed: asyncio.Event = field(default_factory=asyncio.Event)  # wakes the claiming loop
+    work_wanted: asyncio.Event = field(default_factory=asyncio.Event)  # wakes the claiming loop
     nothing_held: asyncio.Event = field(default_factory=asyncio.Event)
-    _lost: set[str] = field(default_factory=set)  # ids of jobs that may still have slots
-    _step_started_at: float | None = None
 
     def hold(self, claim: Claim) -> None:
-        """Add a new claim. If its job was lost before, it keeps its slots."""
+        """Add a new claim."""
         self.claims[claim.job.id] = claim
-        self._lost.discard(claim.job.id)
         if claim.job.is_watched:
-            self.watched.add(claim.job.id)
+            self._watch({claim.job.id})
         self.nothing_held.clear()
-        self.steps_possible.set()
+
+    def held_terms(self, model: ModelKey) -> set[tuple[Priority, str]]:
+        """Return the priority and tenant of every job of a model that is held."""
+        return {(job.terms.priority, job.terms.tenant) for job in self._jobs(model)}
+
+    def num_samples(self, model: ModelKey) -> int:
+        """Return the samples of the jobs of a model that are held."""
+        return sum(job.spec.num_samples for job in self._jobs(model))
 
     def let_go(self, claim: Claim) -> bool:
         """Forget a claim. Returns False if it is not held, even if its job is held under another claim."""
         if self.claims.get(claim.job.id) is not claim:
             return False
         del self.claims[claim.job.id]
-        self.watched.discard(claim.job.id)
+        if claim.job.id in self.device.watched:
+            self.device.watched = self.device.watched - {claim.job.id}
         if not self.claims:
             self.nothing_held.set()
-            self.slots_freed.set()
+            self.work_wanted.set()
         return True
-
-    def take_lost(self) -> set[str]:
-        """Return the ids of the jobs whose slots must be freed before the next step."""
-        lost, self._lost = self._lost, set()
-        return lost
 
     async def release(self, *claims: Claim) -> None:
         """Hand jobs back to the queue; if Redis is unavailable their leases expire instead."""
-        self._lost.update(claim.job.id for claim in claims)
         for claim in claims:
+            self.device.drop(claim.job.id)
             self.let_go(claim)
             try:
                 await self.leases.release(claim)
             except QueueUnavailable as error:
                 logger.warning("cannot hand back job %s, its lease will expire: %s", claim.job.id, error)
-
-    @contextmanager
-    def watch_step(self) -> Iterator[None]:
-        """Make `renew_forever` raise StepTimeout if the block takes too long."""
-        self._step_started_at = time.monotonic()
-        try:
-            yield
-        finally:
-            self._step_started_at = None
 
     async def renew_forever(self) -> None:
         """Renew all leases on a timer, and sweep those of dead workers. Raises StepTimeout if a step hangs."""
@@ -104,16 +95,24 @@ class LeaseKeeper:
         while True:
             try:
                 async for notice in notices(self.redis, self.models.info.id):
-                    self.watched.update(notice.watched)  # the claim may still be on its way
+                    self._watch(notice.watched)  # the claim may still be on its way
                     for claim in [self.claims[job_id] for job_id in notice.cancelled if job_id in self.claims]:
                         self._lose(claim)
             except QueueUnavailable as error:
                 logger.warning("cannot read which jobs are cancelled and watched: %s", error)
                 await asyncio.sleep(RETRY_S)
 
+    def _watch(self, job_ids: Iterable[str]) -> None:
+        """Publish the progress of these jobs; the device's thread reads the set, so it is replaced."""
+        self.device.watched = self.device.watched | set(job_ids)
+
+    def _jobs(self, model: ModelKey) -> Iterator[JobRecord]:
+        jobs = (claim.job for claim in self.claims.values())
+        return (job for job in jobs if (job.spec.model, job.spec.version) == model)
+
     def _check_step(self) -> None:
         """Raise StepTimeout if a step hangs: only the end of the process ends it, and lets others take its jobs."""
-        timeout_s, started_at = self.settings.step_timeout_s, self._step_started_at
+        timeout_s, started_at = self.settings.step_timeout_s, self.device.busy_since
         if started_at is not None and time.monotonic() - started_at > timeout_s:
             raise StepTimeout(f"a step batch did not end within MSF_STEP_TIMEOUT_S={timeout_s:g}")
 
@@ -125,13 +124,12 @@ class LeaseKeeper:
         for claim in claims:
             if claim.job.id in lost:
                 self._lose(claim)
-        self.watched.intersection_update(self.claims)
+        self.device.watched = self.device.watched & self.claims.keys()
         self.metrics.observe_sweep(swept)
         if swept.num_requeued or swept.num_poisoned:
             logger.warning("requeued %d jobs of dead workers, failed %d", swept.num_requeued, swept.num_poisoned)
 
     def _lose(self, claim: Claim) -> None:
         if self.let_go(claim):
-            self._lost.add(claim.job.id)
-            self.steps_possible.set()
+            self.device.drop(claim.job.id)
             self.metrics.jobs.labels(claim.job.spec.model, claim.job.spec.version, "lost").inc()

@@ -7,8 +7,7 @@ import os
 import secrets
 import socket
 
-import torch
-
+from msf_engine.device import has_gpu
 from msf_scheduler.connection import check, connect
 from msf_scheduler.jobs import WorkerInfo
 from msf_scheduler.model_control import ModelControl
@@ -36,7 +35,9 @@ async def run_worker(settings: WorkerSettings, redis_url: str, stop: asyncio.Eve
         await check(redis)
         metrics = WorkerMetrics(settings.slots)
         metrics.count_tasks(asyncio.get_running_loop())
-        if torch.cuda.is_available():
+        if has_gpu():
+            import torch
+
             metrics.watch_gpu(torch.cuda.mem_get_info)
         metrics_server = _serve_metrics(metrics, settings.worker_metrics_port)
         control = ModelControl(redis)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+from prometheus_client import Counter, Histogram
 
 from msf_scheduler.jobs import ModelKey, Timings
 from msf_scheduler.process_metrics import ProcessMetrics
@@ -14,8 +18,19 @@ _STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _FILL_RATIOS = (0.25, 0.5, 0.625, 0.75, 0.875, 1.0)
 _OUTCOMES = ("succeeded", "failed", "expired", "dropped", "lost")
+HOST_PARTS = ("choose", "launch", "finish")  # of a step batch
 _MODEL = ("model", "version")
 _STAGE = ("model", "version", "stage")
+
+
+class StepMetrics(NamedTuple):
+    """Metrics of one stage's step batches; finding them by label takes longer than counting."""
+
+    seconds: Histogram
+    size: Histogram
+    fill: Histogram
+    steps: Counter
+    padded_rows: Counter
 
 
 class WorkerMetrics(ProcessMetrics):
@@ -24,12 +39,12 @@ class WorkerMetrics(ProcessMetrics):
     def __init__(self, num_slots: int) -> None:
         super().__init__()
         self.latencies = LatencyWindow()
-        self._num_samples = self._num_rows = 0  # since the last call of `take_fill_ratio`
+        self._num_used_rows = self._num_rows = 0  # since the last call of `take_fill_ratio`
         self._described: dict[ModelKey, tuple[str, str]] = {}
         self.step_seconds = self._histogram("msf_step_batch_seconds", "Time of one step batch", _STAGE, _STEP_SECONDS)
         self.batch_size = self._histogram("msf_step_batch_size", "Samples per step batch", _STAGE, _BATCH_SIZES)
         self.batch_fill = self._histogram(
-            "msf_step_batch_fill_ratio", "Samples over computed rows of a step batch", _STAGE, _FILL_RATIOS
+            "msf_step_batch_fill_ratio", "Rows in use over computed rows of a step batch", _STAGE, _FILL_RATIOS
         )
         self.steps = self._counter("msf_steps", "Steps of samples, decodes included", _STAGE)
         self.previews = self._counter("msf_previews", "Previews decoded", _MODEL)
@@ -51,6 +66,15 @@ class WorkerMetrics(ProcessMetrics):
             "Steps, decodes included, that this worker could make of the model's default request in full batches",
             _MODEL,
         )
+        self.device_busy_seconds = self._counter("msf_device_busy_seconds", "Time in which the device computed", ())
+        host_seconds = self._counter(
+            "msf_host_seconds",
+            "Time of the device's thread on the host, by part; it may overlap with computing",
+            ("part",),
+        )
+        self._host_seconds = {part: host_seconds.labels(part) for part in HOST_PARTS}
+        self._step_metrics = lru_cache(maxsize=None)(self._make_step_metrics)
+        self._batches = lru_cache(maxsize=None)(self._find_batches)
         self.plans = self._counter("msf_plans", "Plans by source: cache or built", (*_MODEL, "source"))
         self.info = self._gauge(
             "msf_worker_info",
@@ -90,24 +114,41 @@ class WorkerMetrics(ProcessMetrics):
         self.plans.labels(*model, "cache").inc(num_loaded)
         self.plans.labels(*model, "built").inc(num_built)
 
-    def record_step(self, batch: StepBatch, seconds: float, num_previews: int = 0) -> None:
-        """Count a step batch that ran, and the previews decoded after it."""
-        labels = (*batch.model, batch.stage)
+    def record_step(self, batch: StepBatch, seconds: float) -> None:
+        """Count a step batch that ran."""
+        metrics = self._step_metrics(batch.model, batch.stage)
         size = len(batch.slots)
-        self.step_seconds.labels(*labels).observe(seconds)
-        self.batch_size.labels(*labels).observe(size)
-        self.batch_fill.labels(*labels).observe(size / batch.bucket)
-        self.steps.labels(*labels).inc(size)
-        self.padded_rows.labels(*labels).inc(batch.bucket - size)
-        self.batches.labels(*labels, batch.reason).inc()
-        self.previews.labels(*batch.model).inc(num_previews)
-        self._num_samples += size
+        metrics.seconds.observe(seconds)
+        metrics.size.observe(size)
+        metrics.fill.observe(batch.num_rows / batch.bucket)
+        metrics.steps.inc(size)
+        metrics.padded_rows.inc(batch.bucket - batch.num_rows)
+        self._batches(batch.model, batch.stage, batch.reason).inc()
+        self.device_busy_seconds.inc(seconds)
+        self._num_used_rows += batch.num_rows
         self._num_rows += batch.bucket
 
+    def add_host_seconds(self, part: str, seconds: float) -> None:
+        """Count time in which the device's thread did a part of its work on the host."""
+        self._host_seconds[part].inc(seconds)
+
+    def _find_batches(self, model: ModelKey, stage: Stage, reason: str) -> Counter:
+        return self.batches.labels(*model, stage, reason)
+
+    def _make_step_metrics(self, model: ModelKey, stage: Stage) -> StepMetrics:
+        labels = (*model, stage)
+        return StepMetrics(
+            self.step_seconds.labels(*labels),
+            self.batch_size.labels(*labels),
+            self.batch_fill.labels(*labels),
+            self.steps.labels(*labels),
+            self.padded_rows.labels(*labels),
+        )
+
     def take_fill_ratio(self) -> float | None:
-        """Return samples over computed rows since the last call; None if there were none."""
-        ratio = self._num_samples / self._num_rows if self._num_rows else None
-        self._num_samples = self._num_rows = 0
+        """Return used over computed rows since the last call; None if there were none."""
+        ratio = self._num_used_rows / self._num_rows if self._num_rows else None
+        self._num_used_rows = self._num_rows = 0
         return ratio
 
     def record_timings(self, model: ModelKey, timings: Timings, num_images: int) -> None:

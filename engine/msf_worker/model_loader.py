@@ -14,7 +14,7 @@ from msf_engine.plan_loader import load_models, load_plans
 from msf_engine.repository import ModelVersion, list_versions, read_version
 from msf_scheduler.jobs import ModelKey
 from msf_scheduler.model_control import DesiredVersions
-from msf_worker.fault_injection import FaultyRunner
+from msf_worker.fault_injection import FaultyExecutor
 from msf_worker.model_runner import ModelRunner
 from msf_worker.settings import WorkerSettings
 
@@ -30,9 +30,9 @@ class ModelLoader:
         self._plan_cache = PlanCache(settings.cache_dir / "plans", settings.plan_cache_bytes)
 
     def load_first(self, desired: Mapping[str, DesiredVersions]) -> list[ModelRunner]:
-        """Load and warm up the versions that are desired, and all versions of models without a desired state.
+        """Load the versions that are desired, and all versions of models without a desired state.
 
-        DesiredVersions versions that are not in the repository are skipped. Raises EngineError.
+        Desired versions that are not in the repository are skipped. Raises EngineError.
         """
         settings, versions = self._settings, []
         for name, version in list_versions(settings.model_repo):
@@ -44,15 +44,16 @@ class ModelLoader:
             versions, settings.backend, settings.precision, settings.threads, self._plan_cache, settings.buckets
         )
         runners = [self._make_runner(version, plans) for version, plans in zip(versions, all_plans, strict=True)]
-        for runner in runners:
-            runner.warm_up()
+        if self.backend.needs_warm_up:
+            for runner in runners:
+                for _ in runner.warm_up_runs():
+                    pass
         return runners
 
     def load(self, name: str, version: str) -> ModelRunner:
         """Load one more version, or compile its plans; it is not warmed up. Raises EngineError.
 
-        Its plans get a backend of their own: plans of one backend may share memory, so none of them may be loaded
-        while another runs.
+        Its plans get a backend of their own, as none of one backend's may be loaded while another runs.
         """
         settings = self._settings
         backend = get_backend(self.backend.name, self.backend.precision, settings.threads)
@@ -68,7 +69,7 @@ class ModelLoader:
             return []
 
     def _make_runner(self, version: ModelVersion, plans: ModelPlans) -> ModelRunner:
-        settings, executor = self._settings, Executor(plans, self._settings.slots)
+        settings = self._settings
         if settings.fatal_seed is None and settings.hanging_seed is None:
-            return ModelRunner(version, executor)
-        return FaultyRunner(version, executor, settings.fatal_seed, settings.hanging_seed)
+            return ModelRunner(version, Executor(plans, settings.slots))
+        return ModelRunner(version, FaultyExecutor(plans, settings.slots, settings.fatal_seed, settings.hanging_seed))

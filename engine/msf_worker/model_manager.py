@@ -17,6 +17,7 @@ from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import ModelKey
 from msf_scheduler.model_control import DesiredVersions, ModelControl, VersionReport, VersionState, WorkerReport
 from msf_scheduler.queue import JobQueue
+from msf_worker.device_loop import DeviceLoop
 from msf_worker.model_loader import ModelLoader
 from msf_worker.model_runner import ModelRunner
 from msf_worker.served_models import ServedModels
@@ -38,7 +39,7 @@ class ModelManager:
     control: ModelControl
     queue: JobQueue
     models: ServedModels
-    device: ThreadPoolExecutor
+    device: DeviceLoop
     is_loading: bool = False  # its thread cannot be interrupted
     _thread: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=_lower_priority)
@@ -106,7 +107,7 @@ class ModelManager:
     async def _warm_up(self, runner: ModelRunner) -> None:
         """Warm up in the device thread, where steps of other models run in between."""
         runs = runner.warm_up_runs()
-        while await asyncio.get_running_loop().run_in_executor(self.device, next, runs, None):
+        while await asyncio.wrap_future(self.device.call(lambda: next(runs, None))):
             pass
 
     async def _retire_undesired(self, desired: Mapping[str, DesiredVersions]) -> None:

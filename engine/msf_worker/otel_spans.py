@@ -34,7 +34,7 @@ def record_job(tracing: Tracing, job: ActiveJob, encode_times: tuple[float, floa
     context = set_span_in_context(job_span)
     intervals = {
         "queue": (job.arrived_at, job.started_at or job.claimed_at),
-        **{stage.value: times for stage, times in job.stage_times.items()},
+        **{stage.value: (times.started_at, times.ended_at) for stage, times in job.stage_times.items()},
         "encode": encode_times,
     }
     for name, (started_at, ended_at) in intervals.items():

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from msf_scheduler.step_batching import StepBatch
-from msf_worker.step_outcome import BatchMember
 
 
 class PerfettoTrace:
@@ -19,10 +18,10 @@ class PerfettoTrace:
         self._file = (folder / f"{worker_id}.json").open("w", buffering=1)
         self._file.write("[\n")
 
-    def record(self, batch: StepBatch, members: Sequence[BatchMember], started_at: float, seconds: float) -> None:
-        """Write one step batch; `started_at` is in seconds of any one clock."""
+    def record(self, batch: StepBatch, job_ids: Sequence[str], started_at: float, seconds: float) -> None:
+        """Write one step batch; `started_at` is in seconds of any one clock. The gaps are the device's waits."""
         event = {
-            "name": f"{batch.stage}{' guided' if batch.guided else ''} x{len(batch.slots)}",
+            "name": f"{batch.stage} x{len(batch.slots)}",
             "ph": "X",
             "pid": os.getpid(),
             "tid": 0,
@@ -31,8 +30,9 @@ class PerfettoTrace:
             "args": {
                 "model": "/".join(batch.model),
                 "reason": batch.reason,
+                "rows": batch.num_rows,
                 "bucket": batch.bucket,
-                "members": [member._asdict() for member in members],
+                "jobs": job_ids,
             },
         }
         self._file.write(f"{json.dumps(event)},\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from msf_worker.image_encoder import encode_preview
 
 logger = logging.getLogger(__name__)
 
-PROGRESS_INTERVAL_S = 0.1
-
 
 @dataclass
 class ProgressPublisher:
@@ -35,13 +32,8 @@ class ProgressPublisher:
     encoder: ThreadPoolExecutor
 
     def publish_progress(self, job: ActiveJob, progress: Progress) -> None:
-        """Publish the progress when a stage begins, when all steps are done, and otherwise at intervals."""
-        stage, published_at = job.last_progress
-        now = time.monotonic()
-        is_done = progress.steps_done == progress.num_steps
-        if is_done or progress.stage != stage or now - published_at >= PROGRESS_INTERVAL_S:
-            job.last_progress = progress.stage, now
-            self._chain(job, self.leases.publish_progress(job.claim, progress))
+        """Publish the progress."""
+        self._chain(job, self.leases.publish_progress(job.claim, progress))
 
     def publish_preview(self, job: ActiveJob, preview: Preview, pixels: NDArray[np.uint8]) -> None:
         """Encode and publish a preview."""

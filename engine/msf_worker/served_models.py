@@ -10,6 +10,7 @@ from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import ModelInfo, ModelKey, WorkerInfo, WorkerLoad
 from msf_scheduler.leases import Claim, Leases
 from msf_scheduler.registry import Registry
+from msf_worker.device_loop import DeviceLoop
 from msf_worker.metrics import WorkerMetrics
 from msf_worker.model_runner import ModelRunner
 from msf_worker.waiting import until_redis_answers
@@ -27,6 +28,7 @@ class ServedModels:
         registry: Registry,
         leases: Leases,
         metrics: WorkerMetrics,
+        device: DeviceLoop,
     ) -> None:
         self.info = info
         self.runners: Mapping[ModelKey, ModelRunner] = {}  # replaced, never changed: it may be iterated across awaits
@@ -36,6 +38,7 @@ class ServedModels:
         self._registry = registry
         self._leases = leases
         self._metrics = metrics
+        self._device = device
         for runner in runners:
             self._include(runner)
 
@@ -54,11 +57,12 @@ class ServedModels:
     async def drop_retired(self, claims: Iterable[Claim]) -> None:
         """Drop retired versions that none of the held claims is for. Must not run while a claim is under way."""
         in_use = {(claim.job.spec.model, claim.job.spec.version) for claim in claims}
-        leaving = {key for key in self._retiring & self.runners.keys() - in_use if not self.runners[key].jobs}
+        leaving = self._retiring & self.runners.keys() - in_use
         if leaving:
             self.runners = {key: runner for key, runner in self.runners.items() if key not in leaving}
             for key in leaving:
                 self._metrics.remove_model(key)
+                self._device.remove_model(key)
             await self._announce([model for model in self.info.models if (model.name, model.version) in self.runners])
 
     async def register(self) -> None:
@@ -86,9 +90,10 @@ class ServedModels:
         backend, *_ = self.info.backend.split()  # its fingerprint begins with its name
         plans = runner.executor.plans
         self._metrics.add_model(runner.key)
-        self._metrics.slots_in_use.labels(*runner.key).set_function(runner.num_slots_in_use)
+        self._metrics.slots_in_use.labels(*runner.key).set_function(lambda: self._device.num_active.get(runner.key, 0))
         self._metrics.describe(runner.key, backend, runner.fingerprint, plans.num_loaded, plans.num_built)
         self._leases.set_fingerprint(runner.key, runner.fingerprint)
+        self._device.add_model(runner)
         self.runners = {**self.runners, runner.key: runner}
         self.measure_capacity()
 
@@ -101,8 +106,8 @@ class ServedModels:
         runners = self.runners.values()
         p50_ms, p99_ms = self._metrics.latencies.quantiles_ms(0.5, 0.99)
         return WorkerLoad(
-            num_slots=sum(runner.executor.num_slots for runner in runners),
-            num_slots_in_use=sum(runner.num_slots_in_use() for runner in runners),
+            num_slots=sum(runner.executor.capacity for runner in runners),
+            num_slots_in_use=sum(self._device.num_active.values()),
             batch_fill=self._metrics.take_fill_ratio(),
             images_per_s=self._metrics.latencies.images_per_s(),
             p50_ms=p50_ms,

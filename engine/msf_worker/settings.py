@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import NoDecode
 
-from msf_engine.options import DEFAULT_BUCKETS, DEFAULT_PLAN_CACHE_BYTES, BackendName, Precision
+from msf_engine.options import DEFAULT_PLAN_CACHE_BYTES, BackendName, Precision
 from msf_scheduler.tunables import LEASE_S, RESULT_TTL_S
 
 
@@ -34,10 +34,11 @@ class WorkerSettings(BaseModel):
     )
     precision: Precision | None = Field(None, description="default: the fastest that the device supports natively")
     buckets: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], NoDecode] = Field(
-        DEFAULT_BUCKETS, min_length=1, description="batch sizes to compile plans for, separated by commas"
+        (),
+        description="rows of step batches, separated by commas; a guided sample takes two; default: the backend's",
     )
     threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="CPU threads of one worker")
-    slots: int = Field(32, ge=1, le=1024, description="samples per model that one worker advances concurrently")
+    slots: int = Field(512, ge=1, le=65536, description="samples per model that one worker keeps on its device")
     lease_s: float = Field(LEASE_S, ge=1, description="seconds after which a dead worker's jobs restart on another")
     result_ttl_s: float = Field(RESULT_TTL_S, ge=1, description="seconds for which a job's images are kept")
     drain_timeout_s: float = Field(25.0, ge=0, description="seconds that a stopping worker has to finish running jobs")
@@ -60,4 +61,4 @@ class WorkerSettings(BaseModel):
     @field_validator("buckets", mode="before")
     @classmethod
     def _split_buckets(cls, value: object) -> object:
-        return value.split(",") if isinstance(value, str) else value
+        return value.split(",") if isinstance(value, str) and value else value or ()

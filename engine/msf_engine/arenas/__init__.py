@@ -6,8 +6,8 @@ float32, and scattered back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ class StepRows:
     """A step batch of S samples, of which the first `num_guided` take a second row, with the null label.
 
     `steps` (S,) are rows of the stage's `table`. `completes` are the slots whose stage ends with this step. The arenas
-    set `finite` (S,) when the batch has been computed.
+    set `finite` (S,), and the `seconds` that the device took, when the batch has been computed.
     """
 
     stage: Stage
@@ -38,6 +38,7 @@ class StepRows:
     guidance_scales: NDArray[np.float32]  # (num_guided,)
     completes: Indices
     finite: NDArray[np.bool_] | None = None
+    seconds: float = 0.0
 
     @property
     def num_rows(self) -> int:
@@ -47,18 +48,23 @@ class StepRows:
 
 @dataclass
 class DecodeRows:
-    """A batch of complete samples. The arenas set `pixels` (S, H, W, channels) when it has been computed."""
+    """A batch of complete samples. The arenas set `pixels` (S, H, W, channels) and `seconds` when it is computed."""
 
     bucket: int
     slots: Indices
-    pixels: NDArray[np.uint8] | None = field(default=None)
+    stage: Literal[Stage.DECODE] = Stage.DECODE
+    pixels: NDArray[np.uint8] | None = None
+    seconds: float = 0.0
 
 
 class Arenas(Protocol):
     """State by slot: base and residual with their last velocities, and the residual's condition.
 
-    Batches are computed in the order in which they are started; `start` may return before its batch is done.
+    Batches are computed in the order in which they are started; `start` may return before its batch is done. With
+    `queues_batches`, one may be started while another is computed.
     """
+
+    queues_batches: bool
 
     def write(self, slots: Indices, noise: SampleNoise) -> None:
         """Begin samples in slots that no batch under way has."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,8 @@ from msf_scheduler.stage import Stage
 class HostArenas:
     """The next batch is gathered as soon as the one before is scattered; what the host does then overlaps with it."""
 
+    queues_batches = False
+
     def __init__(self, plans: ModelPlans, capacity: int) -> None:
         self._plans = plans
         self._config = plans.config
@@ -27,6 +31,7 @@ class HostArenas:
         empty = -np.array(statistics.mean, np.float32) / np.array(statistics.std, np.float32)
         self._empty_residual = np.broadcast_to(empty[:, None, None], shapes[Stage.RESIDUAL])
         self._started: StepRows | DecodeRows | None = None
+        self._started_at = 0.0
 
     def write(self, slots: Indices, noise: SampleNoise) -> None:
         """Write the noise that samples start from."""
@@ -47,6 +52,7 @@ class HostArenas:
             slots = padded(rows.slots, rows.bucket)
             for stage, array in zip((Stage.BASE, Stage.RESIDUAL), plan.inputs(rows.bucket), strict=True):
                 np.take(self._x[stage], slots, axis=0, out=array)
+        self._started_at = time.perf_counter()
         plan.start(rows.bucket)
         self._started = rows
 
@@ -55,10 +61,12 @@ class HostArenas:
         if rows is not self._started:
             return
         self._started = None
+        output = self._plans.by_stage[rows.stage].wait()
+        rows.seconds = time.perf_counter() - self._started_at
         if isinstance(rows, StepRows):
-            self._scatter(rows, self._plans.by_stage[rows.stage].wait())
+            self._scatter(rows, output)
         else:
-            rows.pixels = self._plans.by_stage[Stage.DECODE].wait()[: len(rows.slots)].copy()
+            rows.pixels = output[: len(rows.slots)].copy()
 
     def preview(self, slots: Indices, times: NDArray[np.float64], bucket: int) -> Array:
         """Decode the end of the path along the last velocity; at the residual's start (t = 1) the base alone."""

@@ -24,7 +24,8 @@ class Backend(Protocol):
 
     `fingerprint` begins with the backend's name and lists everything that a plan's output depends on besides the
     model: library versions, precision, device, compile options. `device` is the hardware, for people; `buckets` are the
-    numbers of rows at which plans run by default. Unless `runs_here`, plans can be compiled but not loaded.
+    numbers of rows at which plans run by default. Unless `runs_here`, plans can be compiled but not loaded. With
+    `needs_warm_up`, the first batch of each bucket takes much longer than the others.
     """
 
     name: BackendName
@@ -32,6 +33,7 @@ class Backend(Protocol):
     device: str
     buckets: tuple[int, ...]
     runs_here: bool
+    needs_warm_up: bool
 
     @property
     def fingerprint(self) -> str: ...

@@ -28,6 +28,7 @@ class EagerBackend:
     name: BackendName = "eager"
     buckets = DEFAULT_BUCKETS
     runs_here = True
+    needs_warm_up = True
 
     def __init__(self, precision: Precision | None, num_threads: int) -> None:
         torch.set_num_threads(num_threads)

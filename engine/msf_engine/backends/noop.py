@@ -27,6 +27,7 @@ class NoopBackend:
     fingerprint = "noop"
     buckets = DEFAULT_BUCKETS
     runs_here = True
+    needs_warm_up = False
 
     def __init__(self, precision: Precision | None, num_threads: int) -> None:
         """Accept the arguments of other backends."""

@@ -45,6 +45,7 @@ class OpenVinoBackend:
     name: BackendName = "openvino"
     buckets = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
     runs_here = True
+    needs_warm_up = False
 
     def __init__(self, precision: Precision | None, num_threads: int) -> None:
         self._core = ov.Core()

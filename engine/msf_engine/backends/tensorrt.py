@@ -26,6 +26,7 @@ from msf_engine.backends import BackendName, Precision, check_precision, describ
 from msf_engine.device import gpu_fingerprint
 from msf_engine.errors import BackendUnavailable, PlanError
 from msf_engine.export import Levels, export_onnx, export_program
+from msf_engine.options import DEFAULT_BUCKETS
 from msf_engine.plan import Plan, PlanSpec
 from msf_engine.precision import DTYPES, lowered
 from msf_scheduler.stage import Stage
@@ -63,6 +64,8 @@ class TensorRtBackend:
     """
 
     name: BackendName = "tensorrt"
+    buckets = DEFAULT_BUCKETS
+    needs_warm_up = True
 
     def __init__(self, precision: Precision | None, num_threads: int) -> None:
         self.precision: Precision = check_precision(self.name, precision, ("bf16", "fp16", "fp32"))
