@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from msf_engine.sampling import SampleNoise
 from msf_engine.step_table import StepTable
 from msf_scheduler.stage import Stage
 
+Slots = Sequence[int] | NDArray[np.integer[Any]]
 _STAGES = tuple(Stage)
 _BASE, _RESIDUAL, _DECODE = range(len(_STAGES))
 
@@ -109,15 +111,15 @@ class Executor:
         else:
             self._free.append(slot)
 
-    def start(self, slots: Sequence[int] | Indices, bucket: int | None = None) -> StepRows | DecodeRows:
+    def start(self, slots: Slots, bucket: int | None = None) -> StepRows | DecodeRows:
         """Begin to advance samples of one stage by a step, or to decode them.
 
         The default bucket is the smallest that holds their rows. Raises PlanError, as `finish` does.
         """
-        slots = np.asarray(slots)
-        stage = self._stages[slots[0]]
-        assert (self._stages[slots] == stage).all()
-        rows = self._decode_rows(slots, bucket) if stage == _DECODE else self._step_rows(slots, stage, bucket)
+        indices = np.asarray(slots, np.intp)
+        stage = self._stages[indices[0]]
+        assert (self._stages[indices] == stage).all()
+        rows = self._decode_rows(indices, bucket) if stage == _DECODE else self._step_rows(indices, stage, bucket)
         self._in_flight.append(rows)
         try:
             self._arenas.start(rows)
@@ -127,19 +129,18 @@ class Executor:
         return rows
 
     def wait(self, rows: StepRows | DecodeRows) -> None:
-        """Return once a batch has been computed."""
-        self._arenas.wait(rows)
+        """Return once a batch has been computed. One that raises is over, and must not be finished."""
+        try:
+            self._arenas.wait(rows)
+        except BaseException:
+            self._end(rows)
+            raise
 
     def finish(self, rows: StepRows | DecodeRows) -> StepResult:
         """Return the outcome of a batch; the oldest must be finished first. Decoded and failed samples leave."""
         assert rows is self._in_flight[0]
-        try:
-            self._arenas.wait(rows)
-        finally:
-            del self._in_flight[0]
-            absent = self._leaving.intersection(rows.slots.tolist())
-            self._leaving -= absent
-            self._free.extend(absent)
+        self.wait(rows)
+        absent = self._end(rows)
         if isinstance(rows, DecodeRows):
             assert rows.pixels is not None
             pixels = zip(rows.slots.tolist(), rows.pixels, strict=True)
@@ -152,7 +153,7 @@ class Executor:
             self.leave(slot)
         return result
 
-    def step(self, slots: Sequence[int] | Indices, bucket: int | None = None) -> StepResult:
+    def step(self, slots: Slots, bucket: int | None = None) -> StepResult:
         """Run a batch from start to finish."""
         return self.finish(self.start(slots, bucket))
 
@@ -170,6 +171,14 @@ class Executor:
             pixels = self._arenas.preview(part, times, smallest_bucket(buckets, len(part)))
             images |= zip(part.tolist(), pixels, strict=True)
         return images
+
+    def _end(self, rows: StepRows | DecodeRows) -> set[int]:
+        """Free the slots that samples left while the batch was under way, and return them."""
+        self._in_flight.remove(rows)
+        absent = self._leaving.intersection(rows.slots.tolist())
+        self._leaving -= absent
+        self._free.extend(absent)
+        return absent
 
     def _step_rows(self, slots: Indices, stage: int, bucket: int | None) -> StepRows:
         table, steps = self._tables[stage], self._steps[slots]

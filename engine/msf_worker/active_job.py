@@ -9,13 +9,13 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
-from msf_scheduler.active_set import ActiveWork
 from numpy.typing import NDArray
 
 from msf_engine.config import ModelConfig
 from msf_engine.executor import SampleRequest
 from msf_engine.sampling import SampleNoise
 from msf_engine.schedule import timesteps
+from msf_scheduler.active_set import ActiveWork
 from msf_scheduler.jobs import Progress, Provenance, Timings
 from msf_scheduler.leases import Claim
 from msf_scheduler.stage import Stage

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from msf_scheduler.active_set import ActiveSet
 from numpy.typing import NDArray
 
 from msf_engine.arenas import DecodeRows, StepRows
 from msf_engine.executor import StepResult
+from msf_scheduler.active_set import ActiveSet
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.jobs import JobError, ModelKey, Preview, Priority, Progress
 from msf_scheduler.stage import Stage
@@ -85,7 +85,6 @@ class DeviceLoop:
         trace: PerfettoTrace | None = None,
     ) -> None:
         self.busy_since: float | None = None  # when the batch under way was launched
-        self.num_active: dict[ModelKey, int] = {}  # samples with a slot
         self.watched: frozenset[str] | set[str] = frozenset()  # ids of jobs whose progress is handed over
         self._policy = policy
         self._metrics = metrics
@@ -94,7 +93,7 @@ class DeviceLoop:
         self._trace = trace
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._active = ActiveSet()
-        self._models: dict[ModelKey, _Model] = {}
+        self._models: dict[ModelKey, _Model] = {}  # replaced, never changed: other threads read it
         self._jobs: dict[str, ActiveJob] = {}
         self._by_number: dict[int, ActiveJob] = {}
         self._unjoined: dict[str, ActiveJob] = {}  # jobs with samples that wait for slots
@@ -102,6 +101,7 @@ class DeviceLoop:
         self._added_s = self._taken_s = self._known_s = 0.0  # device seconds of work
         self._is_short_of_work = False  # outcomes below `low_water_s` ask for more
         self._is_stopping = False
+        self.ended: Future[None] = Future()  # has the error, if the thread ends by one
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
 
     # Called by other threads
@@ -113,6 +113,10 @@ class DeviceLoop:
     def stop(self) -> None:
         """Let the thread end after the batch under way."""
         self._commands.put(self._stop)
+
+    def num_active(self, model: ModelKey) -> int:
+        """Return how many samples of a model have a slot."""
+        return len(self._models[model].jobs_by_slot) if model in self._models else 0
 
     @property
     def held_s(self) -> float:
@@ -168,6 +172,14 @@ class DeviceLoop:
     # The thread
 
     def _run(self) -> None:
+        try:
+            self._run_until_stopped()
+        except BaseException as error:
+            self.ended.set_exception(error)
+        else:
+            self.ended.set_result(None)
+
+    def _run_until_stopped(self) -> None:
         while not self._is_stopping:
             self._take_commands()
             self._expire()
@@ -199,14 +211,13 @@ class DeviceLoop:
 
     def _launch(self, batch: StepBatch) -> None:
         """Start a batch, and hand over the results of the one before while it is computed."""
-        earlier, now = self._launched, time.monotonic()
+        earlier, self._launched = self._launched, None
         model = self._models[batch.model]
-        if earlier is not None and not model.runner.executor.queues_batches:
-            self._wait(earlier)
-            now = time.monotonic()
+        if earlier is not None and not model.runner.executor.queues_batches and not self._is_computed(earlier):
+            return  # the batch may have samples of the jobs that failed
+        now = time.monotonic()
         numbers = self._active.samples.job[batch.samples]
         jobs = [self._by_number[number] for number in dict.fromkeys(numbers.tolist())]
-        self._launched = None
         self.busy_since = now
         try:
             rows = model.runner.executor.start(batch.slots, batch.bucket)
@@ -224,17 +235,18 @@ class DeviceLoop:
     def _settle(self) -> None:
         """Wait for the batch under way, and hand over its results."""
         earlier, self._launched = self._launched, None
-        if earlier is not None:
-            self._wait(earlier)
-            self.busy_since = None
+        if earlier is not None and self._is_computed(earlier):
             self._finish(earlier)
+        self.busy_since = None
 
-    @staticmethod
-    def _wait(launch: _Launch) -> None:
+    def _is_computed(self, launch: _Launch) -> bool:
+        """Wait for a batch. Returns False if it fails, as do its jobs then."""
         try:
             launch.model.runner.executor.wait(launch.rows)
         except Exception:
-            logger.debug("a step batch failed; finishing it raises the error", exc_info=True)
+            self._fail(launch.batch.model, launch.jobs)
+            return False
+        return True
 
     def _finish(self, launch: _Launch) -> None:
         batch, ended_at = launch.batch, time.monotonic()
@@ -397,7 +409,6 @@ class DeviceLoop:
                     self._active.join(job.number, index, slot, now)
             if not job.waiting:
                 del self._unjoined[job.id]
-        self._count_active()
 
     def _expire(self) -> None:
         """End the jobs whose deadline cannot be met any more."""
@@ -410,16 +421,13 @@ class DeviceLoop:
     # Models
 
     def _add_model(self, runner: ModelRunner) -> None:
-        self._models[runner.key] = _Model(runner, self._active.add_model(runner.key, runner.costs), {})
-        self._count_active()
+        model = _Model(runner, self._active.add_model(runner.key, runner.costs), {})
+        self._models = {**self._models, runner.key: model}
 
     def _remove_model(self, key: ModelKey) -> None:
         self._settle()
-        self._active.remove_model(self._models.pop(key).number)
-        self._count_active()
-
-    def _count_active(self) -> None:
-        self.num_active = {key: len(model.jobs_by_slot) for key, model in self._models.items()}
+        self._active.remove_model(self._models[key].number)
+        self._models = {other: model for other, model in self._models.items() if other != key}
 
     def _stop(self) -> None:
         self._is_stopping = True

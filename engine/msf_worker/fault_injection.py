@@ -7,8 +7,8 @@ import signal
 import threading
 from collections.abc import Sequence
 
-from msf_engine.arenas import DecodeRows, Indices, StepRows
-from msf_engine.executor import Executor, SampleRequest
+from msf_engine.arenas import DecodeRows, StepRows
+from msf_engine.executor import Executor, SampleRequest, Slots
 from msf_engine.model_plans import ModelPlans
 from msf_engine.sampling import SampleNoise
 
@@ -27,7 +27,7 @@ class FaultyExecutor(Executor):
         self._seeds |= {slot: request.seed for slot, request in zip(slots, requests, strict=True)}
         return slots
 
-    def start(self, slots: Sequence[int] | Indices, bucket: int | None = None) -> StepRows | DecodeRows:
+    def start(self, slots: Slots, bucket: int | None = None) -> StepRows | DecodeRows:
         """Start a batch unless a sample in it has one of the seeds."""
         seeds = {self._seeds[slot] for slot in map(int, slots)}
         if self.fatal_seed in seeds:

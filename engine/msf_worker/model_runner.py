@@ -58,7 +58,7 @@ class ModelRunner:
         buckets = self.executor.plans.buckets
         for bucket in buckets[Stage.BASE]:
             slots = self.executor.join([SampleRequest(0, 0, index, 1, 1, 1.0) for index in range(bucket)])
-            for stage in (Stage.BASE, Stage.RESIDUAL):
+            for _ in (Stage.BASE, Stage.RESIDUAL):
                 self.executor.step(slots, bucket)
                 yield bucket
             decoded = slots[: buckets[Stage.DECODE][-1]]

@@ -28,7 +28,7 @@ def record_job(tracing: Tracing, job: ActiveJob, encode_times: tuple[float, floa
         "msf.model": f"{job.spec.model}:{job.spec.version}",
         "msf.num_samples": job.spec.num_samples,
         "msf.num_steps": job.spec.num_steps,
-        "msf.attempt": job.record.attempt,
+        "msf.attempt": job.claim.job.attempt,
     }
     job_span = tracing.tracer.start_span("job", parent, attributes=attributes, start_time=nanoseconds(job.arrived_at))
     context = set_span_in_context(job_span)

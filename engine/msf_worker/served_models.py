@@ -90,7 +90,7 @@ class ServedModels:
         backend, *_ = self.info.backend.split()  # its fingerprint begins with its name
         plans = runner.executor.plans
         self._metrics.add_model(runner.key)
-        self._metrics.slots_in_use.labels(*runner.key).set_function(lambda: self._device.num_active.get(runner.key, 0))
+        self._metrics.slots_in_use.labels(*runner.key).set_function(lambda: self._device.num_active(runner.key))
         self._metrics.describe(runner.key, backend, runner.fingerprint, plans.num_loaded, plans.num_built)
         self._leases.set_fingerprint(runner.key, runner.fingerprint)
         self._device.add_model(runner)
@@ -107,7 +107,7 @@ class ServedModels:
         p50_ms, p99_ms = self._metrics.latencies.quantiles_ms(0.5, 0.99)
         return WorkerLoad(
             num_slots=sum(runner.executor.capacity for runner in runners),
-            num_slots_in_use=sum(self._device.num_active.values()),
+            num_slots_in_use=sum(self._device.num_active(key) for key in self.runners),
             batch_fill=self._metrics.take_fill_ratio(),
             images_per_s=self._metrics.latencies.images_per_s(),
             p50_ms=p50_ms,

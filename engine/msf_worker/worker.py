@@ -67,7 +67,8 @@ class Worker:
         self._metrics = metrics
         self._drain_timeout_s = settings.drain_timeout_s
         self._claims_alone = False  # a suspect runs, or waits for all other jobs to end
-        self._arrival: tuple[tuple[ModelKey, ...], asyncio.Task[None]] | None = None
+        self._arrival: asyncio.Task[None] | None = None  # ends when another claim may find work
+        self._awaited: tuple[bool, tuple[ModelKey, ...]] = (False, ())  # by `_arrival`: full, models
         self._loop: asyncio.AbstractEventLoop
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -76,12 +77,17 @@ class Worker:
         self.device.start()
         await first_done(self.models.register(), stop.wait())
         claiming = asyncio.create_task(self._claim_until(stop))
-        serving = [asyncio.create_task(loop) for loop in (self._keeper.renew_forever(), self._keeper.heed_notices())]
+        loops = (self._keeper.renew_forever(), self._keeper.heed_notices(), self._device_error())
+        serving = [asyncio.create_task(loop) for loop in loops]
         try:
             await first_done(claiming, *serving)
             await first_done(self._drain(), *serving)
         finally:
             await self._close([claiming, *serving])
+
+    async def _device_error(self) -> None:
+        """Raise the error that ends the device's thread."""
+        await asyncio.wrap_future(self.device.ended)
 
     # Claiming
 
@@ -96,7 +102,6 @@ class Worker:
             except QueueUnavailable as error:
                 logger.warning("cannot claim: %s", error)
                 await first_done(asyncio.sleep(RETRY_S), stop.wait())
-        self._forget_arrival()
 
     async def _claim(self) -> bool:
         """Claim jobs of each model, in turn. Returns False if another claim can bring nothing now."""
@@ -134,19 +139,19 @@ class Worker:
     async def _wait_for_work(self, stop: asyncio.Event) -> None:
         """Wait for an arrival, or until little of the held work is left. Cutting off a read costs its connection."""
         is_full = self.device.held_s >= HELD_S
-        models = () if self._claims_alone else tuple(self.models.runners)
         if is_full:
             self.device.ask_for_work()
-        waits = (models, ()) if not is_full else ((), models)
-        key = (*waits[0], ("", ""), *waits[1])
-        if self._arrival is None or self._arrival[0] != key or self._arrival[1].done():
+        models = () if self._claims_alone else tuple(self.models.runners)
+        if self._arrival is None or self._arrival.done() or self._awaited != (is_full, models):
             self._forget_arrival()
-            self._arrival = key, asyncio.create_task(self._leases.wait_for_work(*waits, WAIT_FOR_WORK_S))
-        await first_done(self._arrival[1], stop.wait(), self.models.changed.wait(), self._keeper.work_wanted.wait())
+            open_models, full_models = ((), models) if is_full else (models, ())
+            self._awaited = is_full, models
+            self._arrival = asyncio.create_task(self._leases.wait_for_work(open_models, full_models, WAIT_FOR_WORK_S))
+        await first_done(self._arrival, stop.wait(), self.models.changed.wait(), self._keeper.work_wanted.wait())
 
     def _forget_arrival(self) -> None:
         if self._arrival is not None:
-            self._arrival[1].cancel()
+            self._arrival.cancel()
             self._arrival = None
 
     # Results
@@ -185,6 +190,7 @@ class Worker:
         await self.models.leave()
 
     async def _close(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        self._forget_arrival()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from msf_engine.executor import Executor, SampleRequest
 from msf_engine.generate import generate
 from msf_engine.model_plans import ModelPlans
-from msf_engine.plan import Plan
+from msf_engine.plan import Array, Plan
 from msf_engine.repository import ModelVersion
 from msf_scheduler.connection import RedisClient
 from msf_scheduler.jobs import JobRecord, JobSpec, JobState, Terms, WorkerInfo
@@ -80,7 +80,7 @@ class RunningWorker:
         return await self.queue.images(await self.job(job_id))
 
     def is_idle(self) -> bool:
-        return self.runner.num_slots_in_use() == 0
+        return self.worker.device.num_active(self.runner.key) == 0
 
     def num_jobs(self, outcome: str) -> float:
         return self.count("msf_worker_jobs_total", outcome=outcome)
@@ -143,7 +143,8 @@ def pixels(file: bytes) -> NDArray[np.uint8]:
 
 
 def generated_alone(plans: ModelPlans, spec: JobSpec) -> list[NDArray[np.uint8]]:
-    """Return the job's images as the engine generates each of them in a batch of one."""
+    """Return the job's images as the engine generates each of them in a batch of one, by plans of its own."""
+    plans = replace(plans, by_stage={stage: deepcopy(plan) for stage, plan in plans.by_stage.items()})
     steps = plans.config.split_steps(spec.num_steps)
     return [
         generate(plans, [SampleRequest(spec.label, spec.seed, index, *steps, spec.guidance_scale)])[0]
@@ -158,11 +159,23 @@ def assert_same(image: NDArray[np.uint8], other: NDArray[np.uint8]) -> None:
 
 def with_plans(plans: ModelPlans, stage: Stage, wrap: Callable[[Plan], Plan]) -> ModelPlans:
     """Return the plans with those of one stage wrapped."""
-    by_kind = {
-        kind: {bucket: wrap(plan) for bucket, plan in by_bucket.items()} if kind[0] is stage else by_bucket
-        for kind, by_bucket in plans.by_kind.items()
-    }
-    return replace(plans, by_kind=by_kind)
+    return replace(plans, by_stage={**plans.by_stage, stage: wrap(plans.by_stage[stage])})
+
+
+class WrappedPlan:
+    """A plan of which a test replaces a part."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def inputs(self, num_rows: int) -> tuple[Array, ...]:
+        return self.plan.inputs(num_rows)
+
+    def start(self, num_rows: int) -> None:
+        self.plan.start(num_rows)
+
+    def wait(self) -> Array:
+        return self.plan.wait()
 
 
 class Gate:
@@ -173,9 +186,12 @@ class Gate:
         self.open = threading.Event()
 
     def __call__(self, plan: Plan) -> Plan:
-        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-            self.reached.set()
-            assert self.open.wait(TIMEOUT_S)
-            return plan(*inputs)
+        gate = self
 
-        return run
+        class GatedPlan(WrappedPlan):
+            def start(self, num_rows: int) -> None:
+                gate.reached.set()
+                assert gate.open.wait(TIMEOUT_S)
+                super().start(num_rows)
+
+        return GatedPlan(plan)

@@ -20,7 +20,7 @@ from msf_scheduler.stage import Stage
 Indices = NDArray[np.intp]
 
 
-@dataclass
+@dataclass(eq=False)
 class StepRows:
     """A step batch of S samples, of which the first `num_guided` take a second row, with the null label.
 
@@ -46,7 +46,7 @@ class StepRows:
         return len(self.labels)
 
 
-@dataclass
+@dataclass(eq=False)
 class DecodeRows:
     """A batch of complete samples. The arenas set `pixels` (S, H, W, channels) and `seconds` when it is computed."""
 
