@@ -32,6 +32,7 @@ from msf_worker.waiting import RETRY_S, first_done
 logger = logging.getLogger(__name__)
 
 WAIT_FOR_WORK_S = 5.0
+MAX_BUDGET_STEPS = 2**31  # claims are bounded by slots alone
 
 
 class Worker:
@@ -95,7 +96,14 @@ class Worker:
         for key, runner in self.models.runners.items():
             if not runner.room:
                 continue
-            answer = await self._leases.claim(self.models.info.id, *key, runner.room, idle=not self._keeper.claims)
+            answer = await self._leases.claim(
+                self.models.info.id,
+                *key,
+                budget_steps=MAX_BUDGET_STEPS,
+                held=(),
+                max_samples=runner.room,
+                idle=not self._keeper.claims,
+            )
             self._claims_alone = answer.alone
             for claim in answer.claims:
                 self._keeper.hold(claim)
@@ -108,15 +116,11 @@ class Worker:
         return has_claimed
 
     def _claim_triggers(self) -> list[Coroutine[Any, Any, Any]]:
-        """Return waits for what makes a claim useful: an arrival where there is room, a freed slot where there is not.
-
-        A model with room and an empty queue gains nothing from a freed slot, and cutting off a blocking read costs
-        its connection.
-        """
+        """Return waits for what makes a claim useful: an arrival where there is room, or a freed slot."""
         runners = self.models.runners
         open_queues = [key for key, runner in runners.items() if runner.room and not self._claims_alone]
-        arrival = [self._leases.wait_for_work(open_queues, WAIT_FOR_WORK_S)] if open_queues else []
-        return arrival if len(open_queues) == len(runners) else [*arrival, self._keeper.slots_freed.wait()]
+        arrival = [self._leases.wait_for_work(open_queues, (), WAIT_FOR_WORK_S)] if open_queues else []
+        return [*arrival, self._keeper.slots_freed.wait()]
 
     # Stepping
 

@@ -54,6 +54,9 @@ QUEUE_PARTS = (
     "dead_letters",  # sorted set: failed job ids by the time of their end
     "counters",  # hash: samples queued or running, admission number, virtual time, turns, throughput
     "wake",  # list: one token while there is work, which wakes one waiting worker; by fingerprint
+    "full",  # sorted set: workers that wait for newcomers alone by the time of their last claim; by fingerprint
+    "newcomers",  # sorted set: lanes (priority class and tenant) by the time of their first job; by fingerprint
+    "newcomer_token",  # list, by worker: one token while there may be newcomers that it has not seen
     "passes",  # sorted set: tenants by the virtual time up to which they have been served
     # By place: the priority class, qualified by fingerprint.
     "tenants",  # sorted set, by place: tenants with queued jobs by virtual time
@@ -91,6 +94,10 @@ class QueueKeys:
     def dead_letters(self) -> str:
         """Ids of the failed jobs."""
         return f"{self.prefix}dead_letters"
+
+    def newcomer_token(self, waiter: str) -> str:
+        """Return the list that wakes a full worker."""
+        return f"{self.prefix}newcomer_token{waiter}"
 
     def wake(self, fingerprint: str = "") -> str:
         """Return the list that wakes workers for jobs bound to the fingerprint, or for jobs that any worker may run."""

@@ -18,8 +18,8 @@ function queueing.enqueue(queue, job, id)
   redis.call('ZADD', queue.waiting, seq, id)
   if is_suspect then
     redis.call('ZADD', fingerprints.qualify(queue.suspects, fingerprint), seq, id)
-  else
-    lanes.join(queue, job, id)
+  elseif lanes.join(queue, job, id) then
+    waking.pass_on_newcomers(queue, fingerprint)
   end
 end
 
