@@ -15,8 +15,8 @@ from msf_engine.config import ModelConfig
 from msf_engine.executor import SampleRequest, Slot
 from msf_scheduler.jobs import Preview, Provenance, Timings
 from msf_scheduler.leases import Claim
+from msf_scheduler.legacy_step_costs import StepCosts, Work
 from msf_scheduler.stage import Stage
-from msf_scheduler.step_costs import StepCosts, Work
 
 
 def work_of(config: ModelConfig, num_steps: int, guidance_scale: float) -> Work:

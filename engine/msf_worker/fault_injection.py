@@ -8,7 +8,7 @@ import threading
 
 from msf_engine.executor import Executor
 from msf_engine.repository import ModelVersion
-from msf_scheduler.step_batching import StepBatch
+from msf_scheduler.legacy_step_batching import StepBatch
 from msf_worker.model_runner import ModelRunner
 from msf_worker.step_outcome import Execution
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from msf_scheduler.jobs import ModelKey, Timings
+from msf_scheduler.legacy_step_batching import REASONS, StepBatch
 from msf_scheduler.process_metrics import ProcessMetrics
 from msf_scheduler.stage import Stage
-from msf_scheduler.step_batching import REASONS, StepBatch
 from msf_worker.latency_window import LatencyWindow
 
 _STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from msf_engine.repository import ModelVersion
 from msf_scheduler.jobs import FastestTimes, ModelInfo
+from msf_scheduler.legacy_step_costs import StepCosts
 from msf_scheduler.stage import Stage
-from msf_scheduler.step_costs import StepCosts
 
 
 def model_info(model: ModelVersion, costs: StepCosts, fingerprint: str, strict_cost: float | None) -> ModelInfo:

@@ -13,9 +13,9 @@ from msf_engine.repository import ModelVersion
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.jobs import JobError, JobSpec, ModelInfo, ModelKey, Progress, Provenance
 from msf_scheduler.leases import Claim
+from msf_scheduler.legacy_step_batching import ActiveWork, Candidate, StepBatch
+from msf_scheduler.legacy_step_costs import StepCosts
 from msf_scheduler.stage import Stage
-from msf_scheduler.step_batching import ActiveWork, Candidate, StepBatch
-from msf_scheduler.step_costs import StepCosts
 from msf_worker.active_job import ActiveJob, ActiveSample, work_of
 from msf_worker.image_encoder import runtime_fingerprint
 from msf_worker.model_info import model_info

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from msf_scheduler.step_batching import StepBatch
+from msf_scheduler.legacy_step_batching import StepBatch
 from msf_worker.step_outcome import BatchMember
 
 

@@ -11,12 +11,12 @@ from contextlib import suppress
 from typing import Any
 
 from msf_scheduler.connection import RedisClient
-from msf_scheduler.dynamic_batching import RequestLevelPolicy
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import WorkerInfo
 from msf_scheduler.leases import Leases
+from msf_scheduler.legacy_dynamic_batching import RequestLevelPolicy
+from msf_scheduler.legacy_step_batching import BatchingPolicy, Hold, StepBatch, StepLevelPolicy, active_shares
 from msf_scheduler.registry import Registry
-from msf_scheduler.step_batching import BatchingPolicy, Hold, StepBatch, StepLevelPolicy, active_shares
 from msf_scheduler.tracing import Tracing
 from msf_worker.job_finisher import JobFinisher
 from msf_worker.lease_keeper import LeaseKeeper

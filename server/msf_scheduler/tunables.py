@@ -10,6 +10,7 @@ MIN_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 60.0
 THROUGHPUT_WINDOW_S = 60.0  # busy time over which samples per second are averaged
 
+HELD_S = 1.0  # device seconds of work that a worker claims in advance
 AGEING_S = 5.0  # a waiting priority class rises by one level each time this long passes without service
 MAX_CLAIMED_JOBS = 64  # by one call, so that no script runs long
 MAX_NEWCOMERS = 16  # jobs beyond its budget that a worker gets by one call
