@@ -25,6 +25,7 @@ from msf_scheduler.jobs import (
     Priority,
     Progress,
     Provenance,
+    Terms,
     Timings,
 )
 from msf_scheduler.keys import QueueKeys
@@ -41,7 +42,10 @@ POISONED = JobError(code=ErrorCode.POISONED, message="every worker that ran this
 
 @dataclass(frozen=True)
 class Claim:
-    """A job leased to a worker; `job.attempt` is the fencing token."""
+    """A job leased to a worker; `job.attempt` is the fencing token.
+
+    `job.terms` are those of the waiter whose turn it was, if identical jobs wait for this one's result.
+    """
 
     job: JobRecord
     worker_id: str
@@ -149,7 +153,10 @@ class Leases:
             ttl_s=self._result_ttl_s,
         )
         result = by_name(reply)
-        claims = tuple(Claim(decode_job(fields), worker_id) for fields in result["jobs"])
+        claims = tuple(
+            Claim(_served_under(Terms.model_validate_json(terms), decode_job(fields)), worker_id)
+            for fields, terms in zip(result["jobs"], result["terms"], strict=True)
+        )
         self._limits[queue] = result["limit"].decode()
         return ClaimResult(claims, bool(result["alone"]), result["num_expired"])
 
@@ -280,3 +287,7 @@ class Leases:
         for name in await call(self._redis, "SMEMBERS", keys.QUEUES):
             total += SweepResult(**by_name(await script({"queue": QueueKeys(name.decode()).prefix}, **arguments)))
         return total
+
+
+def _served_under(terms: Terms, job: JobRecord) -> JobRecord:
+    return job.model_copy(update={"terms": job.terms.served_as(terms)})

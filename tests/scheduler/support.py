@@ -16,7 +16,7 @@ from tests.polling import eventually
 MODEL, VERSION = "shapes", "1"
 NUM_STEPS = 10
 Lane = tuple[Priority, str]
-TENANTS = ("", "a", "b", "busy", "few", "flood", "heavy", "light", "newcomer", "other", "sleeper", "team")
+TENANTS = ("", "a", "b", "c", "busy", "few", "flood", "heavy", "light", "newcomer", "other", "sleeper", "team")
 ALL_LANES: tuple[Lane, ...] = tuple(product(Priority, TENANTS))
 REPLIES = f"{keys.REPLIES}test"  # stream
 TIMINGS = Timings(queue_ms=1.5, base_ms=2, residual_ms=3, decode_ms=4, encode_ms=5, total_ms=16)

@@ -58,7 +58,7 @@ async def test_newcomers_are_charged(queue: JobQueue, leases: Leases) -> None:
 
 async def test_only_a_first_job_of_an_idle_worker_exceeds_its_memory(queue: JobQueue, leases: Leases) -> None:
     big, small = await admit(queue, 8, tenant="a"), await admit(queue, 2, tenant="b")
-    await admit(queue, 3, tenant="c")
+    await admit(queue, 3, tenant="d")
     assert await claimed(leases, 100, [], max_samples=4) == [small.id], "what fits, and no more"
     result = await try_claim(leases, "w", 100, held=(), max_samples=4, idle=True)
     assert ids(result.claims) == [big.id]

@@ -122,7 +122,7 @@ async def test_a_job_runs_from_admission_to_reply(cluster: RedisClient) -> None:
 
 
 async def test_identical_jobs_share_a_result(cluster: RedisClient) -> None:
-    queue, leases = JobQueue(cluster, max_queued_samples=2), Leases(cluster)
+    queue, leases = JobQueue(cluster, max_queued_samples=3), Leases(cluster)
     key = Idempotency("key", b"body")
     for job_id in ("leader", "follower"):
         await queue.admit(spec(), job_id=job_id, reply_to=None, fingerprint="plan")

@@ -47,7 +47,7 @@ class Play:
     cached: set[str] = field(default_factory=set)  # jobs that were answered at admission
     num_ends: Counter[str] = field(default_factory=Counter)  # times that a worker's end of the job was accepted
     states: dict[str, JobState] = field(default_factory=dict)  # after the latest operation
-    followers: set[str] = field(default_factory=set)  # jobs that wait for an identical one
+    leaders: dict[str, str] = field(default_factory=dict)  # identical jobs that others wait for, by the one that waits
 
     def __post_init__(self) -> None:
         self.queue = JobQueue(self.redis, max_queued_samples=LIMIT)
@@ -70,7 +70,7 @@ class Play:
         )
         key = self.rng.choice((None, None, "first", "second"))
         bound_to = self.rng.choice((None, None, "red", "blue"))
-        before = await self.num_samples()
+        before = await self.num_samples() + await self.num_follower_samples()
         try:
             record = await self.queue.admit(
                 job_spec,
@@ -167,6 +167,9 @@ class Play:
     async def num_samples(self) -> int:
         return (await self.queue.depth(MODEL, VERSION)).num_samples
 
+    async def num_follower_samples(self) -> int:
+        return int(await self.redis.hget(f"{PREFIX}counters", "follower_samples") or 0)
+
     async def read_states(self) -> None:
         """Read the jobs' states; one that has ended must not change any more."""
         async with self.redis.pipeline(transaction=False) as pipe:
@@ -177,20 +180,24 @@ class Play:
         for job_id, state in self.states.items():
             assert not state.is_terminal or states[job_id] is state
         self.states = states
-        self.followers = {job_id for job_id, (_, leader) in fields.items() if leader}
+        self.leaders = {job_id: leader.decode() for job_id, (_, leader) in fields.items() if leader}
 
     async def check(self) -> None:
         """Counters and sets describe exactly the open jobs; every end was announced once."""
         states = self.states
-        open_jobs = {job_id for job_id, state in states.items() if not state.is_terminal} - self.followers
+        open_jobs = {job_id for job_id, state in states.items() if not state.is_terminal} - self.leaders.keys()
         num_samples = sum(self.admitted[job_id] for job_id in open_jobs)
         assert await self.num_samples() == num_samples
+        assert await self.num_follower_samples() == sum(self.admitted[job_id] for job_id in self.leaders)
         assert int(await self.redis.get(RESERVED) or 0) == BYTES_PER_SAMPLE * num_samples
 
         queued = {job_id for job_id in open_jobs if states[job_id] is JobState.QUEUED}
         suspects, in_lanes = await self.members("suspects*"), await self.members("lane*")
-        assert await self.members("waiting") == queued == suspects | in_lanes
+        assert await self.members("waiting") == queued == suspects | (in_lanes - self.leaders.keys())
         assert not suspects & in_lanes
+        followers = {job_id for job_id, leader in self.leaders.items() if leader in queued - suspects}
+        assert followers <= in_lanes, "shared work is done when the first of its waiters would be served"
+        assert in_lanes <= queued | self.leaders.keys()
         assert await self.members("leases") == open_jobs - queued
         for bound in BINDINGS:
             await self.check_newcomers(bound)

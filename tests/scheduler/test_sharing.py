@@ -167,14 +167,6 @@ async def test_a_follower_of_a_queued_job_needs_time_to_run(queue: JobQueue) -> 
         await share(queue, timeout_s=50.0, least_s=60.0)
 
 
-async def test_a_shared_job_takes_the_highest_priority_of_its_followers(queue: JobQueue, leases: Leases) -> None:
-    low = await share(queue, priority=Priority.LOW)
-    normal = await share(queue, seed=8)
-    await share(queue, priority=Priority.HIGH)
-    await share(queue, priority=Priority.LOW)
-    assert ids(await claim(leases, num_samples=10)) == [low.id, normal.id]
-
-
 async def test_a_failure_is_shared_but_not_reused(queue: JobQueue, leases: Leases) -> None:
     leader, follower = await share(queue), await share(queue)
     [lease] = await claim(leases)

@@ -5,7 +5,7 @@
 --       idle (the worker holds nothing), fingerprint (of the worker), expired (error of jobs that are too late), ttl_s
 --       (of those)
 -- → alone (1: the worker must hold nothing but a suspect), limit ("budget" or "room": what kept it from more; "work"),
---   num_expired, jobs (each name, value, …)
+--   num_expired, jobs (each name, value, …), terms (under which each is served)
 local arguments = require 'arguments'
 local clock = require 'clock'
 local fingerprints = require 'fingerprints'
@@ -16,6 +16,7 @@ local lifecycle = require 'lifecycle'
 local priority_classes = require 'priority_classes'
 local queueing = require 'queueing'
 local states = require 'states'
+local streams = require 'streams'
 local tunables = require 'tunables'
 local waking = require 'waking'
 
@@ -23,7 +24,8 @@ local args = arguments.values
 local queue = keys.queue(arguments.keys.queue)
 local now = clock.now()
 local own_fingerprints = {'', args.fingerprint}
-local alone, num_expired, num_samples, num_steps, claimed, held = 0, 0, 0, 0, {}, {}
+local alone, claimed, terms, held = 0, {}, {}, {}
+local num_samples, num_steps, num_expired, num_reused, num_dropped = 0, 0, 0, 0, 0
 fingerprints.refresh(queue, args.fingerprint, now)
 for _, lane in ipairs(args.held) do
   held[lanes.name(unpack(lane))] = true
@@ -79,29 +81,85 @@ local function end_turn(turn)
   redis.call('ZADD', users, redis.call('HINCRBY', queue.counters, 'turn', 1), redis.call('ZRANGE', users, 0, 0)[1])
 end
 
-local function lease(job, id)
+-- Lease a job; `waiter_id` is it or the follower whose turn it is.
+local function lease(id, waiter_id)
+  local job, waiter = jobs.key(id), jobs.key(waiter_id)
+  lanes.add_usage(queue, waiter, 1)
+  queueing.dequeue(queue, job, id)
   redis.call('ZADD', queue.leases, clock.stamp(now + args.lease_s), id)
   redis.call('HSET', job, 'state', states.RUNNING, 'worker', args.worker, 'claimed_at', clock.stamp(now))
   redis.call('HINCRBY', job, 'attempt', 1)
   local samples, cost = unpack(redis.call('HMGET', job, 'num_samples', 'cost'))
   num_samples, num_steps = num_samples + samples, num_steps + cost
+  if waiter_id ~= id then
+    lanes.leave(queue, waiter, waiter_id)
+    redis.call('HSET', job, 'charged_to', waiter_id, 'served_as', waiter_id)
+  end
   claimed[#claimed + 1] = redis.call('HGETALL', job)
+  terms[#terms + 1] = redis.call('HGET', waiter, 'terms')
 end
 
--- Lease a queued job, or end it if it is too late for that. Return whether it is leased.
-local function take(id)
+-- End a queued job if it is too late to run it. Return whether it was.
+local function expire_late(id)
   local job = jobs.key(id)
   local deadline_at, least_s = unpack(redis.call('HMGET', job, 'deadline_at', 'least_s'))
-  if deadline_at and now + least_s > tonumber(deadline_at) then
-    queueing.dequeue(queue, job, id)
-    lifecycle.fail(queue, job, id, states.EXPIRED, args.expired, now, args.ttl_s)
-    num_expired = num_expired + 1
+  if not deadline_at or now + least_s <= tonumber(deadline_at) then
     return false
   end
-  lanes.add_usage(queue, job, 1)
   queueing.dequeue(queue, job, id)
-  lease(job, id)
+  lifecycle.fail(queue, job, id, states.EXPIRED, args.expired, now, args.ttl_s)
+  num_expired = num_expired + 1
   return true
+end
+
+-- End a queued job whose result was made by an identical one. Return whether it was.
+local function reuse_result(id)
+  local job = jobs.key(id)
+  local share = redis.call('HGET', job, 'share')
+  local source_id = share and redis.call('GET', share)
+  if not source_id or source_id == id or redis.call('HGET', jobs.key(source_id), 'state') ~= states.SUCCEEDED then
+    return false
+  end
+  lifecycle.finish_from(queue, job, id, source_id, now, args.ttl_s)
+  num_reused = num_reused + 1
+  return true
+end
+
+-- Serve a running job as the follower whose turn it is, if that is better.
+local function raise(leader, leader_id, follower, follower_id)
+  local worker, served_as = unpack(redis.call('HMGET', leader, 'worker', 'served_as'))
+  local current = redis.call('HMGET', served_as and jobs.key(served_as) or leader, 'priority_class', 'weight', 'tenant')
+  local class, weight, tenant = unpack(redis.call('HMGET', follower, 'priority_class', 'weight', 'tenant'))
+  local level = tonumber(current[1] or class)
+  local is_higher = tonumber(class) < level
+  local is_better = tonumber(class) == level and tenant ~= current[3] and tonumber(weight) >= tonumber(current[2] or 0)
+  if is_higher or is_better then
+    redis.call('HSET', leader, 'served_as', follower_id)
+    streams.notify_raised(worker, leader_id, redis.call('HGET', follower, 'terms'))
+  end
+end
+
+-- Return the job to lease when it is the turn of an entry: itself, or the job that it follows. Entries without a job to
+-- lease are dropped, and nil returned.
+local function leasable(id)
+  local job = jobs.key(id)
+  local leader_id = redis.call('HGET', job, 'leader')
+  if leader_id then
+    local leader = jobs.key(leader_id)
+    local state, is_suspect = unpack(redis.call('HMGET', leader, 'state', 'is_suspect'))
+    if state == states.RUNNING or is_suspect then
+      lanes.leave(queue, job, id)
+      num_dropped = num_dropped + 1
+      if state == states.RUNNING then
+        raise(leader, leader_id, job, id)
+      end
+      return
+    end
+  end
+  if expire_late(id) or (leader_id and expire_late(leader_id)) or reuse_result(leader_id or id) then
+    return
+  end
+  return leader_id or id
 end
 
 local function first_suspect()
@@ -124,12 +182,15 @@ local function serve_suspect()
   alone = 1
   if args.idle then
     redis.call('HDEL', queue.counters, 'alone_worker', 'alone_until')
-    take(suspect)
+    if not expire_late(suspect) then
+      lease(suspect, suspect)
+    end
   end
 end
 
+-- Return whether this call has done enough: an end that is shared may take as long as many claims.
 local function is_exhausted()
-  return #claimed + num_expired >= tunables.MAX_CLAIMED_JOBS
+  return #claimed + num_dropped >= tunables.MAX_CLAIMED_JOBS or num_expired + num_reused >= tunables.MAX_ENDED_JOBS
 end
 
 -- Lease the jobs whose turn it is. Return what keeps the worker from more.
@@ -144,13 +205,15 @@ local function serve_turns()
       return 'work'
     end
     local turn = turns[class][1]
-    local id = lanes.first(queue, turn.place, turn.tenant)
-    if not has_room(id) then
-      return 'room'
-    end
-    lanes.advance(queue, turn.pass)
-    end_turn(turn)
-    if take(id) then
+    local waiter_id = lanes.first(queue, turn.place, turn.tenant)
+    local id = leasable(waiter_id)
+    if id then
+      if not has_room(id) then
+        return 'room'
+      end
+      lanes.advance(queue, turn.pass)
+      end_turn(turn)
+      lease(id, waiter_id)
       held[lanes.name(class, turn.tenant)] = true
     end
   end
@@ -159,14 +222,18 @@ end
 
 -- Lease the first job of a lane, if it fits.
 local function serve_newcomer(turn)
-  local id = lanes.first(queue, turn.place, turn.tenant)
-  while id and has_room(id) and not is_exhausted() do
-    end_turn(turn)
-    if take(id) then
-      held[lanes.name(turn.class, turn.tenant)] = true
+  local waiter_id = lanes.first(queue, turn.place, turn.tenant)
+  while waiter_id and not is_exhausted() do
+    local id = leasable(waiter_id)
+    if id then
+      if has_room(id) then
+        end_turn(turn)
+        lease(id, waiter_id)
+        held[lanes.name(turn.class, turn.tenant)] = true
+      end
       return
     end
-    id = lanes.first(queue, turn.place, turn.tenant)
+    waiter_id = lanes.first(queue, turn.place, turn.tenant)
   end
 end
 
@@ -212,4 +279,4 @@ end
 if not has_all_newcomers then
   waking.announce_newcomers(queue, args.waiter)
 end
-return {'alone', alone, 'limit', limit, 'num_expired', num_expired, 'jobs', claimed}
+return {'alone', alone, 'limit', limit, 'num_expired', num_expired, 'jobs', claimed, 'terms', terms}

@@ -1,4 +1,4 @@
--- Order of the queued jobs: priority class → tenants by virtual time (start-time fair queuing, in sample steps over
+-- Order of the queued jobs and of those that follow them: priority class → tenants by virtual time (start-time fair queuing, in sample steps over
 -- weight) → the tenant's users in turn → the user's jobs by admission. Jobs bound to a fingerprint have lanes of their
 -- own: a place is a priority class with such a fingerprint.
 local clock = require 'clock'
@@ -52,14 +52,13 @@ function lanes.have_jobs(queue, fingerprint)
   return false
 end
 
--- Add a job. Return whether it is the only one of its lane.
+-- Add a job, unless it is there. Return whether its lane was empty.
 function lanes.join(queue, job, id)
   local class, tenant, user, seq = unpack(redis.call('HMGET', job, 'priority_class', 'tenant', 'user', 'seq'))
   local fingerprint = fingerprints.of_job(job)
   local place = fingerprints.qualify(class, fingerprint)
   local jobs, users = lanes.jobs(queue, place, tenant, user), lanes.users(queue, place, tenant)
-  redis.call('ZADD', jobs, seq, id)
-  if redis.call('ZCARD', jobs) > 1 then
+  if redis.call('ZADD', jobs, seq, id) == 0 or redis.call('ZCARD', jobs) > 1 then
     return false
   end
   redis.call('ZADD', users, redis.call('HINCRBY', queue.counters, 'turn', 1), user)
@@ -98,9 +97,13 @@ function lanes.advance(queue, pass)
   redis.call('HSET', queue.counters, 'virtual_time', string.format('%.17g', math.max(virtual_time, pass)))
 end
 
--- Add a job's cost over its weight to what its tenant has used (sign -1: the job was given back).
+-- Add a job's cost over its weight to what its tenant has used (sign -1: the job was given back). `job` is the one whose
+-- turn it was, which may be a follower of the one that is run.
 function lanes.add_usage(queue, job, sign)
   local tenant, cost, weight = unpack(redis.call('HMGET', job, 'tenant', 'cost', 'weight'))
+  if not tenant then
+    return  -- ended and forgotten
+  end
   local virtual_time = redis.call('HGET', queue.counters, 'virtual_time') or 0
   local pass = (redis.call('ZSCORE', queue.passes, tenant) or virtual_time) + sign * cost / weight
   redis.call('ZADD', queue.passes, pass, tenant)
