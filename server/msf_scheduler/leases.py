@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from msf_scheduler import keys
-from msf_scheduler.connection import MAX_BLOCK_S, RedisClient, call
+from msf_scheduler.connection import MAX_BLOCK_S, RedisClient, call, call_blocking
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.job_codec import decode_job
 from msf_scheduler.jobs import (
@@ -180,7 +180,7 @@ class Leases:
                 tokens += [queue.wake(), *self._bound_wakes(queue)]
         block_s = max(min(timeout_s, MAX_BLOCK_S), 0.001)  # 0 would block without limit
         if tokens:
-            await call(self._redis, "BLPOP", *tokens, f"{block_s:.3f}")
+            await call_blocking(self._redis, "BLPOP", *tokens, f"{block_s:.3f}")
         else:
             await asyncio.sleep(block_s)
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 from msf_scheduler import keys
-from msf_scheduler.connection import MAX_BLOCK_S, RedisClient, call
+from msf_scheduler.connection import MAX_BLOCK_S, RedisClient, call_blocking
 from msf_scheduler.jobs import Terms
 
 
@@ -29,7 +29,7 @@ async def notices(redis: RedisClient, worker_id: str) -> AsyncIterator[Notices]:
     last_ids = {notices_key: b"0-0", watches_key: b"0-0"}
     block_ms = round(MAX_BLOCK_S * 1000)
     while True:
-        streams = await call(redis, "XREAD", "BLOCK", block_ms, "STREAMS", *last_ids, *last_ids.values())
+        streams = await call_blocking(redis, "XREAD", "BLOCK", block_ms, "STREAMS", *last_ids, *last_ids.values())
         entries: dict[str, list[dict[bytes, bytes]]] = {notices_key: [], watches_key: []}
         for stream, items in streams:
             last_ids[stream.decode()] = items[-1][0]
