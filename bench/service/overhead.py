@@ -170,10 +170,14 @@ async def stand_in(redis_url: str) -> None:
         await registry.register(info)
         heartbeat_at = time.monotonic() + HEARTBEAT_S
         while True:
-            claims = (await leases.claim(info.id, model.name, model.version, 64, idle=True)).claims
+            claims = (
+                await leases.claim(
+                    *(info.id, model.name, model.version), budget_steps=2048, held=(), max_samples=64, idle=True
+                )
+            ).claims
             await asyncio.gather(*(leases.succeed(claim, images, TIMINGS) for claim in claims))
             if not claims:
-                await leases.wait_for_work([(model.name, model.version)], HEARTBEAT_S)
+                await leases.wait_for_work([(model.name, model.version)], (), HEARTBEAT_S)
             if time.monotonic() > heartbeat_at:
                 await registry.heartbeat(info.id)
                 heartbeat_at = time.monotonic() + HEARTBEAT_S
