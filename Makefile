@@ -26,7 +26,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
 .PHONY: help serve check check-all lint types contracts test test-slow data train-fashion data-emoji train-emoji evaluate evaluate-emoji reproduce ablate bench-serve \
-  bench-engine bench-batching bench-simulation bench-gpu dashboard-test chaos soak compose-test sweep audit licences lock tensorrt-build clean
+  bench-overhead bench-engine bench-batching bench-peers bench-simulation bench-gpu dashboard-test chaos soak compose-test sweep audit licences lock tensorrt-build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -78,11 +78,17 @@ evaluate-emoji: $(VENV)/.dev $(DATA)/.emoji ## measure the quality of the emoji 
 bench-serve: $(VENV)/.dev ## measure latency, throughput and memory of the service, and what it costs next to the engine
 	$(BIN)/python -m bench.service.speed
 
+bench-overhead: $(VENV)/.dev ## measure what everything around the device costs, with an engine that computes nothing
+	$(BIN)/python -m bench.service.overhead
+
 bench-engine: $(VENV)/.dev ## measure a step on each backend against eager torch and the peak of matrix products
 	$(BIN)/python -m bench.engine.compare
 
 bench-batching: $(VENV)/.dev ## compare step-level with request-level batching
 	$(BIN)/python -m bench.batching
+
+bench-peers: $(VENV)/.dev ## compare with mosec, LitServe, BentoML and Ray Serve on the same plans (BENCH_PEERS="--rounds 1 --seconds 3")
+	$(BIN)/python -m bench.peers $(BENCH_PEERS)
 
 bench-simulation: $(VENV)/.dev ## compare the simulator with a real service, then simulate up to 1,000 workers
 	$(BIN)/python -m bench.service.simulation

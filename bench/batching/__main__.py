@@ -34,14 +34,14 @@ from bench.batching.report import (
     plot,
 )
 from bench.local_stack import local_service, until_idle
+from bench.mixed_load import MIX
 from msf_cli.load.arrivals import Arrivals, bursty, poisson
 from msf_cli.load.generator import LoadClient, closed_loop, measure_alone, open_loop
-from msf_cli.load.mix import Mix, parse_weighted, plan_load, plan_typical
+from msf_cli.load.mix import plan_load, plan_typical
 from msf_cli.load.report import standalone_latencies, summarize
 from msf_cli.load.results import LoadTally, RequestResult
 from msf_engine.device import cpu_name
 
-MIX = Mix(num_steps=parse_weighted("4:4,20:4,100:1", int), num_samples=parse_weighted("1:9,4:1", int))
 NUM_IN_FLIGHT = 32  # at saturation: about 40 samples, more than the worker has slots
 NUM_IN_FLIGHT_WARM = 8  # drains quickly
 MIN_REQUESTS = 30  # per load; at a low rate the load lasts longer

@@ -31,9 +31,10 @@ from msf_cli.load.arrivals import poisson
 from msf_cli.load.generator import LoadClient, measure_alone, open_loop
 from msf_cli.load.mix import Kind, Mix, PlannedRequest, Weighted, parse_weighted, plan_load
 from msf_cli.load.results import LoadTally, RequestResult
-from msf_cli.simulation.cluster import Hardware, SimulatedCluster, SimulatedJob
+from msf_cli.simulation.cluster import Hardware, SimulatedCluster
+from msf_cli.simulation.queue import SimulatedJob
 from msf_scheduler.stage import Stage
-from msf_scheduler.step_costs import StepCosts, Work
+from msf_scheduler.step_costs import StepCosts, StepPattern
 
 MIX = Mix(num_steps=parse_weighted("5:2,20:6,50:1", int), num_samples=Weighted(((1, 0.9), (4, 0.1))))
 NUM_LABELS = 10
@@ -44,11 +45,11 @@ CALIBRATION_S = 20.0
 NUM_WORKERS = (1, 10, 100, 1000)
 
 
-def work_of(kind: Kind) -> Work:
+def pattern_of(kind: Kind) -> StepPattern:
     """Split the steps like the shipped model's config: a fifth are residual steps."""
     assert kind.num_steps is not None
     num_residual = max(round(kind.num_steps / 5), 1)
-    return Work(kind.num_steps - num_residual, num_residual, True, True)
+    return StepPattern.of([2] * (kind.num_steps - num_residual), [2] * num_residual, [1])
 
 
 def plan_poisson(rate_per_s: float, duration_s: float, seed: int) -> list[PlannedRequest]:
@@ -56,7 +57,7 @@ def plan_poisson(rate_per_s: float, duration_s: float, seed: int) -> list[Planne
 
 
 def to_simulated(requests: Sequence[PlannedRequest]) -> list[SimulatedJob]:
-    return [SimulatedJob(request.due_s, request.kind.num_samples, work_of(request.kind)) for request in requests]
+    return [SimulatedJob(request.due_s, request.kind.num_samples, pattern_of(request.kind)) for request in requests]
 
 
 def read_trace(folder: Path) -> tuple[StepCosts, float]:
@@ -66,7 +67,7 @@ def read_trace(folder: Path) -> tuple[StepCosts, float]:
     costs = StepCosts(BUCKETS)
     for event in events:
         stage, *_ = event["name"].split()
-        costs.observe(Stage(stage), "guided" in event["name"], event["args"]["bucket"], event["dur"] / 1e6)
+        costs.observe(Stage(stage), event["args"]["bucket"], event["dur"] / 1e6)
     gaps_s = [(later["ts"] - event["ts"] - event["dur"]) / 1e6 for event, later in pairwise(events)]
     return costs, median(gap_s for gap_s in gaps_s if gap_s < MAX_GAP_S)
 
@@ -91,8 +92,8 @@ def calibrate(url: str, trace: Path, rate_per_s: float) -> Hardware:
     asyncio.run(send(url, plan_poisson(rate_per_s, CALIBRATION_S, seed=99)))
     costs, step_overhead_s = read_trace(trace)
     hardware = Hardware(costs, step_overhead_s=step_overhead_s, transition_s=TRANSITION_S)
-    steps_s = SimulatedCluster(hardware, 1).run([SimulatedJob(0.0, 1, work_of(kind))]).latencies_s[0]
-    return Hardware(costs, 32, step_overhead_s, max(real_alone_s - steps_s, 0.0), TRANSITION_S)
+    steps_s = SimulatedCluster(hardware, 1).run([SimulatedJob(0.0, 1, pattern_of(kind))]).latencies_s[0]
+    return Hardware(costs, step_overhead_s, max(real_alone_s - steps_s, 0.0), TRANSITION_S)
 
 
 def compare_with_service(rate_per_s: float, duration_s: float, num_rounds: int) -> Hardware:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, Self, TypeAlias, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
@@ -14,12 +14,12 @@ from redis.backoff import NoBackoff
 
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.keys import PREFIX
+from msf_scheduler.pipelining import COMMAND_TIMEOUT_S, PipeliningRedis
 
 T = TypeVar("T")
 RedisClient: TypeAlias = Redis | RedisCluster
 
 MAX_BLOCK_S = 5.0  # longest blocking read; must stay below COMMAND_TIMEOUT_S
-COMMAND_TIMEOUT_S = 10.0  # including the wait for a free connection
 CONNECT_TIMEOUT_S = 3.0
 MAX_CONNECTIONS = 32  # further commands wait for a free one
 MAX_CLUSTER_CONNECTIONS = 1024  # further commands fail: redis-py has no blocking pool for clusters
@@ -59,7 +59,7 @@ def connect(url: str) -> RedisClient:
     match url.partition("://")[0]:
         case "redis" | "rediss" | "unix":
             pool = BlockingConnectionPool.from_url(url, max_connections=MAX_CONNECTIONS, timeout=None, **options)
-            return Redis.from_pool(pool)
+            return PipeliningRedis.from_pool(pool)
         case "redis-cluster" | "rediss-cluster":
             if urlsplit(url).path.strip("/"):
                 raise ValueError("A Redis Cluster has no numbered databases. Allowed: redis-cluster://host:port")
@@ -80,7 +80,7 @@ class _LazyCluster(RedisCluster):
         await self.aclose()
 
 
-class _SentinelClient(Redis):
+class _SentinelClient(PipeliningRedis):
     """Client of the master that Sentinels name; closes its connections to them too."""
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
@@ -144,8 +144,26 @@ async def guarded(redis: RedisClient, reply: Awaitable[T]) -> T:
 
 async def call(redis: RedisClient, *command: str | bytes | int | float) -> Any:
     """Return one command's reply as redis-py shapes it (bytes inside); raise `QueueUnavailable`."""
-    execute: Callable[..., Awaitable[Any]] = redis.execute_command
-    return await guarded(redis, execute(*command))
+    if isinstance(redis, PipeliningRedis):
+        return await guarded(redis, redis.enqueue(*command))
+    return await call_blocking(redis, *command)
+
+
+async def call_blocking(redis: RedisClient, *command: str | bytes | int | float) -> Any:
+    """Do as `call`, on a connection of its own, where a command that waits holds up no others."""
+    reply: Awaitable[Any] = redis.execute_command(*command)
+    return await guarded(redis, reply)
+
+
+async def call_all(redis: RedisClient, *commands: Sequence[str | bytes | int | float]) -> list[Any]:
+    """Return the replies of several commands in one round trip; raise `QueueUnavailable`."""
+    if isinstance(redis, PipeliningRedis):
+        return await guarded(redis, asyncio.gather(*(redis.enqueue(*command) for command in commands)))
+    async with redis.pipeline(transaction=False) as pipeline:
+        for command in commands:
+            pipeline.execute_command(*command)
+        replies: list[Any] = await guarded(redis, pipeline.execute())
+    return replies
 
 
 async def server_info(redis: RedisClient, *sections: str) -> dict[str, Any]:

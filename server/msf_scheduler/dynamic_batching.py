@@ -7,16 +7,14 @@ are answered then. No sample joins a running batch, and rows that are done stay 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from msf_scheduler.jobs import ModelKey
-from msf_scheduler.stage import Stage
-from msf_scheduler.step_batching import ActiveWork, Candidate, Hold, StepBatch
-from msf_scheduler.step_costs import StepCosts
+import numpy as np
 
-_ORDER = {stage: place for place, stage in enumerate(Stage)}
-Sample = tuple[str, int]  # job id, index
+from msf_scheduler.active_set import ActiveSet
+from msf_scheduler.step_batching import Hold, StepBatch, first_fitting, make_batch
+
+SampleId = tuple[str, int]  # job id, index
 
 
 @dataclass
@@ -25,52 +23,44 @@ class RequestLevelPolicy:
 
     size: int
     delay_s: float
-    _members: set[Sample] = field(default_factory=set)
-    _bucket: int = 1
+    _members: set[SampleId] = field(default_factory=set)
+    _num_rows: int = 0  # of the current batch, at its start
 
-    def choose(
-        self, candidates: Sequence[Candidate], *, costs: Mapping[ModelKey, StepCosts], pressure: float, now: float
-    ) -> StepBatch | Hold | None:
+    def choose(self, active: ActiveSet, now: float) -> StepBatch | Hold | None:
         """Return the next step of the current batch, or of a new one once it is full or has waited for `delay_s`."""
-        if not candidates:
-            self._members = set()
-            return None
-        running = [candidate for candidate in candidates if _sample(candidate) in self._members]
+        samples = active.samples
+        ids = {
+            number: (active.work(job).id, index)
+            for number, (job, index) in enumerate(
+                zip(samples.job[: samples.end].tolist(), samples.index[: samples.end].tolist(), strict=True)
+            )
+            if job >= 0
+        }
+        running = [number for number, sample in ids.items() if sample in self._members]
         if not running:
-            running = self._next_batch(candidates)
-            oldest = min(candidate.stepped_at for candidate in running)
-            if len(running) < self.size and pressure < 1 and now < oldest + self.delay_s:
-                return Hold(oldest + self.delay_s)
-            self._members = {_sample(candidate) for candidate in running}
-            self._bucket = costs[running[0].model].bucket_for(len(running))
-        stage = min((candidate.stage for candidate in running), key=_ORDER.__getitem__)
-        first = next(candidate for candidate in running if candidate.stage is stage)
-        grouped = [candidate for candidate in running if candidate.group == first.group]
-        strict = any(candidate.strict for candidate in grouped)
-        allowed = costs[first.model].buckets_of(stage, first.guided, strict=strict)
-        bucket = costs[first.model].bucket_for(self._bucket, allowed)
-        slots = tuple(candidate.slot for candidate in grouped[:bucket])
-        return StepBatch(first.model, stage, first.guided, slots, bucket, "request")
+            self._members = set()
+            if not ids:
+                return None
+            running = self._next_batch(active)
+            due_at = float(active.jobs.stepped_at[samples.job[running]].min()) + self.delay_s
+            if len(running) < self.size and now < due_at:
+                return Hold(due_at)
+            self._members = {ids[number] for number in running}
+            self._num_rows = int(samples.rows[running].sum())
+        groups = samples.group[running]
+        return make_batch(
+            active, first_fitting(active, np.array(running)[groups == groups.min()]), "request", self._num_rows
+        )
 
-    def _next_batch(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Return the samples of the oldest jobs that fit together, of one model and all guided or none."""
-        ordered = sorted(candidates, key=lambda c: (c.job.arrived_at, c.job.id, c.index))
-        first = ordered[0]
-        batch: list[Candidate] = []
-        for job in _distinct(candidate.job for candidate in ordered):
-            samples = [candidate for candidate in ordered if candidate.job.id == job.id]
-            if batch and (
-                len(batch) + len(samples) > self.size
-                or (samples[0].model, samples[0].guided) != (first.model, first.guided)
-            ):
+    def _next_batch(self, active: ActiveSet) -> list[int]:
+        """Return the samples of the oldest jobs of one model that fit together."""
+        batch: list[int] = []
+        jobs = np.unique(active.samples.job[: active.samples.end])
+        arrivals = sorted((active.work(job).arrived_at, active.work(job).id, job) for job in jobs.tolist() if job >= 0)
+        for _, _, job in arrivals:
+            samples = active.samples_of(job).tolist()
+            is_other_model = active.jobs.model[job] != active.jobs.model[arrivals[0][2]]
+            if batch and (is_other_model or len(batch) + len(samples) > self.size):
                 break
             batch += samples
         return batch
-
-
-def _sample(candidate: Candidate) -> Sample:
-    return candidate.job.id, candidate.index
-
-
-def _distinct(jobs: Iterable[ActiveWork]) -> Iterable[ActiveWork]:
-    return {job.id: job for job in jobs}.values()

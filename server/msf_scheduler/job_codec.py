@@ -1,7 +1,8 @@
 """Job records in Redis: a hash, because scripts change single fields and Lua's JSON would round large integers.
 
 Fields have the names of `JobRecord`'s, and its nested records are JSON. Other fields are for the scripts: what
-`JobQueue.admit` stores, and `seq`, `clock_offset`, `worker`, `num_deaths`, `num_deaths_alone` and "lapsed …".
+`JobQueue.admit` stores, and `seq`, `clock_offset`, `worker`, `num_deaths`, `num_deaths_alone`, "lapsed …", and of a
+running job that others follow `charged_to` and `served_as`, the ids of the waiters that pay and whose terms hold.
 """
 
 from __future__ import annotations

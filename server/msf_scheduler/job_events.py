@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from msf_scheduler import keys
-from msf_scheduler.connection import RedisClient, call, guarded
+from msf_scheduler.connection import RedisClient, call, call_all
 from msf_scheduler.job_codec import decode_job
 from msf_scheduler.jobs import JobRecord, Preview
 from msf_scheduler.keys import QueueKeys
@@ -74,12 +74,13 @@ class JobWatcher:
     async def _read(self, job: JobRecord, source: str, after: EventId) -> JobUpdate | None:
         attempt, sequence = after
         queue = QueueKeys.of(job.spec.model, job.spec.version)
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.hgetall(keys.job(job.id))  # before the previews: those of a job that has ended are all there
-            pipeline.hget(keys.job(source), "progress")
-            pipeline.zrank(queue.waiting, source)
-            pipeline.xrange(keys.previews(source), min=f"({attempt}-{sequence}")
-            fields, progress, position, entries = await guarded(self._redis, pipeline.execute())
+        fields, progress, position, entries = await call_all(
+            self._redis,
+            ("HGETALL", keys.job(job.id)),  # before the previews: those of a job that has ended are all there
+            ("HGET", keys.job(source), "progress"),
+            ("ZRANK", queue.waiting, source),
+            ("XRANGE", keys.previews(source), f"({attempt}-{sequence}", "+"),
+        )
         if not fields:
             return None
         job = decode_job(fields if progress is None else {**fields, b"progress": progress})

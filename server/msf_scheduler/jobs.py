@@ -95,6 +95,10 @@ class Terms(Record):
     num_previews: int = Field(default=0, ge=0)  # of each sample, before it is done
     webhook_url: str | None = None  # gets the end of the job
 
+    def served_as(self, other: Terms) -> Terms:
+        """Return these terms with the share of the device that `other` has: its priority, tenant, user and weight."""
+        return self.model_copy(update={name: getattr(other, name) for name in ("priority", "tenant", "user", "weight")})
+
 
 class Timings(Record):
     """Time that a job spent in each part, in milliseconds.

@@ -20,7 +20,7 @@ WATCHERS = ":watchers"  # set: reply streams of the servers that watch every cha
 FOLLOWERS = ":followers"  # list: ids of identical jobs that share the result
 
 REPLIES = f"{PREFIX}replies:"  # stream, by server: ends of the jobs it waits for, changes of those it watches
-NOTICES = f"{PREFIX}notices:"  # stream, by worker: those of its jobs that were cancelled
+NOTICES = f"{PREFIX}notices:"  # stream, by worker: those of its jobs that were cancelled, or whose terms change
 WATCHES = f"{PREFIX}watches:"  # stream, by worker: those of its jobs that are being watched
 IDEMPOTENCY = f"{PREFIX}idempotency:"  # hash: job that a caller's key stands for, and the digest of its body
 SHARE = f"{PREFIX}share:"  # id of the job that does, or did, some deterministic work
@@ -52,8 +52,11 @@ QUEUE_PARTS = (
     "leases",  # sorted set: running job ids by expiry of the lease
     "ends",  # sorted set: ended job ids by the time at which they are forgotten
     "dead_letters",  # sorted set: failed job ids by the time of their end
-    "counters",  # hash: samples queued or running, admission number, virtual time, turns, throughput
+    "counters",  # hash: samples of jobs and of followers, admission number, virtual time, turns, throughput
     "wake",  # list: one token while there is work, which wakes one waiting worker; by fingerprint
+    "full",  # sorted set: workers that wait for newcomers alone by the time of their last claim; by fingerprint
+    "newcomers",  # sorted set: lanes (priority class and tenant) by the time of their first job; by fingerprint
+    "newcomer_token",  # list, by worker: one token while there may be newcomers that it has not seen
     "passes",  # sorted set: tenants by the virtual time up to which they have been served
     # By place: the priority class, qualified by fingerprint.
     "tenants",  # sorted set, by place: tenants with queued jobs by virtual time
@@ -91,6 +94,10 @@ class QueueKeys:
     def dead_letters(self) -> str:
         """Ids of the failed jobs."""
         return f"{self.prefix}dead_letters"
+
+    def newcomer_token(self, waiter: str) -> str:
+        """Return the list that wakes a full worker."""
+        return f"{self.prefix}newcomer_token{waiter}"
 
     def wake(self, fingerprint: str = "") -> str:
         """Return the list that wakes workers for jobs bound to the fingerprint, or for jobs that any worker may run."""

@@ -5,16 +5,29 @@ A lease is identified by worker id and `attempt` together: a worker that lost it
 
 from __future__ import annotations
 
+import asyncio
+import secrets
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
 from msf_scheduler import keys
-from msf_scheduler.connection import MAX_BLOCK_S, RedisClient, call
+from msf_scheduler.connection import MAX_BLOCK_S, RedisClient, call, call_blocking
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.job_codec import decode_job
-from msf_scheduler.jobs import JobError, JobRecord, JobState, ModelKey, Preview, Progress, Provenance, Timings
+from msf_scheduler.jobs import (
+    JobError,
+    JobRecord,
+    JobState,
+    ModelKey,
+    Preview,
+    Priority,
+    Progress,
+    Provenance,
+    Terms,
+    Timings,
+)
 from msf_scheduler.keys import QueueKeys
 from msf_scheduler.queue import EXPIRED
 from msf_scheduler.scripts import Script, by_name
@@ -29,7 +42,10 @@ POISONED = JobError(code=ErrorCode.POISONED, message="every worker that ran this
 
 @dataclass(frozen=True)
 class Claim:
-    """A job leased to a worker; `job.attempt` is the fencing token."""
+    """A job leased to a worker; `job.attempt` is the fencing token.
+
+    `job.terms` are those of the waiter whose turn it was, if identical jobs wait for this one's result.
+    """
 
     job: JobRecord
     worker_id: str
@@ -86,6 +102,8 @@ class Leases:
         """`fingerprints`, by model version, are the worker's: it may claim the jobs bound to them."""
         self._redis = redis
         self._fingerprints = {QueueKeys.of(*model): value for model, value in (fingerprints or {}).items()}
+        self._waiter = secrets.token_hex(8)
+        self._limits: dict[QueueKeys, str] = {}  # that ended the last claim
         self._lease_s = lease_s
         self._result_ttl_s = result_ttl_s
         self._claim = Script(redis, "claim")
@@ -100,8 +118,23 @@ class Leases:
         """Let this worker claim the jobs of a model version that are bound to the fingerprint."""
         self._fingerprints[QueueKeys.of(*model)] = fingerprint
 
-    async def claim(self, worker_id: str, model: str, version: str, max_samples: int, *, idle: bool) -> ClaimResult:
-        """Lease the next jobs, whole, while they hold fewer than `max_samples`; the last may exceed it.
+    async def claim(
+        self,
+        worker_id: str,
+        model: str,
+        version: str,
+        *,
+        budget_steps: int,
+        held: Collection[tuple[Priority, str]],
+        max_samples: int,
+        idle: bool,
+    ) -> ClaimResult:
+        """Lease the next jobs, whole, while they cost less than `budget_steps` sample steps; the last may exceed it.
+
+        Then, whatever the budget, lease one job of each priority class and tenant of which the worker holds nothing:
+        `held` are those of its jobs. All have at most `max_samples` samples, except that an
+        idle worker gets a first job of any size. One call leases a limited number of jobs; claim again while it leases
+        any.
 
         `idle`: the worker holds no job of any model; only then does it get a suspect.
         """
@@ -109,6 +142,9 @@ class Leases:
         reply = await self._claim(
             {"queue": queue.prefix},
             worker=worker_id,
+            waiter=self._waiter,
+            budget_steps=budget_steps,
+            held=[(priority.rank, tenant) for priority, tenant in set(held)],
             max_samples=max_samples,
             lease_s=self._lease_s,
             idle=idle,
@@ -117,20 +153,39 @@ class Leases:
             ttl_s=self._result_ttl_s,
         )
         result = by_name(reply)
-        claims = tuple(Claim(decode_job(fields), worker_id) for fields in result["jobs"])
+        claims = tuple(
+            Claim(_served_under(Terms.model_validate_json(terms), decode_job(fields)), worker_id)
+            for fields, terms in zip(result["jobs"], result["terms"], strict=True)
+        )
+        self._limits[queue] = result["limit"].decode()
         return ClaimResult(claims, bool(result["alone"]), result["num_expired"])
 
-    async def wait_for_work(self, models: Sequence[ModelKey], timeout_s: float) -> None:
-        """Return when a `claim` from one of these model versions may find work, or after `timeout_s`.
+    async def wait_for_work(
+        self, open_models: Sequence[ModelKey], full_models: Sequence[ModelKey], timeout_s: float
+    ) -> None:
+        """Return when a `claim` may find work, or after `timeout_s`.
 
-        The wait never exceeds `MAX_BLOCK_S`; claim again in any case. Of several waiting workers, the one that has
-        waited longest returns, and the next when its claim leaves work.
+        Of `open_models` that is any work. Of `full_models`, claimed from with a budget of 0, and of those whose next
+        job did not fit into `max_samples`, it is the first job of a priority class and tenant: claim as soon as work
+        has ended. The wait never exceeds `MAX_BLOCK_S`; claim again in any case, also after cancelling it. Of several
+        waiting workers one returns, and the next when its claim leaves work.
         """
-        queues = [QueueKeys.of(*model) for model in models]
-        tokens = [queue.wake() for queue in queues]
-        tokens += [queue.wake(self._fingerprints[queue]) for queue in queues if queue in self._fingerprints]
+        tokens: list[str] = []
+        for model in (*open_models, *full_models):
+            queue = QueueKeys.of(*model)
+            limit = self._limits.get(queue)
+            if limit == "room" or (limit == "budget" and model in full_models):
+                tokens.append(queue.newcomer_token(self._waiter))
+            else:
+                tokens += [queue.wake(), *self._bound_wakes(queue)]
         block_s = max(min(timeout_s, MAX_BLOCK_S), 0.001)  # 0 would block without limit
-        await call(self._redis, "BLPOP", *tokens, f"{block_s:.3f}")
+        if tokens:
+            await call_blocking(self._redis, "BLPOP", *tokens, f"{block_s:.3f}")
+        else:
+            await asyncio.sleep(block_s)
+
+    def _bound_wakes(self, queue: QueueKeys) -> list[str]:
+        return [queue.wake(self._fingerprints[queue])] if queue in self._fingerprints else []
 
     async def renew(self, worker_id: str, claims: Sequence[Claim]) -> set[str]:
         """Extend the leases; return the ids of jobs whose lease was lost, or that ended."""
@@ -232,3 +287,7 @@ class Leases:
         for name in await call(self._redis, "SMEMBERS", keys.QUEUES):
             total += SweepResult(**by_name(await script({"queue": QueueKeys(name.decode()).prefix}, **arguments)))
         return total
+
+
+def _served_under(terms: Terms, job: JobRecord) -> JobRecord:
+    return job.model_copy(update={"terms": job.terms.served_as(terms)})

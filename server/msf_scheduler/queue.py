@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from msf_scheduler import keys
-from msf_scheduler.connection import RedisClient, call, guarded
+from msf_scheduler.connection import RedisClient, call, call_all
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import DeadlineTooShort, IdempotencyConflict, MemoryFull, QueueFull
 from msf_scheduler.job_codec import decode_job
@@ -157,10 +157,11 @@ class JobQueue:
 
         A result that is shared with another job takes a second one.
         """
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.hgetall(keys.job(job_id))  # before the files: those of a job that has succeeded are all there
-            pipeline.lrange(keys.images(job_id), 0, -1)
-            fields, files = await guarded(self._redis, pipeline.execute())
+        fields, files = await call_all(
+            self._redis,
+            ("HGETALL", keys.job(job_id)),  # before the files: those of a job that has succeeded are all there
+            ("LRANGE", keys.images(job_id), 0, -1),
+        )
         if not fields:
             return None
         job = decode_job(fields)
@@ -168,10 +169,7 @@ class JobQueue:
 
     async def _get_all(self, job_ids: Sequence[bytes]) -> list[JobRecord]:
         """Return those of the jobs that are still stored."""
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for job_id in job_ids:
-                pipeline.hgetall(keys.job(job_id.decode()))
-            hashes = await guarded(self._redis, pipeline.execute())
+        hashes = await call_all(self._redis, *(("HGETALL", keys.job(job_id.decode())) for job_id in job_ids))
         return [decode_job(fields) for fields in hashes if fields]
 
     async def jobs_of(self, tenant: str, *, limit: int, before: str | None = None) -> list[JobRecord]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from msf_scheduler import keys
-from msf_scheduler.connection import MAX_BLOCK_S, RedisClient, call, guarded
+from msf_scheduler.connection import MAX_BLOCK_S, RedisClient, call_all, call_blocking
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import JobState
 
@@ -97,7 +97,7 @@ class ReplyReader:
 
     async def _read(self) -> None:
         options = ("COUNT", MAX_ENTRIES_PER_READ, "BLOCK", round(MAX_BLOCK_S * 1000))
-        streams = await call(self._redis, "XREAD", *options, "STREAMS", self.stream, self._last_id)
+        streams = await call_blocking(self._redis, "XREAD", *options, "STREAMS", self.stream, self._last_id)
         for _, entries in streams:
             for entry_id, entry in entries:
                 if b"changed" in entry:
@@ -114,10 +114,7 @@ class ReplyReader:
         job_ids = list(self._awaited)
         if not job_ids:
             return
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for job_id in job_ids:
-                pipeline.hget(keys.job(job_id), "state")
-            states = await guarded(self._redis, pipeline.execute())
+        states = await call_all(self._redis, *(("HGET", keys.job(job_id), "state") for job_id in job_ids))
         for job_id, state in zip(job_ids, states, strict=True):
             if state is None:
                 self._give_up(job_id)

@@ -1,211 +1,211 @@
-"""Choice of the samples that advance next. Pure, without clock or Redis: equal candidates always give equal batches.
+"""Choice of the samples that advance next. Pure, without clock or Redis: equal sets always give equal batches.
 
-Samples of one model, stage and plan (guided or not) can share a step batch, whatever their step. For each such group
-and each batch size, the policy estimates the value of a step batch per second: the weights of its members, times the
-work it does for each, over its measured cost. A member's weight is sqrt(slowdown / remaining time): the geometric mean
-of shortest-remaining-first, which completes most jobs soonest, and of the job's total time over its own length, which
-keeps long jobs from paying for all others. Priority, deadline and tenant scale it.
+Samples of one model and stage can share a step batch, whatever their step, guided (two rows) or not (one row). For each
+such group and each batch size, the policy estimates the value of a step batch per second: the weights of its members,
+times the work it does for each, over its measured cost. A member's weight is sqrt(slowdown / remaining time): the
+geometric mean of shortest-remaining-first, which completes most jobs soonest, and of the job's total time over its own
+length, which keeps long jobs from paying for all others. Priority, deadline and tenant scale it.
 
-Two rules override the weights. Under load no batch may waste the device: the fuller the slots, the closer its rate must
-be to the best available. And nothing starves: a sample that was not stepped for `PATIENCE_S` goes before all that
-waited less, so with N candidates none waits longer than `PATIENCE_S` and N - 1 step batches.
+Two rules override the weights. Where many contend no batch may waste the device: the more candidates of similar weight,
+the closer its rate must be to the best available; a heavy candidate next to any number of light ones may run alone. And
+nothing starves: a job that was not stepped for `PATIENCE_S` goes before all that waited less, so with N jobs none waits
+longer than `PATIENCE_S` and N - 1 step batches.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import sqrt
-from operator import itemgetter
-from typing import Protocol
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
-from msf_scheduler.jobs import ModelKey, Priority
+import numpy as np
+from numpy.typing import NDArray
+
+from msf_scheduler.active_set import ActiveSet, Numbers
+from msf_scheduler.array_table import Floats, Int32s
+from msf_scheduler.jobs import ModelKey
 from msf_scheduler.stage import Stage
-from msf_scheduler.step_costs import StepCosts
+from msf_scheduler.step_costs import MOMENT_S
 
 PATIENCE_S = 1.0
-MAX_WASTE = 0.1  # of the best available rate, when all slots are taken
+MAX_WASTE = 0.1  # of the best available rate, when enough candidates contend to fill the largest bucket
 MAX_URGENCY = 16.0
-PRIORITY_WEIGHT = {Priority.HIGH: 8.0, Priority.NORMAL: 1.0, Priority.LOW: 0.125}
-MOMENT_S = 1e-6  # keeps divisors above zero
+MIN_WEIGHT = 1e-300  # keeps divisors above zero
 REASONS = ("overdue", "deadline", "full", "all", "best")  # of a step batch; see `StepBatch`
 
-Group = tuple[ModelKey, Stage, bool]
 
+class StepBatch(NamedTuple):
+    """Samples of one model and stage to advance together, padded to `bucket` rows, and the reason for the choice.
 
-@dataclass(frozen=True)
-class ActiveWork:
-    """A job in a worker, as the policy sees it. Times are seconds on the clock of `now`."""
-
-    id: str
-    arrived_at: float
-    total_s: float  # device seconds of all its samples, from noise to image
-    remaining_s: float  # the part of it that is not done
-    priority: Priority = Priority.NORMAL
-    deadline: float | None = None
-    share: float = 1.0  # its tenant's weight over the tenant's number of active jobs
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A sample in a slot that could take its next step. It took the last one, or joined, at `stepped_at`."""
-
-    slot: int
-    index: int  # among its job's samples
-    job: ActiveWork
-    model: ModelKey
-    stage: Stage
-    guided: bool
-    stepped_at: float
-    strict: bool = False  # takes only the buckets in which its bytes do not depend on the batch
-
-    @property
-    def group(self) -> Group:
-        """Group of samples that may share a step batch."""
-        return self.model, self.stage, self.guided
-
-
-@dataclass(frozen=True)
-class StepBatch:
-    """Slots of one model to advance together, in a plan for `bucket` samples, and the reason for the choice.
-
-    "overdue": a member waited for `PATIENCE_S`; "deadline": a member's slack is below its own length; "full": the
-    largest bucket is filled; "all": every candidate is a member; "best": highest value for its cost.
+    "overdue": a member's job waited for `PATIENCE_S`; "deadline": a member's slack is below its job's length; "full":
+    the largest bucket is filled; "all": every active sample is a member; "best": highest value for its cost.
     """
 
     model: ModelKey
     stage: Stage
-    guided: bool
-    slots: tuple[int, ...]
+    samples: Numbers  # in the active set
+    slots: Int32s
+    num_rows: int
     bucket: int
     reason: str
 
 
-@dataclass(frozen=True)
-class Hold:
+class Hold(NamedTuple):
     """Decision to run nothing yet: choose again at `until`, or when a sample joins before that."""
 
     until: float
 
 
 class BatchingPolicy(Protocol):
-    """Choice among all candidates of a worker between two steps; None if there are none.
+    """Choice among all active samples of a worker between two steps; None if there are none."""
 
-    `costs` has every model of the candidates; `pressure` is the share of slots in use, 0 to 1.
-    """
-
-    def choose(
-        self, candidates: Sequence[Candidate], *, costs: Mapping[ModelKey, StepCosts], pressure: float, now: float
-    ) -> StepBatch | Hold | None:
-        """Return what to run next, or None without candidates."""
+    def choose(self, active: ActiveSet, now: float) -> StepBatch | Hold | None:
+        """Return what to run next, or None without active samples."""
         ...
 
 
 class StepLevelPolicy:
     """Step-level (continuous) batching: every step batch is an independent choice."""
 
-    def choose(
-        self, candidates: Sequence[Candidate], *, costs: Mapping[ModelKey, StepCosts], pressure: float, now: float
-    ) -> StepBatch | None:
+    def choose(self, active: ActiveSet, now: float) -> StepBatch | None:
         """Return a batch of one group, at most its largest bucket; never `Hold`."""
-        if not candidates:
+        if not active.num_active:
             return None
-        groups: dict[Group, list[Candidate]] = defaultdict(list)
-        for candidate in candidates:
-            groups[candidate.group].append(candidate)
-        overdue = min(candidates, key=_waited_longest)
-        if now - overdue.stepped_at > PATIENCE_S:
-            return _batch(_first_fitting(sorted(groups[overdue.group], key=_waited_longest), costs), costs, "overdue")
-
-        weights = {id(job): _weight(job, now) for job in {id(c.job): c.job for c in candidates}.values()}
-        ordered = sorted(groups.items(), key=itemgetter(0))
-        options = [
-            option for group, grouped in ordered for option in _options(grouped, weights, costs[group[0]], group)
-        ]
-        least_rate = (1 - MAX_WASTE) * pressure**2 * max(option.rate for option in options)
-        best = max((option for option in options if option.rate >= least_rate), key=lambda option: option.value)
-        return _batch(best.members, costs, _reason(best.members, len(candidates), costs, now))
+        jobs = active.jobs
+        longest_waiting = int(jobs.stepped_at[: jobs.end].argmin())
+        if now - jobs.stepped_at[longest_waiting] > PATIENCE_S:
+            return make_batch(active, _overdue_members(active, longest_waiting), "overdue")
+        weights, is_tight = _weigh_jobs(active, now)
+        members = _best_members(active, weights) if active.num_active > 1 else np.array([active.samples.end - 1])
+        is_deadline = is_tight is not None and True in is_tight[active.samples.job[members]].tolist()
+        return make_batch(active, members, "deadline" if is_deadline else None)
 
 
-@dataclass(frozen=True)
-class _Option:
-    """A possible step batch; `rate` is useful device seconds per second it takes."""
+def _weigh_jobs(active: ActiveSet, now: float) -> tuple[Floats, NDArray[np.bool_] | None]:
+    """Return each job's weight, and whether its slack is below its own length (None if no job has a deadline)."""
+    jobs, num_jobs = active.jobs, active.jobs.end
+    remaining_s, total_s = active.remaining_s() + MOMENT_S, active.total_s() + MOMENT_S
+    age_s = np.maximum(now - jobs.arrived_at[:num_jobs], 0.0)
+    weights = np.sqrt((age_s + remaining_s) / (total_s * remaining_s))
+    weights *= jobs.importance[:num_jobs]
+    if not active.num_deadlines:
+        return weights, None
+    # The urgency is 1 far from a deadline, and grows as the slack shrinks below the time allowed.
+    slack_s, allowed_s = jobs.deadline[:num_jobs] - now - remaining_s, jobs.allowed_s[:num_jobs]
+    weights *= allowed_s / np.maximum(slack_s, allowed_s / MAX_URGENCY)
+    return weights, slack_s < total_s
 
-    members: Sequence[Candidate]
+
+class _Option(NamedTuple):
+    """A possible step batch: a range of the ranked samples. `rate` is useful device seconds per second it takes."""
+
+    start: int
+    end: int
     rate: float
     value: float
 
 
+def _best_members(active: ActiveSet, job_weights: Floats) -> Numbers:
+    """Return the members of the most valuable batch, of those that do not waste the device."""
+    table, end = active.samples, active.samples.end
+    rows, weights = table.rows[:end], job_weights[table.job[:end]]
+    if end > active.num_active:
+        weights[rows == 0] = 0.0  # free numbers
+    order = (-weights).argsort(kind="stable")
+    contention = _contention(active, weights[order[: active.largest_bucket]], rows[order[: active.largest_bucket]])
+    order = order[table.group[order].argsort(kind="stable")]  # free numbers, then group by group, the heaviest first
+    rows = rows[order]
+    total_rows, total_weights = rows.cumsum().tolist(), (weights[order] * rows).cumsum().tolist()
+    options, start = [], end - active.num_active
+    for group, size in enumerate(active.group_sizes):
+        if size:
+            options += _options(active, group, order, range(start, start + size), total_rows, total_weights)
+            start += size
+    least_rate = (1 - MAX_WASTE) * contention**2 * max(option.rate for option in options)
+    best = max((option for option in options if option.rate >= least_rate), key=lambda option: option.value)
+    return order[best.start : best.end]
+
+
+def _contention(active: ActiveSet, weights: Floats, rows: Floats) -> float:
+    """Return how many rows of similar weight would share the largest bucket, as a share of it, 0 to 1.
+
+    It is the participation ratio of the heaviest: N of equal weight count as N, one that outweighs all others as one.
+    """
+    row_weights = weights * rows
+    total, squares = float(row_weights.sum()), float(row_weights.dot(weights))
+    return min(total**2 / (max(squares, MIN_WEIGHT) * active.largest_bucket), 1.0)
+
+
 def _options(
-    candidates: list[Candidate], weights: Mapping[int, float], costs: StepCosts, group: Group
+    active: ActiveSet,
+    group: int,
+    order: Numbers,
+    ranks: range,
+    total_rows: Sequence[float],
+    total_weights: Sequence[float],
 ) -> list[_Option]:
-    """Return the heaviest members of a group for every bucket that they fill, and all of them for the next larger."""
-    _, stage, guided = group
-    ranked = sorted(candidates, key=lambda c: (-weights[id(c.job)], c.job.arrived_at, c.index, c.slot))
-    share_s = max(costs.share_s(stage, guided), MOMENT_S)
-    options = []
-    for count in costs.buckets:
-        members = ranked[:count]
-        allowed = costs.buckets_of(stage, guided, strict=any(c.strict for c in members))
-        if len(members) > allowed[-1]:
+    """Return the heaviest members of a group for every bucket that they fill, and all of them for the next larger.
+
+    The group has these `ranks` in `order`; the totals are cumulated in this order.
+    """
+    costs, stage = active.costs_of(group)
+    buckets, rates = costs.buckets_of(stage, strict=False), costs.rates(stage)
+    strict_buckets = costs.buckets_of(stage, strict=True)
+    first_strict = ranks.stop
+    if strict_buckets != buckets:
+        is_strict = active.jobs.is_strict[active.samples.job[order[ranks.start : ranks.stop]]]
+        if is_strict.any():
+            first_strict = ranks.start + int(is_strict.argmax())
+    rows_before, weights_before = (
+        total[ranks.start - 1] if ranks.start else 0.0 for total in (total_rows, total_weights)
+    )
+    options, end = [], ranks.start
+    for bucket in buckets:
+        previous_end, end = end, bisect_right(total_rows, rows_before + bucket, ranks.start, ranks.stop)
+        if end == previous_end:
+            continue
+        num_rows = int(total_rows[end - 1] - rows_before)
+        allowed = strict_buckets if end > first_strict else buckets
+        if num_rows > allowed[-1]:
             break
-        bucket = costs.bucket_for(len(members), allowed)
-        rate = share_s / max(costs.mean_s(stage, guided, bucket), MOMENT_S)
-        options.append(_Option(members, rate * len(members), rate * sum(weights[id(c.job)] for c in members)))
-        if len(ranked) <= count:
+        rate = rates[buckets.index(costs.bucket_for(num_rows, allowed))]
+        options.append(_Option(ranks.start, end, rate * num_rows, rate * (total_weights[end - 1] - weights_before)))
+        if end == ranks.stop:
             break
     return options
 
 
-def _first_fitting(ranked: Sequence[Candidate], costs: Mapping[ModelKey, StepCosts]) -> Sequence[Candidate]:
+def _overdue_members(active: ActiveSet, job: int) -> Numbers:
+    """Return a batch of a job that waited too long, and of those that waited longest in the same group."""
+    samples = active.samples
+    group = samples.group[active.samples_of(job)[0]]
+    members = np.flatnonzero(samples.group[: samples.end] == group)
+    members = members[active.jobs.stepped_at[samples.job[members]].argsort(kind="stable")]
+    return first_fitting(active, members)
+
+
+def first_fitting(active: ActiveSet, members: Numbers) -> Numbers:
     """Return as many of the first as one step batch holds: fewer if one of them is strict."""
-    model, stage, guided = ranked[0].group
-    members = ranked[: costs[model].buckets[-1]]
-    strict = any(candidate.strict for candidate in members)
-    return members[: costs[model].buckets_of(stage, guided, strict=strict)[-1]]
+    samples = active.samples
+    costs, stage = active.costs_of(int(samples.group[members[0]]))
+    for is_strict in (False, True):
+        largest = costs.buckets_of(stage, strict=is_strict)[-1]
+        members = members[: samples.rows[members].cumsum().searchsorted(largest, side="right")]
+        if not active.jobs.is_strict[samples.job[members]].any():
+            break
+    return members
 
 
-def _weight(job: ActiveWork, now: float) -> float:
-    age_s = max(now - job.arrived_at, 0.0)
-    remaining_s, total_s = max(job.remaining_s, MOMENT_S), max(job.total_s, MOMENT_S)
-    slowdown = (age_s + remaining_s) / total_s
-    return PRIORITY_WEIGHT[job.priority] * job.share * _urgency(job, now) * sqrt(slowdown / remaining_s)
-
-
-def _urgency(job: ActiveWork, now: float) -> float:
-    """Return 1 without a deadline or far from it, and more as the slack shrinks below the time allowed."""
-    if job.deadline is None:
-        return 1.0
-    allowed_s = job.deadline - job.arrived_at
-    slack_s = job.deadline - now - job.remaining_s
-    return min(allowed_s / max(slack_s, allowed_s / MAX_URGENCY, MOMENT_S), MAX_URGENCY)
-
-
-def _reason(members: Sequence[Candidate], num_candidates: int, costs: Mapping[ModelKey, StepCosts], now: float) -> str:
-    if any(c.job.deadline is not None and c.job.deadline - now < c.job.remaining_s + c.job.total_s for c in members):
-        return "deadline"
-    if len(members) == costs[members[0].model].buckets[-1]:
-        return "full"
-    return "all" if len(members) == num_candidates else "best"
-
-
-def _batch(members: Sequence[Candidate], costs: Mapping[ModelKey, StepCosts], reason: str) -> StepBatch:
-    model, stage, guided = members[0].group
-    allowed = costs[model].buckets_of(stage, guided, strict=any(c.strict for c in members))
-    bucket = costs[model].bucket_for(len(members), allowed)
-    return StepBatch(model, stage, guided, tuple(c.slot for c in members), bucket, reason)
-
-
-def _waited_longest(candidate: Candidate) -> tuple[float, float, int, int]:
-    return candidate.stepped_at, candidate.job.arrived_at, candidate.index, candidate.slot
-
-
-def active_shares(tenants: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Return each tenant's weight over its number of jobs, from (tenant, weight) of every active job."""
-    counts: dict[str, int] = defaultdict(int)
-    weights: dict[str, float] = {}
-    for tenant, weight in tenants:
-        counts[tenant] += 1
-        weights[tenant] = weight
-    return {tenant: weights[tenant] / count for tenant, count in counts.items()}
+def make_batch(active: ActiveSet, members: Numbers, reason: str | None = None, num_rows: int = 0) -> StepBatch:
+    """Return the step batch of some samples of one group; its bucket holds at least `num_rows`."""
+    samples = active.samples
+    group = int(samples.group[members[0]])
+    costs, stage = active.costs_of(group)
+    rows = int(samples.rows[members].sum())
+    buckets, strict_buckets = (costs.buckets_of(stage, strict=strict) for strict in (False, True))
+    is_strict = strict_buckets != buckets and active.jobs.is_strict[samples.job[members]].any()
+    bucket = costs.bucket_for(max(rows, num_rows), strict_buckets if is_strict else buckets)
+    if reason is None:
+        is_full = rows == buckets[-1]
+        reason = "full" if is_full else "all" if len(members) == active.num_active else "best"
+    return StepBatch(active.key_of(group), stage, members, samples.slot[members], rows, bucket, reason)

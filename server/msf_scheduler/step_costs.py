@@ -1,86 +1,119 @@
-"""Measured costs of step batches, by which the policy weighs and deadlines are judged."""
+"""Steps of a sample, and the measured costs of step batches, by which the policy weighs and deadlines are judged."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Self
 
 from msf_scheduler.stage import Stage
 
 FADE = 0.1  # weight of the newest measurement in the running mean
+MOMENT_S = 1e-6  # keeps divisors above zero
 
-Kind = tuple[Stage, bool]  # of a plan: stage, guided
-KINDS: tuple[Kind, ...] = (
-    (Stage.BASE, True),
-    (Stage.BASE, False),
-    (Stage.RESIDUAL, True),
-    (Stage.RESIDUAL, False),
-    (Stage.DECODE, False),
-)
+
+@dataclass(frozen=True)
+class StepPattern:
+    """Steps of one sample from noise to image, in order: the stage of each, and the rows it takes in a step batch.
+
+    Stages are numbers from 0, never decreasing; the last is the decode.
+    """
+
+    stages: tuple[int, ...]
+    rows: tuple[int, ...]  # 2 for a guided step, otherwise 1
+
+    @classmethod
+    def of(cls, *rows_by_stage: Sequence[int]) -> Self:
+        """Return a pattern from the rows of each step, stage by stage; the last stage is the decode."""
+        stages = tuple(stage for stage, rows in enumerate(rows_by_stage) for _ in rows)
+        return cls(stages, tuple(row for rows in rows_by_stage for row in rows))
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Seconds that a step batch takes in one bucket: running mean and minimum."""
+    """Seconds that a step batch takes in one bucket of rows: running mean and minimum, 0 while there is none."""
 
     stage: Stage
-    guided: bool
     bucket: int
     mean_s: float
     least_s: float
 
 
-class Work(NamedTuple):
-    """Denoising steps that remain of a sample, by stage, and whether they are guided; its decode is additional."""
+class _Summary(NamedTuple):
+    """Figures of one stage that are read between two steps."""
 
-    num_base_steps: int
-    num_residual_steps: int
-    base_guided: bool
-    residual_guided: bool
+    share_s: float
+    shortest_s: float
+    rates: tuple[float, ...]
 
 
 class StepCosts:
     """Costs of one model version on one device. Only `observe` changes them.
 
-    An unmeasured bucket is assumed to cost what the nearest measured bucket of the same plan does, so that it gets
+    An unmeasured bucket is assumed to cost what the nearest measured bucket of the same stage does, so that it gets
     measured. Without any measurement a step costs nothing, and the policy decides by fill and age.
     """
 
     def __init__(
-        self, buckets: Sequence[int], costs: Iterable[StepCost] = (), strict: Mapping[Kind, Sequence[int]] | None = None
+        self,
+        buckets: Sequence[int] | Mapping[Stage, Sequence[int]],
+        costs: Iterable[StepCost] = (),
+        strict: Mapping[Stage, Sequence[int]] | None = None,
+        stages: Sequence[Stage] = tuple(Stage),
     ) -> None:
-        """`strict`: buckets that strict samples may take, for each kind of plan the model has; None: all."""
-        self.buckets = tuple(sorted(buckets))
-        self._strict = None if strict is None else {kind: tuple(sorted(allowed)) for kind, allowed in strict.items()}
-        self._costs = {(cost.stage, cost.guided, cost.bucket): cost for cost in costs}
-        # Cached by kind of plan: read for every sample between two steps.
-        self._shares: dict[Kind, float] = {}
-        self._least: dict[Kind, float] = {}
-        for cost in self._costs.values():
-            self._note_least(cost)
+        """`buckets`: by stage, or for all. `strict`: those that strict samples may take; None: all. Decode comes last."""
+        self.stages = tuple(stages)
+        by_stage = buckets if isinstance(buckets, Mapping) else dict.fromkeys(stages, buckets)
+        self._buckets = {stage: tuple(sorted(by_stage[stage])) for stage in stages}
+        self.version = 0  # counts the changes
+        self._strict = {stage: tuple(sorted((strict or by_stage)[stage])) for stage in stages}
+        self._costs = {(cost.stage, cost.bucket): cost for cost in costs}
+        self._summaries: dict[Stage, _Summary] = {}
 
     def __iter__(self) -> Iterator[StepCost]:
         return iter(self._costs.values())
 
-    def observe(self, stage: Stage, guided: bool, bucket: int, seconds: float) -> None:
+    @classmethod
+    def load(cls, rows: Iterable[Mapping[str, Any]], strict: Mapping[Stage, Sequence[int]] | None = None) -> StepCosts:
+        """Restore costs from `dump`. Raises ValueError, KeyError or TypeError if `rows` are not from there."""
+        costs = [_step_cost(row) for row in rows]
+        if not costs:
+            raise ValueError("no step costs")
+        if len({(cost.stage, cost.bucket) for cost in costs}) < len(costs):
+            raise ValueError("two costs of one stage and bucket")
+        stages = tuple(stage for stage in Stage if any(cost.stage is stage for cost in costs))
+        return cls(sorted({cost.bucket for cost in costs}), costs, strict, stages)
+
+    def dump(self) -> list[dict[str, Any]]:
+        """Return the costs as plain data, for `load`."""
+        return [asdict(cost) for cost in self]
+
+    def observe(self, stage: Stage, bucket: int, seconds: float) -> None:
         """Record the duration of a step batch."""
-        key = stage, guided, bucket
-        previous = self._costs.get(key, StepCost(*key, mean_s=seconds, least_s=seconds))
-        mean_s = previous.mean_s + FADE * (seconds - previous.mean_s)
-        least_s = min(previous.least_s, seconds)
-        self._costs[key] = cost = StepCost(stage, guided, bucket, mean_s, least_s)
-        self._note_least(cost)
-        self._shares.pop((stage, guided), None)
+        key = stage, bucket
+        previous = self._costs.get(key)
+        if previous is None:
+            self._costs[key] = StepCost(stage, bucket, seconds, seconds)
+        else:
+            mean_s = previous.mean_s + FADE * (seconds - previous.mean_s)
+            self._costs[key] = StepCost(stage, bucket, mean_s, min(previous.least_s or seconds, seconds))
+        self._summaries.pop(stage, None)
+        self.version += 1
 
-    def buckets_of(self, stage: Stage, guided: bool, *, strict: bool) -> tuple[int, ...]:
+    def buckets_of(self, stage: Stage, *, strict: bool) -> tuple[int, ...]:
         """Return the buckets, ascending, that a step batch with (or without) a strict member may take."""
-        return self._strict.get((stage, guided), ()) if strict and self._strict is not None else self.buckets
+        return (self._strict if strict else self._buckets)[stage]
 
-    def bucket_for(self, count: int, buckets: Sequence[int] | None = None) -> int:
-        """Return the smallest of the buckets that holds `count` samples, or the largest."""
-        buckets = buckets or self.buckets
-        return next((bucket for bucket in buckets if bucket >= count), buckets[-1])
+    @property
+    def largest_bucket(self) -> int:
+        """Return the largest bucket of all stages."""
+        return max(buckets[-1] for buckets in self._buckets.values())
+
+    @staticmethod
+    def bucket_for(num_rows: int, buckets: Sequence[int]) -> int:
+        """Return the smallest of the buckets that holds `num_rows`, or the largest."""
+        return next((bucket for bucket in buckets if bucket >= num_rows), buckets[-1])
 
     def strict_cost(self) -> float | None:
         """Return the largest relative increase in a step batch's time when it may use strict buckets only.
@@ -88,48 +121,64 @@ class StepCosts:
         None if a stage has no strict bucket. A batch too large for the strict buckets counts as split.
         """
         worst = 0.0
-        for stage, guided in self._strict or KINDS:
-            allowed = self.buckets_of(stage, guided, strict=True)
+        for stage, allowed in self._strict.items():
             if not allowed:
                 return None
-            for count in self.buckets:
-                strict_s = self.mean_s(stage, guided, self.bucket_for(count, allowed)) * -(-count // allowed[-1])
-                worst = max(worst, strict_s / max(self.mean_s(stage, guided, count), 1e-9) - 1)
+            for bucket in self._buckets[stage]:
+                strict_s = self.mean_s(stage, self.bucket_for(bucket, allowed)) * -(-bucket // allowed[-1])
+                worst = max(worst, strict_s / max(self.mean_s(stage, bucket), MOMENT_S) - 1)
         return worst
 
-    def mean_s(self, stage: Stage, guided: bool, bucket: int) -> float:
+    def mean_s(self, stage: Stage, bucket: int) -> float:
         """Return the expected seconds of a step batch."""
-        cost = self._costs.get((stage, guided, bucket))
+        cost = self._costs.get((stage, bucket))
         if cost is not None:
             return cost.mean_s
-        measured = [cost for cost in self._costs.values() if (cost.stage, cost.guided) == (stage, guided)]
-        if not measured:
-            return 0.0
-        return min(measured, key=lambda cost: abs(cost.bucket - bucket)).mean_s
+        measured = [cost for cost in self if cost.stage is stage]
+        return min(measured, key=lambda cost: abs(cost.bucket - bucket)).mean_s if measured else 0.0
 
-    def share_s(self, stage: Stage, guided: bool) -> float:
-        """Return a sample's share of a step batch, in seconds, in the most efficient bucket."""
-        key = stage, guided
-        if key not in self._shares:
-            self._shares[key] = min(self.mean_s(stage, guided, bucket) / bucket for bucket in self.buckets)
-        return self._shares[key]
+    def share_s(self, stage: Stage) -> float:
+        """Return a row's share of a step batch, in seconds, in the most efficient bucket."""
+        return self._summary(stage).share_s
 
-    def work_s(self, work: Work) -> float:
-        """Return the device seconds that a sample still needs in efficient buckets."""
-        return (
-            work.num_base_steps * self.share_s(Stage.BASE, work.base_guided)
-            + work.num_residual_steps * self.share_s(Stage.RESIDUAL, work.residual_guided)
-            + self.share_s(Stage.DECODE, False)
-        )
+    def shortest_s(self, stage: Stage) -> float:
+        """Return the least seconds that a step of this stage ever took, in any bucket."""
+        return self._summary(stage).shortest_s
 
-    def least_s(self, work: Work) -> float:
-        """Return the lower bound, in seconds: no sample with this work remaining can be done sooner."""
-        return (
-            work.num_base_steps * self._least.get((Stage.BASE, work.base_guided), 0.0)
-            + work.num_residual_steps * self._least.get((Stage.RESIDUAL, work.residual_guided), 0.0)
-            + self._least.get((Stage.DECODE, False), 0.0)
-        )
+    def rates(self, stage: Stage) -> tuple[float, ...]:
+        """Return, for each bucket, the useful seconds that a row in it adds to each second of the step batch.
 
-    def _note_least(self, cost: StepCost) -> None:
-        key = cost.stage, cost.guided
-        self._least[key] = min(self._least.get(key, cost.least_s), cost.least_s)
+        A full batch in the most efficient bucket has a rate of 1 in all.
+        """
+        return self._summary(stage).rates
+
+    def _summary(self, stage: Stage) -> _Summary:
+        summary = self._summaries.get(stage)
+        if summary is None:
+            buckets = self._buckets[stage]
+            means_s = [self.mean_s(stage, bucket) for bucket in buckets]
+            share_s = min(mean_s / bucket for mean_s, bucket in zip(means_s, buckets, strict=True))
+            summary = self._summaries[stage] = _Summary(
+                share_s,
+                min((cost.least_s for cost in self if cost.stage is stage), default=0.0),
+                tuple(max(share_s, MOMENT_S) / max(mean_s, MOMENT_S) for mean_s in means_s),
+            )
+        return summary
+
+    def work_s(self, pattern: StepPattern) -> float:
+        """Return the device seconds of a sample in efficient buckets."""
+        shares_s = [self.share_s(stage) for stage in self.stages]
+        return sum(rows * shares_s[stage] for stage, rows in zip(pattern.stages, pattern.rows, strict=True))
+
+    def least_s(self, pattern: StepPattern) -> float:
+        """Return the lower bound, in seconds: no sample with this pattern can be done sooner."""
+        shortest_s = [self.shortest_s(stage) for stage in self.stages]
+        return sum(shortest_s[stage] for stage in pattern.stages)
+
+
+def _step_cost(row: Mapping[str, Any]) -> StepCost:
+    """Convert a row of plain data; other fields are ignored."""
+    cost = StepCost(Stage(row["stage"]), int(row["bucket"]), float(row["mean_s"]), float(row["least_s"]))
+    if cost.bucket < 1 or not (0 <= cost.least_s < math.inf and 0 <= cost.mean_s < math.inf):
+        raise ValueError(f"invalid step cost {row!r}")
+    return cost

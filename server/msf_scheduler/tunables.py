@@ -10,7 +10,13 @@ MIN_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 60.0
 THROUGHPUT_WINDOW_S = 60.0  # busy time over which samples per second are averaged
 
+HELD_S = 1.0  # device seconds of work that a worker claims in advance
 AGEING_S = 5.0  # a waiting priority class rises by one level each time this long passes without service
+MAX_CLAIMED_JOBS = 64  # by one call, so that no script runs long
+MAX_ENDED_JOBS = 4  # by one claim, each with all of its followers
+MAX_FOLLOWERS = 32  # of one job: a script that ends it ends them all
+MAX_NEWCOMERS = 16  # jobs beyond its budget that a worker gets by one call
+FULL_TTL_S = 30.0  # a full worker that has not claimed for this long is not woken any more
 SUSPECT_AFTER = 2  # lost workers before a job runs alone
 POISONED_AFTER = 3  # workers lost to a job that ran alone before it fails
 GONE_AFTER_S = 60.0  # a strict job fails when no worker has had its fingerprint for this long

@@ -54,7 +54,7 @@ def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> Fast
         redoc_url=None,
     )
     for module in (images, files, jobs, models, usage, statistics, oip, model_control, health, stats, pages):
-        app.include_router(module.router)
+        app.router.routes.extend(module.router.routes)  # `include_router` would match and wrap every request twice
     app.mount("/page", pages.page_files)
     app.mount(DOCS_ASSETS, pages.docs_files)
     for kind in (HTTPException, RequestValidationError, SchedulerError):

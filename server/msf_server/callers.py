@@ -24,7 +24,7 @@ class Caller:
         return self.key is None or job.terms.tenant == self.tenant or Scope.ADMIN in self.key.scopes
 
 
-async def identify(request: Request) -> Caller:
+def identify(request: Request) -> Caller:
     """Return the caller of `request`, whose tenant is its key's name.
 
     Where the service asks for no keys, the tenant is the digest of the key that the caller sends anyway (Redis must not

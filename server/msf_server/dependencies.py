@@ -29,7 +29,6 @@ from msf_server.api_keys import KeyRing
 from msf_server.callers import Caller, identify
 from msf_server.catalog import Catalog
 from msf_server.metrics import Metrics
-from msf_server.request_log import RequestLog, log_of
 from msf_server.settings import ServerSettings
 from msf_server.signed_urls import UrlSigner
 from msf_server.submission import Submission
@@ -120,24 +119,21 @@ async def _sweep(leases: Leases, metrics: Metrics) -> None:
             logger.exception("a sweep of the queues failed")
 
 
+def services_of(request: Request) -> Services:
+    """Return the services; for the busiest routes, where FastAPI takes longer to provide them one by one."""
+    services: Services = request.app.state.services
+    return services
+
+
 def _service(select: Callable[[Services], Any]) -> Any:
     async def provide(request: Request) -> Any:
-        return select(request.app.state.services)
+        return select(services_of(request))
 
     return Depends(provide)
 
 
-async def _request_log(request: Request) -> RequestLog:
-    return log_of(request.scope)
-
-
-async def _idempotency_key(request: Request) -> str | None:
-    return request.headers.get("idempotency-key")
-
-
-async def _base_url(request: Request) -> str:
-    """Return the URL of this service as the caller sees it, without a trailing slash."""
-    return str(request.base_url).rstrip("/")
+async def _caller(request: Request) -> Caller:
+    return identify(request)
 
 
 SettingsDep = Annotated[ServerSettings, _service(lambda services: services.settings)]
@@ -153,7 +149,4 @@ MeterDep = Annotated[UsageMeter, _service(lambda services: services.meter)]
 KeyRingDep = Annotated[KeyRing | None, _service(lambda services: services.keys)]
 SubmissionDep = Annotated[Submission, _service(lambda services: services.submission)]
 
-CallerDep = Annotated[Caller, Depends(identify)]
-RequestLogDep = Annotated[RequestLog, Depends(_request_log)]
-IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
-BaseUrl = Annotated[str, Depends(_base_url)]
+CallerDep = Annotated[Caller, Depends(_caller)]

@@ -6,6 +6,8 @@ import hashlib
 import hmac
 import secrets
 
+from fastapi import Request
+
 from msf_scheduler import keys
 from msf_scheduler.connection import RedisClient, call
 from msf_scheduler.jobs import JobRecord
@@ -22,8 +24,12 @@ class UrlSigner:
         self._lifetime_s = lifetime_s
         self._secret = b""
 
-    async def image_urls(self, job: JobRecord, base_url: str) -> list[str]:
-        """Return one URL for each image of a job that has succeeded, valid for as long as its result is kept."""
+    async def image_urls(self, job: JobRecord, request: Request) -> list[str]:
+        """Return one URL for each image of a job that has succeeded, valid for as long as its result is kept.
+
+        They begin with the URL of this service as the caller of `request` sees it.
+        """
+        base_url = str(request.base_url).rstrip("/")
         expires = int((job.finished_at or 0) + self._lifetime_s)
         paths = [f"{FILES}/{job.id}/{index}.{job.spec.output_format}" for index in job.spec.indices]
         return [

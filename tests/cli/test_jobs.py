@@ -26,7 +26,7 @@ async def prepare(redis_url: str) -> tuple[str, str]:
         info = WorkerInfo(id="w", host="here", pid=1, backend="test", num_slots=1, models=(FASHION,))
         await Registry(redis).register(info)
         failed = await queue.admit(SPEC, job_id=new_job_id(), reply_to=None)
-        claimed = await leases.claim("w", "fashion", "1", 1, idle=True)
+        claimed = await leases.claim("w", "fashion", "1", budget_steps=1, held=(), max_samples=1, idle=True)
         await leases.fail(claimed.claims[0], JobError(code="poisoned", message="it kills"))
         queued = await queue.admit(SPEC, job_id=new_job_id(), reply_to=None)
     return failed.id, queued.id

@@ -15,9 +15,8 @@ from msf_cli.commands.plan import command
 def costs_file(tmp_path: Path) -> Path:
     file = tmp_path / "costs.json"
     rows = [
-        {"stage": stage, "guided": guided, "bucket": bucket, "mean_s": 0.004 * bucket**0.7, "least_s": 0.003}
+        {"stage": stage, "bucket": bucket, "mean_s": 0.004 * bucket**0.7, "least_s": 0.003}
         for stage in ("base", "residual", "decode")
-        for guided in (True, False)
         for bucket in (1, 4, 16)
     ]
     file.write_text(json.dumps(rows))
@@ -47,11 +46,23 @@ def test_numbers_may_be_text_and_unknown_fields_are_ignored(costs_file: Path) ->
     assert result.exit_code == 0, result.output
 
 
-ROW = {"stage": "base", "guided": True, "bucket": 1, "mean_s": 1, "least_s": 1}
+ROW = {"stage": "base", "bucket": 1, "mean_s": 1, "least_s": 1}
 
 
 @pytest.mark.parametrize(
-    "content", [[], [{}], {}, {"a": 1}, [1], 3, [ROW | {"mean_s": "fast"}], [ROW | {"least_s": None}]]
+    "content",
+    [
+        [],
+        [{}],
+        {},
+        {"a": 1},
+        [1],
+        3,
+        [ROW | {"mean_s": "fast"}],
+        [ROW | {"least_s": None}],
+        [ROW | {"mean_s": "nan"}],
+        [ROW, ROW],
+    ],
 )
 def test_a_file_without_costs_is_refused(tmp_path: Path, content: object) -> None:
     file = tmp_path / "none.json"

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import product
 
 from msf_scheduler import keys
 from msf_scheduler.connection import RedisClient, call, server_info
 from msf_scheduler.jobs import JobRecord, JobSpec, Priority, Terms, Timings
 from msf_scheduler.keys import QueueKeys
-from msf_scheduler.leases import Claim, Leases
+from msf_scheduler.leases import Claim, ClaimResult, Leases
 from msf_scheduler.queue import JobQueue, new_job_id
 from tests.polling import eventually
 
 MODEL, VERSION = "shapes", "1"
+NUM_STEPS = 10
+Lane = tuple[Priority, str]
+TENANTS = ("", "a", "b", "c", "busy", "few", "flood", "heavy", "light", "newcomer", "other", "sleeper", "team")
+ALL_LANES: tuple[Lane, ...] = tuple(product(Priority, TENANTS))
 REPLIES = f"{keys.REPLIES}test"  # stream
 TIMINGS = Timings(queue_ms=1.5, base_ms=2, residual_ms=3, decode_ms=4, encode_ms=5, total_ms=16)
 
 
-def spec(num_samples: int = 1, seed: int = 7, model: str = MODEL, num_steps: int = 10) -> JobSpec:
+def spec(num_samples: int = 1, seed: int = 7, model: str = MODEL, num_steps: int = NUM_STEPS) -> JobSpec:
     return JobSpec(
         model=model,
         version=VERSION,
@@ -40,7 +45,7 @@ async def admit(
     priority: Priority = Priority.NORMAL,
     timeout_s: float | None = None,
     least_s: float = 0.0,
-    num_steps: int = 10,
+    num_steps: int = NUM_STEPS,
     result_bytes: int = 0,
 ) -> JobRecord:
     terms = Terms(priority=priority, tenant=tenant, user=user, weight=weight, timeout_s=timeout_s)
@@ -54,9 +59,32 @@ async def admit(
     )
 
 
-async def claim(leases: Leases, worker_id: str = "worker-1", max_samples: int = 1) -> list[Claim]:
-    """Claim jobs for a worker that holds others."""
-    return list((await leases.claim(worker_id, MODEL, VERSION, max_samples, idle=False)).claims)
+async def claim(
+    leases: Leases, worker_id: str = "worker-1", num_samples: int = 1, held: Iterable[Lane] = ALL_LANES
+) -> list[Claim]:
+    """Claim, in turn alone, jobs of `num_samples` or more, for a worker that holds others."""
+    return list((await try_claim(leases, worker_id, num_samples, held=held, idle=False)).claims)
+
+
+async def try_claim(
+    leases: Leases,
+    worker_id: str,
+    num_samples: int,
+    *,
+    idle: bool,
+    held: Iterable[Lane] = ALL_LANES,
+    max_samples: int = 1000,
+) -> ClaimResult:
+    """Claim jobs for as many sample steps as `num_samples` samples of the default number of steps have."""
+    return await leases.claim(
+        worker_id,
+        MODEL,
+        VERSION,
+        budget_steps=NUM_STEPS * num_samples,
+        held=list(held),
+        max_samples=max_samples,
+        idle=idle,
+    )
 
 
 def ids(claims: Sequence[Claim]) -> list[str]:

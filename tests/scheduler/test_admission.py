@@ -61,7 +61,7 @@ async def test_an_id_is_admitted_once(redis: Redis) -> None:
     first = await queue.admit(spec(2), job_id="same", reply_to=None)
     assert await queue.admit(spec(2), job_id="same", reply_to=None) == first
     assert (await queue.depth(MODEL, VERSION)).num_samples == 2
-    assert len(await claim(Leases(redis), max_samples=10)) == 1
+    assert len(await claim(Leases(redis), num_samples=10)) == 1
 
 
 async def test_a_record_survives_the_round_trip(redis: Redis) -> None:
@@ -106,7 +106,7 @@ async def test_the_rate_counts_finished_samples(redis: Redis) -> None:
     queue = JobQueue(redis)
     await admit(queue, 2)
     await admit(queue, 3)
-    for lease in await claim(Leases(redis), max_samples=5):
+    for lease in await claim(Leases(redis), num_samples=5):
         await Leases(redis).succeed(lease, [], TIMINGS)
     done = await redis.hget(f"{QueueKeys.of(MODEL, VERSION).prefix}counters", "rate_samples")
     assert float(done or 0) == pytest.approx(5, rel=0.5)
@@ -124,7 +124,7 @@ async def test_a_full_redis_refuses_new_jobs_and_finishes_what_it_accepted(redis
         with pytest.raises(MemoryFull, match="MiB"):
             await admit(queue, result_bytes=3 * size)
         await redis.config_set("maxmemory", used)
-        finished, released = await claim(leases, max_samples=2)
+        finished, released = await claim(leases, num_samples=2)
         assert await leases.renew("worker-1", [finished, released]) == set()
         assert await leases.succeed(finished, [b"i" * size], TIMINGS)
         assert await leases.release(released)
@@ -139,7 +139,7 @@ async def test_reserved_bytes_are_released_at_every_end(redis: Redis) -> None:
     queue, leases = JobQueue(redis), Leases(redis)
     for _ in range(3):
         await admit(queue, result_bytes=1000)
-    succeeded, failed = await claim(leases, max_samples=2)
+    succeeded, failed = await claim(leases, num_samples=2)
     await leases.succeed(succeeded, [b"image"], TIMINGS)
     await leases.fail(failed, JobError(code="broken", message=""))
     assert await redis.get(RESERVED) == b"1000"

@@ -31,7 +31,7 @@ from msf_scheduler.reply_reader import ReplyReader
 from msf_scheduler.stage import Stage
 from msf_scheduler.webhook_queue import WebhookQueue
 from tests.polling import until
-from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, ids, images_of, spec, stored
+from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, ids, images_of, spec, stored, try_claim
 from tests.scheduler.test_registry import model, worker
 
 SLOTS = ((0, 5460), (5461, 10922), (10923, 16383))
@@ -105,7 +105,7 @@ async def test_a_cluster_passes_the_check(cluster: RedisClient) -> None:
 async def test_a_job_runs_from_admission_to_reply(cluster: RedisClient) -> None:
     queue, leases, reader = JobQueue(cluster), Leases(cluster), ReplyReader(cluster, "server")
     reading = asyncio.create_task(reader.run())
-    waiting = asyncio.create_task(leases.wait_for_work([(MODEL, VERSION)], 60))
+    waiting = asyncio.create_task(leases.wait_for_work([(MODEL, VERSION)], (), 60))
     reply = reader.expect("job")
     await queue.admit(spec(2), job_id="job", reply_to=reader.stream)
     await asyncio.wait_for(waiting, 20)
@@ -122,7 +122,7 @@ async def test_a_job_runs_from_admission_to_reply(cluster: RedisClient) -> None:
 
 
 async def test_identical_jobs_share_a_result(cluster: RedisClient) -> None:
-    queue, leases = JobQueue(cluster, max_queued_samples=2), Leases(cluster)
+    queue, leases = JobQueue(cluster, max_queued_samples=3), Leases(cluster)
     key = Idempotency("key", b"body")
     for job_id in ("leader", "follower"):
         await queue.admit(spec(), job_id=job_id, reply_to=None, fingerprint="plan")
@@ -132,7 +132,7 @@ async def test_identical_jobs_share_a_result(cluster: RedisClient) -> None:
         await queue.admit(spec(), job_id="third", reply_to=None, idempotency=Idempotency("key", b"other"))
     with pytest.raises(QueueFull):
         await admit(queue)
-    leader, *_ = await claim(leases, max_samples=2)
+    leader, *_ = await claim(leases, num_samples=2)
     await leases.succeed(leader, [b"image"], TIMINGS)
     assert await images_of(queue, "follower") == [b"image"]
 
@@ -156,7 +156,7 @@ async def test_jobs_of_dead_workers_and_late_jobs_are_swept(cluster: RedisClient
     assert await leases.sweep() == SweepResult(num_requeued=1, num_expired=1)
     assert ids(await claim(leases, "dying")) == [job.id]
     assert await leases.reclaim("dying") == SweepResult(num_requeued=1)
-    [lease] = (await leases.claim("alone", MODEL, VERSION, 1, idle=True)).claims
+    [lease] = (await try_claim(leases, "alone", 1, idle=True)).claims
     assert lease.job.is_suspect
     assert await leases.release(lease)
     await leases.sweep()

@@ -36,7 +36,7 @@ async def late_job(queue: JobQueue) -> str:
 
 async def test_a_claim_expires_late_jobs(queue: JobQueue, leases: Leases, redis: Redis) -> None:
     late_id, fine = await late_job(queue), await admit(queue, timeout_s=100.0)
-    assert ids(await claim(leases, max_samples=1)) == [fine.id]
+    assert ids(await claim(leases, num_samples=1)) == [fine.id]
     record = await stored(queue, late_id)
     assert (record.state, record.error and record.error.code) == (JobState.EXPIRED, "deadline")
     assert await replies(redis) == [(late_id, "expired")]

@@ -10,11 +10,11 @@ from msf_scheduler.jobs import JobError, JobState
 from msf_scheduler.keys import CLOCK, RESERVED
 from msf_scheduler.leases import ClaimResult, Leases, SweepResult
 from msf_scheduler.queue import JobQueue, QueueDepth
-from tests.scheduler.support import MODEL, REPLIES, TIMINGS, VERSION, admit, claim, ids, replies, stored
+from tests.scheduler.support import MODEL, REPLIES, TIMINGS, VERSION, admit, claim, ids, replies, stored, try_claim
 
 
 async def claim_idle(leases: Leases, worker_id: str = "idle") -> ClaimResult:
-    return await leases.claim(worker_id, MODEL, VERSION, 8, idle=True)
+    return await try_claim(leases, worker_id, 8, idle=True)
 
 
 async def die(leases: Leases, times: int) -> None:
@@ -38,11 +38,11 @@ async def test_a_suspect_runs_alone(queue: JobQueue, leases: Leases) -> None:
     await die(leases, 2)
     normal = [await admit(queue) for _ in range(2)]
 
-    busy = await leases.claim("busy", MODEL, VERSION, 8, idle=False)
+    busy = await try_claim(leases, "busy", 8, idle=False)
     assert busy == ClaimResult((), alone=True), "it takes nothing more until it is idle"
-    other = await leases.claim("other", MODEL, VERSION, 1, idle=False)
+    other = await try_claim(leases, "other", 1, idle=False)
     assert (ids(other.claims), other.alone) == ([normal[0].id], False), "only one worker is reserved"
-    alone = await leases.claim("busy", MODEL, VERSION, 8, idle=True)
+    alone = await try_claim(leases, "busy", 8, idle=True)
     assert (ids(alone.claims), alone.alone) == ([suspect.id], True)
     assert alone.claims[0].job.is_suspect
     assert ids((await claim_idle(leases)).claims) == [normal[1].id]
@@ -52,14 +52,14 @@ async def test_another_worker_runs_a_suspect_after_the_reservation_expires(queue
     leases, brief = Leases(redis), Leases(redis, lease_s=0.0)
     suspect = await admit(queue)
     await die(leases, 2)
-    assert (await brief.claim("busy", MODEL, VERSION, 8, idle=False)).alone
+    assert (await try_claim(brief, "busy", 8, idle=False)).alone
     assert ids((await claim_idle(leases)).claims) == [suspect.id]
 
 
 async def test_a_dead_workers_reservation_of_a_suspect_ends(queue: JobQueue, leases: Leases) -> None:
     suspect = await admit(queue)
     await die(leases, 2)
-    assert (await leases.claim("busy", MODEL, VERSION, 8, idle=False)).alone
+    assert (await try_claim(leases, "busy", 8, idle=False)).alone
     assert not (await claim_idle(leases)).claims, "reserved for the other worker"
     await leases.reclaim("busy")
     assert ids((await claim_idle(leases)).claims) == [suspect.id]
@@ -72,7 +72,7 @@ async def test_suspects_wake_workers(queue: JobQueue, leases: Leases) -> None:
         await leases.reclaim("victim")
     for suspect in suspects:
         async with asyncio.timeout(4):  # sooner than the longest wait
-            await leases.wait_for_work([(MODEL, VERSION)], 60)
+            await leases.wait_for_work([(MODEL, VERSION)], (), 60)
         assert ids((await claim_idle(leases, suspect.id)).claims) == [suspect.id]
 
 
@@ -137,7 +137,7 @@ async def test_setting_the_clock_ends_nothing(queue: JobQueue, leases: Leases, r
     """Let Redis's clock seem to jump an hour ahead, then two back."""
     ended, running = await admit(queue), await admit(queue, timeout_s=300)
     waiting = await admit(queue, timeout_s=300)
-    done, _ = await claim(leases, max_samples=2)
+    done, _ = await claim(leases, num_samples=2)
     await leases.succeed(done, [b"image"], TIMINGS)
     for jump_s in (3600, -7200):
         wall, offset = (float(value or 0) for value in await redis.hmget(CLOCK, "wall", "offset"))
@@ -152,7 +152,7 @@ async def test_setting_the_clock_ends_nothing(queue: JobQueue, leases: Leases, r
 
 async def test_dead_letters_can_be_requeued(queue: JobQueue, leases: Leases, redis: Redis) -> None:
     first, second = await admit(queue), await admit(queue, 3, timeout_s=100.0, least_s=1.0, result_bytes=1000)
-    for lease in await claim(leases, max_samples=4):
+    for lease in await claim(leases, num_samples=4):
         await leases.fail(lease, JobError(code="engine_error", message=""))
     dead = await queue.dead_letters(MODEL, VERSION)
     assert {job.id for job in dead} == {first.id, second.id}

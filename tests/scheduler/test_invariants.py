@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from itertools import product
 
 import pytest
 from redis.asyncio import Redis
@@ -18,7 +19,7 @@ from msf_scheduler.jobs import JobError, JobState, Priority, Provenance, Terms
 from msf_scheduler.keys import RESERVED, QueueKeys, job
 from msf_scheduler.leases import Claim, Leases
 from msf_scheduler.queue import Idempotency, JobQueue, QueueDepth
-from tests.scheduler.support import MODEL, REPLIES, TIMINGS, VERSION, queue_keys, replies, spec
+from tests.scheduler.support import MODEL, REPLIES, TIMINGS, VERSION, queue_keys, replies, spec, try_claim
 
 LIMIT = 16
 BYTES_PER_SAMPLE = 10
@@ -28,7 +29,10 @@ OPERATIONS = (
     *(("admit",) * 5 + ("claim",) * 4 + ("reclaim",) * 2),
     *("succeed", "fail", "release", "expire_held", "renew", "cancel", "expire", "sweep"),
 )
-WAKE = ("wake", "wake@red", "wake@blue")
+BINDINGS = ("", "@red", "@blue")
+WAKING = {name + bound for name in ("wake", "full") for bound in BINDINGS}
+TENANTS = "xyz"
+LANES = list(product(Priority, TENANTS))
 PREFIX = QueueKeys.of(MODEL, VERSION).prefix
 
 
@@ -43,7 +47,7 @@ class Play:
     cached: set[str] = field(default_factory=set)  # jobs that were answered at admission
     num_ends: Counter[str] = field(default_factory=Counter)  # times that a worker's end of the job was accepted
     states: dict[str, JobState] = field(default_factory=dict)  # after the latest operation
-    followers: set[str] = field(default_factory=set)  # jobs that wait for an identical one
+    leaders: dict[str, str] = field(default_factory=dict)  # identical jobs that others wait for, by the one that waits
 
     def __post_init__(self) -> None:
         self.queue = JobQueue(self.redis, max_queued_samples=LIMIT)
@@ -59,14 +63,14 @@ class Play:
         job_spec = spec(num_samples, seed=self.rng.randint(0, 2))
         terms = Terms(
             priority=self.rng.choice(list(Priority)),
-            tenant=self.rng.choice("xyz"),
+            tenant=self.rng.choice(TENANTS),
             user=self.rng.choice(("", "u", "v")),
             weight=self.rng.choice((1.0, 2.5)),
             timeout_s=self.rng.choice((None, None, 1000.0, 1e-4)),
         )
         key = self.rng.choice((None, None, "first", "second"))
         bound_to = self.rng.choice((None, None, "red", "blue"))
-        before = await self.num_samples()
+        before = await self.num_samples() + await self.num_follower_samples()
         try:
             record = await self.queue.admit(
                 job_spec,
@@ -93,9 +97,16 @@ class Play:
                 self.cached.add(job_id)
 
     async def claim(self) -> None:
-        worker_id, max_samples, idle = self.any_worker(), self.rng.randint(0, 6), self.rng.random() < 0.5
+        worker_id, idle = self.any_worker(), self.rng.random() < 0.5
         leases = (self.dying if self.rng.random() < 0.3 else self.living)[worker_id]
-        claimed = await leases.claim(worker_id, MODEL, VERSION, max_samples, idle=idle)
+        claimed = await try_claim(
+            leases,
+            worker_id,
+            self.rng.randint(0, 6),
+            idle=idle,
+            held=self.rng.sample(LANES, self.rng.randint(0, len(LANES))),
+            max_samples=self.rng.randint(0, 9),
+        )
         for lease in claimed.claims:
             assert self.states[lease.job.id] is JobState.QUEUED
             assert lease.job.state is JobState.RUNNING
@@ -156,6 +167,9 @@ class Play:
     async def num_samples(self) -> int:
         return (await self.queue.depth(MODEL, VERSION)).num_samples
 
+    async def num_follower_samples(self) -> int:
+        return int(await self.redis.hget(f"{PREFIX}counters", "follower_samples") or 0)
+
     async def read_states(self) -> None:
         """Read the jobs' states; one that has ended must not change any more."""
         async with self.redis.pipeline(transaction=False) as pipe:
@@ -166,22 +180,27 @@ class Play:
         for job_id, state in self.states.items():
             assert not state.is_terminal or states[job_id] is state
         self.states = states
-        self.followers = {job_id for job_id, (_, leader) in fields.items() if leader}
+        self.leaders = {job_id: leader.decode() for job_id, (_, leader) in fields.items() if leader}
 
     async def check(self) -> None:
         """Counters and sets describe exactly the open jobs; every end was announced once."""
         states = self.states
-        open_jobs = {job_id for job_id, state in states.items() if not state.is_terminal} - self.followers
+        open_jobs = {job_id for job_id, state in states.items() if not state.is_terminal} - self.leaders.keys()
         num_samples = sum(self.admitted[job_id] for job_id in open_jobs)
         assert await self.num_samples() == num_samples
+        assert await self.num_follower_samples() == sum(self.admitted[job_id] for job_id in self.leaders)
         assert int(await self.redis.get(RESERVED) or 0) == BYTES_PER_SAMPLE * num_samples
 
         queued = {job_id for job_id in open_jobs if states[job_id] is JobState.QUEUED}
         suspects, in_lanes = await self.members("suspects*"), await self.members("lane*")
-        assert await self.members("waiting") == queued == suspects | in_lanes
+        assert await self.members("waiting") == queued == suspects | (in_lanes - self.leaders.keys())
         assert not suspects & in_lanes
+        followers = {job_id for job_id, leader in self.leaders.items() if leader in queued - suspects}
+        assert followers <= in_lanes, "shared work is done when the first of its waiters would be served"
+        assert in_lanes <= queued | self.leaders.keys()
         assert await self.members("leases") == open_jobs - queued
-        for bound in ("", "@red", "@blue"):
+        for bound in BINDINGS:
+            await self.check_newcomers(bound)
             waits = any([await self.members(f"lane{rank}{bound}:*") for rank in range(3)])
             assert not waits or await self.redis.exists(f"{PREFIX}wake{bound}"), (
                 "a waiting worker is woken while there is work"
@@ -194,6 +213,15 @@ class Play:
         }
         assert not self.num_ends or max(self.num_ends.values()) <= 1
 
+    async def check_newcomers(self, bound: str) -> None:
+        """Of the full workers that have not seen the latest newcomer, one is woken."""
+        newest = await call(self.redis, "ZRANGE", f"{PREFIX}newcomers{bound}", -1, -1, "WITHSCORES")
+        if not newest:
+            return
+        waiters = await call(self.redis, "ZRANGEBYSCORE", f"{PREFIX}full{bound}", "-inf", b"(" + newest[1])
+        unseen = [waiter.decode() for waiter in waiters]
+        assert not unseen or await self.redis.exists(*(f"{PREFIX}newcomer_token{waiter}" for waiter in unseen))
+
     async def members(self, pattern: str) -> set[str]:
         """Return the members of all the queue's sorted sets whose names match."""
         names = await call(self.redis, "KEYS", PREFIX + pattern)
@@ -203,7 +231,7 @@ class Play:
         """Finish all that waits, suspects included, by workers that stay alive."""
         while (await self.queue.depth(MODEL, VERSION)).num_jobs_queued:
             for worker_id in WORKERS:
-                for lease in (await self.living[worker_id].claim(worker_id, MODEL, VERSION, LIMIT, idle=True)).claims:
+                for lease in (await try_claim(self.living[worker_id], worker_id, LIMIT, idle=True)).claims:
                     assert await self.leases.succeed(lease, [b"image"] * lease.job.spec.num_samples, TIMINGS)
         for job_id in self.admitted:
             await self.queue.cancel(job_id)
@@ -230,7 +258,8 @@ async def test_invariants_hold_after_every_operation(redis: Redis, seed: int) ->
 
     assert all(state.is_terminal for state in play.states.values())
     assert await play.queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
-    assert await queue_keys(redis) <= {"counters", *WAKE, "fingerprints", "ends", "dead_letters"}
+    tokens = {f"newcomer_token{waiter}" for waiter in await play.members("full*")}
+    assert await queue_keys(redis) <= {"counters", *WAKING, *tokens, "fingerprints", "ends", "dead_letters"}
     for job_id, num_samples in play.admitted.items():
         record = await play.queue.get(job_id)
         assert record is not None
@@ -238,6 +267,6 @@ async def test_invariants_hold_after_every_operation(redis: Redis, seed: int) ->
         assert len(await play.queue.images(record)) == (num_samples if has_images else 0)
     await play.forget_all()
     key_names = {key.decode() for key in await call(redis, "KEYS", "*")}
-    queues = {PREFIX + name for name in ("counters", "fingerprints", *WAKE)}
+    queues = {PREFIX + name for name in ("counters", "fingerprints", *WAKING, *tokens)}
     notices = {f"{keys.NOTICES}{worker_id}" for worker_id in WORKERS}
     assert key_names <= {REPLIES, keys.QUEUES, keys.CLOCK, RESERVED, *queues, *notices}

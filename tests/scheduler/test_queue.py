@@ -9,24 +9,14 @@ from msf_scheduler.jobs import JobError, JobState
 from msf_scheduler.leases import Leases, SweepResult
 from msf_scheduler.queue import JobQueue, QueueDepth
 from tests.polling import eventually
-from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, ids, images_of, stored, until_blocked
+from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, ids, images_of, stored
 
 
 async def test_first_in_first_out(queue: JobQueue, leases: Leases) -> None:
     admitted = [(await admit(queue)).id for _ in range(30)]
-    assert ids(await claim(leases, max_samples=10)) == admitted[:10]
-    assert ids(await claim(leases, "worker-2", max_samples=100)) == admitted[10:]
+    assert ids(await claim(leases, num_samples=10)) == admitted[:10]
+    assert ids(await claim(leases, "worker-2", num_samples=100)) == admitted[10:]
     assert await claim(leases) == []
-
-
-async def test_whole_jobs_are_claimed_until_the_samples_are_covered(queue: JobQueue, leases: Leases) -> None:
-    admitted = [(await admit(queue, num_samples)).id for num_samples in (2, 2, 2, 50, 1)]
-    assert ids(await claim(leases, max_samples=3)) == admitted[:2]
-    assert ids(await claim(leases, max_samples=1)) == admitted[2:3]
-    assert ids(await claim(leases, max_samples=8)) == admitted[3:4], "more samples than slots"
-    assert await claim(leases, max_samples=0) == []
-    depth = await queue.depth(MODEL, VERSION)
-    assert (depth.num_jobs_queued, depth.num_jobs_running, depth.num_samples) == (1, 4, 57)
 
 
 async def test_a_claimed_job_is_running_and_belongs_to_one_worker(queue: JobQueue, leases: Leases) -> None:
@@ -78,7 +68,7 @@ async def test_failure_stores_the_error(queue: JobQueue, leases: Leases) -> None
 async def test_only_ended_jobs_are_forgotten(redis: Redis) -> None:
     queue, leases = JobQueue(redis, result_ttl_s=0.0), Leases(redis, result_ttl_s=0.0)
     queued, ended = await admit(queue), await admit(queue)
-    lease, other = await claim(leases, max_samples=2)
+    lease, other = await claim(leases, num_samples=2)
     await leases.release(lease)
     await leases.sweep()
     assert await queue.get(queued.id) is not None
@@ -91,12 +81,12 @@ async def test_only_ended_jobs_are_forgotten(redis: Redis) -> None:
 
 async def test_a_released_job_returns_to_its_place(queue: JobQueue, leases: Leases) -> None:
     admitted = [(await admit(queue)).id for _ in range(3)]
-    first, second = await claim(leases, max_samples=2)
+    first, second = await claim(leases, num_samples=2)
     assert await leases.release(second)
     assert await leases.release(first)
     assert not await leases.release(first)
 
-    again = await claim(leases, "worker-2", max_samples=3)
+    again = await claim(leases, "worker-2", num_samples=3)
     assert ids(again) == admitted
     assert [lease.job.attempt for lease in again] == [2, 2, 1]
     assert not await leases.succeed(first, [], TIMINGS)
@@ -106,7 +96,7 @@ async def test_a_dead_workers_job_restarts_on_another(queue: JobQueue, leases: L
     admitted = [(await admit(queue)).id for _ in range(2)]
     [dead] = await claim(dying, "dead")
     assert await leases.sweep() == SweepResult(num_requeued=1)
-    alive, _ = await claim(leases, "alive", max_samples=2)
+    alive, _ = await claim(leases, "alive", num_samples=2)
 
     assert (alive.job.id, alive.job.attempt) == (admitted[0], 2)
     assert await leases.renew("dead", [dead]) == {dead.job.id}
@@ -129,7 +119,7 @@ async def test_an_earlier_attempt_of_the_same_worker_is_stale(queue: JobQueue, l
 async def test_a_renewed_lease_is_not_reclaimed(queue: JobQueue, leases: Leases, redis: Redis) -> None:
     brief = Leases(redis, lease_s=0.05)
     renewed, abandoned = await admit(queue), await admit(queue)
-    claims = await claim(brief, max_samples=2)
+    claims = await claim(brief, num_samples=2)
     assert await leases.renew("worker-1", claims[:1]) == set()
 
     async def abandoned_is_back() -> bool:
@@ -144,14 +134,14 @@ async def test_cancelling_a_queued_job(queue: JobQueue, leases: Leases) -> None:
     job, other = await admit(queue), await admit(queue)
     assert await queue.cancel(job.id) is JobState.CANCELLED
     assert await queue.cancel(job.id) is JobState.CANCELLED
-    assert ids(await claim(leases, max_samples=5)) == [other.id]
+    assert ids(await claim(leases, num_samples=5)) == [other.id]
     assert (await queue.depth(MODEL, VERSION)).num_samples == 1
 
 
 async def test_cancelling_a_running_job_reaches_its_worker(queue: JobQueue, leases: Leases) -> None:
     await admit(queue)
     await admit(queue)
-    cancelled, other = await claim(leases, max_samples=2)
+    cancelled, other = await claim(leases, num_samples=2)
     assert await queue.cancel(cancelled.job.id) is JobState.CANCELLED
     assert await leases.renew("worker-1", [cancelled, other]) == {cancelled.job.id}
     assert not await leases.succeed(cancelled, [b"late"], TIMINGS)
@@ -176,61 +166,3 @@ async def test_depth_has_the_age_of_the_oldest_queued_job(queue: JobQueue, lease
     depth = await queue.depth(MODEL, VERSION)
     assert (depth.num_jobs_queued, depth.num_jobs_running, depth.num_samples) == (1, 1, 5)
     assert 0 < depth.oldest_age_s < 60
-
-
-async def test_an_arrival_wakes_one_worker(queue: JobQueue, leases: Leases, redis: Redis) -> None:
-    models = [(MODEL, VERSION), ("letters", VERSION)]
-    waiting = [asyncio.create_task(leases.wait_for_work(models, 60)) for _ in range(4)]
-    await until_blocked(redis, 4)
-    await admit(queue)
-    async with asyncio.timeout(4):  # sooner than the longest wait
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        await until_blocked(redis, 3)
-    for task in waiting:
-        task.cancel()
-
-
-async def test_a_claim_that_leaves_work_wakes_the_next(queue: JobQueue, leases: Leases) -> None:
-    await admit(queue)
-    await admit(queue)
-    async with asyncio.timeout(4):
-        await leases.wait_for_work([(MODEL, VERSION)], 60)
-        await claim(leases)
-        await leases.wait_for_work([(MODEL, VERSION)], 60)
-
-
-async def test_a_sweep_replaces_the_wake_token_of_a_dead_worker(queue: JobQueue, leases: Leases) -> None:
-    await admit(queue)
-    async with asyncio.timeout(4):
-        await leases.wait_for_work([(MODEL, VERSION)], 60)
-        await leases.sweep()
-        await leases.wait_for_work([(MODEL, VERSION)], 60)
-
-
-async def test_work_between_claim_and_wait_is_not_missed(queue: JobQueue, leases: Leases, dying: Leases) -> None:
-    models = [(MODEL, VERSION)]
-
-    async def wakes_at_once() -> None:
-        async with asyncio.timeout(4):
-            await leases.wait_for_work(models, 60)
-
-    job = await admit(queue)
-    await wakes_at_once()  # never claimed
-    await admit(queue)
-    [lease] = await claim(leases)
-    await wakes_at_once()  # claimed, but not all
-    await claim(leases)
-    await leases.release(lease)
-    await wakes_at_once()
-    [lease] = await claim(dying)
-    assert await claim(leases) == []
-    await leases.sweep()
-    await wakes_at_once()
-    assert ids(await claim(leases)) == [job.id]
-
-
-async def test_waiting_ends_at_the_timeout(queue: JobQueue, leases: Leases) -> None:
-    await claim(leases)
-    async with asyncio.timeout(4):
-        await leases.wait_for_work([(MODEL, VERSION)], 0.01)
-        await leases.wait_for_work([(MODEL, VERSION)], 0)

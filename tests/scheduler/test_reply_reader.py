@@ -49,11 +49,12 @@ async def test_one_reader_resolves_many_jobs(redis: Redis, reader: ReplyReader) 
     queue = JobQueue(redis)
     async with running(reader), asyncio.timeout(20):
         jobs = await asyncio.gather(*(admit_awaited(queue, reader) for _ in range(300)))
-        for lease in await claim(Leases(redis), max_samples=300):
-            if lease.job.id == jobs[0][0]:
-                await Leases(redis).fail(lease, JobError(code="broken", message=""))
-            else:
-                await Leases(redis).succeed(lease, [b"image"], TIMINGS)
+        while claims := await claim(Leases(redis), num_samples=300):
+            for lease in claims:
+                if lease.job.id == jobs[0][0]:
+                    await Leases(redis).fail(lease, JobError(code="broken", message=""))
+                else:
+                    await Leases(redis).succeed(lease, [b"image"], TIMINGS)
         states = await asyncio.gather(*(future for _, future in jobs))
     assert states == [JobState.FAILED] + 299 * [JobState.SUCCEEDED]
 
@@ -74,7 +75,7 @@ async def test_each_server_gets_replies_about_its_own_jobs(redis: Redis, reader:
     async with running(reader), running(other), asyncio.timeout(20):
         _, mine = await admit_awaited(queue, reader)
         _, theirs = await admit_awaited(queue, other)
-        first, second = await claim(Leases(redis), max_samples=2)
+        first, second = await claim(Leases(redis), num_samples=2)
         await Leases(redis).succeed(second, [], TIMINGS)
         assert await theirs is JobState.SUCCEEDED
         assert not mine.done()
@@ -100,7 +101,7 @@ async def test_forgetting_a_job_does_not_affect_others(redis: Redis, reader: Rep
         job_id, forgotten = await admit_awaited(queue, reader)
         _, awaited = await admit_awaited(queue, reader)
         reader.forget(job_id, forgotten)
-        for lease in await claim(Leases(redis), max_samples=2):
+        for lease in await claim(Leases(redis), num_samples=2):
             await Leases(redis).succeed(lease, [], TIMINGS)
         assert await awaited is JobState.SUCCEEDED
     assert forgotten.cancelled()
@@ -145,7 +146,7 @@ async def test_the_reader_survives_a_crash_of_valkey(tmp_path: Path) -> None:
             async with running(reader):
                 _, before = await admit_awaited(queue, reader)
                 _, after = await admit_awaited(queue, reader)
-                first, second = await claim(Leases(redis), max_samples=2)
+                first, second = await claim(Leases(redis), num_samples=2)
                 await Leases(redis).succeed(first, [], TIMINGS)
                 assert await before is JobState.SUCCEEDED
                 await until_blocked(redis, 1)

@@ -87,7 +87,7 @@ async def test_identical_work_is_done_once(queue: JobQueue, leases: Leases, redi
     leader, follower, other = await share(queue), await share(queue), await share(queue, seed=8)
     assert (await queue.depth(MODEL, VERSION)).num_samples == 4
     assert int(await redis.get(RESERVED) or 0) == 200
-    claims = await claim(leases, max_samples=10)
+    claims = await claim(leases, num_samples=10)
     assert ids(claims) == [leader.id, other.id]
     for lease in claims:
         await leases.succeed(lease, [lease.job.id.encode(), b"2"], TIMINGS, PROVENANCE)
@@ -122,7 +122,7 @@ async def test_ending_one_of_several_identical_jobs_keeps_the_others(
     await getattr(queue, end)(jobs[2].id)
     if is_running:
         assert not await leases.succeed(stale, [b"late", b"late"], TIMINGS, PROVENANCE)
-    [lease] = await claim(leases, max_samples=10)
+    [lease] = await claim(leases, num_samples=10)
     assert lease.job.id == jobs[1].id
     assert (await share(queue)).state is JobState.QUEUED, "and others can join"
     await leases.succeed(lease, [b"1", b"2"], TIMINGS, PROVENANCE)
@@ -165,14 +165,6 @@ async def test_a_follower_of_a_queued_job_needs_time_to_run(queue: JobQueue) -> 
     await share(queue)
     with pytest.raises(DeadlineTooShort):
         await share(queue, timeout_s=50.0, least_s=60.0)
-
-
-async def test_a_shared_job_takes_the_highest_priority_of_its_followers(queue: JobQueue, leases: Leases) -> None:
-    low = await share(queue, priority=Priority.LOW)
-    normal = await share(queue, seed=8)
-    await share(queue, priority=Priority.HIGH)
-    await share(queue, priority=Priority.LOW)
-    assert ids(await claim(leases, max_samples=10)) == [low.id, normal.id]
 
 
 async def test_a_failure_is_shared_but_not_reused(queue: JobQueue, leases: Leases) -> None:

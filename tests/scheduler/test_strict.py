@@ -11,7 +11,18 @@ from msf_scheduler.jobs import JobRecord, JobState, Priority, Provenance, Terms
 from msf_scheduler.keys import QueueKeys
 from msf_scheduler.leases import Leases
 from msf_scheduler.queue import JobQueue, new_job_id
-from tests.scheduler.support import MODEL, REPLIES, TIMINGS, VERSION, ids, replies, spec, stored, until_blocked
+from tests.scheduler.support import (
+    MODEL,
+    REPLIES,
+    TIMINGS,
+    VERSION,
+    ids,
+    replies,
+    spec,
+    stored,
+    try_claim,
+    until_blocked,
+)
 
 KEY = (MODEL, VERSION)
 
@@ -49,8 +60,8 @@ async def admit(
     )
 
 
-async def claimed(leases: Leases, worker_id: str, max_samples: int = 100) -> list[str]:
-    return ids((await leases.claim(worker_id, *KEY, max_samples, idle=False)).claims)
+async def claimed(leases: Leases, worker_id: str, num_samples: int = 100) -> list[str]:
+    return ids((await try_claim(leases, worker_id, num_samples, idle=False)).claims)
 
 
 async def test_a_bound_job_is_claimed_by_its_fingerprint_only(queue: JobQueue, red: Leases, blue: Leases) -> None:
@@ -84,9 +95,9 @@ async def test_priority_precedes_binding(queue: JobQueue, red: Leases) -> None:
 async def test_a_bound_job_wakes_the_worker_that_may_run_it(
     redis: Redis, queue: JobQueue, red: Leases, blue: Leases
 ) -> None:
-    other = asyncio.create_task(blue.wait_for_work([KEY], 60))
+    other = asyncio.create_task(blue.wait_for_work([KEY], (), 60))
     await until_blocked(redis, 1)
-    right = asyncio.create_task(red.wait_for_work([KEY], 60))
+    right = asyncio.create_task(red.wait_for_work([KEY], (), 60))
     await until_blocked(redis, 2)
     await admit(queue, "red")
     await asyncio.wait_for(right, 20)
@@ -106,11 +117,11 @@ async def test_a_reclaimed_job_stays_bound(redis: Redis, queue: JobQueue, red: L
 async def test_suspects_stay_bound(redis: Redis, queue: JobQueue, red: Leases, blue: Leases) -> None:
     job = await admit(queue, "red")
     for _ in range(2):
-        assert (await red.claim("r", *KEY, 1, idle=True)).claims
+        assert (await try_claim(red, "r", 1, idle=True)).claims
         await red.reclaim("r")
     assert (await stored(queue, job.id)).is_suspect
-    assert not (await blue.claim("b", *KEY, 1, idle=True)).alone
-    assert ids((await red.claim("r", *KEY, 1, idle=True)).claims) == [job.id]
+    assert not (await try_claim(blue, "b", 1, idle=True)).alone
+    assert ids((await try_claim(red, "r", 1, idle=True)).claims) == [job.id]
 
 
 async def forget(redis: Redis, fingerprint: str) -> None:
@@ -135,7 +146,7 @@ async def test_jobs_of_a_lost_fingerprint_fail(redis: Redis, queue: JobQueue, bl
 
 async def test_a_worker_that_is_busy_keeps_its_fingerprint(redis: Redis, queue: JobQueue, red: Leases) -> None:
     await admit(queue, "red")
-    claims = (await red.claim("r", *KEY, 1, idle=True)).claims
+    claims = (await try_claim(red, "r", 1, idle=True)).claims
     waiting = await admit(queue, "red")
     await forget(redis, "red")
     await red.renew("r", claims)
@@ -146,7 +157,7 @@ async def test_a_worker_that_is_busy_keeps_its_fingerprint(redis: Redis, queue: 
 async def test_provenance_is_shared_with_the_result(queue: JobQueue, red: Leases) -> None:
     provenance = Provenance(fingerprint="red", reproducibility="strict")
     jobs = [await admit(queue, "red", share=True) for _ in range(2)]
-    [lease] = (await red.claim("r", *KEY, 10, idle=True)).claims
+    [lease] = (await try_claim(red, "r", 10, idle=True)).claims
     await red.succeed(lease, [b"image"], TIMINGS, provenance)
     jobs.append(await admit(queue, "red", share=True))
     for job in jobs:

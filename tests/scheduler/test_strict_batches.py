@@ -2,59 +2,54 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from msf_scheduler.active_set import ActiveWork
 from msf_scheduler.dynamic_batching import RequestLevelPolicy
 from msf_scheduler.stage import Stage
-from msf_scheduler.step_batching import Candidate, StepBatch, StepLevelPolicy
-from msf_scheduler.step_costs import KINDS, Kind, StepCosts
-from tests.scheduler.test_step_batching import BUCKETS, MODELS, candidate_lists, times
+from msf_scheduler.step_batching import BatchingPolicy, StepBatch, StepLevelPolicy
+from tests.scheduler.policy_support import BUCKETS, Entry, active_set, costs, entries, job, times
 
-strict_sets = st.lists(st.sampled_from(BUCKETS), min_size=1, unique=True).map(tuple)
-
-
-def costs(strict: dict[Kind, tuple[int, ...]], seed: int = 0) -> StepCosts:
-    rng = random.Random(seed)
-    measured = StepCosts(BUCKETS, strict=strict)
-    for stage, guided in KINDS:
-        for bucket in BUCKETS:
-            measured.observe(stage, guided, bucket, rng.uniform(0.01, 0.02) * bucket**0.7)
-    return measured
+strict_sets = st.lists(st.sampled_from(BUCKETS), unique=True).map(lambda buckets: (2, *buckets))
 
 
-@given(candidate_lists, st.fixed_dictionaries(dict.fromkeys(KINDS, strict_sets)), times, st.floats(0, 1), st.booleans())
+@given(entries, st.fixed_dictionaries(dict.fromkeys(Stage, strict_sets)), times, st.booleans())
 def test_a_batch_with_a_strict_member_takes_a_strict_bucket(
-    candidates: list[Candidate], strict: dict[Kind, tuple[int, ...]], now: float, pressure: float, request_level: bool
+    jobs: list[Entry], strict: dict[Stage, tuple[int, ...]], now: float, is_request_level: bool
 ) -> None:
-    candidates = [
-        replace(candidate, strict=candidate.slot % 3 == 0, guided=candidate.guided and candidate.stage != "decode")
-        for candidate in candidates
+    jobs = [
+        replace(entry, work=replace(entry.work, is_strict=number % 3 == 0), stepped_at=min(entry.stepped_at, now))
+        for number, entry in enumerate(jobs)
     ]
-    policy = RequestLevelPolicy(size=3, delay_s=0.0) if request_level else StepLevelPolicy()
-    pressure = 1.0 if request_level else pressure  # below that it may wait to fill
-    batch = policy.choose(candidates, costs=dict.fromkeys(MODELS, costs(strict)), pressure=pressure, now=now)
+    active = active_set(jobs, costs(strict=strict))
+    policy: BatchingPolicy = RequestLevelPolicy(size=3, delay_s=0.0) if is_request_level else StepLevelPolicy()
+    batch = policy.choose(active, now)
     assert isinstance(batch, StepBatch)
-    members = [c for c in candidates if c.model == batch.model and c.slot in batch.slots]
-    assert 1 <= len(members) <= batch.bucket
-    if any(member.strict for member in members):
-        assert batch.bucket in strict[batch.stage, batch.guided]
+    assert 1 <= batch.num_rows <= batch.bucket
+    if active.jobs.is_strict[active.samples.job[batch.samples]].any():
+        assert batch.bucket in strict[batch.stage]
+
+
+def test_a_strict_job_without_a_bucket_for_it_is_refused() -> None:
+    active = active_set([], costs(strict=dict.fromkeys(Stage, (1,))))
+    strict = ActiveWork("a", 0.0, is_strict=True)
+    active.add_job(0, strict, job(rows=1).pattern)
+    with pytest.raises(ValueError, match=r"A strict base step takes 2 rows. Buckets: \(1,\)"):
+        active.add_job(0, strict, job(rows=2).pattern)
+    with pytest.raises(ValueError, match="takes 8 rows"):
+        active.add_job(0, ActiveWork("b", 0.0), job(rows=8).pattern)
 
 
 def test_strict_cost() -> None:
-    free = costs(dict.fromkeys(KINDS, BUCKETS))
-    assert free.strict_cost() == 0.0
-    padded = costs(dict.fromkeys(KINDS, (4,)))
-    alone = max(padded.mean_s(*kind, 4) / padded.mean_s(*kind, 1) - 1 for kind in KINDS)
+    assert costs(strict=dict.fromkeys(Stage, BUCKETS)).strict_cost() == costs().strict_cost() == 0.0
+    padded = costs(strict=dict.fromkeys(Stage, (4,)))
+    alone = max(padded.mean_s(stage, 4) / padded.mean_s(stage, 1) - 1 for stage in Stage)
     assert padded.strict_cost() == pytest.approx(alone)
-    split = costs(dict.fromkeys(KINDS, (1,)))
-    whole = max(4 * split.mean_s(*kind, 1) / split.mean_s(*kind, 4) - 1 for kind in KINDS)
+    split = costs(strict=dict.fromkeys(Stage, (1,)))
+    whole = max(4 * split.mean_s(stage, 1) / split.mean_s(stage, 4) - 1 for stage in Stage)
     assert split.strict_cost() == pytest.approx(whole)
-    without_guided_residual = [kind for kind in KINDS if kind != (Stage.RESIDUAL, True)]
-    assert costs(dict.fromkeys(without_guided_residual, BUCKETS)).strict_cost() == 0.0
-    some: dict[Kind, tuple[int, ...]] = dict.fromkeys(KINDS, (1,)) | {KINDS[0]: ()}
-    assert costs(some).strict_cost() is None
+    assert costs(strict={**dict.fromkeys(Stage, (1,)), Stage.BASE: ()}).strict_cost() is None

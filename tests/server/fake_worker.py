@@ -89,7 +89,16 @@ class FakeWorker:
                 await self.registry.heartbeat(self.info.id)
                 heartbeat_at = time.monotonic() + HEARTBEAT_S
             for model in models if self.claiming else ():
-                claims = (await self.leases.claim(self.info.id, *model, max_samples=64, idle=not claims_held)).claims
+                terms = (claim.job.terms for claim in claims_held if claim.job.spec.model == model[0])
+                result = await self.leases.claim(
+                    self.info.id,
+                    *model,
+                    budget_steps=10_000,
+                    held={(each.priority, each.tenant) for each in terms},
+                    max_samples=64,
+                    idle=not claims_held,
+                )
+                claims = result.claims
                 self.claimed += claims
                 claims_held += claims
             self.lost |= await self.leases.renew(self.info.id, claims_held)
@@ -97,7 +106,7 @@ class FakeWorker:
             if not self.holding:
                 await asyncio.gather(*(self._finish(claim) for claim in claims_held))
                 claims_held = []
-            await self.leases.wait_for_work(models, timeout_s=0.02 if claims_held else 0.2)
+            await self.leases.wait_for_work(models, (), timeout_s=0.02 if claims_held else 0.2)
 
     async def _finish(self, claim: Claim) -> None:
         if self.failure is not None:

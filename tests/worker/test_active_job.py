@@ -3,7 +3,7 @@
 import pytest
 
 from msf_engine.config import GuidanceConfig, ModelConfig
-from msf_scheduler.step_costs import Work
+from msf_scheduler.legacy_step_costs import Work
 from msf_worker.active_job import work_of
 from tests.models import tiny_config
 

@@ -153,7 +153,7 @@ async def next_renewal(redis: Redis, job_id: str) -> None:
 
 async def test_the_jobs_of_a_dead_worker_are_taken_over(redis: Redis, version: ModelVersion, plans: ModelPlans) -> None:
     job_id = await admit(JobQueue(redis), PAIR)
-    await Leases(redis, lease_s=0.001).claim("dead", "tiny", "1", 1, idle=True)
+    await Leases(redis, lease_s=0.001).claim("dead", "tiny", "1", budget_steps=1, held=(), max_samples=1, idle=True)
     async with running(redis, version, plans) as worker:
         job = await worker.end_of(job_id)
         assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)

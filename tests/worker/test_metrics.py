@@ -11,9 +11,9 @@ from torch import Tensor
 from msf_engine.model_plans import ModelPlans
 from msf_engine.plan import Plan
 from msf_engine.repository import ModelVersion
+from msf_scheduler.legacy_step_batching import REASONS
 from msf_scheduler.registry import Registry
 from msf_scheduler.stage import Stage
-from msf_scheduler.step_batching import REASONS
 from msf_worker.latency_window import LatencyWindow
 from tests.polling import eventually
 from tests.worker.support import SPEC, RunningWorker, running, with_plans

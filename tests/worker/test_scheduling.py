@@ -99,7 +99,7 @@ async def test_a_suspect_runs_alone_and_then_the_others_run(
     queue, leases = JobQueue(redis), Leases(redis)
     suspect = await admit(queue, SPEC)
     for _ in range(2):
-        await leases.claim("victim", "tiny", "1", 1, idle=True)
+        await leases.claim("victim", "tiny", "1", budget_steps=1, held=(), max_samples=1, idle=True)
         await leases.reclaim("victim")
     others = [await admit(queue, SPEC) for _ in range(4)]
     async with running(redis, version, plans, trace_dir=tmp_path) as worker:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 from tabulate import tabulate
 
 from msf_cli.simulation.capacity import CapacityEstimate, Demand, estimate_workers
 from msf_cli.simulation.cluster import Hardware
-from msf_scheduler.stage import Stage
-from msf_scheduler.step_costs import StepCost, StepCosts, Work
+from msf_scheduler.step_costs import StepCost, StepCosts, StepPattern
 
 TRANSITION_S = 0.0004  # measured: Valkey runs about 2,500 scripts/s on one core
 
@@ -25,7 +22,6 @@ TRANSITION_S = 0.0004  # measured: Valkey runs about 2,500 scripts/s on one core
 @click.option("--residual-steps", type=click.IntRange(1), default=4, show_default=True)
 @click.option("--n", "num_samples", type=click.IntRange(1), default=1, show_default=True, help="Images per request.")
 @click.option("--unguided", is_flag=True, help="Requests with guidance scale 1.")
-@click.option("--slots", type=click.IntRange(1, 1024), default=32, show_default=True, help="MSF_SLOTS of each worker.")
 @click.option("--costs", "costs_file", type=click.Path(path_type=Path, dir_okay=False), help="Step costs to use.")
 @click.option("--save-costs", type=click.Path(path_type=Path, dir_okay=False), help="File to write the step costs to.")
 def command(
@@ -35,7 +31,6 @@ def command(
     residual_steps: int,
     num_samples: int,
     unguided: bool,
-    slots: int,
     costs_file: Path | None,
     save_costs: Path | None,
 ) -> None:
@@ -46,11 +41,11 @@ def command(
     """
     costs = _read_costs(costs_file) if costs_file else _measure_costs()
     if save_costs:
-        save_costs.write_text(json.dumps([asdict(cost) for cost in costs], indent=1))
-    guided = set() if unguided else {cost.stage for cost in costs if cost.guided}  # a model may guide one stage only
-    work = Work(base_steps, residual_steps, Stage.BASE in guided, Stage.RESIDUAL in guided)
-    hardware = Hardware(costs, slots, transition_s=TRANSITION_S)
-    estimate = estimate_workers(Demand(images_per_s, work, num_samples), p99_s, hardware)
+        save_costs.write_text(json.dumps(costs.dump(), indent=1))
+    rows = 1 if unguided else 2
+    pattern = StepPattern.of([rows] * base_steps, [rows] * residual_steps, [1])
+    hardware = Hardware(costs, transition_s=TRANSITION_S)
+    estimate = estimate_workers(Demand(images_per_s, pattern, num_samples), p99_s, hardware)
     if estimate.latencies:
         click.echo(_table(estimate))
     if estimate.num_workers is None:
@@ -90,28 +85,16 @@ def _measure_costs() -> StepCosts:
     runner = ModelRunner(version, Executor(plans, settings.slots))
     for _ in range(3):
         runner.warm_up()
-    return runner.costs
+    unguided = (cost for cost in runner.costs if not cost.guided)
+    costs = [StepCost(cost.stage, cost.bucket, cost.mean_s, cost.least_s) for cost in unguided]
+    return StepCosts(runner.costs.buckets, costs)
 
 
 def _read_costs(file: Path) -> StepCosts:
     try:
-        costs = [_step_cost(row) for row in json.loads(file.read_text())]
-        if not costs:
-            raise ValueError("no step costs")
+        return StepCosts.load(json.loads(file.read_text()))
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise click.BadParameter(
             f"Cannot read step costs from {str(file)!r}: {error!r}. Allowed: a file that --save-costs wrote.",
             param_hint="--costs",
         ) from error
-    return StepCosts(sorted({cost.bucket for cost in costs}), costs)
-
-
-def _step_cost(row: dict[str, Any]) -> StepCost:
-    """Convert a row of a costs file; other fields are ignored."""
-    return StepCost(
-        stage=Stage(row["stage"]),
-        guided=bool(row["guided"]),
-        bucket=int(row["bucket"]),
-        mean_s=float(row["mean_s"]),
-        least_s=float(row["least_s"]),
-    )

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from msf_cli.percentiles import percentile
-from msf_cli.simulation.cluster import Hardware, SimulatedCluster, SimulatedJob, SimulationResult
-from msf_scheduler.step_costs import Work
+from msf_cli.simulation.cluster import Hardware, SimulatedCluster, SimulationResult
+from msf_cli.simulation.queue import SimulatedJob
+from msf_scheduler.step_costs import StepPattern
 
 MAX_WORKERS = 4096
 NUM_JOBS = 3000  # leaves 30 jobs above the p99
@@ -20,7 +21,7 @@ class Demand:
     """Poisson arrivals of equal jobs."""
 
     images_per_s: float
-    work: Work
+    pattern: StepPattern
     num_samples: int = 1
 
     def jobs(self, num_jobs: int, seed: int) -> list[SimulatedJob]:
@@ -30,7 +31,7 @@ class Demand:
         jobs = []
         for _ in range(num_jobs):
             now += rng.expovariate(rate_per_s)
-            jobs.append(SimulatedJob(now, self.num_samples, self.work))
+            jobs.append(SimulatedJob(now, self.num_samples, self.pattern))
         return jobs
 
 
@@ -57,7 +58,7 @@ def estimate_workers(
     demand: Demand, p99_s: float, hardware: Hardware, *, seed: int = 0, num_jobs: int = NUM_JOBS
 ) -> CapacityEstimate:
     """Return the fewest workers whose p99 is at most `p99_s`."""
-    alone_s = SimulatedCluster(hardware, 1).run([SimulatedJob(0.0, demand.num_samples, demand.work)]).latencies_s[0]
+    alone_s = SimulatedCluster(hardware, 1).run([SimulatedJob(0.0, demand.num_samples, demand.pattern)]).latencies_s[0]
     if alone_s > p99_s:
         return CapacityEstimate([], None, f"one job alone takes {alone_s:.3g} s")
     transitions_per_s = 3 * demand.images_per_s / demand.num_samples  # admit, claim, finish
@@ -72,7 +73,7 @@ def estimate_workers(
             latencies[num_workers] = simulate_workers(jobs, num_workers, hardware)
         return latencies[num_workers].p99_s <= p99_s
 
-    lower_bound = max(math.ceil(demand.images_per_s * hardware.costs.work_s(demand.work)), 1)
+    lower_bound = max(math.ceil(demand.images_per_s * hardware.costs.work_s(demand.pattern)), 1)
     num_workers = _smallest(is_enough, lower_bound)
     reason = "" if num_workers else f"{MAX_WORKERS} workers are not enough"
     return CapacityEstimate([latencies[number] for number in sorted(latencies)], num_workers, reason)

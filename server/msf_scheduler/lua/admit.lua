@@ -9,12 +9,12 @@ local capacity = require 'capacity'
 local clock = require 'clock'
 local jobs = require 'jobs'
 local keys = require 'keys'
-local lanes = require 'lanes'
 local lifecycle = require 'lifecycle'
 local queueing = require 'queueing'
 local states = require 'states'
 local throughput = require 'throughput'
 local tunables = require 'tunables'
+local waking = require 'waking'
 
 local key, args = arguments.keys, arguments.values
 local queue, fields = keys.queue(key.queue), args.fields
@@ -45,49 +45,24 @@ local function store(state, now, offset)
   end
 end
 
--- Give a queued job the priority of one that waits for it, if that is higher.
-local function raise_priority(job, id)
-  local class, is_suspect = unpack(redis.call('HMGET', job, 'priority_class', 'is_suspect'))
-  if fields.priority_class >= tonumber(class) then
-    return
-  end
-  if not is_suspect then
-    lanes.leave(queue, job, id)
-  end
-  redis.call('HSET', job, 'priority_class', fields.priority_class)
-  if not is_suspect then
-    lanes.join(queue, job, id)
-  end
+-- Answer with the result of an identical job, if there is one.
+local function reuse_result(leader_id, now, offset)
+  store(states.SUCCEEDED, now, offset)
+  lifecycle.share_result(key.job, jobs.key(leader_id), leader_id)
+  redis.call('ZADD', queue.ends, 'GT', clock.stamp(now + args.ttl_s), leader_id)
+  lifecycle.close(queue, key.job, args.id, states.SUCCEEDED, now, args.ttl_s)
 end
 
--- Answer with the result of an identical job, now or once it is there. Return whether there is such a job.
-local function follow_leader(now, offset, is_late)
-  local leader_id = redis.call('GET', key.share)
-  if not leader_id then
-    return false
+-- Wait for the result of an identical job, and have the work done when the first of those that wait would be served.
+local function follow(leader, leader_id, now, offset)
+  store(states.QUEUED, now, offset)
+  redis.call('HSET', key.job, 'leader', leader_id)
+  redis.call('RPUSH', leader .. keys.FOLLOWERS, args.id)
+  capacity.count_follower(queue, key.job, 1)
+  if redis.call('HEXISTS', leader, 'is_suspect') == 0 then
+    queueing.join_lanes(queue, key.job, args.id, fields.bound_to or '')
+    waking.wake_one(queue, fields.bound_to or '')
   end
-  local leader = jobs.key(leader_id)
-  local state, timings, provenance = unpack(redis.call('HMGET', leader, 'state', 'timings', 'provenance'))
-  if state == states.SUCCEEDED then
-    store(states.SUCCEEDED, now, offset)
-    redis.call('HSET', key.job, 'images_of', leader_id, 'timings', timings)
-    if provenance then
-      redis.call('HSET', key.job, 'provenance', provenance)
-    end
-    redis.call('ZADD', queue.ends, 'GT', clock.stamp(now + args.ttl_s), leader_id)
-    lifecycle.close(queue, key.job, args.id, states.SUCCEEDED, now, args.ttl_s)
-    return true
-  end
-  if state == states.RUNNING or (state == states.QUEUED and not is_late) then
-    if state == states.QUEUED then
-      raise_priority(leader, leader_id)
-    end
-    store(states.QUEUED, now, offset)
-    redis.call('HSET', key.job, 'leader', leader_id)
-    redis.call('RPUSH', leader .. keys.FOLLOWERS, args.id)
-    return true
-  end
-  return false
 end
 
 if redis.call('EXISTS', key.job) == 1 then
@@ -105,23 +80,36 @@ end
 
 local now, offset = clock.now()
 local is_late = args.timeout_s and args.timeout_s < fields.least_s
-if key.share and follow_leader(now, offset, is_late) then
-  return answer(key.job)
-end
-if is_late then
+local leader_id = key.share and redis.call('GET', key.share)
+local leader = leader_id and jobs.key(leader_id)
+local leader_state = leader and redis.call('HGET', leader, 'state')
+local is_made = leader_state == states.SUCCEEDED
+local can_follow = (leader_state == states.RUNNING or (leader_state == states.QUEUED and not is_late))
+  and redis.call('LLEN', leader .. keys.FOLLOWERS) < tunables.MAX_FOLLOWERS
+
+if is_late and not is_made and not can_follow then
   return {'outcome', 'late'}
 end
 local num_samples = capacity.num_samples(queue)
-local excess = num_samples + fields.num_samples - args.limit
-if excess > 0 then
+local num_open = num_samples + capacity.num_follower_samples(queue)
+local excess = num_open + fields.num_samples - args.limit
+if excess > 0 and not is_made then
   local done, seconds = throughput.read(queue, now)
   -- Before the first sample is done, estimate as if it were about to be.
   local retry_after_s = excess * seconds / math.max(done, 1)
-  return {'outcome', 'full', 'num_samples', num_samples, 'retry_after_s', clock.stamp(retry_after_s)}
+  return {'outcome', 'full', 'num_samples', num_open, 'retry_after_s', clock.stamp(retry_after_s)}
 end
 local used_bytes, limit_bytes = capacity.memory()
 if limit_bytes > 0 and used_bytes + fields.result_bytes > limit_bytes then
   return {'outcome', 'memory', 'used_bytes', used_bytes, 'limit_bytes', limit_bytes}
+end
+if is_made then
+  reuse_result(leader_id, now, offset)
+  return answer(key.job)
+end
+if can_follow then
+  follow(leader, leader_id, now, offset)
+  return answer(key.job)
 end
 
 if num_samples == 0 then

@@ -8,6 +8,7 @@ local clock = require 'clock'
 local jobs = require 'jobs'
 local keys = require 'keys'
 local lifecycle = require 'lifecycle'
+local states = require 'states'
 local throughput = require 'throughput'
 
 local key, args = arguments.keys, arguments.values
@@ -26,8 +27,12 @@ if #ARGV > 1 then
   redis.call('RPUSH', key.images, unpack(ARGV, 2))
 end
 local share, fingerprint, num_samples = unpack(redis.call('HMGET', job, 'share', 'fingerprint', 'num_samples'))
-if share and fingerprint ~= args.fingerprint then
-  redis.call('DEL', share)  -- not made by the plans it is filed under: for its followers, not for later requests
+if share and args.state == states.SUCCEEDED then
+  if fingerprint == args.fingerprint then
+    redis.call('SET', share, args.id)  -- also for identical jobs that do not follow it
+  elseif redis.call('GET', share) == args.id then
+    redis.call('DEL', share)  -- not made by the plans it is filed under: for its followers, not for later requests
+  end
 end
 throughput.record(queue, num_samples, now)
 lifecycle.finish(queue, job, args.id, args.state, now, args.ttl_s)

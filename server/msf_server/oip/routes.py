@@ -13,14 +13,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.jobs import JobRecord, ModelInfo
 from msf_scheduler.queue import Idempotency
-from msf_server.dependencies import (
-    CallerDep,
-    CatalogDep,
-    IdempotencyKey,
-    RequestLogDep,
-    SettingsDep,
-    SubmissionDep,
-)
+from msf_server.callers import identify
+from msf_server.dependencies import CatalogDep, SettingsDep, SubmissionDep, services_of
 from msf_server.errors import ApiError, InvalidRequest, quoted
 from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
@@ -42,7 +36,7 @@ from msf_server.oip.schemas import (
 )
 from msf_server.oip.tensors import BYTES, read_request, write_response
 from msf_server.orders import Order
-from msf_server.request_log import RequestLog
+from msf_server.request_log import RequestLog, log_of
 from msf_server.submission import Submission
 
 PLATFORM = "msf_serve"
@@ -149,12 +143,6 @@ def _routes_of(find: Any, path: str) -> APIRouter:
     )
     async def infer(
         request: Request,
-        caller: CallerDep,
-        idempotency_key: IdempotencyKey,
-        catalog: CatalogDep,
-        settings: SettingsDep,
-        submission: SubmissionDep,
-        log: RequestLogDep,
         body: bytes = Depends(_body),
         model: ModelInfo = Depends(find),  # noqa: B008
     ) -> Response:
@@ -163,11 +151,14 @@ def _routes_of(find: Any, path: str) -> APIRouter:
         Rows that share a seed are its successive samples, as with `n` and `first_index` of an image request: row `i`
         equals a single image with `first_index` `i`. Tensors are sent as JSON or by the binary tensor extension.
         """
+        services, log = services_of(request), log_of(request.scope)
         log.model = model
-        call, inputs = read_request(body, request.headers, settings.max_body_bytes)
-        idempotency = Idempotency(idempotency_key, body) if idempotency_key is not None else None
-        orders = make_orders(call, inputs, model, catalog.availability(model), caller, settings, idempotency)
-        results = await _run_all(orders, submission, request, log)
+        call, inputs = read_request(body, request.headers, services.settings.max_body_bytes)
+        key = request.headers.get("idempotency-key")
+        idempotency = Idempotency(key, body) if key is not None else None
+        availability = services.catalog.availability(model)
+        orders = make_orders(call, inputs, model, availability, identify(request), services.settings, idempotency)
+        results = await _run_all(orders, services.submission, request, log)
         answer = InferResponse(
             id=call.id,
             model_name=model.name,

@@ -10,22 +10,14 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from msf_scheduler.jobs import JobRecord, Timings
-from msf_server.dependencies import (
-    BaseUrl,
-    CallerDep,
-    CatalogDep,
-    IdempotencyKey,
-    RequestLogDep,
-    SettingsDep,
-    SubmissionDep,
-    UrlSignerDep,
-    WatcherDep,
-)
+from msf_server.callers import identify
+from msf_server.dependencies import services_of
 from msf_server.errors import REFUSALS, InvalidRequest
 from msf_server.image_stream import image_events
 from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
 from msf_server.orders import make_order
+from msf_server.request_log import log_of
 from msf_server.schemas.images import Image, ImageRequest, ImagesResponse, inline_images
 from msf_server.schemas.jobs import JobObject
 from msf_server.sse import event_stream
@@ -53,20 +45,7 @@ _WAIT = re.compile(r"wait=(\d{1,6})", re.ASCII)
     openapi_extra={"parameters": [_PREFER]},
     summary="Generate images of a class",
 )
-async def generate(
-    body: ImageRequest,
-    request: Request,
-    response: Response,
-    caller: CallerDep,
-    idempotency_key: IdempotencyKey,
-    catalog: CatalogDep,
-    settings: SettingsDep,
-    submission: SubmissionDep,
-    watcher: WatcherDep,
-    url_signer: UrlSignerDep,
-    base_url: BaseUrl,
-    log: RequestLogDep,
-) -> object:
+async def generate(body: ImageRequest, request: Request) -> Response:
     """Wait for the images. The same seed, steps, guidance scale and model version give the same images.
 
     When the caller disconnects, its job is cancelled at the next step, unless `on_disconnect` or an `Idempotency-Key`
@@ -77,26 +56,34 @@ async def generate(
         raise InvalidRequest(
             'Invalid response_format: "url". Allowed with stream: "b64_json".', param="response_format"
         )
+    services, log = services_of(request), log_of(request.scope)
     patience_s = _patience_s(request)
-    log.model = model = await catalog.find(body.model)
-    availability = catalog.availability(model)
-    is_patient = patience_s == math.inf
+    log.model = model = await services.catalog.find(body.model)
     order = make_order(
-        body, model, availability, caller, settings, idempotency_key=idempotency_key, finish_alone=not is_patient
+        body,
+        model,
+        services.catalog.availability(model),
+        identify(request),
+        services.settings,
+        idempotency_key=request.headers.get("idempotency-key"),
+        finish_alone=patience_s < math.inf,
     )
-    pending = await submission.submit(order, log, notify=not body.stream)
+    pending = await services.submission.submit(order, log, notify=not body.stream)
     if body.stream:
-        return event_stream(image_events(body, pending, submission, watcher, log))
-    job, files = await submission.wait(pending, request, patience_s)
+        return event_stream(image_events(body, pending, services.submission, services.watcher, log))
+    job, files = await services.submission.wait(pending, request, patience_s)
     if not job.state.is_terminal:
         return _accepted(job, request)
-    response.headers["Server-Timing"] = _server_timing(job.timings)
     if body.response_format == "url":
-        urls = await url_signer.image_urls(job, base_url)
+        urls = await services.url_signer.image_urls(job, request)
         images = [Image(url=url, index=index) for url, index in zip(urls, job.spec.indices, strict=True)]
     else:
         images = inline_images(job, files)
-    return ImagesResponse.of(job, images)
+    return Response(
+        ImagesResponse.of(job, images).model_dump_json(),
+        media_type="application/json",
+        headers={"Server-Timing": _server_timing(job.timings)},
+    )
 
 
 def _patience_s(request: Request) -> float:

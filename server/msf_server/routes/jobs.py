@@ -9,33 +9,22 @@ from contextlib import aclosing
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import SchedulerError
 from msf_scheduler.job_events import EventId, JobWatcher, StoredPreview
 from msf_scheduler.jobs import JobRecord, JobState, Progress
 from msf_scheduler.queue import JobQueue
-from msf_server.callers import Caller
-from msf_server.dependencies import (
-    BaseUrl,
-    CallerDep,
-    CatalogDep,
-    IdempotencyKey,
-    QueueDep,
-    RequestLogDep,
-    SettingsDep,
-    SubmissionDep,
-    UrlSignerDep,
-    WatcherDep,
-)
+from msf_server.callers import identify
+from msf_server.dependencies import CallerDep, QueueDep, WatcherDep, services_of
 from msf_server.errors import REFUSALS, ApiError, InvalidRequest, quoted
 from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
 from msf_server.orders import make_order
+from msf_server.request_log import log_of
 from msf_server.schemas.images import ImageRequest, inline_images
 from msf_server.schemas.jobs import JobList, JobObject, PreviewEvent, ProgressEvent, QueuedEvent
-from msf_server.signed_urls import UrlSigner
 from msf_server.sse import error_frame, event_stream, frame
 
 router = APIRouter(
@@ -49,11 +38,11 @@ JobId = Annotated[str, Path(description="From the answer to `POST /v1/jobs`.")]
 class JobReader:
     """Reads jobs that the caller may see, with their images inline and as URLs."""
 
-    def __init__(self, caller: Caller, queue: JobQueue, url_signer: UrlSigner, base_url: str) -> None:
-        self._caller = caller
-        self._queue = queue
-        self._url_signer = url_signer
-        self._base_url = base_url
+    def __init__(self, request: Request) -> None:
+        services = services_of(request)
+        self._request = request
+        self._queue: JobQueue = services.queue
+        self._url_signer = services.url_signer
 
     async def find(self, job_id: str) -> JobRecord:
         """Return a job. Raises InvalidRequest for an unknown job or another tenant's."""
@@ -65,7 +54,7 @@ class JobReader:
         return self._visible(job, job_id), files
 
     def _visible(self, job: JobRecord | None, job_id: str) -> JobRecord:
-        if job is None or not self._caller.may_see(job):
+        if job is None or not identify(self._request).may_see(job):
             raise InvalidRequest(
                 f"Unknown job {quoted(job_id)}; ended jobs are kept for a while.",
                 param="job_id",
@@ -77,38 +66,35 @@ class JobReader:
         """Return the answer about a job."""
         if job.state is not JobState.SUCCEEDED or not files:
             return JobObject.of(job)
-        urls = await self._url_signer.image_urls(job, self._base_url)
+        urls = await self._url_signer.image_urls(job, self._request)
         images = zip(inline_images(job, files), urls, strict=True)
         return JobObject.of(job, [image.model_copy(update={"url": url}) for image, url in images])
 
 
-async def _job_reader(caller: CallerDep, queue: QueueDep, url_signer: UrlSignerDep, base_url: BaseUrl) -> JobReader:
-    return JobReader(caller, queue, url_signer, base_url)
+async def _job_reader(request: Request) -> JobReader:
+    return JobReader(request)
 
 
 JobReaderDep = Annotated[JobReader, Depends(_job_reader)]
 
 
 @router.post("", status_code=202, summary="Queue a job")
-async def create(
-    body: ImageRequest,
-    response: Response,
-    caller: CallerDep,
-    idempotency_key: IdempotencyKey,
-    catalog: CatalogDep,
-    settings: SettingsDep,
-    submission: SubmissionDep,
-    jobs: JobReaderDep,
-    log: RequestLogDep,
-) -> JobObject:
+async def create(body: ImageRequest, request: Request, response: Response, jobs: JobReaderDep) -> JobObject:
     """Answer at once; `Location` is the URL of the job's state and, after its success, its images."""
     if body.stream:
         message = "Invalid stream: true. Allowed: false; /v1/jobs/{id}/events streams the events of a job."
         raise InvalidRequest(message, param="stream")
-    log.model = model = await catalog.find(body.model)
-    availability = catalog.availability(model)
-    order = make_order(body, model, availability, caller, settings, idempotency_key=idempotency_key)
-    job = (await submission.submit(order, log)).job
+    services, log = services_of(request), log_of(request.scope)
+    log.model = model = await services.catalog.find(body.model)
+    order = make_order(
+        body,
+        model,
+        services.catalog.availability(model),
+        identify(request),
+        services.settings,
+        idempotency_key=request.headers.get("idempotency-key"),
+    )
+    job = (await services.submission.submit(order, log)).job
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     files: list[bytes] = []
     if job.state is JobState.SUCCEEDED:

@@ -1,4 +1,5 @@
--- Samples that the queue holds, and memory set aside for the results of accepted jobs.
+-- Samples that the queue holds, and memory set aside for the results of accepted jobs. Followers, whose work another
+-- job does, are counted apart.
 local keys = require 'keys'
 
 local capacity = {}
@@ -17,9 +18,19 @@ function capacity.release(queue, job)
   add(queue, job, -1)
 end
 
+-- Count a follower (sign -1: it has ended, or leads now).
+function capacity.count_follower(queue, job, sign)
+  redis.call('HINCRBY', queue.counters, 'follower_samples', sign * redis.call('HGET', job, 'num_samples'))
+end
+
 -- Return the samples that are queued or running.
 function capacity.num_samples(queue)
   return tonumber(redis.call('HGET', queue.counters, 'samples') or 0)
+end
+
+-- Return the samples of followers.
+function capacity.num_follower_samples(queue)
+  return tonumber(redis.call('HGET', queue.counters, 'follower_samples') or 0)
 end
 
 -- Return the bytes in use including all that is set aside, and the limit (0: none).

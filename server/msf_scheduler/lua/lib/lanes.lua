@@ -1,4 +1,4 @@
--- Order of the queued jobs: priority class → tenants by virtual time (start-time fair queuing, in sample steps over
+-- Order of the queued jobs and of those that follow them: priority class → tenants by virtual time (start-time fair queuing, in sample steps over
 -- weight) → the tenant's users in turn → the user's jobs by admission. Jobs bound to a fingerprint have lanes of their
 -- own: a place is a priority class with such a fingerprint.
 local clock = require 'clock'
@@ -17,6 +17,20 @@ end
 
 function lanes.jobs(queue, place, tenant, user)
   return queue.lane .. place .. ':' .. #tenant .. ':' .. tenant .. ':' .. user
+end
+
+-- Return the name of the lane that a tenant has in a priority class.
+function lanes.name(class, tenant)
+  return class .. ':' .. tenant
+end
+
+-- Return the id of the tenant's next job at a place, and its admission number.
+function lanes.first(queue, place, tenant)
+  local user = redis.call('ZRANGE', lanes.users(queue, place, tenant), 0, 0)[1]
+  if user then
+    local id, seq = unpack(redis.call('ZRANGE', lanes.jobs(queue, place, tenant, user), 0, 0, 'WITHSCORES'))
+    return id, tonumber(seq)
+  end
 end
 
 local function is_empty(queue, class)
@@ -38,29 +52,34 @@ function lanes.have_jobs(queue, fingerprint)
   return false
 end
 
+-- Add a job, unless it is there. Return whether its lane was empty.
 function lanes.join(queue, job, id)
   local class, tenant, user, seq = unpack(redis.call('HMGET', job, 'priority_class', 'tenant', 'user', 'seq'))
-  local place = fingerprints.qualify(class, fingerprints.of_job(job))
+  local fingerprint = fingerprints.of_job(job)
+  local place = fingerprints.qualify(class, fingerprint)
   local jobs, users = lanes.jobs(queue, place, tenant, user), lanes.users(queue, place, tenant)
-  redis.call('ZADD', jobs, seq, id)
-  if redis.call('ZCARD', jobs) > 1 then
-    return
+  if redis.call('ZADD', jobs, seq, id) == 0 or redis.call('ZCARD', jobs) > 1 then
+    return false
   end
   redis.call('ZADD', users, redis.call('HINCRBY', queue.counters, 'turn', 1), user)
   if redis.call('ZCARD', users) > 1 then
-    return
+    return false
   end
+  local now = clock.stamp(clock.now())
   if is_empty(queue, class) then
-    redis.call('HSET', queue.counters, 'served_at:' .. class, clock.stamp(clock.now()))
+    redis.call('HSET', queue.counters, 'served_at:' .. class, now)
   end
+  redis.call('ZADD', fingerprints.qualify(queue.newcomers, fingerprint), now, lanes.name(class, tenant))
   local virtual_time = tonumber(redis.call('HGET', queue.counters, 'virtual_time') or 0)
   local pass = tonumber(redis.call('ZSCORE', queue.passes, tenant) or 0)
   redis.call('ZADD', lanes.tenants(queue, place), math.max(virtual_time, pass), tenant)
+  return true
 end
 
 function lanes.leave(queue, job, id)
   local class, tenant, user = unpack(redis.call('HMGET', job, 'priority_class', 'tenant', 'user'))
-  local place = fingerprints.qualify(class, fingerprints.of_job(job))
+  local fingerprint = fingerprints.of_job(job)
+  local place = fingerprints.qualify(class, fingerprint)
   local jobs, users = lanes.jobs(queue, place, tenant, user), lanes.users(queue, place, tenant)
   if redis.call('ZREM', jobs, id) == 0 or redis.call('EXISTS', jobs) == 1 then
     return
@@ -68,12 +87,23 @@ function lanes.leave(queue, job, id)
   redis.call('ZREM', users, user)
   if redis.call('EXISTS', users) == 0 then
     redis.call('ZREM', lanes.tenants(queue, place), tenant)
+    redis.call('ZREM', fingerprints.qualify(queue.newcomers, fingerprint), lanes.name(class, tenant))
   end
 end
 
--- Add a job's cost over its weight to what its tenant has used (sign -1: the job was given back).
+-- Advance the virtual time to that of a tenant whose turn it is.
+function lanes.advance(queue, pass)
+  local virtual_time = tonumber(redis.call('HGET', queue.counters, 'virtual_time') or 0)
+  redis.call('HSET', queue.counters, 'virtual_time', string.format('%.17g', math.max(virtual_time, pass)))
+end
+
+-- Add a job's cost over its weight to what its tenant has used (sign -1: the job was given back). `job` is the one whose
+-- turn it was, which may be a follower of the one that is run.
 function lanes.add_usage(queue, job, sign)
   local tenant, cost, weight = unpack(redis.call('HMGET', job, 'tenant', 'cost', 'weight'))
+  if not tenant then
+    return  -- ended and forgotten
+  end
   local virtual_time = redis.call('HGET', queue.counters, 'virtual_time') or 0
   local pass = (redis.call('ZSCORE', queue.passes, tenant) or virtual_time) + sign * cost / weight
   redis.call('ZADD', queue.passes, pass, tenant)

@@ -1,6 +1,8 @@
--- Ways into the queue and out of it.
+-- Ways into the queue and out of it. A follower has an entry in the lanes while its leader is queued, so that their work is
+-- done when the first of them would be served; entries that outlive that are dropped when their turn comes.
 local clock = require 'clock'
 local fingerprints = require 'fingerprints'
+local jobs = require 'jobs'
 local keys = require 'keys'
 local lanes = require 'lanes'
 local states = require 'states'
@@ -8,6 +10,14 @@ local waking = require 'waking'
 
 local queueing = {}
 
+-- Add a job or a follower to the lanes.
+function queueing.join_lanes(queue, job, id, fingerprint)
+  if lanes.join(queue, job, id) then
+    waking.pass_on_newcomers(queue, fingerprint)
+  end
+end
+
+-- Queue a job, and its followers with it.
 function queueing.enqueue(queue, job, id)
   local fingerprint = fingerprints.of_job(job)
   if fingerprint ~= '' then
@@ -18,11 +28,16 @@ function queueing.enqueue(queue, job, id)
   redis.call('ZADD', queue.waiting, seq, id)
   if is_suspect then
     redis.call('ZADD', fingerprints.qualify(queue.suspects, fingerprint), seq, id)
-  else
-    lanes.join(queue, job, id)
+    lanes.leave(queue, job, id)  -- where a follower that leads now may have been
+    return
+  end
+  queueing.join_lanes(queue, job, id, fingerprint)
+  for _, follower_id in ipairs(redis.call('LRANGE', job .. keys.FOLLOWERS, 0, -1)) do
+    queueing.join_lanes(queue, jobs.key(follower_id), follower_id, fingerprint)
   end
 end
 
+-- Remove a job, or a follower, wherever it waits.
 function queueing.dequeue(queue, job, id)
   redis.call('ZREM', queue.waiting, id)
   if redis.call('ZREM', fingerprints.qualify(queue.suspects, fingerprints.of_job(job)), id) == 0 then
@@ -36,10 +51,10 @@ end
 -- Put a running job back at its old place.
 function queueing.requeue(queue, job, id)
   redis.call('ZREM', queue.leases, id)
+  lanes.add_usage(queue, jobs.key(redis.call('HGET', job, 'charged_to') or id), -1)
   redis.call('HSET', job, 'state', states.QUEUED)
-  redis.call('HDEL', job, 'worker', 'progress')
+  redis.call('HDEL', job, 'worker', 'progress', 'charged_to', 'served_as')
   redis.call('DEL', job .. keys.PREVIEWS)
-  lanes.add_usage(queue, job, -1)
   queueing.enqueue(queue, job, id)
 end
 

@@ -14,6 +14,11 @@ function streams.notify_cancelled(worker, id)
   append(keys.NOTICES .. worker, tunables.MAX_NOTICES, 'job', id)
 end
 
+-- Notify a worker that one of its jobs is to be served under these terms.
+function streams.notify_raised(worker, id, terms)
+  append(keys.NOTICES .. worker, tunables.MAX_NOTICES, 'job', id, 'terms', terms)
+end
+
 -- Notify a worker that one of its jobs is being watched.
 function streams.notify_watched(worker, id)
   append(keys.WATCHES .. worker, tunables.MAX_NOTICES, 'job', id)

@@ -1,0 +1,104 @@
+"""Rounds in which every server has its turn."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.peers.client import PeerClient
+from bench.peers.comparison import Comparison
+from bench.peers.contenders import OURS, StartError, serve_ours, serve_peer
+from bench.peers.measurements import (
+    CALLERS,
+    FRACTIONS,
+    NOOP_CALLERS,
+    WARMUP_S,
+    LoadName,
+    LoadRun,
+    Turn,
+    measure_plans,
+)
+from bench.peers.pipeline import PipelineOptions
+from bench.peers.report import run_text
+
+START_S = 10.0  # of a server, for the estimate
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Loads to measure, how often, and for how long each."""
+
+    loads: Sequence[LoadName]
+    num_rounds: int
+    duration_s: float
+
+    @property
+    def uses_plans(self) -> bool:
+        return LoadName.CLOSED in self.loads or LoadName.MIXED in self.loads
+
+    def estimate_s(self, num_contenders: int) -> float:
+        """Return roughly how long all rounds take."""
+        closed_s = WARMUP_S + self.duration_s
+        parts_s = {
+            LoadName.CLOSED: closed_s * len(CALLERS),
+            LoadName.NOOP: START_S + closed_s * len(NOOP_CALLERS),
+            LoadName.MIXED: START_S / 2 + 1.2 * self.duration_s * len(FRACTIONS),
+        }
+        turn_s = START_S * self.uses_plans + sum(parts_s[load] for load in self.loads)
+        return self.num_rounds * (START_S + self.duration_s + num_contenders * turn_s)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Everything that the rounds need. `pythons`: the Python of each peer's environment."""
+
+    budget: Budget
+    options: PipelineOptions
+    num_labels: int
+    pythons: Mapping[str, Path]
+
+    def measure(self, comparison: Comparison) -> None:
+        """Add the results of all rounds to `comparison` as they come. A peer that fails to start is left out."""
+        names = [OURS, *self.pythons]
+        for number in range(self.budget.num_rounds):
+            if self.budget.uses_plans:
+                comparison.plans.append(measure_plans(self.options, self.budget.duration_s))
+                log(f"round {number + 1}, {comparison.plans[-1]}")
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                if name not in comparison.skipped:
+                    self._measure_turn(name, number, comparison)
+
+    def _measure_turn(self, name: str, number: int, comparison: Comparison) -> None:
+        try:
+            for run in self._runs(name, number, comparison.offered_rates()):
+                comparison.runs.append(run)
+                log(f"round {number + 1}, {run_text(run)}")
+        except StartError as error:
+            comparison.skipped[name] = str(error)
+            log(f"{name} is skipped: {error}")
+
+    def _runs(self, name: str, number: int, rates_per_s: Sequence[float]) -> Iterator[LoadRun]:
+        """Yield the runs of a server that is started for them, and again with the engine that computes nothing."""
+        loads, duration_s = self.budget.loads, self.budget.duration_s
+        if self.budget.uses_plans:
+            with self._serve(name, self.options) as client:
+                turn = Turn(name, number, client, duration_s)
+                if LoadName.CLOSED in loads:
+                    yield from map(turn.closed, CALLERS)
+                if LoadName.MIXED in loads:
+                    yield turn.alone()
+                    yield from (turn.mixed(rate, self.num_labels) for rate in rates_per_s)
+        if LoadName.NOOP in loads:
+            with self._serve(name, replace(self.options, noop=True)) as client:
+                yield from map(Turn(name, number, client, duration_s).noop, NOOP_CALLERS)
+
+    def _serve(self, name: str, options: PipelineOptions) -> AbstractContextManager[PeerClient]:
+        return serve_ours(options) if name == OURS else serve_peer(name, self.pythons[name], options)
+
+
+def log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

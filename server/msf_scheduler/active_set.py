@@ -1,0 +1,392 @@
+"""Jobs and samples that a worker holds, as arrays: what the batching policy chooses from."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msf_scheduler.array_table import ArrayTable, Floats, Int32s
+from msf_scheduler.jobs import ModelKey, Priority
+from msf_scheduler.pattern_table import END, PatternTable
+from msf_scheduler.stage import Stage
+from msf_scheduler.step_costs import StepCosts, StepPattern
+
+PRIORITY_WEIGHT = {Priority.HIGH: 8.0, Priority.NORMAL: 1.0, Priority.LOW: 0.125}
+NO_DEADLINE_S = 1e12  # after arrival
+NO_GROUP = -1  # of a free number
+
+Numbers = NDArray[np.intp]  # of samples
+Terms = tuple[Priority, str]  # priority, tenant
+
+
+@dataclass(frozen=True)
+class ActiveWork:
+    """A job in a worker, as the policy sees it. Times are seconds on the clock of `now`."""
+
+    id: str
+    arrived_at: float
+    num_samples: int = 1
+    priority: Priority = Priority.NORMAL
+    tenant: str = ""
+    weight: float = 1.0  # of the tenant
+    deadline: float | None = None
+    is_strict: bool = False  # takes only the buckets in which its bytes do not depend on the batch
+
+
+class JobProgress(NamedTuple):
+    """Steps done of all steps of a job's samples, launched ones included, and the stage of the least advanced."""
+
+    stage: Stage
+    steps_done: int
+    num_steps: int
+
+
+class ActiveModel(NamedTuple):
+    """A model version whose samples can be active."""
+
+    key: ModelKey
+    costs: StepCosts
+
+
+class SampleTable(ArrayTable):
+    """Active samples. `group` is the model's number times the number of stages, plus the stage."""
+
+    job: Int32s
+    index: Int32s  # among the job's samples
+    slot: Int32s
+    position: Int32s  # of the next step, in the table of patterns
+    group: NDArray[np.int16]
+    rows: Floats  # of the next step
+
+    def __init__(self) -> None:
+        super().__init__(
+            job=(np.int32, -1, ()),
+            index=(np.int32, 0, ()),
+            slot=(np.int32, 0, ()),
+            position=(np.int32, 0, ()),
+            group=(np.int16, NO_GROUP, ()),
+            rows=(np.float64, 0, ()),
+        )
+
+
+class JobTable(ArrayTable):
+    """Jobs of the active samples, and of those that have not joined yet."""
+
+    model: Int32s
+    start: Int32s  # of its pattern
+    arrived_at: Floats
+    deadline: Floats
+    allowed_s: Floats  # from arrival to deadline
+    weight: Floats  # of its priority and tenant
+    importance: Floats  # its share of that
+    stepped_at: Floats  # when a sample last took a step, or joined after all others; inf without active samples
+    is_strict: NDArray[np.bool_]
+    rows_left: Floats  # (stage, job), of all its samples
+    num_rows: Floats  # (stage, job), from noise to image
+
+    def __init__(self, num_stages: int) -> None:
+        super().__init__(
+            model=(np.int32, 0, ()),
+            start=(np.int32, 0, ()),
+            arrived_at=(np.float64, 0, ()),
+            deadline=(np.float64, NO_DEADLINE_S, ()),
+            allowed_s=(np.float64, NO_DEADLINE_S, ()),
+            weight=(np.float64, 0, ()),
+            importance=(np.float64, 0, ()),
+            stepped_at=(np.float64, np.inf, ()),
+            is_strict=(np.bool_, False, ()),
+            rows_left=(np.float64, 0, (num_stages,)),
+            num_rows=(np.float64, 0, (num_stages,)),
+        )
+
+
+@dataclass
+class _Job:
+    work: ActiveWork
+    model: int
+    start: int
+    num_steps: int  # of one sample
+    num_waiting: int  # samples that have not joined
+    num_active: int = 0
+
+
+class ActiveSet:
+    """All that a worker holds. One thread owns it.
+
+    Models, jobs and samples are numbers, taken again after removal. A sample is active from `join` until its last step,
+    the decode, is launched.
+    """
+
+    def __init__(self, num_stages: int = len(Stage)) -> None:
+        """`num_stages`: the most that a model has."""
+        self.num_stages = num_stages
+        self.models: list[ActiveModel | None] = []
+        self.largest_bucket = 1  # of all models
+        self.samples = SampleTable()
+        self.jobs = JobTable(num_stages)
+        self.patterns = PatternTable(num_stages)
+        self.num_active = 0  # samples
+        self.num_deadlines = 0  # jobs with one
+        self.group_sizes: list[int] = []  # active samples by group
+        self._jobs: dict[int, _Job] = {}
+        self._tenants: dict[str, set[int]] = defaultdict(set)  # jobs by tenant
+        self._terms: Counter[Terms] = Counter()  # jobs by priority and tenant
+        self._versions: list[int] = []  # of each model's costs, when they were last read
+        self._shares_s: Floats = np.zeros((num_stages, 0))  # (stage, model)
+        self._shortest_s: Floats = np.zeros((num_stages, 0))  # (stage, model)
+
+    # Models
+
+    def add_model(self, key: ModelKey, costs: StepCosts) -> int:
+        """Return the number of a new model."""
+        if None in self.models:
+            number = self.models.index(None)
+        else:
+            number = len(self.models)
+            self.models.append(None)
+            self._versions.append(-1)
+            self.group_sizes += [0] * self.num_stages
+            column = np.zeros((self.num_stages, 1))
+            self._shares_s = np.append(self._shares_s, column, axis=1)
+            self._shortest_s = np.append(self._shortest_s, column, axis=1)
+        self._set_model(number, ActiveModel(key, costs))
+        return number
+
+    def remove_model(self, number: int) -> None:
+        """Forget a model without jobs."""
+        if any(job.model == number for job in self._jobs.values()):
+            raise ValueError(f"Model {number} has jobs. Allowed: a model without.")
+        self._set_model(number, None)
+
+    def _set_model(self, number: int, model: ActiveModel | None) -> None:
+        self.models[number], self._versions[number] = model, -1
+        self.largest_bucket = max((model.costs.largest_bucket for model in self.models if model), default=1)
+
+    def key_of(self, group: int) -> ModelKey:
+        """Return the model of a group."""
+        return self.model(group // self.num_stages).key
+
+    def costs_of(self, group: int) -> tuple[StepCosts, Stage]:
+        """Return the costs of a group's model, and the group's stage."""
+        costs = self.model(group // self.num_stages).costs
+        return costs, costs.stages[group % self.num_stages]
+
+    def model(self, number: int) -> ActiveModel:
+        """Return a model's key and costs."""
+        model = self.models[number]
+        assert model is not None
+        return model
+
+    # Jobs
+
+    def add_job(self, model: int, work: ActiveWork, pattern: StepPattern) -> int:
+        """Return the number of a new job. Its samples join later."""
+        self._check_buckets(self.model(model).costs, work, pattern)
+        start = self.patterns.start_of(pattern)
+        number, jobs = self.jobs.allocate(), self.jobs
+        self._jobs[number] = _Job(work, model, start, len(pattern.stages), work.num_samples)
+        jobs.model[number] = model
+        jobs.start[number] = start
+        jobs.arrived_at[number] = work.arrived_at
+        jobs.allowed_s[number] = NO_DEADLINE_S if work.deadline is None else work.deadline - work.arrived_at
+        jobs.deadline[number] = work.arrived_at + NO_DEADLINE_S if work.deadline is None else work.deadline
+        jobs.is_strict[number] = work.is_strict
+        jobs.num_rows[:, number] = jobs.rows_left[:, number] = work.num_samples * self.patterns.rows_left[:, start]
+        self.num_deadlines += work.deadline is not None
+        self._enter_tenant(number, work)
+        return number
+
+    def raise_terms(self, job: int, priority: Priority, tenant: str, weight: float) -> None:
+        """Replace what a job's importance comes from."""
+        entry = self._jobs[job]
+        self._leave_tenant(job, entry.work)
+        entry.work = replace(entry.work, priority=priority, tenant=tenant, weight=weight)
+        self._enter_tenant(job, entry.work)
+
+    def drop_job(self, job: int) -> None:
+        """Forget a job and its samples."""
+        for sample in self.samples_of(job).tolist():
+            self._remove(sample)
+        work = self._jobs.pop(job).work
+        self.jobs.release(job)
+        self.num_deadlines -= work.deadline is not None
+        self._leave_tenant(job, work)
+
+    def work(self, job: int) -> ActiveWork:
+        """Return a job's terms."""
+        return self._jobs[job].work
+
+    def samples_of(self, job: int) -> Numbers:
+        """Return a job's active samples."""
+        return np.flatnonzero(self.samples.job[: self.samples.end] == job)
+
+    def _check_buckets(self, costs: StepCosts, work: ActiveWork, pattern: StepPattern) -> None:
+        for stage, rows in set(zip(pattern.stages, pattern.rows, strict=True)):
+            buckets = costs.buckets_of(costs.stages[stage], strict=work.is_strict)
+            if not buckets or rows > buckets[-1]:
+                kind = "strict " if work.is_strict else ""
+                raise ValueError(f"A {kind}{costs.stages[stage]} step takes {rows} rows. Buckets: {buckets}.")
+
+    def _enter_tenant(self, job: int, work: ActiveWork) -> None:
+        self._tenants[work.tenant].add(job)
+        self._terms[work.priority, work.tenant] += 1
+        self.jobs.weight[job] = PRIORITY_WEIGHT[work.priority] * work.weight
+        self._share_weight(work.tenant)
+
+    def _leave_tenant(self, job: int, work: ActiveWork) -> None:
+        terms = work.priority, work.tenant
+        self._terms[terms] -= 1
+        if not self._terms[terms]:
+            del self._terms[terms]
+        self._tenants[work.tenant].remove(job)
+        if self._tenants[work.tenant]:
+            self._share_weight(work.tenant)
+        else:
+            del self._tenants[work.tenant]
+
+    def _share_weight(self, tenant: str) -> None:
+        """Divide a tenant's weight among its jobs.
+
+        A weight grows with the square root of a job's slowdown. N jobs slow each other down by N, and that gives them
+        no claim on other tenants' time: hence the additional root.
+        """
+        jobs = list(self._tenants[tenant])
+        self.jobs.importance[jobs] = self.jobs.weight[jobs] / len(jobs) ** 1.5
+
+    # Samples
+
+    def join(self, job: int, index: int, slot: int, now: float) -> int:
+        """Return the number of a sample that can be stepped from now on."""
+        entry, samples = self._jobs[job], self.samples
+        group = entry.model * self.num_stages + int(self.patterns.stage[entry.start])
+        number = samples.allocate()
+        samples.job[number] = job
+        samples.index[number] = index
+        samples.slot[number] = slot
+        samples.position[number] = entry.start
+        samples.group[number] = group
+        samples.rows[number] = self.patterns.rows[entry.start]
+        if not entry.num_active:
+            self.jobs.stepped_at[job] = now
+        entry.num_waiting -= 1
+        entry.num_active += 1
+        self.num_active += 1
+        self.group_sizes[group] += 1
+        return number
+
+    def advance(self, samples: Numbers, now: float) -> None:
+        """Count one step of samples of one group, as their step batch is launched. After its last step a sample leaves.
+
+        Choosing needs step counts, not results.
+        """
+        table, jobs = self.samples, self.samples.job[samples]
+        group = int(table.group[samples[0]])
+        np.subtract.at(self.jobs.rows_left[group % self.num_stages], jobs, table.rows[samples])
+        self.jobs.stepped_at[jobs] = now
+        positions = table.position[samples] + 1
+        table.position[samples] = positions
+        if 1 in self.patterns.is_change[positions].tobytes():
+            self._change_stages(samples, positions, group)
+
+    def _change_stages(self, samples: Numbers, positions: Int32s, group: int) -> None:
+        first_group = group - group % self.num_stages
+        stages = self.patterns.stage[positions]
+        self.samples.rows[samples] = self.patterns.rows[positions]
+        for sample, stage in zip(samples.tolist(), stages.tolist(), strict=True):
+            if stage == END:
+                self._remove(sample)
+            elif first_group + stage != group:
+                self.samples.group[sample] = first_group + stage
+                self.group_sizes[group] -= 1
+                self.group_sizes[first_group + stage] += 1
+
+    def leave(self, samples: Sequence[int] | Numbers) -> None:
+        """Remove samples that take no further step."""
+        for sample in map(int, samples):
+            job, position = int(self.samples.job[sample]), int(self.samples.position[sample])
+            self.jobs.rows_left[:, job] -= self.patterns.rows_left[:, position]
+            self._remove(sample)
+
+    def _remove(self, sample: int) -> None:
+        job = int(self.samples.job[sample])
+        self.group_sizes[self.samples.group[sample]] -= 1
+        self.num_active -= 1
+        self.samples.release(sample)
+        entry = self._jobs[job]
+        entry.num_active -= 1
+        if not entry.num_active:
+            self.jobs.stepped_at[job] = np.inf
+
+    # Queries
+
+    def remaining_s(self) -> Floats:
+        """Return, by job, the device seconds that its samples still need in efficient buckets."""
+        self._read_costs()
+        return self._weigh(self._shares_s, self.jobs.rows_left[:, : self.jobs.end])
+
+    def total_s(self) -> Floats:
+        """Return, by job, the device seconds that its samples need from noise to image."""
+        self._read_costs()
+        return self._weigh(self._shares_s, self.jobs.num_rows[:, : self.jobs.end])
+
+    def held_s(self, model: int) -> float:
+        """Return the remaining device seconds of a model's jobs."""
+        return float(self.remaining_s()[self.jobs.model[: self.jobs.end] == model].sum())
+
+    def held_terms(self) -> set[Terms]:
+        """Return the priority and tenant of every job."""
+        return set(self._terms)
+
+    def late_jobs(self, now: float) -> list[int]:
+        """Return the jobs whose deadline cannot be met even if each step takes the least time ever measured."""
+        if not self.num_deadlines:
+            return []
+        self._read_costs()
+        num_jobs = self.jobs.end
+        least_s = self._weigh(self._shortest_s, self.patterns.steps_left[:, self.jobs.start[:num_jobs]])
+        close = np.flatnonzero(now + least_s > self.jobs.deadline[:num_jobs]).tolist()
+        return [job for job in close if self._is_late(job, now)]
+
+    def progress(self, job: int) -> JobProgress:
+        """Return how far a job is."""
+        entry = self._jobs[job]
+        positions = self.samples.position[self.samples_of(job)]
+        num_steps = entry.work.num_samples * entry.num_steps
+        steps_left = entry.num_waiting * entry.num_steps + int(self.patterns.steps_left[:, positions].sum())
+        stages = self.model(entry.model).costs.stages
+        if entry.num_waiting:
+            stage = stages[self.patterns.stage[entry.start]]
+        else:
+            stage = stages[self.patterns.stage[positions].min()] if len(positions) else stages[-1]
+        return JobProgress(stage, num_steps - steps_left, num_steps)
+
+    def _is_late(self, job: int, now: float) -> bool:
+        entry = self._jobs[job]
+        if entry.work.deadline is None or entry.num_waiting:
+            return entry.work.deadline is not None
+        positions = self.samples.position[self.samples_of(job)]
+        least_s = self._shortest_s[:, entry.model] @ self.patterns.steps_left[:, positions]
+        return bool(len(positions)) and now + float(least_s.max()) > entry.work.deadline
+
+    def _weigh(self, seconds: Floats, counts: Floats | Int32s) -> Floats:
+        """Return, by job, the sum of its counts by stage, times its model's seconds."""
+        if len(self.models) == 1:
+            totals: Floats = seconds[:, 0].dot(counts)
+        else:
+            totals = (seconds[:, self.jobs.model[: self.jobs.end]] * counts).sum(0)
+        return totals
+
+    def _read_costs(self) -> None:
+        """Copy the seconds of models whose costs have changed."""
+        for number, model in enumerate(self.models):
+            if model is not None and model.costs.version != self._versions[number]:
+                costs = model.costs
+                self._versions[number] = costs.version
+                num_stages = len(costs.stages)
+                self._shares_s[:num_stages, number] = [costs.share_s(stage) for stage in costs.stages]
+                self._shortest_s[:num_stages, number] = [costs.shortest_s(stage) for stage in costs.stages]

@@ -1,0 +1,74 @@
+"""Bounds of a claim: sample steps, memory, and one job of each newcomer."""
+
+from __future__ import annotations
+
+from redis.asyncio import Redis
+
+from msf_scheduler.jobs import Priority
+from msf_scheduler.leases import Leases
+from msf_scheduler.queue import JobQueue
+from tests.scheduler.support import MODEL, VERSION, Lane, admit, claim, ids, try_claim
+
+LOW, NORMAL, HIGH = Priority.LOW, Priority.NORMAL, Priority.HIGH
+
+
+async def test_whole_jobs_are_claimed_while_they_cost_less_than_the_budget(queue: JobQueue, leases: Leases) -> None:
+    jobs = [await admit(queue, num_samples, num_steps=20) for num_samples in (1, 2, 1, 50, 1)]
+    for budget_steps, expected in ((21, jobs[:2]), (20, jobs[2:3]), (1, jobs[3:4]), (0, [])):
+        result = await leases.claim(
+            "w", MODEL, VERSION, budget_steps=budget_steps, held=[(NORMAL, "")], max_samples=100, idle=False
+        )
+        assert ids(result.claims) == [job.id for job in expected]
+    depth = await queue.depth(MODEL, VERSION)
+    assert (depth.num_jobs_queued, depth.num_jobs_running, depth.num_samples) == (1, 4, 55)
+
+
+async def claimed(leases: Leases, num_samples: int, held: list[Lane], max_samples: int = 100) -> list[str]:
+    return ids((await try_claim(leases, "w", num_samples, held=held, max_samples=max_samples, idle=False)).claims)
+
+
+async def test_a_backlog_does_not_keep_newcomers_out_of_a_full_worker(queue: JobQueue, leases: Leases) -> None:
+    backlog = [await admit(queue, 64, tenant="a", num_steps=100, priority=LOW) for _ in range(3)]
+    assert ids(await claim(leases, "w")) == [backlog[0].id]
+    lanes = [(LOW, "a")]
+    assert await claimed(leases, 0, lanes) == []
+    high, normal = [await admit(queue, tenant="b", priority=priority) for priority in (HIGH, NORMAL)]
+    again, own = await admit(queue, tenant="b", priority=HIGH), await admit(queue, tenant="a", priority=HIGH)
+    assert await claimed(leases, 0, lanes) == [high.id, own.id, normal.id]
+    assert await claimed(leases, 0, [*lanes, (HIGH, "b"), (HIGH, "a"), (NORMAL, "b")]) == []
+    assert await claimed(leases, 0, [*lanes, (HIGH, "a"), (NORMAL, "b")]) == [again.id]
+
+
+async def test_newcomers_come_after_the_jobs_that_the_budget_covers(queue: JobQueue, leases: Leases) -> None:
+    first = await admit(queue, 2, tenant="a", priority=HIGH)
+    await admit(queue, tenant="a", priority=HIGH)
+    other = await admit(queue, tenant="b", priority=LOW)
+    assert await claimed(leases, 2, []) == [first.id, other.id]
+
+
+async def test_newcomers_are_charged(queue: JobQueue, leases: Leases) -> None:
+    for _ in range(2):
+        await admit(queue, 4, tenant="a")
+    assert len(await claimed(leases, 0, [])) == 1
+    for _ in range(5):
+        await admit(queue, tenant="b")
+    tenants = [lease.job.terms.tenant for _ in range(6) for lease in await claim(leases)]
+    assert tenants == [*"bbbb", "a", "b"], "until both have had four samples"
+
+
+async def test_only_a_first_job_of_an_idle_worker_exceeds_its_memory(queue: JobQueue, leases: Leases) -> None:
+    big, small = await admit(queue, 8, tenant="a"), await admit(queue, 2, tenant="b")
+    await admit(queue, 3, tenant="d")
+    assert await claimed(leases, 100, [], max_samples=4) == [small.id], "what fits, and no more"
+    result = await try_claim(leases, "w", 100, held=(), max_samples=4, idle=True)
+    assert ids(result.claims) == [big.id]
+    assert await claimed(leases, 100, [], max_samples=0) == []
+
+
+async def test_one_claim_is_bounded_and_leaves_the_rest(queue: JobQueue, leases: Leases, redis: Redis) -> None:
+    """However much work is queued, no script runs long."""
+    jobs = [await admit(queue) for _ in range(100)]
+    first = await claimed(leases, 1000, [], max_samples=1000)
+    assert 0 < len(first) < 100
+    await leases.wait_for_work([(MODEL, VERSION)], (), 60)
+    assert [*first, *await claimed(leases, 1000, [], max_samples=1000)] == [job.id for job in jobs]
