@@ -22,7 +22,7 @@ from msf_engine.arenas import DecodeRows, StepRows
 from msf_engine.executor import StepResult
 from msf_scheduler.active_set import ActiveSet
 from msf_scheduler.error_codes import ErrorCode
-from msf_scheduler.jobs import JobError, ModelKey, Preview, Priority, Progress
+from msf_scheduler.jobs import JobError, ModelKey, Preview, Progress, Terms
 from msf_scheduler.stage import Stage
 from msf_scheduler.step_batching import BatchingPolicy, Hold, StepBatch
 from msf_worker.active_job import ActiveJob
@@ -136,9 +136,9 @@ class DeviceLoop:
         """Forget a job; other jobs in its step batches are not affected."""
         self._commands.put(lambda: self._drop_id(job_id))
 
-    def raise_terms(self, job_id: str, priority: Priority, tenant: str, weight: float) -> None:
-        """Replace what a job's importance comes from."""
-        self._commands.put(lambda: self._raise_terms(job_id, priority, tenant, weight))
+    def raise_terms(self, job_id: str, terms: Terms) -> None:
+        """Serve a job as one with these terms would be."""
+        self._commands.put(lambda: self._raise_terms(job_id, terms))
 
     def add_model(self, runner: ModelRunner) -> None:
         """Serve one more model version."""
@@ -385,9 +385,10 @@ class DeviceLoop:
             model.runner.executor.leave(slot)
         job.slots.clear()
 
-    def _raise_terms(self, job_id: str, priority: Priority, tenant: str, weight: float) -> None:
+    def _raise_terms(self, job_id: str, terms: Terms) -> None:
         if (job := self._jobs.get(job_id)) is not None:
-            self._active.raise_terms(job.number, priority, tenant, weight)
+            job.terms = job.terms.served_as(terms)
+            self._active.raise_terms(job.number, terms.priority, terms.tenant, terms.weight)
 
     def _fill_slots(self) -> None:
         """Let waiting samples join, by priority and then by arrival; some slots are for jobs without any."""

@@ -98,6 +98,8 @@ class LeaseKeeper:
                     self._watch(notice.watched)  # the claim may still be on its way
                     for claim in [self.claims[job_id] for job_id in notice.cancelled if job_id in self.claims]:
                         self._lose(claim)
+                    for job_id, terms in notice.raised.items():
+                        self.device.raise_terms(job_id, terms)
             except QueueUnavailable as error:
                 logger.warning("cannot read which jobs are cancelled and watched: %s", error)
                 await asyncio.sleep(RETRY_S)

@@ -62,7 +62,7 @@ class StepCosts:
         strict: Mapping[Stage, Sequence[int]] | None = None,
         stages: Sequence[Stage] = tuple(Stage),
     ) -> None:
-        """`buckets`: by stage, or for all. `strict`: those that strict samples may take; None: all. Decode comes last."""
+        """Take the buckets of each stage, or of all, and those of strict samples (None: all). Decode comes last."""
         self.stages = tuple(stages)
         by_stage = buckets if isinstance(buckets, Mapping) else dict.fromkeys(stages, buckets)
         self._buckets = {stage: tuple(sorted(by_stage[stage])) for stage in stages}
