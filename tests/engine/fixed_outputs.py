@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from msf_engine.guided_step import StepModule
 from numpy.typing import NDArray
 from torch import Tensor
 
 from msf_engine.factorization import compose
-from msf_engine.guided_step import StepModule
 from msf_engine.model import DecodeModule, MsfModel
 from msf_engine.noise import NoiseStream, gaussian_noise
 from msf_engine.revisions import NETWORK_REVISION, NUMERICS_REVISION

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from msf_engine.guided_step import StepModule
 from torch import Tensor, nn
 
-from msf_engine.guided_step import StepModule
 from msf_engine.model import DecodeModule, MsfModel
 from msf_engine.plan import PlanSpec, stage_inputs
 from msf_engine.schedule import Solver, updates

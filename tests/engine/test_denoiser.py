@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import torch
+from msf_engine.guided_step import StepModule
 
 from msf_engine.denoiser import Denoiser
-from msf_engine.guided_step import StepModule
 from tests.models import tiny_config, tiny_model
 
 

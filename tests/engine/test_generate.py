@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from msf_engine.guided_step import StepModule
 from numpy.typing import NDArray
 
 from msf_engine.errors import PlanError
 from msf_engine.executor import Executor, SampleRequest
 from msf_engine.generate import generate
-from msf_engine.guided_step import StepModule
 from msf_engine.model_plans import ModelPlans
 from msf_engine.repository import ModelVersion
 from msf_engine.sampling import initial_noise, sample, stage_trajectory
