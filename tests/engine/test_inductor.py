@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from msf_engine.guided_step import StepModule
 
 from msf_engine.backends import get_backend
 from msf_engine.errors import BackendUnavailable
+from msf_engine.guided_step import StepModule
 from msf_engine.plan import PlanSpec, step_inputs
 from msf_engine.plan_validation import STEP_TOLERANCE, EagerReference, validation_inputs
 from msf_engine.repository import ModelVersion
