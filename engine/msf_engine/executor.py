@@ -93,7 +93,7 @@ class Executor:
 
     def leave(self, slot: int) -> None:
         """Free a slot at any point of its sample."""
-        if any(slot in rows.slots for rows in self._in_flight):
+        if self._is_in_flight(slot):
             self._leaving.add(slot)
         else:
             self._free.append(slot)
@@ -123,8 +123,9 @@ class Executor:
         finally:
             del self._in_flight[0]
             absent = self._leaving.intersection(rows.slots.tolist())
-            self._leaving -= absent
-            self._free.extend(absent)
+            released = {slot for slot in absent if not self._is_in_flight(slot)}
+            self._leaving -= released
+            self._free.extend(released)
         if isinstance(rows, DecodeRows):
             assert rows.pixels is not None
             pixels = zip(rows.slots.tolist(), rows.pixels, strict=True)
@@ -155,6 +156,9 @@ class Executor:
             pixels = self._arenas.preview(part, times, smallest_bucket(buckets, len(part)))
             images |= zip(part.tolist(), pixels, strict=True)
         return images
+
+    def _is_in_flight(self, slot: int) -> bool:
+        return any(slot in rows.slots for rows in self._in_flight)
 
     def _step_rows(self, slots: Indices, stage: int, bucket: int | None) -> StepRows:
         table, steps = self._tables[stage], self._steps[slots]
