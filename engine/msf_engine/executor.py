@@ -106,7 +106,7 @@ class Executor:
 
     def leave(self, slot: int) -> None:
         """Free a slot at any point of its sample."""
-        if any(slot in rows.slots for rows in self._in_flight):
+        if self._is_in_flight(slot):
             self._leaving.add(slot)
         else:
             self._free.append(slot)
@@ -173,12 +173,16 @@ class Executor:
         return images
 
     def _end(self, rows: StepRows | DecodeRows) -> set[int]:
-        """Free the slots that samples left while the batch was under way, and return them."""
+        """Return the slots that samples left while the batch was under way, and free those that no other batch has."""
         self._in_flight.remove(rows)
         absent = self._leaving.intersection(rows.slots.tolist())
-        self._leaving -= absent
-        self._free.extend(absent)
+        released = {slot for slot in absent if not self._is_in_flight(slot)}
+        self._leaving -= released
+        self._free.extend(released)
         return absent
+
+    def _is_in_flight(self, slot: int) -> bool:
+        return any(slot in rows.slots for rows in self._in_flight)
 
     def _step_rows(self, slots: Indices, stage: int, bucket: int | None) -> StepRows:
         table, steps = self._tables[stage], self._steps[slots]

@@ -34,17 +34,29 @@ def generate(plans: ModelPlans, requests: Sequence[SampleRequest], *, strict: bo
     return [images[position] for position in range(len(requests))]
 
 
+def denoise(
+    plans: ModelPlans,
+    stage: Stage,
+    noise: Latents,
+    labels: NDArray[np.int64],
+    num_steps: int,
+    guidance_scale: float,
+    cond: Latents | None = None,
+    *,
+    strict: bool = False,
+) -> Latents:
+    """Carry `noise` (B, C, h, w) through a stage to normalised latents (B, C, h, w) of `labels` (B,)."""
+    trajectory = stage_trajectory(plans.config, stage, plans.time_embeddings[stage], num_steps, guidance_scale)
+    network = partial(plans.run, stage, strict=strict)
+    return sample(network, trajectory, noise, labels, plans.config.num_classes, cond)
+
+
 def _latents(plans: ModelPlans, requests: Sequence[SampleRequest], strict: bool) -> tuple[Latents, Latents]:
     """Normalised base (B, C, h, w) and residual (B, 3C, h, w) of requests with the same steps and guidance scale."""
-    config, first = plans.config, requests[0]
+    first, scale = requests[0], requests[0].guidance_scale
     labels = np.array([request.label for request in requests])
-    noise = SampleNoise.of(config, [r.seed for r in requests], [r.index for r in requests])
-
-    def denoise(stage: Stage, num_steps: int, start: Latents, cond: Latents | None = None) -> Latents:
-        trajectory = stage_trajectory(config, stage, plans.time_embeddings[stage], num_steps, first.guidance_scale)
-        network = partial(plans.run, stage, strict=strict)
-        return sample(network, trajectory, start, labels, config.num_classes, cond)
-
-    base = denoise(Stage.BASE, first.num_base_steps, noise.base)
-    cond = noisy_condition(config, base, noise.condition)
-    return base, denoise(Stage.RESIDUAL, first.num_residual_steps, noise.residual, cond)
+    noise = SampleNoise.of(plans.config, [r.seed for r in requests], [r.index for r in requests])
+    base = denoise(plans, Stage.BASE, noise.base, labels, first.num_base_steps, scale, strict=strict)
+    cond = noisy_condition(plans.config, base, noise.condition)
+    num_steps = first.num_residual_steps
+    return base, denoise(plans, Stage.RESIDUAL, noise.residual, labels, num_steps, scale, cond, strict=strict)

@@ -12,9 +12,11 @@ from torch import Tensor
 from msf_engine.autoencoder import Autoencoder
 from msf_engine.config import ModelConfig
 from msf_engine.denoiser import Denoiser
+from msf_engine.eager_network import eager_network, host_time_embedding
 from msf_engine.factorization import compose, up
 from msf_engine.model import Normalizer
-from msf_engine.sampling import initial_noise, noisy_condition, sample, stage_trajectory
+from msf_engine.plan import Array
+from msf_engine.sampling import SampleNoise, noisy_condition, sample, stage_trajectory
 from msf_scheduler.stage import Stage
 from msf_training.dataset import to_uint8
 from msf_training.latents import Latents
@@ -43,25 +45,30 @@ def save_samples(
     device = next(denoiser.parameters()).device
     classes = torch.unique(latents.labels)
     labels = classes[torch.arange(NUM_IMAGES) % len(classes)]
+    noise = SampleNoise.of(config, [0] * NUM_IMAGES, range(NUM_IMAGES))
     base_values, residual_values = Normalizer(latents.base_statistics), Normalizer(latents.residual_statistics)
     if denoiser.config.cond_channels:
         first_rows = [int((latents.labels == label).nonzero()[0]) for label in labels]
         base = latents.base[first_rows].float()
-        cond = torch.stack([noisy_condition(config, z, seed=0, index=index) for index, z in enumerate(base)])
-        residual = _sample_stage(Stage.RESIDUAL, denoiser, config, labels, cond)
+        cond = noisy_condition(config, base.numpy(), noise.condition)
+        residual = _sample_stage(Stage.RESIDUAL, denoiser, config, noise.residual, labels, cond)
         z = compose(base_values.restore(base), residual_values.restore(residual))
     else:
-        z = up(base_values.restore(_sample_stage(Stage.BASE, denoiser, config, labels, None)))
+        z = up(base_values.restore(_sample_stage(Stage.BASE, denoiser, config, noise.base, labels)))
     decoded = torch.cat([autoencoder.decode(part.to(device)).cpu() for part in torch.split(z, COLUMNS)])
     save_grid(file, to_uint8(decoded))
 
 
-def _sample_stage(stage: Stage, denoiser: Denoiser, config: ModelConfig, labels: Tensor, cond: Tensor | None) -> Tensor:
+def _sample_stage(
+    stage: Stage,
+    denoiser: Denoiser,
+    config: ModelConfig,
+    noise: Array,
+    labels: Tensor,
+    cond: Array | None = None,
+) -> Tensor:
     """Return normalised latents (N, C, h, w) of `labels` (N,), at the config's steps and guidance scale."""
-    device = next(denoiser.parameters()).device
     num_steps, scale = config.stage(stage).default_num_steps, config.sampling.default_guidance_scale
-    trajectory = stage_trajectory(config, stage, denoiser.time, num_steps, scale)
-    steps = {guided: StepModule(denoiser, guided=guided) for guided in set(trajectory.guided)}
-    noise = torch.stack([initial_noise(config, stage, seed=0, index=index) for index in range(len(labels))])
-    cond = noise[:, :0] if cond is None else cond
-    return sample(steps, trajectory, noise.to(device), cond.to(device), labels.to(device)).cpu()
+    trajectory = stage_trajectory(config, stage, host_time_embedding(denoiser), num_steps, scale)
+    network = eager_network(denoiser)
+    return torch.from_numpy(sample(network, trajectory, noise, labels.numpy(), denoiser.null_label, cond))

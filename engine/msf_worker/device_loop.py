@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 PROGRESS_INTERVAL_S = 0.1
+HELD_INTERVAL_S = 0.005  # between sums of the held work
 RESERVED_SHARE = 0.25  # of the slots, for jobs without an active sample
 ENGINE_FAILED = JobError(code=ErrorCode.ENGINE_ERROR, message="the engine failed")
 NON_FINITE = JobError(code=ErrorCode.NON_FINITE, message="the model computed a number that is not finite")
@@ -99,6 +100,7 @@ class DeviceLoop:
         self._unjoined: dict[str, ActiveJob] = {}  # jobs with samples that wait for slots
         self._launched: _Launch | None = None
         self._added_s = self._taken_s = self._known_s = 0.0  # device seconds of work
+        self._known_at = 0.0
         self._is_short_of_work = False  # outcomes below `low_water_s` ask for more
         self._is_stopping = False
         self.ended: Future[None] = Future()  # has the error, if the thread ends by one
@@ -340,7 +342,10 @@ class DeviceLoop:
         )
 
     def _hand_over(self, outcome: Outcome) -> None:
-        self._known_s = sum(self._active.held_s(model.number) for model in self._models.values())
+        now = time.monotonic()
+        if now - self._known_at > HELD_INTERVAL_S or outcome or self._launched is None:
+            self._known_s = sum(self._active.held_s(model.number) for model in self._models.values())
+            self._known_at = now
         if self._is_short_of_work and self.held_s < self._low_water_s:
             self._is_short_of_work = False
             outcome.wants_work = True

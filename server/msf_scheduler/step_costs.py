@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 from msf_scheduler.stage import Stage
 
 FADE = 0.1  # weight of the newest measurement in the running mean
+MIN_CHANGE = 0.02  # of a mean, for the policy to see it
 MOMENT_S = 1e-6  # keeps divisors above zero
 
 
@@ -66,10 +67,11 @@ class StepCosts:
         self.stages = tuple(stages)
         by_stage = buckets if isinstance(buckets, Mapping) else dict.fromkeys(stages, buckets)
         self._buckets = {stage: tuple(sorted(by_stage[stage])) for stage in stages}
-        self.version = 0  # counts the changes
+        self.version = 0  # counts the changes that the policy sees
         self._strict = {stage: tuple(sorted((strict or by_stage)[stage])) for stage in stages}
         self._costs = {(cost.stage, cost.bucket): cost for cost in costs}
         self._summaries: dict[Stage, _Summary] = {}
+        self._summarized: dict[tuple[Stage, int], StepCost] = {}  # as they were at the last summary
 
     def __iter__(self) -> Iterator[StepCost]:
         return iter(self._costs.values())
@@ -92,14 +94,22 @@ class StepCosts:
     def observe(self, stage: Stage, bucket: int, seconds: float) -> None:
         """Record the duration of a step batch."""
         key = stage, bucket
-        previous = self._costs.get(key)
-        if previous is None:
-            self._costs[key] = StepCost(stage, bucket, seconds, seconds)
+        earlier = self._costs.get(key)
+        if earlier is None:
+            cost = StepCost(stage, bucket, seconds, seconds)
         else:
-            mean_s = previous.mean_s + FADE * (seconds - previous.mean_s)
-            self._costs[key] = StepCost(stage, bucket, mean_s, min(previous.least_s or seconds, seconds))
-        self._summaries.pop(stage, None)
-        self.version += 1
+            mean_s = earlier.mean_s + FADE * (seconds - earlier.mean_s)
+            cost = StepCost(stage, bucket, mean_s, min(earlier.least_s or seconds, seconds))
+        self._costs[key] = cost
+        summarized = self._summarized.get(key)
+        if (
+            summarized is None
+            or cost.least_s < summarized.least_s
+            or abs(cost.mean_s - summarized.mean_s) > MIN_CHANGE * summarized.mean_s
+        ):
+            self._summarized[key] = cost
+            self._summaries.pop(stage, None)
+            self.version += 1
 
     def buckets_of(self, stage: Stage, *, strict: bool) -> tuple[int, ...]:
         """Return the buckets, ascending, that a step batch with (or without) a strict member may take."""

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from msf_engine.backends import get_backend
 from msf_engine.model_plans import ModelPlans
+from msf_engine.plan import Array, FunctionPlan, Plan, PlanSpec, run, stage_inputs
 from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import load_plans
 from msf_engine.repository import ModelVersion
+from msf_scheduler.stage import Stage
 from tests.models import tiny_repository
 
 
@@ -20,6 +25,25 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
 @pytest.fixture(scope="session")
 def eager_plans(version: ModelVersion, tmp_path_factory: pytest.TempPathFactory) -> ModelPlans:
     return load_plans(version, get_backend("eager", "fp32", 1), PlanCache(tmp_path_factory.mktemp("plans")), (1, 2, 4))
+
+
+@pytest.fixture(scope="session")
+def exact_plans(eager_plans: ModelPlans) -> ModelPlans:
+    """The plans of `eager_plans`, which compute row by row: a row's bytes are the same in every batch."""
+    buckets = {stage: (1, 2, 4, 8) for stage in Stage}
+    by_stage: dict[Stage, Plan] = {
+        stage: FunctionPlan(PlanSpec("", "", stage, (), stage_inputs(eager_plans.config, stage)), _by_row(plan))
+        for stage, plan in eager_plans.by_stage.items()
+    }
+    return replace(eager_plans, buckets=buckets, strict=buckets, by_stage=by_stage)
+
+
+def _by_row(plan: Plan) -> Callable[..., Array]:
+    def compute(*inputs: Array) -> Array:
+        rows = range(len(inputs[0]))
+        return np.concatenate([run(plan, [array[row : row + 1] for array in inputs]) for row in rows])
+
+    return compute
 
 
 @pytest.fixture

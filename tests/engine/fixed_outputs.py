@@ -13,17 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from msf_engine.eager_network import eager_network, host_time_embedding
 from msf_engine.factorization import compose
-from msf_engine.guided_step import StepModule
 from msf_engine.model import DecodeModule, MsfModel
 from msf_engine.noise import NoiseStream, gaussian_noise
 from msf_engine.revisions import NETWORK_REVISION, NUMERICS_REVISION
-from msf_engine.sampling import initial_noise, noisy_condition, sample, stage_trajectory
+from msf_engine.sampling import Latents, SampleNoise, noisy_condition, sample, stage_trajectory
 from msf_scheduler.stage import Stage
 from tests.models import tiny_config
 
 RECORD = Path(__file__).parent / "fixed_outputs.json"
-LABELS = torch.tensor([0, 2])
+LABELS = np.array([0, 2])
 GUIDANCE_SCALE = 2.5
 
 Outputs = dict[str, NDArray[np.float32]]
@@ -47,19 +47,16 @@ def fixed_model() -> MsfModel:
 
 @torch.no_grad()
 def network_outputs() -> Outputs:
-    """Return the outputs of what plans are compiled from: steps of both stages, guided and not, and the decoder."""
+    """Return the outputs of what plans are compiled from: the velocity of both stages, and the decoder's pixels."""
     model = fixed_model()
     decode = DecodeModule(model)
     outputs: Outputs = {}
     for stage in (Stage.BASE, Stage.RESIDUAL):
         config = model.config.stage(stage).denoiser
-        x, d_prev = (_values((2, config.in_channels, config.size, config.size), seed) for seed in (1, 2))
-        cond = _values((2, config.cond_channels, config.size, config.size), 3)
-        scalars = [torch.tensor(pair) for pair in ((1.5, 4.0), (1.0, 0.9), (-0.25, -0.5), (0.125, 0.0))]
-        for guided in (True, False):
-            step = StepModule(model.denoiser(stage), guided=guided)
-            d, x_next = step(x, d_prev, cond, _values((2, config.width), 4), LABELS, *scalars)
-            outputs[f"{stage} guided={guided}"] = torch.stack((d, x_next)).numpy()
+        x = _values((2, config.in_channels, config.size, config.size), 1)
+        cond = _values((2, config.cond_channels, config.size, config.size), 3) if config.cond_channels else None
+        velocity = model.denoiser(stage)(x, _values((2, config.width), 4), torch.from_numpy(LABELS), cond)
+        outputs[f"{stage} velocity"] = velocity.numpy()
     base, residual = _values((2, 2, 2, 2), 5), _values((2, 6, 2, 2), 6)
     latents = compose(decode.base.restore(base), decode.residual.restore(residual))
     outputs["autoencoder"] = model.autoencoder.decode(latents).numpy()
@@ -67,24 +64,23 @@ def network_outputs() -> Outputs:
     return outputs
 
 
-@torch.no_grad()
 def numeric_outputs() -> Outputs:
     """Return the outputs of what the host computes: noise, trajectories, and the latents at the end of both stages."""
     model = fixed_model()
     config = model.config
-    outputs: Outputs = {"noise": gaussian_noise((2, 3, 3), seed=11, index=3, stream=NoiseStream.CONDITION).numpy()}
-    cond = torch.empty(2, 0, 2, 2)
-    for stage, num_steps in ((Stage.BASE, 5), (Stage.RESIDUAL, 3)):
+    outputs: Outputs = {"noise": gaussian_noise((2, 3, 3), seed=11, index=3, stream=NoiseStream.CONDITION)}
+    noise = SampleNoise.of(config, [11, 11], [0, 1])
+    cond: Latents | None = None
+    for stage, start, num_steps in ((Stage.BASE, noise.base, 5), (Stage.RESIDUAL, noise.residual, 3)):
         denoiser = model.denoiser(stage)
-        trajectory = stage_trajectory(config, stage, denoiser.time, num_steps, GUIDANCE_SCALE)
-        steps = {guided: StepModule(denoiser, guided=guided) for guided in (True, False)}
-        noise = torch.stack([initial_noise(config, stage, seed=11, index=index) for index in range(2)])
-        latents = sample(steps, trajectory, noise, cond, LABELS)
-        cond = torch.stack([noisy_condition(config, row, seed=11, index=index) for index, row in enumerate(latents)])
-        outputs[f"{stage} times"] = np.array(trajectory.times, dtype=np.float32)
-        outputs[f"{stage} time embedding"] = trajectory.time_embedding.numpy()
-        outputs[f"{stage} coefficients"] = trajectory.coefficients.numpy()
-        outputs[f"{stage} latents"] = latents.numpy()
+        trajectory = stage_trajectory(config, stage, host_time_embedding(denoiser), num_steps, GUIDANCE_SCALE)
+        latents = sample(eager_network(denoiser), trajectory, start, LABELS, denoiser.null_label, cond)
+        cond = noisy_condition(config, latents, noise.condition) if stage is Stage.BASE else None
+        updates = [(update.a, update.b, update.c) for update in trajectory.updates]
+        outputs[f"{stage} times"] = np.array(trajectory.times, np.float32)
+        outputs[f"{stage} time embedding"] = trajectory.time_embedding
+        outputs[f"{stage} updates"] = np.array(updates, np.float32)
+        outputs[f"{stage} latents"] = latents
     return outputs
 
 

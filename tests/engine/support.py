@@ -1,29 +1,30 @@
-"""The mathematics and the modules that tests compare plans with."""
+"""The mathematics and the modules that tests compare plans with, and samples driven through an executor."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from msf_engine.guided_step import StepModule
+from msf_engine.executor import Executor, SampleRequest
 from msf_engine.model import DecodeModule, MsfModel
 from msf_engine.plan import PlanSpec, stage_inputs
 from msf_engine.schedule import Solver, updates
 from msf_scheduler.stage import Stage
 
+Image = NDArray[np.uint8]
 
-def module_of(model: MsfModel, stage: Stage, *, guided: bool = True) -> nn.Module:
+
+def module_of(model: MsfModel, stage: Stage) -> nn.Module:
     """Return the module that the plans of a stage are compiled from."""
-    if stage is Stage.DECODE:
-        return DecodeModule(model).eval()
-    return StepModule(model.denoiser(stage), guided=guided).eval()
+    return (DecodeModule(model) if stage is Stage.DECODE else model.denoiser(stage)).eval()
 
 
 def spec_of(model: MsfModel, stage: Stage, *buckets: int) -> PlanSpec:
-    """Return the spec of a plan of the stage, guided except for the decoder."""
-    inputs = stage_inputs(model.config, stage)
-    return PlanSpec("tiny:1", "weights", stage, stage is not Stage.DECODE, buckets, inputs)
+    """Return the spec of a plan of the stage."""
+    return PlanSpec("tiny:1", "weights", stage, buckets, stage_inputs(model.config, stage))
 
 
 def integrate(velocity: Callable[[Tensor, float], Tensor], x: Tensor, times: Sequence[float], solver: Solver) -> Tensor:
@@ -34,3 +35,21 @@ def integrate(velocity: Callable[[Tensor, float], Tensor], x: Tensor, times: Seq
         x = update.a * x + update.b * d + update.c * d_prev
         d_prev = d
     return x
+
+
+def stages_of(request: SampleRequest) -> list[Stage]:
+    """Return the stage of each step that a sample needs."""
+    return [Stage.BASE] * request.num_base_steps + [Stage.RESIDUAL] * request.num_residual_steps + [Stage.DECODE]
+
+
+def run_to_end(executor: Executor, samples: dict[int, SampleRequest]) -> dict[int, Image]:
+    """Advance samples that have just joined, by slot, each with all others of its stage; return their images."""
+    left = {slot: stages_of(request) for slot, request in samples.items()}
+    images: dict[int, Image] = {}
+    while len(images) < len(samples):
+        stage = next(stages[0] for stages in left.values() if stages)
+        members = [slot for slot, stages in left.items() if stages and stages[0] is stage]
+        for slot in members:
+            left[slot].pop(0)
+        images |= executor.step(members).images
+    return images

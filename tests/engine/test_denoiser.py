@@ -3,7 +3,6 @@ from __future__ import annotations
 import torch
 
 from msf_engine.denoiser import Denoiser
-from msf_engine.guided_step import StepModule
 from tests.models import tiny_config, tiny_model
 
 
@@ -46,24 +45,3 @@ def test_the_time_embedding_distinguishes_time_from_noise_level() -> None:
     half, zero = torch.tensor([0.5]), torch.tensor([0.0])
     assert not torch.allclose(model.residual.time(half, zero), model.residual.time(zero, half))
     torch.testing.assert_close(model.base.time(half, zero), model.base.time(half, half))  # it has no condition
-
-
-def test_a_guided_step_moves_away_from_the_null_label() -> None:
-    """D = null + w (conditional - null), and x' = a x + b d + c d_prev, per row."""
-    model = tiny_model()
-    x, time_embedding, labels, cond = _inputs(3)
-    d_prev = torch.randn(3, 6, 2, 2)
-    w, a, b, c = (
-        torch.tensor([0.0, 1.0, 3.0]),
-        torch.tensor([1.0, 0.5, 2.0]),
-        torch.tensor([-0.1, -0.2, 0.3]),
-        torch.ones(3),
-    )
-    d, moved = StepModule(model.residual, guided=True)(x, d_prev, cond, time_embedding, labels, w, a, b, c)
-    conditional = model.residual(x, time_embedding, labels, cond)
-    null = model.residual(x, time_embedding, torch.full_like(labels, model.residual.null_label), cond)
-    rows = [value[:, None, None, None] for value in (w, a, b, c)]
-    torch.testing.assert_close(d, null + rows[0] * (conditional - null))
-    torch.testing.assert_close(moved, rows[1] * x + rows[2] * d + rows[3] * d_prev)
-    plain, _ = StepModule(model.residual, guided=False)(x, d_prev, cond, time_embedding, labels, w, a, b, c)
-    torch.testing.assert_close(plain, conditional)

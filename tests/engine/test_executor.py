@@ -8,36 +8,41 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from msf_engine.arenas import StepRows
 from msf_engine.config import GuidanceConfig
 from msf_engine.executor import Executor, SampleRequest
 from msf_engine.factorization import up
-from msf_engine.generate import generate
-from msf_engine.model_plans import ModelPlans, plan_kinds
+from msf_engine.generate import denoise, generate
+from msf_engine.model import DecodeModule
+from msf_engine.model_plans import ModelPlans
 from msf_engine.noise import NoiseStream, gaussian_noise
 from msf_engine.repository import ModelVersion
+from msf_engine.sampling import SampleNoise
 from msf_engine.schedule import timesteps
 from msf_scheduler.stage import Stage
 from msf_training.dataset import to_uint8
-from tests.engine.support import integrate
+from tests.engine.support import Image, integrate, run_to_end, stages_of
 
 REQUESTS = [
     SampleRequest(label=0, seed=1, index=0, num_base_steps=4, num_residual_steps=2, guidance_scale=1.5),
     SampleRequest(label=1, seed=1, index=1, num_base_steps=7, num_residual_steps=1, guidance_scale=4.0),
     SampleRequest(label=2, seed=9, index=0, num_base_steps=1, num_residual_steps=3, guidance_scale=1.0),
     SampleRequest(label=2, seed=9, index=5, num_base_steps=3, num_residual_steps=2, guidance_scale=0.0),
+    SampleRequest(label=0, seed=3, index=0, num_base_steps=4, num_residual_steps=2, guidance_scale=1.0),
 ]
 
 
-def _advance(executor: Executor, numbers: list[int]) -> dict[int, NDArray[np.uint8]]:
-    return dict(executor.step(numbers).images)
+def _noise(shape: tuple[int, ...], request: SampleRequest, stream: NoiseStream) -> Tensor:
+    return torch.from_numpy(gaussian_noise(shape, seed=request.seed, index=request.index, stream=stream))[None]
 
 
+@torch.no_grad()
 def test_an_image_is_the_decoded_integral_of_both_stages(eager_plans: ModelPlans, version: ModelVersion) -> None:
     """Compare the executor with the mathematics, written out for one sample."""
     request = REQUESTS[0]
     config, model = eager_plans.config, version.load()
 
-    def stage(stage: Stage, stream: NoiseStream, num_steps: int, cond: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def stage(stage: Stage, noise: Tensor, num_steps: int, cond: Tensor | None) -> Tensor:
         denoiser, level = model.denoiser(stage), torch.full((1,), config.conditioning_noise)
         labels, null = torch.tensor([request.label]), torch.tensor([denoiser.null_label])
 
@@ -47,64 +52,61 @@ def test_an_image_is_the_decoded_integral_of_both_stages(eager_plans: ModelPlans
             unguided: Tensor = denoiser(x, embedding, null, cond)
             return unguided + request.guidance_scale * (conditional - unguided)
 
-        noise = gaussian_noise(shape, seed=request.seed, index=request.index, stream=stream)[None]
         return integrate(velocity, noise, timesteps(num_steps), config.sampling.solver)
 
-    base = stage(Stage.BASE, NoiseStream.BASE, 4, torch.empty(1, 0, 2, 2), (2, 2, 2))
-    blur = gaussian_noise((2, 2, 2), seed=request.seed, index=request.index, stream=NoiseStream.CONDITION)[None]
-    residual = stage(Stage.RESIDUAL, NoiseStream.RESIDUAL, 2, torch.lerp(base, blur, 0.1), (6, 2, 2))
-    (pixels,) = eager_plans.by_kind[Stage.DECODE, False][1](base, residual)
-    (image,) = generate(eager_plans, [request])
+    base = stage(Stage.BASE, _noise((2, 2, 2), request, NoiseStream.BASE), 4, None)
+    cond = torch.lerp(base, _noise((2, 2, 2), request, NoiseStream.CONDITION), 0.1)
+    residual = stage(Stage.RESIDUAL, _noise((6, 2, 2), request, NoiseStream.RESIDUAL), 2, cond)
+    pixels = DecodeModule(model)(base, residual)
+    executor = Executor(eager_plans, 1)
+    [slot] = executor.join([request])
+    image = run_to_end(executor, {slot: request})[slot]
+    assert image.shape == (16, 16, 1)
     assert np.abs(image.astype(int) - pixels[0].numpy().astype(int)).max() <= 1
 
 
-def test_samples_do_not_depend_on_their_batch(eager_plans: ModelPlans) -> None:
-    alone = [generate(eager_plans, [request])[0] for request in REQUESTS]
-    together = generate(eager_plans, REQUESTS)
-    for one, other in zip(alone, together, strict=True):
-        assert one.shape == (16, 16, 1)
-        assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
+@pytest.mark.parametrize("seed", range(6))
+def test_any_mix_of_steps_makes_the_images_of_generate(exact_plans: ModelPlans, seed: int) -> None:
+    """Random members of random stages, guided and not, in batches that are started before the last one is finished."""
+    rng = np.random.default_rng(seed)
+    executor = Executor(exact_plans, 3)
+    waiting = [(number, request) for number, request in enumerate(REQUESTS)]
+    numbers: dict[int, int] = {}  # of requests, by slot
+    left: dict[int, list[Stage]] = {}
+    in_flight = []
+    images: dict[int, Image] = {}
+    while len(images) < len(REQUESTS):
+        if waiting and executor.num_free_slots and rng.random() < 0.7:
+            number, request = waiting.pop()
+            [slot] = executor.join([request])
+            numbers[slot], left[slot] = number, stages_of(request)
+        if candidates := [slot for slot, stages in left.items() if stages]:
+            stage = left[rng.choice(candidates)][0]
+            members = [slot for slot in candidates if left[slot][0] is stage and rng.random() < 0.7]
+            if members:
+                for slot in members:
+                    left[slot].pop(0)
+                in_flight.append(executor.start(members))
+        if in_flight and (len(in_flight) == 2 or rng.random() < 0.3 or not candidates):
+            result = executor.finish(in_flight.pop(0))
+            images |= {numbers[slot]: image for slot, image in result.images.items()}
+    assert executor.num_free_slots == 3
+    for number, expected in enumerate(generate(exact_plans, REQUESTS)):
+        assert np.array_equal(images[number], expected)
 
 
-def test_samples_at_different_steps_share_a_batch(eager_plans: ModelPlans) -> None:
-    executor = Executor(eager_plans, 2)
-    early = executor.join(REQUESTS[1])
-    executor.step([early])
-    executor.step([early])
-    late = executor.join(REQUESTS[0])
-    executor.step([early, late])
-    assert (executor.slots[early].step, executor.slots[late].step) == (3, 1)
-    assert executor.slots[early].steps_left == (4, 1)
-    images: dict[int, NDArray[np.uint8]] = {}
-    while executor.slots:
-        stage = max(slot.stage for slot in executor.slots.values())
-        images |= _advance(executor, [n for n, slot in executor.slots.items() if slot.stage is stage])
-    expected = [generate(eager_plans, [REQUESTS[number]])[0] for number in (1, 0)]
-    for slot, image in zip((early, late), expected, strict=True):
-        assert np.abs(images[slot].astype(int) - image.astype(int)).max() <= 1
-
-
-def test_leaving_frees_the_slot_and_does_not_affect_others(eager_plans: ModelPlans) -> None:
-    executor = Executor(eager_plans, 2)
-    staying, leaving = executor.join(REQUESTS[0]), executor.join(REQUESTS[1])
-    executor.step([staying, leaving])
-    executor.leave(leaving)
-    assert executor.num_free_slots == 1
-    images: dict[int, NDArray[np.uint8]] = {}
-    while executor.slots:
-        images |= _advance(executor, [staying])
-    expected = generate(eager_plans, [REQUESTS[0]])[0]
-    assert np.abs(images[staying].astype(int) - expected.astype(int)).max() <= 1
-
-
-def test_a_sample_that_is_not_finite_fails_alone(eager_plans: ModelPlans) -> None:
-    executor = Executor(eager_plans, 2)
-    healthy, sick = executor.join(REQUESTS[0]), executor.join(REQUESTS[1])
-    executor.slots[sick].x[0, 0, 0] = torch.nan
-    result = executor.step([healthy, sick])
-    assert result.failed == (sick,)
-    assert list(executor.slots) == [healthy]
-    assert executor.slots[healthy].x.isfinite().all()
+def test_a_guided_sample_takes_two_rows(eager_plans: ModelPlans) -> None:
+    executor = Executor(eager_plans, 3)
+    unguided, guided, other = executor.join([REQUESTS[2], REQUESTS[0], REQUESTS[1]])
+    rows = executor.start([unguided, guided])
+    assert isinstance(rows, StepRows)
+    assert (rows.num_rows, rows.num_guided, rows.bucket) == (3, 1, 4)
+    assert rows.slots.tolist() == [guided, unguided]  # guided samples first
+    null_label = eager_plans.config.num_classes
+    assert rows.labels.tolist() == [REQUESTS[0].label, REQUESTS[2].label, null_label]
+    assert rows.completes.tolist() == [unguided]  # it has one base step
+    alone = executor.start([other])
+    assert (alone.bucket, isinstance(alone, StepRows) and alone.num_rows) == (2, 2)
 
 
 def test_guidance_acts_inside_its_interval_only(eager_plans: ModelPlans) -> None:
@@ -112,21 +114,76 @@ def test_guidance_acts_inside_its_interval_only(eager_plans: ModelPlans) -> None
     config = eager_plans.config
     config = config.model_copy(update={"base": config.base.model_copy(update={"guidance": guidance})})
     executor = Executor(replace(eager_plans, config=config), 1)
-    slot = executor.slots[executor.join(REQUESTS[0])]
-    assert slot.trajectory.guided == (False, True, True, False)  # t = 1, 0.75, 0.5, 0.25
+    slots = executor.join(REQUESTS[:1])
+    num_rows = []
+    for _ in range(4):
+        rows = executor.start(slots)
+        assert isinstance(rows, StepRows)
+        num_rows.append(rows.num_rows)
+        executor.finish(rows)
+    assert num_rows == [1, 2, 2, 1]  # t = 1, 0.75, 0.5, 0.25
 
 
-def test_a_stage_that_is_never_guided_needs_no_guided_plan(eager_plans: ModelPlans) -> None:
+def test_a_stage_without_an_interval_is_never_guided(eager_plans: ModelPlans) -> None:
     residual = eager_plans.config.residual.model_copy(update={"guidance": GuidanceConfig(interval=None)})
-    config = eager_plans.config.model_copy(update={"residual": residual})
-    kinds = plan_kinds(config)
-    assert set(plan_kinds(eager_plans.config)) - set(kinds) == {(Stage.RESIDUAL, True)}
-    by_kind = {kind: eager_plans.by_kind[kind] for kind in kinds}
+    base_guided_only = replace(eager_plans, config=eager_plans.config.model_copy(update={"residual": residual}))
     guided = replace(REQUESTS[0], guidance_scale=3.0)
-    base_guided_only = generate(replace(eager_plans, config=config, by_kind=by_kind), [guided])
-    assert not np.array_equal(base_guided_only[0], generate(eager_plans, [guided])[0])
-    unguided = replace(guided, guidance_scale=1.0)
-    assert not np.array_equal(base_guided_only[0], generate(eager_plans, [unguided])[0])
+    [image] = generate(base_guided_only, [guided])
+    assert not np.array_equal(image, generate(eager_plans, [guided])[0])
+    assert not np.array_equal(image, generate(eager_plans, [replace(guided, guidance_scale=1.0)])[0])
+
+
+def test_leaving_frees_the_slot_and_does_not_affect_others(exact_plans: ModelPlans) -> None:
+    executor = Executor(exact_plans, 2)
+    staying, leaving = executor.join(REQUESTS[:2])
+    executor.step([staying, leaving])
+    executor.leave(leaving)
+    assert executor.num_free_slots == 1
+    [successor] = executor.join([REQUESTS[2]])
+    remaining = replace(REQUESTS[0], num_base_steps=3)
+    images = run_to_end(executor, {staying: remaining, successor: REQUESTS[2]})
+    for slot, expected in zip((staying, successor), generate(exact_plans, [REQUESTS[0], REQUESTS[2]]), strict=True):
+        assert np.array_equal(images[slot], expected)
+
+
+@pytest.mark.parametrize("num_batches", [1, 2])
+def test_a_slot_that_is_left_under_way_is_free_after_its_last_batch(exact_plans: ModelPlans, num_batches: int) -> None:
+    executor = Executor(exact_plans, 2)
+    staying, leaving = executor.join(REQUESTS[:2])
+    batches = [executor.start([staying, leaving]) for _ in range(num_batches)]
+    executor.leave(leaving)
+    for batch in batches:
+        assert executor.num_free_slots == 0
+        executor.finish(batch)
+    assert executor.num_free_slots == 1
+    [successor] = executor.join([REQUESTS[2]])
+    remaining = replace(REQUESTS[0], num_base_steps=4 - num_batches)
+    images = run_to_end(executor, {staying: remaining, successor: REQUESTS[2]})
+    for slot, expected in zip((staying, successor), generate(exact_plans, [REQUESTS[0], REQUESTS[2]]), strict=True):
+        assert np.array_equal(images[slot], expected)
+
+
+def test_an_image_whose_sample_has_left_is_dropped(eager_plans: ModelPlans) -> None:
+    executor = Executor(eager_plans, 1)
+    request = SampleRequest(0, 1, 0, 1, 1, 1.0)
+    slots = executor.join([request])
+    executor.step(slots)
+    last_step, decoding = (executor.start(slots) for _ in range(2))
+    executor.leave(*slots)
+    assert executor.finish(last_step).failed == ()
+    assert executor.finish(decoding).images == {}
+    assert executor.num_free_slots == 1
+
+
+def test_a_sample_that_is_not_finite_fails_alone(exact_plans: ModelPlans) -> None:
+    executor = Executor(exact_plans, 2)
+    healthy, sick = executor.join([REQUESTS[0], replace(REQUESTS[1], guidance_scale=float("inf"))])
+    first, second = executor.start([healthy, sick]), executor.start([healthy, sick])
+    assert executor.finish(first).failed == (sick,)
+    assert executor.finish(second).failed == ()  # it is reported once
+    assert executor.num_free_slots == 1
+    images = run_to_end(executor, {healthy: replace(REQUESTS[0], num_base_steps=2)})
+    assert np.array_equal(images[healthy], generate(exact_plans, REQUESTS[:1])[0])
 
 
 @pytest.mark.parametrize(("total", "split"), [(2, (1, 1)), (3, (2, 1)), (6, (4, 2)), (30, (20, 10))])
@@ -136,32 +193,48 @@ def test_stages_split_steps_in_the_ratio_of_their_defaults(
     assert eager_plans.config.split_steps(total) == split
 
 
+@torch.no_grad()
 def test_the_first_preview_is_the_base_decoded_alone(eager_plans: ModelPlans, version: ModelVersion) -> None:
-    model = version.load()
+    requests = [replace(request, num_base_steps=4, guidance_scale=1.5) for request in REQUESTS[:2]]
     executor = Executor(eager_plans, 2)
-    slots = [executor.join(request) for request in REQUESTS[:2]]
-    while any(executor.slots[slot].stage is Stage.BASE for slot in slots):
-        executor.step([slot for slot in slots if executor.slots[slot].stage is Stage.BASE])
+    slots = executor.join(requests)
+    for _ in range(4):
+        executor.step(slots)
     previews = executor.preview(slots)
-    for slot in slots:
-        base = executor.slots[slot].base
-        mean, std = (torch.tensor(each)[:, None, None] for each in vars(eager_plans.config.base.statistics).values())
-        with torch.inference_mode():
-            decoded = model.autoencoder.decode(up((base * std + mean)[None]))[0]
-        assert np.array_equal(previews[slot], to_uint8(decoded).permute(1, 2, 0).numpy())
+    noise = SampleNoise.of(eager_plans.config, [r.seed for r in requests], [r.index for r in requests])
+    labels = np.array([request.label for request in requests])
+    bases = torch.from_numpy(denoise(eager_plans, Stage.BASE, noise.base, labels, 4, 1.5))
+    mean, std = (torch.tensor(each)[:, None, None] for each in vars(eager_plans.config.base.statistics).values())
+    decoded = to_uint8(version.load().autoencoder.decode(up(bases * std + mean)))
+    for slot, expected in zip(slots, decoded, strict=True):
+        assert np.abs(previews[slot].astype(int) - expected.permute(1, 2, 0).numpy().astype(int)).max() <= 1
 
 
-def test_previews_approach_the_image_without_advancing_it(eager_plans: ModelPlans) -> None:
+def test_previews_approach_the_image_without_advancing_it(exact_plans: ModelPlans) -> None:
     request = replace(REQUESTS[0], num_residual_steps=6)
-    executor = Executor(eager_plans, 1)
-    slot = executor.join(request)
-    previews = []
-    while executor.slots[slot].stage is not Stage.DECODE:
-        executor.step([slot])
-        if executor.slots[slot].stage is Stage.RESIDUAL:
-            previews.append(executor.preview([slot])[slot].astype(int))
-    image = executor.step([slot]).images[slot].astype(int)
-    assert np.array_equal(image, generate(eager_plans, [request])[0].astype(int))
+    executor = Executor(exact_plans, 1)
+    slots = executor.join([request])
+    previews: list[NDArray[np.int_]] = []
+    for stage in stages_of(request):
+        if stage is Stage.RESIDUAL:
+            previews.append(executor.preview(slots)[slots[0]].astype(int))
+        result = executor.step(slots)
+    image = result.images[slots[0]].astype(int)
+    assert np.array_equal(image, generate(exact_plans, [request])[0])
     distances = [np.abs(preview - image).mean() for preview in previews]
     assert distances[-1] < distances[0]
     assert executor.preview([]) == {}
+
+
+def test_a_preview_shows_the_steps_that_are_under_way(exact_plans: ModelPlans) -> None:
+    previews = []
+    for is_finished in (True, False):
+        executor = Executor(exact_plans, 1)
+        slots = executor.join(REQUESTS[:1])
+        for _ in range(4):
+            executor.step(slots)
+        rows = executor.start(slots)
+        if is_finished:
+            executor.finish(rows)
+        previews.append(executor.preview(slots)[slots[0]])
+    assert np.array_equal(*previews)

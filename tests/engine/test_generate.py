@@ -6,17 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
+from msf_engine.eager_network import eager_network, host_time_embedding
 from msf_engine.errors import PlanError
 from msf_engine.executor import Executor, SampleRequest
-from msf_engine.generate import generate
-from msf_engine.guided_step import StepModule
+from msf_engine.generate import denoise, generate
 from msf_engine.model_plans import ModelPlans
 from msf_engine.repository import ModelVersion
-from msf_engine.sampling import initial_noise, sample, stage_trajectory
+from msf_engine.sampling import SampleNoise, sample, stage_trajectory
 from msf_scheduler.stage import Stage
+from tests.engine.support import run_to_end
 
 REQUESTS = [SampleRequest(index % 3, 5, index, 4, 2, 1.5) for index in range(4)]
 
@@ -24,17 +24,16 @@ REQUESTS = [SampleRequest(index % 3, 5, index, 4, 2, 1.5) for index in range(4)]
 def _executed(plans: ModelPlans, requests: list[SampleRequest]) -> list[NDArray[np.uint8]]:
     """Images of requests that the executor advances together, in one batch."""
     executor = Executor(plans, len(requests))
-    slots = [executor.join(request) for request in requests]
-    while executor.slots:
-        images = executor.step(slots).images
+    slots = executor.join(requests)
+    images = run_to_end(executor, dict(zip(slots, requests, strict=True)))
     return [images[slot] for slot in slots]
 
 
 @pytest.mark.parametrize("count", [1, 3, 4])
 @pytest.mark.parametrize("scale", [1.0, 1.5])
-def test_images_are_those_of_the_executor(eager_plans: ModelPlans, count: int, scale: float) -> None:
+def test_images_are_those_of_the_executor(exact_plans: ModelPlans, count: int, scale: float) -> None:
     requests = [replace(request, guidance_scale=scale) for request in REQUESTS[:count]]
-    for image, expected in zip(generate(eager_plans, requests), _executed(eager_plans, requests), strict=True):
+    for image, expected in zip(generate(exact_plans, requests), _executed(exact_plans, requests), strict=True):
         assert np.array_equal(image, expected)
 
 
@@ -55,8 +54,8 @@ def test_strict_images_do_not_depend_on_their_batch(eager_plans: ModelPlans) -> 
 
 
 def test_strict_images_need_a_strict_bucket(eager_plans: ModelPlans) -> None:
-    plans = replace(eager_plans, strict=dict.fromkeys(eager_plans.by_kind, ()))
-    with pytest.raises(PlanError, match="no strict images: a sample's bytes in stage base depend on its batch"):
+    plans = replace(eager_plans, strict=dict.fromkeys(Stage, ()))
+    with pytest.raises(PlanError, match="no strict images: a row's bytes in stage base depend on its batch"):
         generate(plans, REQUESTS, strict=True)
 
 
@@ -67,10 +66,14 @@ def test_an_image_that_is_not_finite_is_an_error(eager_plans: ModelPlans) -> Non
 
 
 def test_sampling_the_networks_is_sampling_their_plans(eager_plans: ModelPlans, version: ModelVersion) -> None:
-    config, denoiser = eager_plans.config, version.load().base
-    trajectory = stage_trajectory(config, Stage.BASE, denoiser.time, 5, 2.0)
-    noise = torch.stack([initial_noise(config, Stage.BASE, seed=1, index=index) for index in range(4)])
-    inputs = trajectory, noise, noise[:, :0], torch.tensor([0, 1, 2, 0])
-    eager = sample({True: StepModule(denoiser, guided=True)}, *inputs)
-    planned = sample({True: eager_plans.bucketed((Stage.BASE, True))}, *inputs)
-    assert torch.equal(eager, planned)
+    config, model = eager_plans.config, version.load()
+    noise, labels = SampleNoise.of(config, [1] * 4, range(4)), np.array([0, 1, 2, 0])
+    for stage, start, cond in (
+        (Stage.BASE, noise.base, None),
+        (Stage.RESIDUAL, noise.residual, noise.condition),
+    ):
+        denoiser = model.denoiser(stage)
+        trajectory = stage_trajectory(config, stage, host_time_embedding(denoiser), 5, 2.0)
+        eager = sample(eager_network(denoiser), trajectory, start, labels, denoiser.null_label, cond)
+        planned = denoise(eager_plans, stage, start, labels, 5, 2.0, cond)
+        np.testing.assert_allclose(eager, planned, rtol=1e-5, atol=1e-5)
