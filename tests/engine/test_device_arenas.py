@@ -25,7 +25,7 @@ from msf_engine.device_plan import DevicePlan
 from msf_engine.errors import PlanError
 from msf_engine.executor import Executor, SampleRequest
 from msf_engine.generate import generate
-from msf_engine.model import DecodeModule, MsfModel
+from msf_engine.model import MsfModel
 from msf_engine.model_plans import ModelPlans
 from msf_engine.plan import PlanSpec, stage_inputs
 from msf_engine.plan_cache import PlanCache
@@ -33,6 +33,7 @@ from msf_engine.plan_loader import load_plans
 from msf_engine.repository import ModelVersion
 from msf_engine.sampling import SampleNoise
 from msf_scheduler.stage import Stage
+from tests.engine.support import network_of
 
 CPU = torch.device("cpu")
 BUCKETS = (1, 2, 4, 8)
@@ -59,13 +60,10 @@ def plans(eager_plans: ModelPlans, model: MsfModel) -> ModelPlans:
     return with_networks(eager_plans, {stage: network_of(model, stage) for stage in Stage})
 
 
-def network_of(model: MsfModel, stage: Stage) -> torch.nn.Module:
-    return (DecodeModule(model) if stage is Stage.DECODE else model.denoiser(stage)).eval()
-
-
 def with_networks(plans: ModelPlans, networks: Mapping[Stage, Any], buckets: tuple[int, ...] = BUCKETS) -> ModelPlans:
+    inputs = {stage: stage_inputs(plans.config, stage) for stage in networks}
     by_stage = {
-        stage: DevicePlan(PlanSpec("tiny:1", "", stage, buckets, stage_inputs(plans.config, stage)), network, CPU)
+        stage: DevicePlan(PlanSpec("tiny:1", "", stage, buckets, inputs[stage]), network, CPU)
         for stage, network in networks.items()
     }
     return replace(plans, by_stage=by_stage, buckets=dict.fromkeys(Stage, buckets))
@@ -137,38 +135,38 @@ class Driver:
         if stage is Stage.DECODE:
             del self.stages[slot]
             return
-        left = self.steps[slot]
-        left[0 if stage is Stage.BASE else 1] -= 1
-        if not left[0 if stage is Stage.BASE else 1]:
+        steps = self.steps[slot]
+        steps[0 if stage is Stage.BASE else 1] -= 1
+        if not steps[0 if stage is Stage.BASE else 1]:
             self.stages[slot] = Stage.RESIDUAL if stage is Stage.BASE else Stage.DECODE
 
 
 @pytest.mark.parametrize("bucket", BUCKETS)
 @pytest.mark.parametrize("seed", range(3))
 def test_images_are_those_of_generate_whatever_the_batches(plans: ModelPlans, bucket: int, seed: int) -> None:
-    wanted = requests(12, guided=bucket > 1)
-    images = Driver(Executor(plans, 5), bucket, seed).run(wanted)
-    expected = generate(at_bucket(plans, bucket), wanted)
-    for request, image in zip(wanted, expected, strict=True):
+    sample_requests = requests(12, guided=bucket > 1)
+    images = Driver(Executor(plans, 5), bucket, seed).run(sample_requests)
+    expected = generate(at_bucket(plans, bucket), sample_requests)
+    for request, image in zip(sample_requests, expected, strict=True):
         assert np.array_equal(images[request], image), request
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_samples_that_leave_under_way_do_not_touch_the_next_in_their_slot(plans: ModelPlans, seed: int) -> None:
-    wanted = requests(8)
+    sample_requests = requests(8)
     driver = Driver(Executor(plans, 3), 4, seed)
-    images = driver.run(wanted, leaving=0.2)
+    images = driver.run(sample_requests, leaving=0.2)
     assert driver.num_left > 3
-    for request, image in zip(wanted, generate(at_bucket(plans, 4), wanted), strict=True):
+    for request, image in zip(sample_requests, generate(at_bucket(plans, 4), sample_requests), strict=True):
         assert np.array_equal(images[request], image), request
 
 
 def test_previews_are_those_of_arenas_in_the_hosts_memory(plans: ModelPlans) -> None:
-    wanted = [replace(request, num_residual_steps=3) for request in requests(3)]
+    sample_requests = [replace(request, num_residual_steps=3) for request in requests(3)]
     executors = [Executor(plans, 3, arenas(plans, 3)) for arenas in (DeviceArenas, HostArenas)]
-    slots = [executor.join(wanted) for executor in executors]
+    slots = [executor.join(sample_requests) for executor in executors]
     assert slots[0] == slots[1]
-    for slot, request in zip(slots[0], wanted, strict=True):
+    for slot, request in zip(slots[0], sample_requests, strict=True):
         for step in range(request.num_base_steps + 3):
             if step >= request.num_base_steps:
                 one, other = (executor.preview([slot])[slot] for executor in executors)
@@ -193,25 +191,27 @@ def test_a_preview_shows_every_step_that_has_started(plans: ModelPlans) -> None:
 def test_a_sample_that_is_not_finite_fails_alone(plans: ModelPlans) -> None:
     executor = Executor(plans, 4)
     driver = Driver(executor, 8, 0)
-    wanted = requests(4)
-    noise = SampleNoise.of(plans.config, [request.seed for request in wanted], [request.index for request in wanted])
+    sample_requests = requests(4)
+    noise = SampleNoise.of(
+        plans.config, [request.seed for request in sample_requests], [request.index for request in sample_requests]
+    )
     noise.base[2, 0, 0, 0] = np.nan
-    slots = executor.join(wanted, noise)
+    slots = executor.join(sample_requests, noise)
     results = [executor.step(slots, 8), executor.step([slots[1]], 8)]
     assert [result.failed for result in results] == [(slots[2],), ()]
     assert executor.num_free_slots == 1
-    images = driver.run([replace(wanted[2], seed=5)])
-    (expected,) = generate(at_bucket(plans, 8), [replace(wanted[2], seed=5)])
-    assert np.array_equal(images[replace(wanted[2], seed=5)], expected), "the slot is clean again"
+    images = driver.run([replace(sample_requests[2], seed=5)])
+    (expected,) = generate(at_bucket(plans, 8), [replace(sample_requests[2], seed=5)])
+    assert np.array_equal(images[replace(sample_requests[2], seed=5)], expected), "the slot is clean again"
 
 
 def test_more_schedules_than_expected_are_kept(plans: ModelPlans, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "MIN_TABLE_ROWS", 4)
     sampling = plans.config.sampling.model_copy(update={"max_num_steps": 1})
     config = plans.config.model_copy(update={"sampling": sampling})
-    wanted = [replace(request, num_base_steps=1 + n) for n, request in enumerate(requests(9))]
-    images = Driver(Executor(replace(plans, config=config), 9), 8, 0).run(wanted)
-    for request, image in zip(wanted, generate(at_bucket(plans, 8), wanted), strict=True):
+    sample_requests = [replace(request, num_base_steps=1 + n) for n, request in enumerate(requests(9))]
+    images = Driver(Executor(replace(plans, config=config), 9), 8, 0).run(sample_requests)
+    for request, image in zip(sample_requests, generate(at_bucket(plans, 8), sample_requests), strict=True):
         assert np.array_equal(images[request], image), request
 
 
@@ -227,7 +227,10 @@ def test_a_failure_of_the_device_is_a_plan_error(plans: ModelPlans, model: MsfMo
 
 def test_arenas_are_where_the_plans_take_their_inputs(plans: ModelPlans, eager_plans: ModelPlans) -> None:
     assert isinstance(make_arenas(plans, 1), DeviceArenas)
-    assert isinstance(make_arenas(replace(plans, by_stage=plans.by_stage | eager_plans.by_stage), 1), HostArenas)
+    assert isinstance(
+        make_arenas(replace(plans, by_stage={**plans.by_stage, Stage.BASE: eager_plans.by_stage[Stage.BASE]}), 1),
+        HostArenas,
+    )
 
 
 class RefusingGraph:
@@ -278,13 +281,13 @@ def gpu_plans(
 def test_on_a_gpu_every_batch_is_a_graph_and_agrees_with_the_plans(
     gpu_plans: ModelPlans, caplog: pytest.LogCaptureFixture
 ) -> None:
-    wanted = requests(12)
+    sample_requests = requests(12)
     executor = Executor(gpu_plans, 5)
     assert "without a CUDA graph" not in caplog.text
-    images = Driver(executor, 4, 0).run(wanted, leaving=0.1)
+    images = Driver(executor, 4, 0).run(sample_requests, leaving=0.1)
     differences = [
         np.abs(images[request].astype(int) - image.astype(int))
-        for request, image in zip(wanted, generate(at_bucket(gpu_plans, 4), wanted), strict=True)
+        for request, image in zip(sample_requests, generate(at_bucket(gpu_plans, 4), sample_requests), strict=True)
     ]
     assert max(difference.max() for difference in differences) <= 2
 
@@ -296,9 +299,9 @@ def test_on_a_gpu_strict_buckets_keep_an_images_bytes(gpu_plans: ModelPlans) -> 
     strict = set.intersection(*(set(gpu_plans.strict[stage]) for stage in Stage)) - {1}
     if not strict:
         pytest.skip(f"no bucket is strict in every stage: {gpu_plans.strict}")
-    wanted = requests(12)
-    runs = [Driver(Executor(gpu_plans, 6), bucket, seed).run(wanted) for bucket in strict for seed in range(2)]
-    for request in wanted:
+    sample_requests = requests(12)
+    runs = [Driver(Executor(gpu_plans, 6), bucket, seed).run(sample_requests) for bucket in strict for seed in range(2)]
+    for request in sample_requests:
         assert len({run[request].tobytes() for run in runs}) == 1, request
 
 
@@ -306,13 +309,13 @@ def test_on_a_gpu_strict_buckets_keep_an_images_bytes(gpu_plans: ModelPlans) -> 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore")
 def test_on_a_gpu_more_schedules_than_expected_are_kept(gpu_plans: ModelPlans, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = [replace(request, num_base_steps=1 + n) for n, request in enumerate(requests(9))]
-    expected = Driver(Executor(gpu_plans, 9), 4, 0).run(wanted)
+    sample_requests = [replace(request, num_base_steps=1 + n) for n, request in enumerate(requests(9))]
+    expected = Driver(Executor(gpu_plans, 9), 4, 0).run(sample_requests)
     monkeypatch.setattr(device, "MIN_TABLE_ROWS", 4)
     sampling = gpu_plans.config.sampling.model_copy(update={"max_num_steps": 1})
     config = gpu_plans.config.model_copy(update={"sampling": sampling})
-    images = Driver(Executor(replace(gpu_plans, config=config), 9), 4, 0).run(wanted)
-    assert all(np.array_equal(images[request], expected[request]) for request in wanted)
+    images = Driver(Executor(replace(gpu_plans, config=config), 9), 4, 0).run(sample_requests)
+    assert all(np.array_equal(images[request], expected[request]) for request in sample_requests)
 
 
 @needs_gpu

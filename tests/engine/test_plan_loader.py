@@ -11,6 +11,7 @@ import numpy as np
 import openvino as ov
 import pytest
 import torch
+from msf_engine.guided_step import StepModule
 from torch import nn
 
 from msf_engine import plan_loader
@@ -19,7 +20,6 @@ from msf_engine.backends.eager import EagerBackend
 from msf_engine.errors import BackendUnavailable, PlanError, PlanRejected
 from msf_engine.executor import SampleRequest
 from msf_engine.generate import generate
-from msf_engine.guided_step import StepModule
 from msf_engine.model_plans import ModelPlans
 from msf_engine.plan import Plan, PlanSpec, step_inputs
 from msf_engine.plan_cache import PlanCache

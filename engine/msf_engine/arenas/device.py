@@ -53,17 +53,19 @@ class DecodeField(IntEnum):
 
 @dataclass(frozen=True)
 class _Program:
-    """What computes a batch of one size: from `fields` (F, R) on the device to the tensor that the host gets."""
+    """The computation of a batch of one size: from `fields` (F, R) on the device to the tensor that the host gets."""
 
     fields: Tensor
     run: Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
-class _StartedBatch:
-    rows: StepRows | DecodeRows
-    output: Tensor  # in pinned memory, valid after the event
-    event: torch.cuda.Event | None
+class _Launch:
+    """A batch on its way: `output` is in pinned memory, and valid after `end`."""
+
+    output: Tensor
+    begin: torch.cuda.Event | None
+    end: torch.cuda.Event | None
 
 
 class DeviceArenas:
@@ -71,6 +73,8 @@ class DeviceArenas:
 
     All work is in the order of one stream. Any thread may call, one at a time.
     """
+
+    queues_batches = True
 
     def __init__(self, plans: ModelPlans, capacity: int) -> None:
         """Allocate the slots and, on a GPU, capture a graph for each stage and bucket. Raises PlanError."""
@@ -95,7 +99,7 @@ class DeviceArenas:
             self._tables = {stage: self._table(stage, num_rows) for stage in shapes}
             self._num_mirrored = dict.fromkeys(shapes, 0)
             self._capture_all()
-        self._started: list[_StartedBatch] = []
+        self._launches: dict[int, _Launch] = {}  # by the id of their rows
 
     def write(self, slots: Indices, noise: SampleNoise) -> None:
         """Write the noise that samples start from."""
@@ -108,22 +112,22 @@ class DeviceArenas:
 
     def start(self, rows: StepRows | DecodeRows) -> None:
         """Enqueue a batch. It does not wait for the device unless a stage's table of steps outgrows its memory."""
-        stage = rows.stage if isinstance(rows, StepRows) else Stage.DECODE
-        with self._enqueuing(f"start a batch of {stage}"):
+        with self._enqueuing(f"start a batch of {rows.stage}"):
             if isinstance(rows, StepRows):
-                self._mirror(stage, rows.table)
+                self._mirror(rows.stage, rows.table)
                 fields = self._step_fields(rows)
             else:
                 fields = self._decode_fields(rows.slots, np.zeros(len(rows.slots)), rows.bucket)
-            self._started.append(_StartedBatch(rows, *self._launch(stage, rows.bucket, fields)))
+            self._launches[id(rows)] = self._launch(rows.stage, rows.bucket, fields)
 
     def wait(self, rows: StepRows | DecodeRows) -> None:
         """Wait for this batch, not for those after it."""
-        position = next((n for n, batch in enumerate(self._started) if batch.rows is rows), None)
-        if position is None:
+        launch = self._launches.pop(id(rows), None)
+        if launch is None:
             return
-        batch = self._started.pop(position)
-        output = self._finished(batch.output, batch.event)[: len(rows.slots)]
+        output = self._finished(launch)[: len(rows.slots)]
+        if launch.begin is not None and launch.end is not None:
+            rows.seconds = launch.begin.elapsed_time(launch.end) / 1e3
         if isinstance(rows, StepRows):
             rows.finite = output
         else:
@@ -132,8 +136,8 @@ class DeviceArenas:
     def preview(self, slots: Indices, times: NDArray[np.float64], bucket: int) -> Array:
         """Decode the end of the path along the last velocity; at the residual's start (t = 1) the base alone."""
         with self._enqueuing("start a preview"):
-            launched = self._launch(Stage.DECODE, bucket, self._decode_fields(slots, times, bucket))
-        return self._finished(*launched)[: len(slots)]
+            launch = self._launch(Stage.DECODE, bucket, self._decode_fields(slots, times, bucket))
+        return self._finished(launch)[: len(slots)]
 
     def run_scratch(self, stage: Stage, bucket: int, num_runs: int) -> None:
         """Enqueue batches that touch no sample, to measure what one takes on the device."""
@@ -151,21 +155,29 @@ class DeviceArenas:
         except RuntimeError as error:  # also when the device's memory is full
             raise PlanError(f"the device cannot {action}: {error}") from error
 
-    def _launch(self, stage: Stage, bucket: int, fields: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    def _launch(self, stage: Stage, bucket: int, fields: Tensor) -> _Launch:
         program = self._programs[stage, bucket]
+        begin = self._record()
         program.fields.copy_(fields, non_blocking=True)
         output = program.run()
         host_output = self._host(output.shape, output.dtype)
         host_output.copy_(output, non_blocking=True)
-        return host_output, None if self.stream is None else self.stream.record_event()
+        return _Launch(host_output, begin, self._record())
 
-    def _finished(self, output: Tensor, event: torch.cuda.Event | None) -> Array:
+    def _record(self) -> torch.cuda.Event | None:
+        if self.stream is None:
+            return None
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(self.stream)
+        return event
+
+    def _finished(self, launch: _Launch) -> Array:
         try:
-            if event is not None:
-                event.synchronize()
+            if launch.end is not None:
+                launch.end.synchronize()
         except RuntimeError as error:
             raise PlanError(f"the device failed to compute a batch: {error}") from error
-        return output.numpy()
+        return launch.output.numpy()
 
     def _capture_all(self) -> None:
         """Make the programs, as graphs on a GPU; they have the addresses of slots and tables."""
