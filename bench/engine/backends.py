@@ -6,13 +6,13 @@ import copy
 from typing import Literal
 
 import torch
+from msf_engine.guided_step import StepModule
 from torch import Tensor, nn
 
 from msf_engine.backends import Backend, BackendName, Precision, get_backend
 from msf_engine.backends.eager import EagerBackend
 from msf_engine.backends.inductor import InductorBackend
 from msf_engine.denoiser import Denoiser
-from msf_engine.guided_step import StepModule
 from msf_engine.precision import DTYPES
 
 MethodName = BackendName | Literal["eager-cast", "inductor-cast"]

@@ -16,13 +16,13 @@ from multiprocessing.context import SpawnProcess
 from operator import itemgetter
 
 import torch
+from msf_engine.guided_step import StepModule
 from torch import Tensor
 
 from bench.engine.backends import MethodName, get_method
 from bench.engine.flops import step_flops
 from bench.engine.sizes import DenoiserSize, random_denoiser
 from msf_engine.backends import Precision
-from msf_engine.guided_step import StepModule
 from msf_engine.plan import PlanSpec, step_inputs
 from msf_scheduler.stage import Stage
 

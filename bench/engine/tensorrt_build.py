@@ -15,6 +15,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from msf_engine.guided_step import StepModule
 from tabulate import tabulate
 from torch import nn
 
@@ -23,7 +24,6 @@ from bench.local_stack import MODEL
 from msf_engine.backends import Precision
 from msf_engine.backends.tensorrt import TensorRtBackend
 from msf_engine.config import ModelConfig
-from msf_engine.guided_step import StepModule
 from msf_engine.model import DecodeModule, MsfModel
 from msf_engine.plan import Input, PlanSpec, decode_inputs, step_inputs
 from msf_engine.repository import read_version

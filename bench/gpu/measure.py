@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from msf_engine.guided_step import StepModule
 from torch import Tensor, nn
 
 from bench.engine.flops import step_flops
@@ -19,7 +20,6 @@ from bench.engine.sizes import NUM_CLASSES, random_denoiser
 from bench.gpu.cells import NUM_STEPS, VARIES, CellResult, GpuCell, GpuNetwork, StageTimes
 from msf_engine import plan_validation as validation
 from msf_engine.backends import Backend
-from msf_engine.guided_step import StepModule
 from msf_engine.plan import Plan, PlanSpec, step_inputs
 from msf_scheduler.stage import Stage
 

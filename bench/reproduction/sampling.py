@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
+from msf_engine.guided_step import StepModule
 from torch import Tensor
 
 from msf_engine.backends import get_backend
 from msf_engine.config import DenoiserConfig
 from msf_engine.denoiser import Denoiser
-from msf_engine.guided_step import StepModule
 from msf_engine.model import DecodeModule, MsfModel
 from msf_engine.model_plans import BucketedPlan
 from msf_engine.plan import PlanSpec, decode_inputs, step_inputs

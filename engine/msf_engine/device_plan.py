@@ -1,17 +1,19 @@
-"""Plans of networks on a GPU: arrays in and out for validation; arenas there call the network itself."""
+"""Plans of networks that take tensors on a device: arenas there call the network itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from msf_engine.plan import Array, FunctionPlan, PlanSpec
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 
 class DevicePlan(FunctionPlan):
-    """A plan over a function of tensors on `device`."""
+    """A plan over a function of tensors on `device`: as a plan it takes and returns arrays, which validation needs."""
 
     def __init__(self, spec: PlanSpec, network: Callable[..., Tensor], device: torch.device) -> None:
         super().__init__(spec, self._call)
@@ -19,5 +21,8 @@ class DevicePlan(FunctionPlan):
         self.device = device
 
     def _call(self, *inputs: Array) -> Array:
+        import torch  # not above: a worker without a GPU has no use for it
+
         with torch.inference_mode():
-            return self.network(*(torch.from_numpy(array).to(self.device) for array in inputs)).cpu().numpy()
+            output = self.network(*(torch.from_numpy(array).to(self.device) for array in inputs))
+        return output.cpu().numpy()

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msf_engine.arenas import Arenas, DecodeRows, Indices, StepRows
-from msf_engine.arenas.host import HostArenas
+from msf_engine.arenas.choice import make_arenas
 from msf_engine.model_plans import ModelPlans, smallest_bucket
 from msf_engine.sampling import SampleNoise
 from msf_engine.step_table import StepTable
@@ -56,7 +56,7 @@ class Executor:
     def __init__(self, plans: ModelPlans, capacity: int, arenas: Arenas | None = None) -> None:
         self.plans = plans
         self.capacity = capacity
-        self._arenas = arenas or HostArenas(plans, capacity)
+        self._arenas = arenas or make_arenas(plans, capacity)
         self._null_label = plans.config.num_classes
         self._tables = tuple(
             StepTable(plans.config, stage, plans.time_embeddings[stage]) for stage in (Stage.BASE, Stage.RESIDUAL)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from msf_engine.guided_step import StepModule
 from PIL import Image
 from torch import Tensor
 

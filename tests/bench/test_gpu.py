@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from msf_engine.guided_step import StepModule
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,7 +22,6 @@ from bench.gpu.cells import CellResult, GpuNetwork, ResultFile, StageTimes, cpu_
 from bench.gpu.measure import Effort, GpuBench
 from bench.gpu.report import summary
 from msf_engine.backends.eager import EagerBackend
-from msf_engine.guided_step import StepModule
 from msf_engine.plan import Plan, PlanSpec, step_inputs
 from msf_scheduler.stage import Stage
 

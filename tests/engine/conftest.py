@@ -30,7 +30,7 @@ def eager_plans(version: ModelVersion, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def exact_plans(eager_plans: ModelPlans) -> ModelPlans:
     """The plans of `eager_plans`, which compute row by row: a row's bytes are the same in every batch."""
-    buckets = {stage: (1, 2, 4, 8) for stage in Stage}
+    buckets = dict.fromkeys(Stage, (1, 2, 4, 8))
     by_stage: dict[Stage, Plan] = {
         stage: FunctionPlan(PlanSpec("", "", stage, (), stage_inputs(eager_plans.config, stage)), _by_row(plan))
         for stage, plan in eager_plans.by_stage.items()

@@ -11,20 +11,30 @@ from torch import Tensor, nn
 from msf_engine.executor import Executor, SampleRequest
 from msf_engine.model import DecodeModule, MsfModel
 from msf_engine.plan import PlanSpec, stage_inputs
+from msf_engine.plan_validation import ValidationInputs, make_validation_inputs
+from msf_engine.repository import ModelVersion
 from msf_engine.schedule import Solver, updates
+from msf_engine.time_embedding import HostTimeEmbedding
 from msf_scheduler.stage import Stage
 
 Image = NDArray[np.uint8]
 
 
-def module_of(model: MsfModel, stage: Stage) -> nn.Module:
-    """Return the module that the plans of a stage are compiled from."""
+def network_of(model: MsfModel, stage: Stage) -> nn.Module:
+    """Return the network that a stage's plan is compiled from."""
     return (DecodeModule(model) if stage is Stage.DECODE else model.denoiser(stage)).eval()
 
 
 def spec_of(model: MsfModel, stage: Stage, *buckets: int) -> PlanSpec:
-    """Return the spec of a plan of the stage."""
+    """Return the spec of a stage's plan."""
     return PlanSpec("tiny:1", "weights", stage, buckets, stage_inputs(model.config, stage))
+
+
+def inputs_of(version: ModelVersion, stage: Stage) -> ValidationInputs:
+    """Return the inputs that validate a stage's plan."""
+    weights = version.read_time_embeddings()
+    embed = None if stage is Stage.DECODE else HostTimeEmbedding.of(weights[stage])
+    return make_validation_inputs(stage_inputs(version.config, stage), version.config.num_classes, embed)
 
 
 def integrate(velocity: Callable[[Tensor, float], Tensor], x: Tensor, times: Sequence[float], solver: Solver) -> Tensor:

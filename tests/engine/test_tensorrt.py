@@ -20,18 +20,17 @@ from torch import nn
 from msf_engine.backends import Precision, get_backend, tensorrt
 from msf_engine.backends.tensorrt import TensorRtBackend, load_package
 from msf_engine.errors import BackendUnavailable, PlanError
-from msf_engine.export import export_onnx, input_names, output_names
+from msf_engine.export import Levels, export_onnx, input_names, output_name
 from msf_engine.model import MsfModel
 from msf_engine.plan import PlanSpec
 from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import compile_plans, load_plans
-from msf_engine.plan_validation import EagerReference, ValidationInputs, validation_inputs
+from msf_engine.plan_validation import EagerReference
 from msf_engine.precision import lowered
 from msf_engine.repository import ModelVersion
 from msf_scheduler.stage import Stage
-from tests.engine.support import module_of, spec_of
+from tests.engine.support import inputs_of, network_of, spec_of
 
-STAGES = (Stage.BASE, Stage.RESIDUAL, Stage.DECODE)
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="tests the behaviour without a GPU")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -46,49 +45,44 @@ def package() -> ModuleType:
     return load_package()
 
 
-def inputs_of(version: ModelVersion, stage: Stage) -> ValidationInputs:
-    embeddings = {each: version.load_time_embedding(each) for each in (Stage.BASE, Stage.RESIDUAL)}
-    return validation_inputs(version.config, embeddings, stage)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", Stage)
 @pytest.mark.parametrize(("dtype", "error"), [(None, 1e-5), (torch.float16, 2e-2)])
 def test_onnx_agrees_with_eager_for_any_batch(
     version: ModelVersion, model: MsfModel, tmp_path: Path, stage: Stage, dtype: torch.dtype | None, error: float
 ) -> None:
-    module = module_of(model, stage)
-    exported = module if dtype is None else lowered(module, dtype)
-    export_onnx(spec_of(model, stage, 1, 3), exported, tmp_path / "plan.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "plan.onnx", providers=["CPUExecutionProvider"])
-    used = {each.name for each in session.get_inputs()}
+    network, spec = network_of(model, stage), spec_of(model, stage, 1, 3)
+    exported = network if dtype is None else lowered(network, dtype)
+    export_onnx(spec, Levels(exported) if stage is Stage.DECODE else exported, tmp_path / "network.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
     inputs = inputs_of(version, stage)
-    reference = EagerReference.of(stage, module, inputs)
+    reference = EagerReference.of(stage, network, inputs)
     for samples in ([0], [1, 2, 3], [4, 3, 2, 1, 0, 0, 1]):
-        feeds = dict(zip(input_names(stage), (t.numpy() for t in inputs.rows(samples)), strict=True))
-        outputs = session.run(list(output_names(stage)), {name: feeds[name] for name in used})
-        allowed = 1.0 if stage is Stage.DECODE else error
-        assert reference.error([torch.from_numpy(np.asarray(each)) for each in outputs], samples) <= allowed
+        feeds = dict(zip(input_names(spec), inputs.rows(samples), strict=True))
+        (output,) = session.run([output_name(stage)], feeds)
+        assert reference.error(np.asarray(output), samples) <= (1.0 if stage is Stage.DECODE else error)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "precision"), [*((stage, "bf16") for stage in STAGES), (Stage.BASE, "fp16"), (Stage.BASE, "fp32")]
+    ("stage", "precision"), [*((stage, "bf16") for stage in Stage), (Stage.BASE, "fp16"), (Stage.BASE, "fp32")]
 )
 def test_engines_are_built_with_a_profile_for_each_bucket(
     model: MsfModel,
     package: ModuleType,
     stage: Stage,
     precision: Precision,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    spec = spec_of(model, stage, 1, 4)
     profiles = []
     add = tensorrt._profile
 
     def recording_profile(builder: object, network: object, bucket: int) -> object:
         profile = add(builder, network, bucket)
-        profiles.append([tuple(shape) for shape in profile.get_shape(input_names(stage)[0])])
+        profiles.append([tuple(shape) for shape in profile.get_shape(input_names(spec)[0])])
         return profile
 
     configs = []
@@ -101,9 +95,8 @@ def test_engines_are_built_with_a_profile_for_each_bucket(
     monkeypatch.setattr(tensorrt, "_profile", recording_profile)
     monkeypatch.setattr(package.Builder, "create_builder_config", recording_config)
     backend = TensorRtBackend(precision, 1)
-    spec = spec_of(model, stage, 1, 4)
-    engine = backend.compile(spec, module_of(model, stage))
-    assert len(engine) > 10_000
+    backend.compile(spec, network_of(model, stage), tmp_path)
+    assert [file.stat().st_size > 10_000 for file in tmp_path.iterdir()] == [True]
     shape = spec.inputs[0][0]
     assert profiles == [[(bucket, *shape)] * 3 for bucket in (1, 4)]
     assert [config.get_flag(package.BuilderFlag.TF32) for config in configs] == [precision != "fp32"]
@@ -114,9 +107,9 @@ def test_engines_are_built_with_a_profile_for_each_bucket(
 @pytest.mark.slow
 def test_every_product_of_a_bf16_network_is_in_bf16(model: MsfModel, tmp_path: Path) -> None:
     """A strongly typed network computes in the types of its ONNX graph."""
-    spec, module = spec_of(model, Stage.BASE, 1), module_of(model, Stage.BASE)
-    export_onnx(spec, lowered(module, torch.bfloat16), tmp_path / "plan.onnx")
-    graph = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "plan.onnx", load_external_data=False)).graph
+    spec, network = spec_of(model, Stage.BASE, 1), network_of(model, Stage.BASE)
+    export_onnx(spec, lowered(network, torch.bfloat16), tmp_path / "network.onnx")
+    graph = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "network.onnx", load_external_data=False)).graph
     types = {each.name: each.data_type for each in graph.initializer}
     types |= {each.name: each.type.tensor_type.elem_type for each in graph.value_info}
     products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm", "Attention")]
@@ -125,10 +118,10 @@ def test_every_product_of_a_bf16_network_is_in_bf16(model: MsfModel, tmp_path: P
     assert {each.type.tensor_type.elem_type for each in graph.output} == {onnx.TensorProto.FLOAT}
 
 
-def test_lowering_copies_the_module(model: MsfModel) -> None:
-    module = module_of(model, Stage.BASE)
-    lowered(module, torch.float16)
-    assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+def test_lowering_copies_the_network(model: MsfModel) -> None:
+    network = network_of(model, Stage.BASE)
+    lowered(network, torch.float16)
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
 
 
 @pytest.mark.slow
@@ -138,9 +131,7 @@ def test_without_a_gpu_plans_are_built_but_not_validated(version: ModelVersion, 
     backend = get_backend("tensorrt", None, 1)
     compile_plans(version, backend, cache, (1, 2))
     records = cache.records()
-    assert sorted(record.plan for record in records) == sorted(
-        f"{stage} x1,2" for stage in ("base guided", "base", "residual guided", "residual", "decode")
-    )
+    assert {record.plan for record in records} == set(Stage)
     assert all(record.validations == () and record.size_bytes > 10_000 for record in records)
     compile_plans(version, backend, cache, (1, 2))
     assert cache.records() == records
@@ -180,24 +171,24 @@ def test_the_error_has_the_reason_why_a_package_cannot_be_loaded(
         get_backend("tensorrt", None, 1)
 
 
-def test_the_error_has_the_reason_why_a_module_cannot_be_parsed(
-    model: MsfModel, monkeypatch: pytest.MonkeyPatch
+def test_the_error_has_the_reason_why_a_network_cannot_be_parsed(
+    model: MsfModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def damaged(spec: PlanSpec, module: nn.Module, file: Path) -> None:
+    def damaged(spec: PlanSpec, network: nn.Module, file: Path) -> None:
         file.write_bytes(b"no graph")
 
     monkeypatch.setattr(tensorrt, "export_onnx", damaged)
-    with pytest.raises(PlanError, match=r"TensorRT cannot parse plan base guided x1: .+"):
-        TensorRtBackend("bf16", 1).compile(spec_of(model, Stage.BASE, 1), module_of(model, Stage.BASE))
+    with pytest.raises(PlanError, match=r"TensorRT cannot parse plan base of tiny:1: .+"):
+        TensorRtBackend("bf16", 1).compile(spec_of(model, Stage.BASE, 1), network_of(model, Stage.BASE), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("torch_tensorrt") is None, reason="torch_tensorrt is not installed")
-def test_torch_tensorrt_converts_each_plan_to_one_engine() -> None:
+def test_torch_tensorrt_converts_each_bucket_to_one_engine() -> None:
     """The conversion runs in another process, which simulates CUDA's responses. No engine runs."""
     command = (sys.executable, "-W", "ignore", "-m", "tests.engine.torch_tensorrt_shim")
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr[-2000:]
     sizes = json.loads(process.stdout.splitlines()[-1])
-    assert sizes.keys() == {"base", "residual", "decode"}
+    assert sizes.keys() == {f"{stage} {bucket}.engine" for stage in Stage for bucket in (1, 2)}
     assert all(size > 10_000 for size in sizes.values())

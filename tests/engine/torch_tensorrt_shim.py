@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -55,16 +57,18 @@ def convert_all() -> dict[str, int]:
 
     from msf_engine.backends.tensorrt import TensorRtBackend
     from msf_scheduler.stage import Stage
-    from tests.engine.support import module_of, spec_of
+    from tests.engine.support import network_of, spec_of
     from tests.models import tiny_model
 
     interpreter.trt.Runtime = _Runtime
     model = tiny_model()
     backend = TensorRtBackend("bf16", 1)
     backend.route = "torch-tensorrt"
-    sizes = {}
+    sizes: dict[str, int] = {}
     for stage in Stage:
-        sizes[stage.value] = len(backend.compile(spec_of(model, stage, 2), module_of(model, stage)))
+        with TemporaryDirectory() as folder:
+            backend.compile(spec_of(model, stage, 1, 2), network_of(model, stage), Path(folder))
+            sizes |= {f"{stage} {file.name}": file.stat().st_size for file in Path(folder).iterdir()}
     return sizes
 
 

@@ -1,9 +1,9 @@
 """Work of a job's samples, as the batching policy sees it."""
 
 import pytest
+from msf_scheduler.legacy_step_costs import Work
 
 from msf_engine.config import GuidanceConfig, ModelConfig
-from msf_scheduler.legacy_step_costs import Work
 from msf_worker.active_job import work_of
 from tests.models import tiny_config
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+from msf_scheduler.legacy_step_batching import REASONS
 from redis.asyncio import Redis
 from torch import Tensor
 
 from msf_engine.model_plans import ModelPlans
 from msf_engine.plan import Plan
 from msf_engine.repository import ModelVersion
-from msf_scheduler.legacy_step_batching import REASONS
 from msf_scheduler.registry import Registry
 from msf_scheduler.stage import Stage
 from msf_worker.latency_window import LatencyWindow

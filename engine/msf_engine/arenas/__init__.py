@@ -45,6 +45,15 @@ class StepRows:
         """Rows that are not padding."""
         return len(self.labels)
 
+    @property
+    def samples(self) -> Indices:
+        """Position in `slots` of each row's sample; padding repeats the first."""
+        samples = np.zeros(self.bucket, np.intp)
+        num_samples = len(self.slots)
+        samples[:num_samples] = np.arange(num_samples)
+        samples[num_samples : self.num_rows] = samples[: self.num_guided]
+        return samples
+
 
 @dataclass(eq=False)
 class DecodeRows:

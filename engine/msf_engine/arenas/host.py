@@ -84,15 +84,11 @@ class HostArenas:
 
     def _gather(self, rows: StepRows, inputs: tuple[Array, ...]) -> None:
         """Fill a plan's inputs: a row for each sample, the second rows of guided ones, copies of the first row."""
-        samples = np.zeros(rows.bucket, np.intp)  # of each row, by position in the batch
-        num_samples = len(rows.slots)
-        samples[:num_samples] = np.arange(num_samples)
-        samples[num_samples : rows.num_rows] = samples[: rows.num_guided]
+        samples = rows.samples
         slots = rows.slots[samples]
         np.take(self._x[rows.stage], slots, axis=0, out=inputs[0])
         np.take(rows.table.time_embedding, rows.steps[samples], axis=0, out=inputs[1])
-        inputs[2][: rows.num_rows] = rows.labels
-        inputs[2][rows.num_rows :] = rows.labels[0]
+        inputs[2][...] = padded(rows.labels, rows.bucket)
         if len(inputs) > 3:
             np.take(self._cond, slots, axis=0, out=inputs[3])
 

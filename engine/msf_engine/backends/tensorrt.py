@@ -1,8 +1,9 @@
 """NVIDIA's TensorRT, or TensorRT-RTX instead, with strongly typed networks.
 
-There are two routes to an engine. Torch-TensorRT converts the exported graph; it knows one range of shapes, so each
-bucket gets its own engine, with a static shape. ONNX and TensorRT's parser work everywhere; their engine has an
-optimization profile for each bucket, and the weights only once. TensorRT-RTX also builds engines without a GPU.
+No engine has run yet. There are two routes to one. Torch-TensorRT converts the exported graph; it knows one range of
+shapes, so each bucket gets its own engine, with a static shape. ONNX and TensorRT's parser work everywhere; their
+engine has an optimization profile for each bucket, and the weights only once. TensorRT-RTX also builds engines without
+a GPU.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import nn
 from msf_engine import plan_validation
 from msf_engine.backends import BackendName, Precision, check_precision, describe_options
 from msf_engine.device import gpu_fingerprint
+from msf_engine.device_plan import DevicePlan
 from msf_engine.errors import BackendUnavailable, PlanError
 from msf_engine.export import Levels, export_onnx, export_program
 from msf_engine.options import DEFAULT_BUCKETS
@@ -34,11 +36,17 @@ from msf_scheduler.stage import Stage
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("tensorrt", "tensorrt_rtx")
+ENGINE = "network.engine"
 CONVERSION_OPTIONS = {
     "require_full_compilation": True,
     "use_explicit_typing": True,
     "offload_module_to_cpu": True,
 }  # of Torch-TensorRT
+
+
+def bucket_engine(bucket: int) -> str:
+    """Return the file name of one bucket's engine."""
+    return f"{bucket}.engine"
 
 
 def load_package() -> ModuleType:
@@ -78,7 +86,6 @@ class TensorRtBackend:
         # Nothing is timed without a GPU; TensorRT-RTX never does, as it makes its kernels when a plan is loaded.
         self._times_kernels = self.runs_here and not is_rtx
         self.route = "torch-tensorrt" if not is_rtx and _is_importable("torch_tensorrt") else "onnx"
-        self.one_plan_for_all_buckets = self.route == "onnx"
 
     @property
     def fingerprint(self) -> str:
@@ -92,74 +99,84 @@ class TensorRtBackend:
     def tolerance(self, stage: Stage) -> float:
         return plan_validation.tolerance(stage, self.precision_of(stage))
 
-    def compile(self, spec: PlanSpec, module: nn.Module) -> bytes:
+    def compile(self, spec: PlanSpec, network: nn.Module, folder: Path) -> None:
+        """Write one engine for all buckets, or one for each."""
         precision = self.precision_of(spec.stage)
-        typed = module if precision == "fp32" else lowered(module, DTYPES[precision])
+        typed = network if precision == "fp32" else lowered(network, DTYPES[precision])
+        if spec.stage is Stage.DECODE:
+            typed = Levels(typed)  # type: ignore[arg-type]  # the decoder; the runtime casts
         started_at = time.monotonic()
-        engine = self._convert(spec, typed) if self.route == "torch-tensorrt" else self._parse(spec, typed)
+        if self.route == "onnx":
+            (folder / ENGINE).write_bytes(self._parse(spec, typed))
+        else:
+            for bucket in spec.buckets:
+                (folder / bucket_engine(bucket)).write_bytes(self._convert(spec, typed, bucket))
         logger.info(
             "plan %s: TensorRT built %.1f MB in %.1f s, at most %.0f MB of memory so far",
             spec,
-            len(engine) / 1e6,
+            sum(file.stat().st_size for file in folder.iterdir()) / 1e6,
             time.monotonic() - started_at,
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
         )
-        return engine
 
-    def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
+    def load(self, spec: PlanSpec, folder: Path, source: Callable[[], nn.Module]) -> Plan:
         if not self.runs_here:
             raise PlanError(f"plan {spec} of backend tensorrt runs on NVIDIA GPUs, and torch finds none")
-        from msf_engine.backends.tensorrt_runtime import EnginePlan
+        from msf_engine.backends.tensorrt_runtime import EngineNetwork
 
-        return EnginePlan(self._trt, self._logger, spec, artefact)
+        network = EngineNetwork(self._trt, self._logger, spec)
+        if self.route == "onnx":
+            network.add(folder / ENGINE, spec.buckets)
+        else:
+            for bucket in spec.buckets:
+                network.add(folder / bucket_engine(bucket), (bucket,))
+        return DevicePlan(spec, network, torch.device("cuda"))
 
     def precision_of(self, stage: Stage) -> Precision:
         """Return the precision of a stage's network."""
         return "fp32" if stage is Stage.DECODE and self.precision == "bf16" else self.precision
 
-    def _parse(self, spec: PlanSpec, module: nn.Module) -> bytes:
+    def _parse(self, spec: PlanSpec, network: nn.Module) -> bytes:
         trt = self._trt
         builder = trt.Builder(self._logger)
         # Version 11 and RTX have strongly typed networks only, and no flag for it.
         strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-        network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
-        parser = trt.OnnxParser(network, self._logger)
+        parsed = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
+        parser = trt.OnnxParser(parsed, self._logger)
         with tempfile.TemporaryDirectory(prefix="msf-onnx-") as folder:
-            file = Path(folder) / "plan.onnx"
-            export_onnx(spec, module, file)
+            file = Path(folder) / "network.onnx"
+            export_onnx(spec, network, file)
             if not parser.parse_from_file(str(file)):
                 problems = "; ".join(str(parser.get_error(number)) for number in range(parser.num_errors))
                 raise PlanError(f"TensorRT cannot parse plan {spec}: {problems}")
             config = builder.create_builder_config()
             config.progress_monitor = _make_progress_monitor(trt, spec)
             for bucket in spec.buckets:
-                config.add_optimization_profile(_profile(builder, network, bucket))
+                config.add_optimization_profile(_profile(builder, parsed, bucket))
             if self.precision == "fp32":
                 config.clear_flag(trt.BuilderFlag.TF32)
             if self._times_kernels:
                 config.set_timing_cache(config.create_timing_cache(self._timing_cache), False)
-            engine = builder.build_serialized_network(network, config)
+            engine = builder.build_serialized_network(parsed, config)
             if engine is None:
                 raise PlanError(f"TensorRT cannot build plan {spec}; its log has the reason")
             if self._times_kernels:
                 self._timing_cache = bytes(config.get_timing_cache().serialize())
             return bytes(engine)
 
-    def _convert(self, spec: PlanSpec, module: nn.Module) -> bytes:
+    def _convert(self, spec: PlanSpec, network: nn.Module, bucket: int) -> bytes:
         import torch_tensorrt
 
-        (bucket,) = spec.buckets
-        if spec.stage is Stage.DECODE:
-            module = Levels(module)  # type: ignore[arg-type]  # the decoder; the runtime casts
+        shapes = [((bucket, *shape), getattr(torch, dtype)) for shape, dtype in spec.inputs]
         try:
             engine: bytes = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
-                export_program(spec, module, bucket),
-                inputs=[torch_tensorrt.Input(shape=t.shape, dtype=t.dtype) for t in spec.example(bucket)],
+                export_program(spec, network, bucket),
+                inputs=[torch_tensorrt.Input(shape=shape, dtype=dtype) for shape, dtype in shapes],
                 disable_tf32=self.precision == "fp32",
                 **CONVERSION_OPTIONS,
             )
         except Exception as error:  # its converters and TensorRT raise errors of any kind
-            raise PlanError(f"Torch-TensorRT cannot build plan {spec}: {error}") from error
+            raise PlanError(f"Torch-TensorRT cannot build plan {spec} at bucket {bucket}: {error}") from error
         return bytes(engine)
 
 
