@@ -85,7 +85,8 @@ class StepCosts:
         if len({(cost.stage, cost.bucket) for cost in costs}) < len(costs):
             raise ValueError("two costs of one stage and bucket")
         stages = tuple(stage for stage in Stage if any(cost.stage is stage for cost in costs))
-        return cls(sorted({cost.bucket for cost in costs}), costs, strict, stages)
+        buckets = {stage: [cost.bucket for cost in costs if cost.stage is stage] for stage in stages}
+        return cls(buckets, costs, strict, stages)
 
     def dump(self) -> list[dict[str, Any]]:
         """Return the costs as plain data, for `load`."""

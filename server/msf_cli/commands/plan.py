@@ -69,12 +69,11 @@ def _table(estimate: CapacityEstimate) -> str:
 
 
 def _measure_costs() -> StepCosts:
+    """Return the costs that were measured when the plans of the repository's first model were validated."""
     from msf_cli.loading import load_model
     from msf_cli.settings import read_settings
     from msf_engine.errors import EngineError
-    from msf_engine.executor import Executor
     from msf_engine.repository import find_models
-    from msf_worker.model_runner import ModelRunner
 
     settings = read_settings()
     try:
@@ -82,12 +81,8 @@ def _measure_costs() -> StepCosts:
         _, plans = load_model(settings, version)
     except EngineError as error:
         raise click.ClickException(str(error)) from error
-    runner = ModelRunner(version, Executor(plans, settings.slots))
-    for _ in range(3):
-        runner.warm_up()
-    unguided = (cost for cost in runner.costs if not cost.guided)
-    costs = [StepCost(cost.stage, cost.bucket, cost.mean_s, cost.least_s) for cost in unguided]
-    return StepCosts(runner.costs.buckets, costs)
+    costs = [StepCost(stage, bucket, seconds, seconds) for (stage, bucket), seconds in plans.seconds.items()]
+    return StepCosts(plans.buckets, costs, plans.strict)
 
 
 def _read_costs(file: Path) -> StepCosts:
