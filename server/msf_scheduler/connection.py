@@ -110,11 +110,11 @@ def _connect_through_sentinels(url: str, options: dict[str, Any]) -> Redis:
 
 
 async def check(redis: RedisClient) -> None:
-    """Raise `QueueUnavailable` unless this Redis answers, runs our scripts and never evicts jobs."""
+    """Raise `QueueUnavailable` unless this Redis answers, runs our Lua functions and never evicts jobs."""
     try:
-        await call(redis, "SCRIPT LOAD", "#!lua flags=allow-oom\nreturn 1")
+        await call(redis, "FUNCTION LIST", "LIBRARYNAME", "msf")
     except exceptions.ResponseError as error:
-        raise QueueUnavailable(f"{address(redis)} cannot run our Lua scripts, which need Redis 7: {error}") from error
+        raise QueueUnavailable(f"{address(redis)} cannot run our Lua functions, which need Redis 7: {error}") from error
     memory = await server_info(redis, "memory")
     policy = memory["maxmemory_policy"]
     if memory["maxmemory"] and policy.startswith("allkeys"):

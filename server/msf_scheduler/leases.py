@@ -30,7 +30,7 @@ from msf_scheduler.jobs import (
 )
 from msf_scheduler.keys import QueueKeys
 from msf_scheduler.queue import EXPIRED
-from msf_scheduler.scripts import Script, by_name
+from msf_scheduler.scripts import Invocation, Script, by_name, call_all
 from msf_scheduler.tunables import DEAD_LETTER_TTL_S, LEASE_S, RESULT_TTL_S
 
 GONE = JobError(
@@ -74,6 +74,32 @@ class ClaimResult:
 
 
 @dataclass(frozen=True)
+class ClaimRequest:
+    """Bounds of a claim from one model version.
+
+    Jobs are leased whole and in turn, while they cost less than `budget_steps` sample steps; the last may exceed it.
+    Then, whatever the budget, one job of each priority class and tenant of which the worker holds nothing: `held` are
+    those of its jobs. All have at most `max_samples` samples, except that an idle worker gets a first job of any size.
+    """
+
+    model: ModelKey
+    budget_steps: int
+    held: Collection[tuple[Priority, str]]
+    max_samples: int
+
+
+@dataclass(frozen=True)
+class JobEnd:
+    """End of a leased job; `images` are the encoded files in the order of the samples."""
+
+    claim: Claim
+    state: JobState
+    result: Timings | JobError
+    images: Sequence[bytes] = ()
+    provenance: Provenance | None = None
+
+
+@dataclass(frozen=True)
 class SweepResult:
     """Numbers of jobs taken back from workers, failed as poisoned, and ended past their deadline."""
 
@@ -106,9 +132,7 @@ class Leases:
         self._limits: dict[QueueKeys, str] = {}  # that ended the last claim
         self._lease_s = lease_s
         self._result_ttl_s = result_ttl_s
-        self._claim = Script(redis, "claim")
         self._renew = Script(redis, "renew")
-        self._finish = Script(redis, "finish")
         self._release = Script(redis, "release")
         self._sweep = Script(redis, "sweep")
         self._reclaim = Script(redis, "reclaim")
@@ -129,36 +153,57 @@ class Leases:
         max_samples: int,
         idle: bool,
     ) -> ClaimResult:
-        """Lease the next jobs, whole, while they cost less than `budget_steps` sample steps; the last may exceed it.
+        """Claim from one model version, as `claim_many` does."""
+        request = ClaimRequest((model, version), budget_steps, held, max_samples)
+        [result] = await self.claim_many(worker_id, [request], idle=idle)
+        return result
 
-        Then, whatever the budget, lease one job of each priority class and tenant of which the worker holds nothing:
-        `held` are those of its jobs. All have at most `max_samples` samples, except that an
-        idle worker gets a first job of any size. One call leases a limited number of jobs; claim again while it leases
-        any.
+    async def claim_many(self, worker_id: str, requests: Sequence[ClaimRequest], *, idle: bool) -> list[ClaimResult]:
+        """Lease the next jobs of several model versions, for a worker that holds jobs in one round trip.
 
-        `idle`: the worker holds no job of any model; only then does it get a suspect.
+        `idle`: the worker holds no job of any model; only then does it get a suspect, and with it nothing else. One
+        call leases a limited number of jobs; claim again while it leases any.
         """
-        queue = QueueKeys.of(model, version)
-        reply = await self._claim(
-            {"queue": queue.prefix},
-            worker=worker_id,
-            waiter=self._waiter,
-            budget_steps=budget_steps,
-            held=[(priority.rank, tenant) for priority, tenant in set(held)],
-            max_samples=max_samples,
-            lease_s=self._lease_s,
-            idle=idle,
-            fingerprint=self._fingerprints.get(queue),
-            expired=EXPIRED.model_dump_json(),
-            ttl_s=self._result_ttl_s,
-        )
-        result = by_name(reply)
-        claims = tuple(
-            Claim(_served_under(Terms.model_validate_json(terms), decode_job(fields)), worker_id)
-            for fields, terms in zip(result["jobs"], result["terms"], strict=True)
-        )
-        self._limits[queue] = result["limit"].decode()
-        return ClaimResult(claims, bool(result["alone"]), result["num_expired"])
+        if not idle:
+            return await self._claim_at_once(worker_id, requests, idle=False)
+        results: list[ClaimResult] = []
+        for request in requests:
+            if any(result.alone for result in results):
+                results.append(ClaimResult())
+            else:
+                is_idle = not any(result.claims for result in results)
+                results += await self._claim_at_once(worker_id, [request], idle=is_idle)
+        return results
+
+    async def _claim_at_once(
+        self, worker_id: str, requests: Sequence[ClaimRequest], *, idle: bool
+    ) -> list[ClaimResult]:
+        replies = await call_all(self._redis, [self._claim_command(worker_id, request, idle) for request in requests])
+        results = []
+        for request, reply in zip(requests, map(by_name, replies), strict=True):
+            self._limits[QueueKeys.of(*request.model)] = reply["limit"].decode()
+            claims = tuple(
+                Claim(_served_under(Terms.model_validate_json(terms), decode_job(fields)), worker_id)
+                for fields, terms in zip(reply["jobs"], reply["terms"], strict=True)
+            )
+            results.append(ClaimResult(claims, bool(reply["alone"]), reply["num_expired"]))
+        return results
+
+    def _claim_command(self, worker_id: str, request: ClaimRequest, idle: bool) -> Invocation:
+        queue = QueueKeys.of(*request.model)
+        arguments = {
+            "worker": worker_id,
+            "waiter": self._waiter,
+            "budget_steps": request.budget_steps,
+            "held": [(priority.rank, tenant) for priority, tenant in set(request.held)],
+            "max_samples": request.max_samples,
+            "lease_s": self._lease_s,
+            "idle": idle,
+            "fingerprint": self._fingerprints.get(queue),
+            "expired": EXPIRED.model_dump_json(),
+            "ttl_s": self._result_ttl_s,
+        }
+        return Invocation("claim", {"queue": queue.prefix}, arguments)
 
     async def wait_for_work(
         self, open_models: Sequence[ModelKey], full_models: Sequence[ModelKey], timeout_s: float
@@ -224,38 +269,40 @@ class Leases:
         self, claim: Claim, images: Sequence[bytes], timings: Timings, provenance: Provenance | None = None
     ) -> bool:
         """Store the encoded files in the order of the samples. Return False if the lease was lost."""
-        return await self._end(claim, JobState.SUCCEEDED, "timings", timings.model_dump_json(), images, provenance)
+        return await self._finish(JobEnd(claim, JobState.SUCCEEDED, timings, images, provenance))
 
     async def fail(self, claim: Claim, error: JobError) -> bool:
         """End the job with an error. Return False if the lease was lost."""
-        return await self._end(claim, JobState.FAILED, "error", error.model_dump_json())
+        return await self._finish(JobEnd(claim, JobState.FAILED, error))
 
     async def expire(self, claim: Claim) -> bool:
         """End the job because its deadline cannot be met. Return False if the lease was lost."""
-        return await self._end(claim, JobState.EXPIRED, "error", EXPIRED.model_dump_json())
+        return await self._finish(JobEnd(claim, JobState.EXPIRED, EXPIRED))
 
-    async def _end(
-        self,
-        claim: Claim,
-        state: JobState,
-        result: str,
-        value: str,
-        images: Sequence[bytes] = (),
-        provenance: Provenance | None = None,
-    ) -> bool:
-        job_id = claim.job.id
-        is_stored = await self._finish(
-            {"queue": claim.queue.prefix, "job": keys.job(job_id), "images": keys.images(job_id)},
-            *images,
-            **claim.token,
-            state=state,
-            result=result,
-            value=value,
-            fingerprint=provenance and provenance.fingerprint,
-            provenance=provenance and provenance.model_dump_json(),
-            ttl_s=DEAD_LETTER_TTL_S if state is JobState.FAILED else self._result_ttl_s,
-        )
-        return bool(is_stored)
+    async def _finish(self, end: JobEnd) -> bool:
+        [is_stored] = await self.finish_many([end])
+        return is_stored
+
+    async def finish_many(self, ends: Sequence[JobEnd]) -> list[bool]:
+        """End several jobs in one round trip. Return, for each, False if the lease was lost.
+
+        After `QueueUnavailable` some may have ended; to repeat the call returns False for these.
+        """
+        return [bool(reply) for reply in await call_all(self._redis, [self._finish_command(end) for end in ends])]
+
+    def _finish_command(self, end: JobEnd) -> Invocation:
+        job_id, queue, provenance = end.claim.job.id, end.claim.queue, end.provenance
+        arguments = {
+            **end.claim.token,
+            "state": end.state,
+            "result": "timings" if isinstance(end.result, Timings) else "error",
+            "value": end.result.model_dump_json(),
+            "fingerprint": provenance and provenance.fingerprint,
+            "provenance": provenance and provenance.model_dump_json(),
+            "ttl_s": DEAD_LETTER_TTL_S if end.state is JobState.FAILED else self._result_ttl_s,
+        }
+        names = {"queue": queue.prefix, "job": keys.job(job_id), "images": keys.images(job_id)}
+        return Invocation("finish", names, arguments, end.images)
 
     async def release(self, claim: Claim) -> bool:
         """Return the job to its place in the queue without prejudice. Return False if the lease was lost."""

@@ -1,13 +1,25 @@
-"""Bounds of a claim: sample steps, memory, and one job of each newcomer."""
+"""Bounds of a claim: sample steps, memory, and one job of each newcomer; several claims and ends in one write."""
 
 from __future__ import annotations
 
 from redis.asyncio import Redis
 
-from msf_scheduler.jobs import Priority
-from msf_scheduler.leases import Leases
-from msf_scheduler.queue import JobQueue
-from tests.scheduler.support import MODEL, VERSION, Lane, admit, claim, ids, try_claim
+from msf_scheduler.jobs import JobError, JobState, Priority
+from msf_scheduler.leases import ClaimRequest, JobEnd, Leases
+from msf_scheduler.queue import EXPIRED, JobQueue
+from tests.scheduler.support import (
+    MODEL,
+    TIMINGS,
+    VERSION,
+    Lane,
+    admit,
+    claim,
+    ids,
+    images_of,
+    spec,
+    stored,
+    try_claim,
+)
 
 LOW, NORMAL, HIGH = Priority.LOW, Priority.NORMAL, Priority.HIGH
 
@@ -72,3 +84,47 @@ async def test_one_claim_is_bounded_and_leaves_the_rest(queue: JobQueue, leases:
     assert 0 < len(first) < 100
     await leases.wait_for_work([(MODEL, VERSION)], (), 60)
     assert [*first, *await claimed(leases, 1000, [], max_samples=1000)] == [job.id for job in jobs]
+
+
+async def test_several_jobs_end_in_one_call(queue: JobQueue, leases: Leases) -> None:
+    for _ in range(4):
+        await admit(queue)
+    claims = await claim(leases, num_samples=4)
+    await leases.release(claims[2])
+    error = JobError(code="non_finite", message="sample 0 became NaN")
+    ends = [
+        JobEnd(claims[0], JobState.SUCCEEDED, TIMINGS, [b"image"]),
+        JobEnd(claims[1], JobState.FAILED, error),
+        JobEnd(claims[2], JobState.SUCCEEDED, TIMINGS, [b"late"]),
+        JobEnd(claims[3], JobState.EXPIRED, EXPIRED),
+    ]
+    assert await leases.finish_many(ends) == [True, True, False, True]
+    assert await leases.finish_many(ends) == [False] * 4
+    states = [(await stored(queue, lease.job.id)).state for lease in claims]
+    assert states == [JobState.SUCCEEDED, JobState.FAILED, JobState.QUEUED, JobState.EXPIRED]
+    assert await images_of(queue, claims[0].job.id) == [b"image"]
+
+
+async def test_several_models_are_claimed_from_in_one_call(queue: JobQueue, leases: Leases) -> None:
+    mine = await admit(queue)
+    other = await queue.admit(spec(model="letters"), job_id="other", reply_to=None)
+    models = [(MODEL, VERSION), ("letters", VERSION)]
+    requests = [ClaimRequest(model, budget_steps=100, held=(), max_samples=9) for model in models]
+    results = await leases.claim_many("w", requests, idle=False)
+    assert [ids(result.claims) for result in results] == [[mine.id], [other.id]]
+
+
+async def test_an_idle_worker_gets_a_suspect_of_one_model_and_nothing_of_others(
+    queue: JobQueue, leases: Leases
+) -> None:
+    suspect = await admit(queue)
+    for _ in range(2):
+        await claim(leases, "victim")
+        await leases.reclaim("victim")
+    big = await queue.admit(spec(8, model="letters"), job_id="other", reply_to=None)
+    models = [(MODEL, VERSION), ("letters", VERSION)]
+    requests = [ClaimRequest(model, budget_steps=100, held=(), max_samples=4) for model in models]
+    results = await leases.claim_many("w", requests, idle=True)
+    assert [(ids(result.claims), result.alone) for result in results] == [([suspect.id], True), ([], False)]
+    [result] = await leases.claim_many("other", requests[1:], idle=True)
+    assert ids(result.claims) == [big.id]

@@ -4,7 +4,6 @@
 --       timeout_s, reply_to (stream), ttl_s (of a result that is there at once)
 -- → outcome "accepted" with job (name, value, …) · "conflict" with job_id · "late" · "full" with num_samples and
 --   retry_after_s · "memory" with used_bytes and limit_bytes
-local arguments = require 'arguments'
 local capacity = require 'capacity'
 local clock = require 'clock'
 local jobs = require 'jobs'
@@ -16,7 +15,7 @@ local throughput = require 'throughput'
 local tunables = require 'tunables'
 local waking = require 'waking'
 
-local key, args = arguments.keys, arguments.values
+local key, args = require 'arguments'(KEYS, ARGV)
 local queue, fields = keys.queue(key.queue), args.fields
 
 local function answer(job)

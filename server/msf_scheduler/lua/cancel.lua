@@ -2,7 +2,6 @@
 -- KEYS: queue, job
 -- ARGV: id, state (to leave it in), error, ttl_s
 -- → the state that the job is left in; nil: no such job
-local arguments = require 'arguments'
 local clock = require 'clock'
 local jobs = require 'jobs'
 local keys = require 'keys'
@@ -11,8 +10,9 @@ local queueing = require 'queueing'
 local states = require 'states'
 local streams = require 'streams'
 
-local job, args = arguments.keys.job, arguments.values
-local queue = keys.queue(arguments.keys.queue)
+local key, args = require 'arguments'(KEYS, ARGV)
+local job = key.job
+local queue = keys.queue(key.queue)
 
 local state, worker = unpack(redis.call('HMGET', job, 'state', 'worker'))
 if not state or jobs.is_terminal(state) then

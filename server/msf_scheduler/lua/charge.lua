@@ -2,13 +2,13 @@
 -- KEYS: usage
 -- ARGV: samples, sample_steps, requests_per_minute, samples_per_day (limits, where there are any)
 -- → nothing, or the name of the limit and retry_after_s
-local arguments = require 'arguments'
 local clock = require 'clock'
 
 local MINUTE_S, DAY_S = 60, 86400
 local ROUNDING_S = 0.001
 
-local usage, args = arguments.keys.usage, arguments.values
+local key, args = require 'arguments'(KEYS, ARGV)
+local usage = key.usage
 local now = clock.now()
 local full_at, day_at, day_samples = unpack(redis.call('HMGET', usage, 'full_at', 'day_at', 'day_samples'))
 full_at, day_at, day_samples = tonumber(full_at or now), tonumber(day_at or now), tonumber(day_samples or 0)

@@ -6,7 +6,6 @@
 --       (of those)
 -- → alone (1: the worker must hold nothing but a suspect), limit ("budget" or "room": what kept it from more; "work"),
 --   num_expired, jobs (each name, value, …), terms (under which each is served)
-local arguments = require 'arguments'
 local clock = require 'clock'
 local fingerprints = require 'fingerprints'
 local jobs = require 'jobs'
@@ -20,8 +19,8 @@ local streams = require 'streams'
 local tunables = require 'tunables'
 local waking = require 'waking'
 
-local args = arguments.values
-local queue = keys.queue(arguments.keys.queue)
+local key, args = require 'arguments'(KEYS, ARGV)
+local queue = keys.queue(key.queue)
 local now = clock.now()
 local own_fingerprints = {'', args.fingerprint}
 local alone, claimed, terms, held = 0, {}, {}, {}

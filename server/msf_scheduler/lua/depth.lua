@@ -1,13 +1,13 @@
 -- Measure a queue.
 -- KEYS: queue
 -- → num_jobs_queued, num_jobs_running, num_samples (of both), oldest_age_s (of the queued jobs, or 0)
-local arguments = require 'arguments'
 local capacity = require 'capacity'
 local clock = require 'clock'
 local jobs = require 'jobs'
 local keys = require 'keys'
 
-local queue = keys.queue(arguments.keys.queue)
+local key = require 'arguments'(KEYS, ARGV)
+local queue = keys.queue(key.queue)
 local age_s = 0
 local oldest = redis.call('ZRANGE', queue.waiting, 0, 0)[1]
 if oldest then

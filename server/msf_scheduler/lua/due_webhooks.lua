@@ -2,10 +2,10 @@
 -- KEYS: webhooks
 -- ARGV: limit, lease_s
 -- → ids of jobs
-local arguments = require 'arguments'
 local clock = require 'clock'
 
-local webhooks, args = arguments.keys.webhooks, arguments.values
+local key, args = require 'arguments'(KEYS, ARGV)
+local webhooks = key.webhooks
 local now = clock.now()
 local ids = redis.call('ZRANGEBYSCORE', webhooks, '-inf', clock.stamp(now), 'LIMIT', 0, args.limit)
 for _, id in ipairs(ids) do

@@ -3,7 +3,6 @@
 -- ARGV: id, worker, attempt, state, result ("timings" or "error"), value (of that), fingerprint and provenance (of what
 --       made the images), ttl_s; then the encoded images
 -- → 1, or 0 if the lease was lost and the result is dropped
-local arguments = require 'arguments'
 local clock = require 'clock'
 local jobs = require 'jobs'
 local keys = require 'keys'
@@ -11,7 +10,7 @@ local lifecycle = require 'lifecycle'
 local states = require 'states'
 local throughput = require 'throughput'
 
-local key, args = arguments.keys, arguments.values
+local key, args = require 'arguments'(KEYS, ARGV)
 local queue, job = keys.queue(key.queue), key.job
 
 if not jobs.is_leased_to(job, args.worker, args.attempt) then

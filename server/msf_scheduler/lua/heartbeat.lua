@@ -2,10 +2,9 @@
 -- KEYS: workers, loads, heartbeats, last_seen
 -- ARGV: worker, load, ttl_s
 -- → 1, or 0 if the worker is not registered
-local arguments = require 'arguments'
 local clock = require 'clock'
 
-local key, args = arguments.keys, arguments.values
+local key, args = require 'arguments'(KEYS, ARGV)
 local now = clock.now()
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key.heartbeats, '-inf', clock.stamp(now - args.ttl_s))) do
   if id ~= args.worker then

@@ -2,11 +2,10 @@
 -- KEYS: job, previews
 -- ARGV: id, worker, attempt, progress; or sequence and preview, then the encoded image
 -- → 1, or 0 if the lease was lost
-local arguments = require 'arguments'
 local jobs = require 'jobs'
 local streams = require 'streams'
 
-local key, args = arguments.keys, arguments.values
+local key, args = require 'arguments'(KEYS, ARGV)
 
 if not jobs.is_leased_to(key.job, args.worker, args.attempt) then
   return 0

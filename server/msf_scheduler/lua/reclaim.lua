@@ -2,15 +2,14 @@
 -- KEYS: queue
 -- ARGV: worker, poisoned (error of jobs that are given up), dead_ttl_s (of those)
 -- → num_requeued, num_poisoned
-local arguments = require 'arguments'
 local clock = require 'clock'
 local jobs = require 'jobs'
 local keys = require 'keys'
 local lifecycle = require 'lifecycle'
 local waking = require 'waking'
 
-local args = arguments.values
-local queue = keys.queue(arguments.keys.queue)
+local key, args = require 'arguments'(KEYS, ARGV)
+local queue = keys.queue(key.queue)
 local now = clock.now()
 local num_requeued, num_poisoned = 0, 0
 

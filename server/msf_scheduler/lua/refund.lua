@@ -2,9 +2,9 @@
 -- KEYS: usage
 -- ARGV: samples, sample_steps
 -- → nothing
-local arguments = require 'arguments'
 
-local usage, args = arguments.keys.usage, arguments.values
+local key, args = require 'arguments'(KEYS, ARGV)
+local usage = key.usage
 redis.call('HINCRBY', usage, 'day_samples', -args.samples)
 redis.call('HINCRBY', usage, 'samples', -args.samples)
 redis.call('HINCRBY', usage, 'sample_steps', -args.sample_steps)

@@ -2,12 +2,11 @@
 -- KEYS: queue, job
 -- ARGV: id, worker, attempt
 -- → 1, or 0 if the lease was lost
-local arguments = require 'arguments'
 local jobs = require 'jobs'
 local keys = require 'keys'
 local queueing = require 'queueing'
 
-local key, args = arguments.keys, arguments.values
+local key, args = require 'arguments'(KEYS, ARGV)
 
 if not jobs.is_leased_to(key.job, args.worker, args.attempt) then
   return 0

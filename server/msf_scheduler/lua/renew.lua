@@ -2,7 +2,6 @@
 -- KEYS: queue
 -- ARGV: worker, lease_s, leases (each id, attempt), fingerprint (of the worker)
 -- → ids of the jobs whose lease was lost
-local arguments = require 'arguments'
 local clock = require 'clock'
 local fingerprints = require 'fingerprints'
 local jobs = require 'jobs'
@@ -11,8 +10,8 @@ local queueing = require 'queueing'
 local states = require 'states'
 local tunables = require 'tunables'
 
-local args = arguments.values
-local queue = keys.queue(arguments.keys.queue)
+local key, args = require 'arguments'(KEYS, ARGV)
+local queue = keys.queue(key.queue)
 local now = clock.now()
 local expiry = clock.stamp(now + args.lease_s)
 local lost = {}

@@ -2,9 +2,8 @@
 -- KEYS: desired, revision
 -- ARGV: model, versions (as JSON; without it workers decide), since
 -- → the new revision, or 0
-local arguments = require 'arguments'
 
-local key, args = arguments.keys, arguments.values
+local key, args = require 'arguments'(KEYS, ARGV)
 if args.since then
   local current = redis.call('HGET', key.desired, args.model)
   if current and cjson.decode(current).revision > args.since then

@@ -2,10 +2,9 @@
 -- KEYS: webhooks, webhook (the stored message), job
 -- ARGV: id, delivery, retry_in_s (none: there is no further attempt)
 -- → nothing
-local arguments = require 'arguments'
 local clock = require 'clock'
 
-local key, args = arguments.keys, arguments.values
+local key, args = require 'arguments'(KEYS, ARGV)
 if args.retry_in_s then
   redis.call('ZADD', key.webhooks, clock.stamp(clock.now() + args.retry_in_s), args.id)
 else

@@ -3,7 +3,6 @@
 -- KEYS: queue
 -- ARGV: expired, poisoned, gone (errors of jobs that end), ttl_s, dead_ttl_s (of those)
 -- → num_requeued, num_poisoned, num_expired
-local arguments = require 'arguments'
 local clock = require 'clock'
 local fingerprints = require 'fingerprints'
 local jobs = require 'jobs'
@@ -14,8 +13,8 @@ local states = require 'states'
 local tunables = require 'tunables'
 local waking = require 'waking'
 
-local args = arguments.values
-local queue = keys.queue(arguments.keys.queue)
+local key, args = require 'arguments'(KEYS, ARGV)
+local queue = keys.queue(key.queue)
 local now = clock.now()
 local num_requeued, num_poisoned, num_expired = 0, 0, 0
 

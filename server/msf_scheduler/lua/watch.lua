@@ -2,12 +2,11 @@
 -- KEYS: job
 -- ARGV: id, reply_to (stream)
 -- → nothing
-local arguments = require 'arguments'
 local jobs = require 'jobs'
 local keys = require 'keys'
 local streams = require 'streams'
 
-local args = arguments.values
+local key, args = require 'arguments'(KEYS, ARGV)
 
 local function watch(job, id)
   local state, worker, is_watched, leader = unpack(redis.call('HMGET', job, 'state', 'worker', 'is_watched', 'leader'))
@@ -26,4 +25,4 @@ local function watch(job, id)
   end
 end
 
-watch(arguments.keys.job, args.id)
+watch(key.job, args.id)
