@@ -13,7 +13,7 @@ from msf_scheduler.connection import RedisClient
 from msf_scheduler.dynamic_batching import RequestLevelPolicy
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import ModelKey, WorkerInfo
-from msf_scheduler.leases import Leases
+from msf_scheduler.leases import ClaimRequest, Leases
 from msf_scheduler.registry import Registry
 from msf_scheduler.step_batching import BatchingPolicy, StepLevelPolicy
 from msf_scheduler.tracing import Tracing
@@ -107,34 +107,30 @@ class Worker:
         """Claim jobs of each model, in turn. Returns False if another claim can bring nothing now."""
         if self._claims_alone and self._keeper.claims:
             return False
-        self._claims_alone = False
+        runners = self.models.runners
+        requests = [self._claim_request(runner) for runner in runners.values()]
+        results = await self._leases.claim_many(self.models.info.id, requests, idle=not self._keeper.claims)
+        self._claims_alone = any(result.alone for result in results)
         num_claimed = 0
-        for key, runner in self.models.runners.items():
-            answer = await self._leases.claim(
-                self.models.info.id,
-                *key,
-                budget_steps=self._budget_steps(runner),
-                held=self._keeper.held_terms(key),
-                max_samples=MAX_HELD_SAMPLES - self._keeper.num_samples(key),
-                idle=not self._keeper.claims,
-            )
-            self._claims_alone = answer.alone
-            for claim in answer.claims:
+        for (key, runner), result in zip(runners.items(), results, strict=True):
+            for claim in result.claims:
                 self._keeper.hold(claim)
                 self.device.add(*runner.make_job(claim))
-            num_claimed += len(answer.claims)
-            self._metrics.claims.labels(*key).inc(len(answer.claims))
-            self._metrics.expired.inc(answer.num_expired)
-            if self._claims_alone:
-                return bool(num_claimed) or not self._keeper.claims
-        return bool(num_claimed)
+            num_claimed += len(result.claims)
+            self._metrics.claims.labels(*key).inc(len(result.claims))
+            self._metrics.expired.inc(result.num_expired)
+        return bool(num_claimed) or (self._claims_alone and not self._keeper.claims)
 
-    def _budget_steps(self, runner: ModelRunner) -> int:
-        """Return how many sample steps of a model fill what the worker may hold; 0 once it is full."""
-        budget_s = HELD_S - self.device.held_s
-        if budget_s <= 0:
-            return 0
-        return min(math.ceil(budget_s * (runner.steps_per_s() or math.inf)), MAX_BUDGET_STEPS)
+    def _claim_request(self, runner: ModelRunner) -> ClaimRequest:
+        """Ask for work until the worker holds enough, shared by its models."""
+        budget_s = max(HELD_S - self.device.held_s, 0.0) / len(self.models.runners)
+        budget_steps = math.ceil(budget_s * runner.steps_per_s()) if runner.steps_per_s() else MAX_BUDGET_STEPS
+        return ClaimRequest(
+            runner.key,
+            min(budget_steps, MAX_BUDGET_STEPS),
+            self._keeper.held_terms(runner.key),
+            MAX_HELD_SAMPLES - self._keeper.num_samples(runner.key),
+        )
 
     async def _wait_for_work(self, stop: asyncio.Event) -> None:
         """Wait for an arrival, or until little of the held work is left. Cutting off a read costs its connection."""

@@ -66,7 +66,7 @@ class StepCosts:
         """Take the buckets of each stage, or of all, and those of strict samples (None: all). Decode comes last."""
         self.stages = tuple(stages)
         by_stage = buckets if isinstance(buckets, Mapping) else dict.fromkeys(stages, buckets)
-        self._buckets = {stage: tuple(sorted(by_stage[stage])) for stage in stages}
+        self.buckets = {stage: tuple(sorted(by_stage[stage])) for stage in stages}
         self.version = 0  # counts the changes that the policy sees
         self._strict = {stage: tuple(sorted((strict or by_stage)[stage])) for stage in stages}
         self._costs = {(cost.stage, cost.bucket): cost for cost in costs}
@@ -114,12 +114,12 @@ class StepCosts:
 
     def buckets_of(self, stage: Stage, *, strict: bool) -> tuple[int, ...]:
         """Return the buckets, ascending, that a step batch with (or without) a strict member may take."""
-        return (self._strict if strict else self._buckets)[stage]
+        return (self._strict if strict else self.buckets)[stage]
 
     @property
     def largest_bucket(self) -> int:
         """Return the largest bucket of all stages."""
-        return max(buckets[-1] for buckets in self._buckets.values())
+        return max(buckets[-1] for buckets in self.buckets.values())
 
     @staticmethod
     def bucket_for(num_rows: int, buckets: Sequence[int]) -> int:
@@ -135,7 +135,7 @@ class StepCosts:
         for stage, allowed in self._strict.items():
             if not allowed:
                 return None
-            for bucket in self._buckets[stage]:
+            for bucket in self.buckets[stage]:
                 strict_s = self.mean_s(stage, self.bucket_for(bucket, allowed)) * -(-bucket // allowed[-1])
                 worst = max(worst, strict_s / max(self.mean_s(stage, bucket), MOMENT_S) - 1)
         return worst
@@ -166,7 +166,7 @@ class StepCosts:
     def _summary(self, stage: Stage) -> _Summary:
         summary = self._summaries.get(stage)
         if summary is None:
-            buckets = self._buckets[stage]
+            buckets = self.buckets[stage]
             means_s = [self.mean_s(stage, bucket) for bucket in buckets]
             share_s = min(mean_s / bucket for mean_s, bucket in zip(means_s, buckets, strict=True))
             summary = self._summaries[stage] = _Summary(

@@ -96,7 +96,7 @@ def test_costs_observed_later_count() -> None:
     active = one_model(measured)
     active.add_job(0, ActiveWork("a", 0.0), PATTERNS[0])
     before_s = active.held_s(0)
-    for bucket in measured.buckets:
+    for bucket in measured.buckets[Stage.BASE]:
         measured.observe(Stage.BASE, bucket, 1.0)
     assert active.held_s(0) == pytest.approx(measured.work_s(PATTERNS[0]))
     assert active.held_s(0) > before_s

@@ -47,7 +47,7 @@ def test_costs_are_restored_from_plain_data() -> None:
     measured = StepCosts((1, 4), strict={Stage.BASE: (4,), Stage.DECODE: (1,)}, stages=(Stage.BASE, Stage.DECODE))
     for seconds in (0.03, 0.01):
         for stage in measured.stages:
-            for bucket in measured.buckets:
+            for bucket in measured.buckets[stage]:
                 measured.observe(stage, bucket, seconds)
     restored = StepCosts.load(json.loads(json.dumps(measured.dump())), strict={Stage.BASE: (4,), Stage.DECODE: (1,)})
     assert list(restored) == list(measured)
