@@ -57,7 +57,7 @@ class Executor:
         self.plans = plans
         self.capacity = capacity
         self._arenas = arenas or make_arenas(plans, capacity)
-        self._null_label = plans.config.num_classes
+        self._null_labels = np.full(capacity, plans.config.num_classes)
         self._tables = tuple(
             StepTable(plans.config, stage, plans.time_embeddings[stage]) for stage in (Stage.BASE, Stage.RESIDUAL)
         )
@@ -68,6 +68,7 @@ class Executor:
         self._residual_starts = np.zeros(capacity, np.intp)
         self._labels = np.zeros(capacity, np.int64)
         self._scales = np.zeros(capacity, np.float32)
+        self._is_scaled = np.zeros(capacity, bool)
         self._free = list(reversed(range(capacity)))
         self._in_flight: list[StepRows | DecodeRows] = []
         self._leaving: set[int] = set()  # slots that batches under way still write
@@ -101,6 +102,7 @@ class Executor:
             self._ends[:, slot] = np.add(starts, num_steps)
             self._labels[slot] = request.label
             self._scales[slot] = request.guidance_scale
+            self._is_scaled[slot] = self._scales[slot] != 1
         self._arenas.write(np.array(slots), noise)
         return slots
 
@@ -118,7 +120,6 @@ class Executor:
         """
         indices = np.asarray(slots, np.intp)
         stage = self._stages[indices[0]]
-        assert (self._stages[indices] == stage).all()
         rows = self._decode_rows(indices, bucket) if stage == _DECODE else self._step_rows(indices, stage, bucket)
         self._in_flight.append(rows)
         try:
@@ -185,16 +186,19 @@ class Executor:
         return any(slot in rows.slots for rows in self._in_flight)
 
     def _step_rows(self, slots: Indices, stage: int, bucket: int | None) -> StepRows:
-        table, steps = self._tables[stage], self._steps[slots]
-        guided = table.in_interval[steps] & (self._scales[slots] != 1)
-        num_guided = int(np.count_nonzero(guided))
+        table, steps = self._tables[stage], self._steps.take(slots)
+        num_guided = 0
+        if table.has_guidance:
+            guided = table.in_interval.take(steps) & self._is_scaled.take(slots)
+            num_guided = int(np.count_nonzero(guided))
         if 0 < num_guided < len(slots):  # guided samples first: their second rows are then slices
             order = np.argsort(~guided, kind="stable")
             slots, steps = slots[order], steps[order]
-        labels = np.full(len(slots) + num_guided, self._null_label)
-        labels[: len(slots)] = self._labels[slots]
+        labels = self._labels.take(slots)
+        if num_guided:
+            labels = np.concatenate((labels, self._null_labels[:num_guided]))
         self._steps[slots] = next_steps = steps + 1
-        completes = slots[next_steps == self._ends[stage, slots]]
+        completes = slots[next_steps == self._ends[stage].take(slots)]
         if len(completes):
             self._stages[completes] = stage + 1
             self._steps[completes] = self._residual_starts[completes]
@@ -206,7 +210,7 @@ class Executor:
             table,
             steps,
             labels,
-            self._scales[slots[:num_guided]],
+            self._scales.take(slots[:num_guided]),
             completes,
         )
 

@@ -20,6 +20,7 @@ class StepTable:
     def __init__(self, config: ModelConfig, stage: Stage, embed: HostTimeEmbedding) -> None:
         self._config = config
         self._guidance = config.stage(stage).guidance
+        self.has_guidance = self._guidance.interval is not None
         self._embed = embed
         self._offsets: dict[int, int] = {}
         self.times = np.empty(0)

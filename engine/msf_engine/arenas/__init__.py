@@ -7,6 +7,7 @@ float32, and scattered back.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, Protocol
 
 import numpy as np
@@ -48,11 +49,15 @@ class StepRows:
     @property
     def samples(self) -> Indices:
         """Position in `slots` of each row's sample; padding repeats the first."""
-        samples = np.zeros(self.bucket, np.intp)
-        num_samples = len(self.slots)
-        samples[:num_samples] = np.arange(num_samples)
-        samples[num_samples : self.num_rows] = samples[: self.num_guided]
-        return samples
+        return _samples_of_rows(len(self.slots), self.num_guided, self.bucket)
+
+
+@lru_cache(maxsize=4096)
+def _samples_of_rows(num_samples: int, num_guided: int, bucket: int) -> Indices:
+    samples = np.zeros(bucket, np.intp)
+    samples[:num_samples] = np.arange(num_samples)
+    samples[num_samples : num_samples + num_guided] = np.arange(num_guided)
+    return samples
 
 
 @dataclass(eq=False)

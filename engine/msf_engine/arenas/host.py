@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -30,6 +31,7 @@ class HostArenas:
         statistics = plans.config.residual.statistics
         empty = -np.array(statistics.mean, np.float32) / np.array(statistics.std, np.float32)
         self._empty_residual = np.broadcast_to(empty[:, None, None], shapes[Stage.RESIDUAL])
+        self._finite = np.ones(capacity, bool)
         self._started: StepRows | DecodeRows | None = None
         self._started_at = 0.0
 
@@ -85,24 +87,29 @@ class HostArenas:
     def _gather(self, rows: StepRows, inputs: tuple[Array, ...]) -> None:
         """Fill a plan's inputs: a row for each sample, the second rows of guided ones, copies of the first row."""
         samples = rows.samples
-        slots = rows.slots[samples]
-        np.take(self._x[rows.stage], slots, axis=0, out=inputs[0])
-        np.take(rows.table.time_embedding, rows.steps[samples], axis=0, out=inputs[1])
-        inputs[2][...] = padded(rows.labels, rows.bucket)
+        slots = rows.slots.take(samples)
+        self._x[rows.stage].take(slots, 0, inputs[0], "clip")  # any mode but "raise" writes into `out` directly
+        rows.table.time_embedding.take(rows.steps.take(samples), 0, inputs[1], "clip")
+        inputs[2][: rows.num_rows] = rows.labels
+        inputs[2][rows.num_rows :] = rows.labels[0]
         if len(inputs) > 3:
-            np.take(self._cond, slots, axis=0, out=inputs[3])
+            self._cond.take(slots, 0, inputs[3], "clip")
 
     def _scatter(self, rows: StepRows, velocity: NDArray[np.float32]) -> None:
         slots, num_samples = rows.slots, len(rows.slots)
-        d = velocity[:num_samples].copy()  # (S, C, h, w)
+        d = velocity[:num_samples]  # (S, C, h, w)
         if rows.num_guided:
             scales = rows.guidance_scales[:, None, None, None]
-            d[: rows.num_guided] = guide(d[: rows.num_guided], velocity[num_samples : rows.num_rows], scales)
-        a, b, c = rows.table.updates[rows.steps].T[:, :, None, None, None]
-        x = advance(self._x[rows.stage][slots], d, self._d_prev[rows.stage][slots], a, b, c)
-        rows.finite = np.asarray(np.isfinite(x).reshape(num_samples, -1).all(axis=1))
-        self._x[rows.stage][slots] = x
-        self._d_prev[rows.stage][slots] = d
+            guided = guide(d[: rows.num_guided], velocity[num_samples : rows.num_rows], scales)
+            d = guided if rows.num_guided == num_samples else np.concatenate((guided, d[rows.num_guided :]))
+        a, b, c = rows.table.updates.take(rows.steps, 0).T[:, :, None, None, None]
+        all_x, all_d = self._x[rows.stage], self._d_prev[rows.stage]
+        x = advance(all_x.take(slots, 0), d, all_d.take(slots, 0), a, b, c)
+        all_x[slots], all_d[slots] = x, d
+        if math.isfinite(np.add.reduce(x, None)):  # the sum of finite numbers, unless it overflows
+            rows.finite = self._finite[:num_samples]
+        else:
+            rows.finite = np.asarray(np.isfinite(x).all(axis=(1, 2, 3)))
         if rows.stage is Stage.BASE and len(rows.completes):
             ended = rows.completes
             self._cond[ended] = noisy_condition(self._config, self._x[Stage.BASE][ended], self._cond[ended])
