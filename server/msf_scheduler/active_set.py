@@ -14,10 +14,11 @@ from msf_scheduler.array_table import ArrayTable, Floats, Int32s
 from msf_scheduler.jobs import ModelKey, Priority
 from msf_scheduler.pattern_table import END, PatternTable
 from msf_scheduler.stage import Stage
-from msf_scheduler.step_costs import StepCosts, StepPattern
+from msf_scheduler.step_costs import MOMENT_S, StepCosts, StepPattern
 
 PRIORITY_WEIGHT = {Priority.HIGH: 8.0, Priority.NORMAL: 1.0, Priority.LOW: 0.125}
 NO_DEADLINE_S = 1e12  # after arrival
+ALARM_AFTER = 0.05  # of the time allowed, less the job's own length: until then its deadline does not matter
 NO_GROUP = -1  # of a free number
 
 Numbers = NDArray[np.intp]  # of samples
@@ -86,8 +87,8 @@ class JobTable(ArrayTable):
     importance: Floats  # its share of that
     stepped_at: Floats  # when a sample last took a step, or joined after all others; inf without active samples
     is_strict: NDArray[np.bool_]
-    rows_left: Floats  # (stage, job), of all its samples
-    num_rows: Floats  # (stage, job), from noise to image
+    alarm_at: Floats  # its deadline may matter from then on
+    rows: Floats  # (left or in all, stage, job), of all its samples
 
     def __init__(self, num_stages: int) -> None:
         super().__init__(
@@ -100,8 +101,8 @@ class JobTable(ArrayTable):
             importance=(np.float64, 0, ()),
             stepped_at=(np.float64, np.inf, ()),
             is_strict=(np.bool_, False, ()),
-            rows_left=(np.float64, 0, (num_stages,)),
-            num_rows=(np.float64, 0, (num_stages,)),
+            alarm_at=(np.float64, np.inf, ()),
+            rows=(np.float64, 0, (2, num_stages)),
         )
 
 
@@ -131,8 +132,9 @@ class ActiveSet:
         self.jobs = JobTable(num_stages)
         self.patterns = PatternTable(num_stages)
         self.num_active = 0  # samples
-        self.num_deadlines = 0  # jobs with one
+        self.next_alarm_at = np.inf  # until then no deadline matters
         self.group_sizes: list[int] = []  # active samples by group
+        self.group_rows: list[int] = []  # of their next steps, by group
         self._jobs: dict[int, _Job] = {}
         self._tenants: dict[str, set[int]] = defaultdict(set)  # jobs by tenant
         self._terms: Counter[Terms] = Counter()  # jobs by priority and tenant
@@ -151,6 +153,7 @@ class ActiveSet:
             self.models.append(None)
             self._versions.append(-1)
             self.group_sizes += [0] * self.num_stages
+            self.group_rows += [0] * self.num_stages
             column = np.zeros((self.num_stages, 1))
             self._shares_s = np.append(self._shares_s, column, axis=1)
             self._shortest_s = np.append(self._shortest_s, column, axis=1)
@@ -196,8 +199,11 @@ class ActiveSet:
         jobs.allowed_s[number] = NO_DEADLINE_S if work.deadline is None else work.deadline - work.arrived_at
         jobs.deadline[number] = work.arrived_at + NO_DEADLINE_S if work.deadline is None else work.deadline
         jobs.is_strict[number] = work.is_strict
-        jobs.num_rows[:, number] = jobs.rows_left[:, number] = work.num_samples * self.patterns.rows_left[:, start]
-        self.num_deadlines += work.deadline is not None
+        jobs.rows[:, :, number] = work.num_samples * self.patterns.rows_left[:, start]
+        if work.deadline is not None:
+            _, total_s = self.seconds_of(number)
+            jobs.alarm_at[number] = work.arrived_at + ALARM_AFTER * jobs.allowed_s[number] - total_s
+            self.next_alarm_at = min(self.next_alarm_at, float(jobs.alarm_at[number]))
         self._enter_tenant(number, work)
         return number
 
@@ -214,7 +220,7 @@ class ActiveSet:
             self._remove(sample)
         work = self._jobs.pop(job).work
         self.jobs.release(job)
-        self.num_deadlines -= work.deadline is not None
+        self.next_alarm_at = float(self.jobs.alarm_at[: self.jobs.end].min(initial=np.inf))
         self._leave_tenant(job, work)
 
     def work(self, job: int) -> ActiveWork:
@@ -277,6 +283,7 @@ class ActiveSet:
         entry.num_active += 1
         self.num_active += 1
         self.group_sizes[group] += 1
+        self.group_rows[group] += int(samples.rows[number])
         return number
 
     def advance(self, samples: Numbers, now: float) -> None:
@@ -284,37 +291,54 @@ class ActiveSet:
 
         Choosing needs step counts, not results.
         """
+        if len(samples) == 1:
+            self._advance_one(int(samples[0]), now)
+            return
         table, jobs = self.samples, self.samples.job[samples]
         group = int(table.group[samples[0]])
-        np.subtract.at(self.jobs.rows_left[group % self.num_stages], jobs, table.rows[samples])
+        np.subtract.at(self.jobs.rows[0, group % self.num_stages], jobs, table.rows[samples])
         self.jobs.stepped_at[jobs] = now
         positions = table.position[samples] + 1
         table.position[samples] = positions
         if 1 in self.patterns.is_change[positions].tobytes():
             self._change_stages(samples, positions, group)
 
+    def _advance_one(self, sample: int, now: float) -> None:
+        table, jobs = self.samples, self.jobs
+        job, group = int(table.job[sample]), int(table.group[sample])
+        jobs.rows[0, group % self.num_stages, job] -= table.rows[sample]
+        jobs.stepped_at[job] = now
+        table.position[sample] = position = int(table.position[sample]) + 1
+        if self.patterns.is_change[position]:
+            self._change_stages(np.array([sample]), np.array([position], np.int32), group)
+
     def _change_stages(self, samples: Numbers, positions: Int32s, group: int) -> None:
         first_group = group - group % self.num_stages
-        stages = self.patterns.stage[positions]
-        self.samples.rows[samples] = self.patterns.rows[positions]
-        for sample, stage in zip(samples.tolist(), stages.tolist(), strict=True):
+        stages, rows = self.patterns.stage[positions].tolist(), self.patterns.rows[positions].tolist()
+        for sample, stage, num_rows in zip(samples.tolist(), stages, rows, strict=True):
             if stage == END:
                 self._remove(sample)
-            elif first_group + stage != group:
-                self.samples.group[sample] = first_group + stage
-                self.group_sizes[group] -= 1
-                self.group_sizes[first_group + stage] += 1
+                continue
+            new_group = first_group + stage
+            self.group_sizes[group] -= 1
+            self.group_sizes[new_group] += 1
+            self.group_rows[group] -= int(self.samples.rows[sample])
+            self.group_rows[new_group] += int(num_rows)
+            self.samples.group[sample] = new_group
+            self.samples.rows[sample] = num_rows
 
     def leave(self, samples: Sequence[int] | Numbers) -> None:
         """Remove samples that take no further step."""
         for sample in map(int, samples):
             job, position = int(self.samples.job[sample]), int(self.samples.position[sample])
-            self.jobs.rows_left[:, job] -= self.patterns.rows_left[:, position]
+            self.jobs.rows[0, :, job] -= self.patterns.rows_left[:, position]
             self._remove(sample)
 
     def _remove(self, sample: int) -> None:
         job = int(self.samples.job[sample])
-        self.group_sizes[self.samples.group[sample]] -= 1
+        group = self.samples.group[sample]
+        self.group_sizes[group] -= 1
+        self.group_rows[group] -= int(self.samples.rows[sample])
         self.num_active -= 1
         self.samples.release(sample)
         entry = self._jobs[job]
@@ -324,19 +348,20 @@ class ActiveSet:
 
     # Queries
 
-    def remaining_s(self) -> Floats:
-        """Return, by job, the device seconds that its samples still need in efficient buckets."""
+    def seconds(self) -> Floats:
+        """Return the device seconds of each job in efficient buckets: those left and, in a second row, those in all."""
         self._read_costs()
-        return self._weigh(self._shares_s, self.jobs.rows_left[:, : self.jobs.end])
+        return self._weigh(self._shares_s, self.jobs.rows[:, :, : self.jobs.end])
 
-    def total_s(self) -> Floats:
-        """Return, by job, the device seconds that its samples need from noise to image."""
+    def seconds_of(self, job: int) -> tuple[float, float]:
+        """Return the device seconds of one job in efficient buckets: those left, and those in all."""
         self._read_costs()
-        return self._weigh(self._shares_s, self.jobs.num_rows[:, : self.jobs.end])
+        left_s, total_s = self.jobs.rows[:, :, job].dot(self._shares_s[:, self._jobs[job].model]).tolist()
+        return left_s, total_s
 
     def held_s(self, model: int) -> float:
         """Return the remaining device seconds of a model's jobs."""
-        return float(self.remaining_s()[self.jobs.model[: self.jobs.end] == model].sum())
+        return float(self.seconds()[0, self.jobs.model[: self.jobs.end] == model].sum())
 
     def held_terms(self) -> set[Terms]:
         """Return the priority and tenant of every job."""
@@ -344,7 +369,7 @@ class ActiveSet:
 
     def late_jobs(self, now: float) -> list[int]:
         """Return the jobs whose deadline cannot be met even if each step takes the least time ever measured."""
-        if not self.num_deadlines:
+        if now < self.next_alarm_at:
             return []
         self._read_costs()
         num_jobs = self.jobs.end
@@ -374,11 +399,11 @@ class ActiveSet:
         return bool(len(positions)) and now + float(least_s.max()) > entry.work.deadline
 
     def _weigh(self, seconds: Floats, counts: Floats | Int32s) -> Floats:
-        """Return, by job, the sum of its counts by stage, times its model's seconds."""
+        """Return the sums over stages of counts (…, stage, job) times the seconds of the job's model."""
         if len(self.models) == 1:
             totals: Floats = seconds[:, 0].dot(counts)
         else:
-            totals = (seconds[:, self.jobs.model[: self.jobs.end]] * counts).sum(0)
+            totals = (seconds[:, self.jobs.model[: self.jobs.end]] * counts).sum(-2)
         return totals
 
     def _read_costs(self) -> None:
@@ -388,5 +413,5 @@ class ActiveSet:
                 costs = model.costs
                 self._versions[number] = costs.version
                 num_stages = len(costs.stages)
-                self._shares_s[:num_stages, number] = [costs.share_s(stage) for stage in costs.stages]
+                self._shares_s[:num_stages, number] = [max(costs.share_s(stage), MOMENT_S) for stage in costs.stages]
                 self._shortest_s[:num_stages, number] = [costs.shortest_s(stage) for stage in costs.stages]

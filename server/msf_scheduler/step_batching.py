@@ -16,21 +16,21 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from msf_scheduler.active_set import ActiveSet, Numbers
 from msf_scheduler.array_table import Floats, Int32s
 from msf_scheduler.jobs import ModelKey
 from msf_scheduler.stage import Stage
-from msf_scheduler.step_costs import MOMENT_S
 
 PATIENCE_S = 1.0
-MAX_WASTE = 0.1  # of the best available rate, when enough candidates contend to fill the largest bucket
+MAX_WASTE = 0.05  # of the best available rate, when enough candidates contend to fill the largest bucket
+CONTENTION_POWER = 0.7  # of the weights; below 1, moderate differences still count as contention
 MAX_URGENCY = 16.0
-MIN_WEIGHT = 1e-300  # keeps divisors above zero
+MIN_DIVISOR = 1e-30
 REASONS = ("overdue", "deadline", "full", "all", "best")  # of a step batch; see `StepBatch`
 
 
@@ -75,25 +75,34 @@ class StepLevelPolicy:
         longest_waiting = int(jobs.stepped_at[: jobs.end].argmin())
         if now - jobs.stepped_at[longest_waiting] > PATIENCE_S:
             return make_batch(active, _overdue_members(active, longest_waiting), "overdue")
-        weights, is_tight = _weigh_jobs(active, now)
-        members = _best_members(active, weights) if active.num_active > 1 else np.array([active.samples.end - 1])
-        is_deadline = is_tight is not None and True in is_tight[active.samples.job[members]].tolist()
-        return make_batch(active, members, "deadline" if is_deadline else None)
+        if active.num_active == 1:
+            return make_batch(active, np.array([active.samples.end - 1]), _reason(active, [longest_waiting], now))
+        members = _best_members(active, _weigh_jobs(active, now))
+        return make_batch(active, members, _reason(active, active.samples.job[members], now))
 
 
-def _weigh_jobs(active: ActiveSet, now: float) -> tuple[Floats, NDArray[np.bool_] | None]:
-    """Return each job's weight, and whether its slack is below its own length (None if no job has a deadline)."""
+def _reason(active: ActiveSet, jobs: Sequence[int] | Int32s, now: float) -> str | None:
+    """Return "deadline" if the slack of one of the jobs is below its own length."""
+    if now < active.next_alarm_at:
+        return None
+    seconds_left, seconds = active.seconds()[:, jobs]
+    return "deadline" if (active.jobs.deadline[jobs] - now - seconds_left < seconds).any() else None
+
+
+def _weigh_jobs(active: ActiveSet, now: float) -> Floats:
+    """Return each job's weight."""
     jobs, num_jobs = active.jobs, active.jobs.end
-    remaining_s, total_s = active.remaining_s() + MOMENT_S, active.total_s() + MOMENT_S
-    age_s = np.maximum(now - jobs.arrived_at[:num_jobs], 0.0)
-    weights = np.sqrt((age_s + remaining_s) / (total_s * remaining_s))
+    remaining_s, total_s = active.seconds()
+    weights = np.maximum(now - jobs.arrived_at[:num_jobs], 0.0)  # age
+    weights += remaining_s
+    weights /= total_s * remaining_s + MIN_DIVISOR  # slowdown / remaining time
+    np.sqrt(weights, out=weights)
     weights *= jobs.importance[:num_jobs]
-    if not active.num_deadlines:
-        return weights, None
-    # The urgency is 1 far from a deadline, and grows as the slack shrinks below the time allowed.
-    slack_s, allowed_s = jobs.deadline[:num_jobs] - now - remaining_s, jobs.allowed_s[:num_jobs]
-    weights *= allowed_s / np.maximum(slack_s, allowed_s / MAX_URGENCY)
-    return weights, slack_s < total_s
+    if now >= active.next_alarm_at:
+        # The urgency is 1 far from a deadline, and grows as the slack shrinks below the time allowed.
+        allowed_s = jobs.allowed_s[:num_jobs]
+        weights *= allowed_s / np.maximum(jobs.deadline[:num_jobs] - now - remaining_s, allowed_s / MAX_URGENCY)
+    return weights
 
 
 class _Option(NamedTuple):
@@ -109,31 +118,57 @@ def _best_members(active: ActiveSet, job_weights: Floats) -> Numbers:
     """Return the members of the most valuable batch, of those that do not waste the device."""
     table, end = active.samples, active.samples.end
     rows, weights = table.rows[:end], job_weights[table.job[:end]]
-    if end > active.num_active:
-        weights[rows == 0] = 0.0  # free numbers
-    order = (-weights).argsort(kind="stable")
-    contention = _contention(active, weights[order[: active.largest_bucket]], rows[order[: active.largest_bucket]])
-    order = order[table.group[order].argsort(kind="stable")]  # free numbers, then group by group, the heaviest first
-    rows = rows[order]
-    total_rows, total_weights = rows.cumsum().tolist(), (weights[order] * rows).cumsum().tolist()
-    options, start = [], end - active.num_active
-    for group, size in enumerate(active.group_sizes):
-        if size:
-            options += _options(active, group, order, range(start, start + size), total_rows, total_weights)
-            start += size
-    least_rate = (1 - MAX_WASTE) * contention**2 * max(option.rate for option in options)
-    best = max((option for option in options if option.rate >= least_rate), key=lambda option: option.value)
+    num_free = end - active.num_active
+    if num_free:
+        weights[rows == 0] = 0.0
+    groups = [(group, size) for group, size in enumerate(active.group_sizes) if size]
+    if len(groups) == 1 and not num_free and _is_best_whole(active, groups[0][0], weights, rows):
+        return np.arange(end)
+    ranked = order = (-weights).argsort(kind="stable")
+    if len(groups) > 1 or num_free:
+        order = order[table.group[order].argsort(kind="stable")]  # free numbers first; in a group the heaviest first
+    total_rows, total_weights = rows[order].cumsum().tolist(), (weights * rows)[order].cumsum().tolist()
+    options, start = [], num_free
+    for group, size in groups:
+        options += _options(active, group, order, range(start, start + size), total_rows, total_weights)
+        start += size
+    best = max(options, key=itemgetter(3))
+    least_rate = (1 - MAX_WASTE) * max(options, key=itemgetter(2)).rate
+    if best.rate < least_rate:
+        heaviest = ranked[: active.largest_bucket]
+        least_rate *= _contention(active, weights[heaviest], rows[heaviest]) ** 2
+        best = max((option for option in options if option.rate >= least_rate), key=itemgetter(3))
     return order[best.start : best.end]
 
 
+def _is_best_whole(active: ActiveSet, group: int, weights: Floats, rows: Floats) -> bool:
+    """Return whether no part of a group can be worth more than all of it, which fits one bucket.
+
+    At best a part has members of the highest weight only, but not more weight than all.
+    """
+    costs, stage = active.costs_of(group)
+    num_rows = active.group_rows[group]
+    buckets = costs.buckets_of(stage, strict=False)
+    if num_rows > buckets[-1] or costs.buckets_of(stage, strict=True) != buckets:
+        return False
+    total, highest = float(weights.dot(rows)), float(weights[weights.argmax()])
+    values = []
+    for bucket, rate in zip(buckets, costs.rates(stage), strict=True):
+        values.append(rate * min(bucket * highest, total))
+        if bucket >= num_rows:
+            return rate * total >= max(values)
+    return False
+
+
 def _contention(active: ActiveSet, weights: Floats, rows: Floats) -> float:
-    """Return how many rows of similar weight would share the largest bucket, as a share of it, 0 to 1.
+    """Return how many rows of similar weight contend for the largest bucket, as a share of it, 0 to 1.
 
     It is the participation ratio of the heaviest: N of equal weight count as N, one that outweighs all others as one.
     """
-    row_weights = weights * rows
-    total, squares = float(row_weights.sum()), float(row_weights.dot(weights))
-    return min(total**2 / (max(squares, MIN_WEIGHT) * active.largest_bucket), 1.0)
+    shares = weights**CONTENTION_POWER
+    row_shares = shares * rows
+    total, squares = float(row_shares.sum()), float(row_shares.dot(shares))
+    return min(total**2 / (max(squares, MIN_DIVISOR) * active.largest_bucket), 1.0)
 
 
 def _options(
@@ -150,27 +185,25 @@ def _options(
     """
     costs, stage = active.costs_of(group)
     buckets, rates = costs.buckets_of(stage, strict=False), costs.rates(stage)
+    start, stop = ranks.start, ranks.stop
+    rows_before, weights_before = (total_rows[start - 1], total_weights[start - 1]) if start else (0.0, 0.0)
     strict_buckets = costs.buckets_of(stage, strict=True)
-    first_strict = ranks.stop
+    first_strict = stop
     if strict_buckets != buckets:
-        is_strict = active.jobs.is_strict[active.samples.job[order[ranks.start : ranks.stop]]]
-        if is_strict.any():
-            first_strict = ranks.start + int(is_strict.argmax())
-    rows_before, weights_before = (
-        total[ranks.start - 1] if ranks.start else 0.0 for total in (total_rows, total_weights)
-    )
-    options, end = [], ranks.start
-    for bucket in buckets:
-        previous_end, end = end, bisect_right(total_rows, rows_before + bucket, ranks.start, ranks.stop)
+        is_strict = active.jobs.is_strict[active.samples.job[order[start:stop]]]
+        first_strict = start + int(is_strict.argmax()) if is_strict.any() else stop
+    options, end = [], start
+    for bucket, bucket_rate in zip(buckets, rates, strict=True):
+        previous_end, end = end, bisect_right(total_rows, rows_before + bucket, start, stop)
         if end == previous_end:
             continue
-        num_rows = int(total_rows[end - 1] - rows_before)
-        allowed = strict_buckets if end > first_strict else buckets
-        if num_rows > allowed[-1]:
-            break
-        rate = rates[buckets.index(costs.bucket_for(num_rows, allowed))]
-        options.append(_Option(ranks.start, end, rate * num_rows, rate * (total_weights[end - 1] - weights_before)))
-        if end == ranks.stop:
+        num_rows, rate = total_rows[end - 1] - rows_before, bucket_rate
+        if end > first_strict:
+            if num_rows > strict_buckets[-1]:
+                break
+            rate = rates[buckets.index(costs.bucket_for(int(num_rows), strict_buckets))]
+        options.append(_Option(start, end, rate * num_rows, rate * (total_weights[end - 1] - weights_before)))
+        if end == stop:
             break
     return options
 
@@ -201,7 +234,7 @@ def make_batch(active: ActiveSet, members: Numbers, reason: str | None = None, n
     samples = active.samples
     group = int(samples.group[members[0]])
     costs, stage = active.costs_of(group)
-    rows = int(samples.rows[members].sum())
+    rows = int(np.add.reduce(samples.rows[members]))
     buckets, strict_buckets = (costs.buckets_of(stage, strict=strict) for strict in (False, True))
     is_strict = strict_buckets != buckets and active.jobs.is_strict[samples.job[members]].any()
     bucket = costs.bucket_for(max(rows, num_rows), strict_buckets if is_strict else buckets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Self
@@ -124,7 +125,7 @@ class StepCosts:
     @staticmethod
     def bucket_for(num_rows: int, buckets: Sequence[int]) -> int:
         """Return the smallest of the buckets that holds `num_rows`, or the largest."""
-        return next((bucket for bucket in buckets if bucket >= num_rows), buckets[-1])
+        return buckets[min(bisect_left(buckets, num_rows), len(buckets) - 1)]
 
     def strict_cost(self) -> float | None:
         """Return the largest relative increase in a step batch's time when it may use strict buckets only.

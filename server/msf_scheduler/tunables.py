@@ -10,7 +10,7 @@ MIN_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 60.0
 THROUGHPUT_WINDOW_S = 60.0  # busy time over which samples per second are averaged
 
-HELD_S = 1.0  # device seconds of work that a worker claims in advance
+HELD_S = 2.0  # device seconds of work that a worker claims in advance; less leaves large batches unfilled
 AGEING_S = 5.0  # a waiting priority class rises by one level each time this long passes without service
 MAX_CLAIMED_JOBS = 64  # by one call, so that no script runs long
 MAX_ENDED_JOBS = 4  # by one claim, each with all of its followers
