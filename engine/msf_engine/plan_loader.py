@@ -6,6 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,8 +23,29 @@ from msf_scheduler.stage import Stage
 logger = logging.getLogger(__name__)
 
 
+@dataclass
+class LoadProgress:
+    """Log of plans that become ready, of `num_plans` in all."""
+
+    num_plans: int
+    num_ready: int = 0
+    started_at: float = field(default_factory=time.monotonic)
+
+    def add(self, version: ModelVersion, stage: Stage) -> None:
+        """Log one more plan, and the time that the others will take if they take as long."""
+        self.num_ready += 1
+        num_left = self.num_plans - self.num_ready
+        seconds_left = (time.monotonic() - self.started_at) / self.num_ready * num_left
+        left = f", about {seconds_left:.0f} s left" if seconds_left >= 1 else ""
+        logger.info("plan %d of %d ready: %s of %s%s", self.num_ready, self.num_plans, stage, version, left)
+
+
 def load_plans(
-    version: ModelVersion, backend: Backend, plan_cache: PlanCache, buckets: Sequence[int] = ()
+    version: ModelVersion,
+    backend: Backend,
+    plan_cache: PlanCache,
+    buckets: Sequence[int] = (),
+    progress: LoadProgress | None = None,
 ) -> ModelPlans:
     """Load every plan of a model version; build and validate those that are not in the cache.
 
@@ -33,9 +55,10 @@ def load_plans(
     started_at = time.monotonic()
     builder = PlanBuilder(version, backend, plan_cache, buckets)
     plans, records = {}, {}
-    for number, stage in enumerate(Stage, start=1):
+    progress = progress or LoadProgress(len(Stage))
+    for stage in Stage:
         plans[stage], records[stage] = builder.obtain(builder.spec(stage))
-        logger.info("%s: plan %d of %d ready (%s)", version, number, len(Stage), stage)
+        progress.add(version, stage)
     seconds = time.monotonic() - started_at
     logger.info("%s ready in %.1f s, %d plans built (%s)", version, seconds, builder.num_built, backend.fingerprint)
     return ModelPlans(
@@ -68,7 +91,8 @@ def load_models(
     for name in names:
         try:
             chosen = get_backend(name, precision, num_threads)
-            return chosen, [load_plans(version, chosen, plan_cache, buckets) for version in versions]
+            progress = LoadProgress(len(Stage) * len(versions))
+            return chosen, [load_plans(version, chosen, plan_cache, buckets, progress) for version in versions]
         except (BackendUnavailable, PlanRejected) as error:
             if name == names[-1]:
                 raise
