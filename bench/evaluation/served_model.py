@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from msf_engine.backends import BackendName, get_backend
+from msf_engine.generate import denoise
 from msf_engine.model import DecodeModule
 from msf_engine.model_plans import ModelPlans
 from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import load_plans
 from msf_engine.repository import ModelVersion
-from msf_engine.sampling import initial_noise, noisy_condition, sample, stage_trajectory
+from msf_engine.sampling import SampleNoise, noisy_condition
 from msf_scheduler.stage import Stage
 from msf_training.dataset import to_unit_range
 
-BUCKET = 16
+BUCKET = 32  # rows: 16 guided samples
 _SETTING = re.compile(r"(\d+)\+(\d+)@(\d+(?:\.\d+)?)")
 
 
@@ -65,22 +66,25 @@ class ServedModel:
 
     def generate_base(self, labels: Tensor, setting: SamplingSetting, seed: int) -> Tensor:
         """Return bases (N, C, h, w) of `labels` (N,)."""
-        return self._denoise(Stage.BASE, None, labels, setting.num_base_steps, setting.guidance_scale, seed)
+        noise = self._noise(len(labels), seed)
+        steps, scale = setting.num_base_steps, setting.guidance_scale
+        return torch.from_numpy(denoise(self.plans, Stage.BASE, noise.base, labels.numpy(), steps, scale))
 
     def complete(self, base: Tensor, labels: Tensor, setting: SamplingSetting, seed: int) -> Tensor:
         """Return images with these bases and generated residuals."""
-        rows = enumerate(base)
-        cond = torch.stack([noisy_condition(self.config, row, seed=seed, index=index) for index, row in rows])
+        noise = self._noise(len(labels), seed)
+        cond = noisy_condition(self.config, base.numpy(), noise.condition)
         steps, scale = setting.num_residual_steps, setting.guidance_scale
-        return self.decode(base, self._denoise(Stage.RESIDUAL, cond, labels, steps, scale, seed))
+        residual = denoise(self.plans, Stage.RESIDUAL, noise.residual, labels.numpy(), steps, scale, cond)
+        return self.decode(base, torch.from_numpy(residual))
 
     def decode(self, base: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return the images of latents; without a residual, those of the base alone."""
         if residual is None:
             zero = torch.zeros(1, 3 * self.config.latent_channels, 1, 1)
             residual = self.pixels.residual.normalize(zero).expand(len(base), -1, *base.shape[2:])
-        (images,) = self.plans.bucketed((Stage.DECODE, False))(base, residual)
-        return images.movedim(-1, 1)
+        pixels = self.plans.run(Stage.DECODE, (base.numpy(), residual.numpy()))
+        return torch.from_numpy(pixels).movedim(-1, 1)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,20 +93,11 @@ class ServedModel:
         base, residual = (torch.cat(stage) for stage in zip(*parts, strict=True))
         return base, residual
 
-    def _denoise(
-        self, stage: Stage, cond: Tensor | None, labels: Tensor, num_steps: int, guidance_scale: float, seed: int
-    ) -> Tensor:
-        embed = self.plans.time_embeddings[stage]
-        trajectory = stage_trajectory(self.config, stage, embed, num_steps, guidance_scale)
-        steps = {guided: self.plans.bucketed((stage, guided)) for guided in set(trajectory.guided)}
-        indices = range(len(labels))
-        noise = torch.stack([initial_noise(self.config, stage, seed=seed, index=index) for index in indices])
-        return sample(steps, trajectory, noise, noise[:, :0] if cond is None else cond, labels)
+    def _noise(self, num_samples: int, seed: int) -> SampleNoise:
+        return SampleNoise.of(self.config, [seed] * num_samples, range(num_samples))
 
 
 def load_served_model(version: ModelVersion, backend: BackendName, plan_folder: Path) -> ServedModel:
-    """Load the plans of one bucket. Raises what `get_backend` and `load_plans` raise."""
-    plans = load_plans(
-        version, get_backend(backend, None, torch.get_num_threads()), PlanCache(plan_folder), buckets=(BUCKET,)
-    )
+    """Load the plans for batches of `BUCKET` rows. Raises what `get_backend` and `load_plans` raise."""
+    plans = load_plans(version, get_backend(backend, None, torch.get_num_threads()), PlanCache(plan_folder), (BUCKET,))
     return ServedModel(plans, DecodeModule(version.load()))

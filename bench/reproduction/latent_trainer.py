@@ -65,7 +65,7 @@ class LatentTrainer:
     def images(self, denoisers: list[Denoiser], sampling: Sampling, count: int, seed: int) -> Split:
         """Generate `count` images, class after class in rounds."""
         labels = torch.arange(count) % NUM_CLASSES
-        latents = StageSampler(denoisers, sampling, BATCH)(labels, seed)
+        latents = StageSampler(denoisers, sampling, (BATCH,))(labels, seed)
         if len(latents) == 1:
             return Split(self.decode(Normalizer(self.whole.base_statistics).restore(latents[0])), labels)
         return Split(self.decode(self._compose(latents)), labels)
@@ -73,7 +73,7 @@ class LatentTrainer:
     def images_with_bases(self, real: Split, denoisers: list[Denoiser], sampling: Sampling, seed: int) -> Split:
         """Generate residuals for the bases of real images."""
         base = normalize(down(self.encode(real)), self.latents.base_statistics)
-        latents = StageSampler(denoisers, sampling, BATCH)(real.labels, seed, base)
+        latents = StageSampler(denoisers, sampling, (BATCH,))(real.labels, seed, base)
         return Split(self.decode(self._compose(latents)), real.labels)
 
     @torch.no_grad()

@@ -113,8 +113,8 @@ def _speed_table(results: Sequence[ArchitectureResult], speeds: Mapping[str, Spe
     for name in (result.name for result in results):
         alone, best = speeds[name].alone, speeds[name].best
         ratios = f"{alone / reference.alone:.2f}", f"{best / reference.best:.2f}"
-        rows.append((name, f"{alone:.1f}", ratios[0], f"{best:.1f} (x{speeds[name].bucket})", ratios[1]))
-    return markdown_table(("", "one at a time", f"ratio to {baseline}", "best bucket", "ratio"), rows)
+        rows.append((name, f"{alone:.1f}", ratios[0], f"{best:.1f} (x{speeds[name].batch_size})", ratios[1]))
+    return markdown_table(("", "one at a time", f"ratio to {baseline}", "best batch size", "ratio"), rows)
 
 
 def _runs_table(results: Sequence[ArchitectureResult]) -> str:
@@ -153,6 +153,6 @@ def _plot(results: Sequence[ArchitectureResult], speeds: Mapping[str, Speed]) ->
         [
             Panel("Held-out FID over images seen", "thousand images", by_images, "{:g}".format, log_y=True),
             Panel("Held-out FID over training operations", "TFLOP", by_operations, "{:g}".format, log_y=True),
-            Panel("Test FID over speed", "images/s at the best bucket", by_speed, "{:g}".format, log_y=True),
+            Panel("Test FID over speed", "images/s at the best batch size", by_speed, "{:g}".format, log_y=True),
         ]
     )

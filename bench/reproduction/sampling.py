@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -14,14 +17,18 @@ from torch import Tensor
 from msf_engine.backends import get_backend
 from msf_engine.config import DenoiserConfig
 from msf_engine.denoiser import Denoiser
+<<<<<<< HEAD
+=======
+from msf_engine.eager_network import host_time_embedding
+>>>>>>> h/port
 from msf_engine.model import DecodeModule, MsfModel
-from msf_engine.model_plans import BucketedPlan
-from msf_engine.plan import PlanSpec, decode_inputs, step_inputs
+from msf_engine.model_plans import run_rows
+from msf_engine.plan import Array, Plan, PlanSpec, decode_inputs, denoiser_inputs, run
 from msf_engine.sampling import make_trajectory, sample
 from msf_engine.schedule import Solver, timesteps
 from msf_scheduler.stage import Stage
 
-BUCKETS = (1, 2, 4, 8, 16, 32)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 ROUNDS = 5
 
 
@@ -41,52 +48,58 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Speed:
-    """Images per second with one image at a time, and at the best batch size, `bucket`."""
+    """Images per second with one image at a time, and at the best batch size."""
 
     alone: float
     best: float
-    bucket: int
+    batch_size: int
 
 
 class StageSampler:
-    """A network's stages, compiled for batches of `bucket`."""
+    """A network's stages by the plans that would serve them, in batches of `batch_sizes` samples."""
 
-    def __init__(self, stages: Sequence[Denoiser], sampling: Sampling, bucket: int) -> None:
+    def __init__(self, stages: Sequence[Denoiser], sampling: Sampling, batch_sizes: Sequence[int]) -> None:
         self.stages = stages
         self.sampling = sampling
-        self.trajectories, self.plans = [], []
+        self.trajectories, self.networks = [], []
         for denoiser, num_steps, scale in zip(stages, sampling.steps, sampling.guidance, strict=True):
-            guided = scale != 1
             trajectory = make_trajectory(
-                denoiser.time,
+                host_time_embedding(denoiser),
                 timesteps(num_steps),
                 [scale] * num_steps,
                 solver=sampling.solver,
                 conditioning_noise=sampling.conditioning_noise,
             )
-            spec = PlanSpec("reproduction", "", Stage.BASE, guided, (bucket,), step_inputs(denoiser.config))
+            rows_per_sample = 1 if scale == 1 else 2
+            buckets = tuple(rows_per_sample * size for size in batch_sizes)
+            spec = PlanSpec("reproduction", "", Stage.BASE, buckets, denoiser_inputs(denoiser.config))
             self.trajectories.append(trajectory)
-            self.plans.append({guided: _compiled(spec, StepModule(denoiser, guided=guided).eval())})
+            self.networks.append(partial(run_rows, _compiled(spec, denoiser.eval()), buckets))
 
     def __call__(self, labels: Tensor, seed: int, base: Tensor | None = None) -> list[Tensor]:
         """Return each stage's normalised latents (N, C, h, w) of labels (N,); `base` takes the place of the first's."""
         generator = torch.Generator().manual_seed(seed)
         latents = [] if base is None else [base]
         for number in range(len(latents), len(self.stages)):
-            config = self.stages[number].config
+            denoiser = self.stages[number]
+            config = denoiser.config
             noise = torch.randn(len(labels), config.in_channels, config.size, config.size, generator=generator)
-            cond = noise[:, :0]
+            cond: Array | None = None
             if config.cond_channels:
                 cond_noise = torch.randn(latents[0].shape, generator=generator)
-                cond = torch.lerp(latents[0], cond_noise, self.sampling.conditioning_noise)
-            latents.append(sample(self.plans[number], self.trajectories[number], noise, cond, labels))
+                cond = torch.lerp(latents[0], cond_noise, self.sampling.conditioning_noise).numpy()
+            network, trajectory = self.networks[number], self.trajectories[number]
+            stage = sample(network, trajectory, noise.numpy(), labels.numpy(), denoiser.null_label, cond)
+            latents.append(torch.from_numpy(stage))
         return latents
 
 
-def _compiled(spec: PlanSpec, module: torch.nn.Module) -> BucketedPlan:
+def _compiled(spec: PlanSpec, module: torch.nn.Module) -> Plan:
     backend = get_backend("openvino", None, torch.get_num_threads())
-    plan = backend.load(spec, backend.compile(spec, module), lambda: module)
-    return BucketedPlan(dict.fromkeys(spec.buckets, plan))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        backend.compile(spec, module, folder)
+        return backend.load(spec, folder, lambda: module)
 
 
 def measure_speeds(
@@ -97,23 +110,23 @@ def measure_speeds(
     A time is the median of ROUNDS; it does not depend on the weights.
     """
     seconds: dict[tuple[str, int], list[float]] = {}
-    for bucket in BUCKETS:
-        spec = PlanSpec("reproduction", "", Stage.DECODE, False, (bucket,), decode_inputs(model.config))
-        decode, latents = _compiled(spec, DecodeModule(model).eval()), spec.example(bucket)
-        samplers = {
-            name: StageSampler([Denoiser(config).eval() for config in stages], sampling, bucket)
-            for name, (stages, sampling) in samplings.items()
-        }
+    spec = PlanSpec("reproduction", "", Stage.DECODE, BATCH_SIZES, decode_inputs(model.config))
+    decode = _compiled(spec, DecodeModule(model).eval())
+    samplers = {
+        name: StageSampler([Denoiser(config).eval() for config in stages], sampling, BATCH_SIZES)
+        for name, (stages, sampling) in samplings.items()
+    }
+    for batch_size in BATCH_SIZES:
         for round_number in range(ROUNDS + 1):
             for name, sampler in samplers.items():
                 started_at = time.perf_counter()
-                sampler(torch.zeros(bucket, dtype=torch.int64), seed=0)
-                decode(*latents)
+                sampler(torch.zeros(batch_size, dtype=torch.int64), seed=0)
+                run(decode, spec.zeros(batch_size))
                 if round_number:  # the first warms up
-                    seconds.setdefault((name, bucket), []).append(time.perf_counter() - started_at)
+                    seconds.setdefault((name, batch_size), []).append(time.perf_counter() - started_at)
     speeds = {}
     for name in samplings:
-        rates = {bucket: bucket / median(seconds[name, bucket]) for bucket in BUCKETS}
+        rates = {size: size / median(seconds[name, size]) for size in BATCH_SIZES}
         best = max(rates, key=rates.__getitem__)
         speeds[name] = Speed(rates[1], rates[best], best)
     return speeds

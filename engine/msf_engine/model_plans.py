@@ -35,20 +35,22 @@ class ModelPlans:
     num_built: int = 0
 
     def run(self, stage: Stage, inputs: Sequence[Array], *, strict: bool = False) -> Array:
-        """Run any number of rows: batches of the largest bucket, the rest in the smallest that holds it.
-
-        Raises PlanError when `strict` and the stage has no strict bucket.
-        """
+        """Run any number of rows. Raises PlanError when `strict` and the stage has no strict bucket."""
         buckets = (self.strict if strict else self.buckets)[stage]
         if not buckets:
             raise PlanError(f"no strict images: a row's bytes in stage {stage} depend on its batch at every bucket")
-        batches = [slice(start, start + buckets[-1]) for start in range(0, len(inputs[0]), buckets[-1])]
-        return np.concatenate([self._run(stage, [array[rows] for array in inputs], buckets) for rows in batches])
+        return run_rows(self.by_stage[stage], buckets, inputs)
 
-    def _run(self, stage: Stage, inputs: Sequence[Array], buckets: tuple[int, ...]) -> Array:
-        num_rows = len(inputs[0])
+
+def run_rows(plan: Plan, buckets: Sequence[int], inputs: Sequence[Array]) -> Array:
+    """Run any number of rows: batches of the largest bucket, the rest in the smallest that holds it."""
+    outputs = []
+    for start in range(0, len(inputs[0]), buckets[-1]):
+        batch = [array[start : start + buckets[-1]] for array in inputs]
+        num_rows = len(batch[0])
         indices = padded(np.arange(num_rows), smallest_bucket(buckets, num_rows))
-        return run(self.by_stage[stage], [array[indices] for array in inputs])[:num_rows]
+        outputs.append(run(plan, [array[indices] for array in batch])[:num_rows])
+    return np.concatenate(outputs)
 
 
 def smallest_bucket(buckets: Sequence[int], num_rows: int) -> int:

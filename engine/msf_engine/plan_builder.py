@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from msf_engine.backends import Backend
 from msf_engine.errors import ModelRepositoryError, PlanError, PlanRejected
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_DECODE_BUCKET = 8
+# Versions with the same network, in one process, share its plan and its weights.
+_LOADED: WeakValueDictionary[tuple[str, str, Stage, tuple[int, ...]], Plan] = WeakValueDictionary()
 
 
 class PlanBuilder:
@@ -70,10 +73,16 @@ class PlanBuilder:
 
         Raises PlanError when it cannot be built, PlanRejected when it does not agree with the reference.
         """
-        if (cached := self._from_cache(spec)) is not None:
-            return cached
-        stored = self.build(spec)
-        return self._validated(spec, self._load(spec, stored), stored)
+        key = self.backend.fingerprint, spec.network_digest, spec.stage, spec.buckets
+        plan, stored = _LOADED.get(key), self.cache.get(spec, self.backend.fingerprint)
+        if plan is not None and stored is not None and stored.record.validations:
+            return plan, stored.record
+        obtained = self._from_cache(spec, stored)
+        if obtained is None:
+            stored = self.build(spec)
+            obtained = self._validated(spec, self._load(spec, stored), stored)
+        _LOADED[key], _ = obtained
+        return obtained
 
     def build(self, spec: PlanSpec) -> StoredPlan:
         """Compile a plan, without running it, unless another process has just built it. Raises PlanError."""
@@ -102,8 +111,7 @@ class PlanBuilder:
             )
             return self.cache.put(spec, record, files)
 
-    def _from_cache(self, spec: PlanSpec) -> tuple[Plan, PlanRecord] | None:
-        stored = self.cache.get(spec, self.backend.fingerprint)
+    def _from_cache(self, spec: PlanSpec, stored: StoredPlan | None) -> tuple[Plan, PlanRecord] | None:
         if stored is None:
             return None
         try:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
+from msf_engine.device import release_memory
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import ModelInfo, ModelKey, WorkerInfo, WorkerLoad
 from msf_scheduler.leases import Claim, Leases
@@ -63,6 +64,7 @@ class ServedModels:
             for key in leaving:
                 self._metrics.remove_model(key)
                 self._device.remove_model(key)
+            self._device.call(release_memory)
             await self._announce([model for model in self.info.models if (model.name, model.version) in self.runners])
 
     async def register(self) -> None:

@@ -38,13 +38,11 @@ def test_images_are_those_of_the_executor(model: ServedModel, guidance_scale: fl
     images = model.generate(labels, setting, seed=7)
     assert images.shape == (6, 1, 16, 16)
 
-    executor = Executor(model.plans, num_slots=1)
+    executor = Executor(model.plans, capacity=1)
     for index in (0, 5):
-        slot = executor.join(SampleRequest(index % len(LABELS), 7, index, 3, 2, guidance_scale))
-        served = {}
-        while executor.slots:
-            served = executor.step([slot]).images
-        expected = torch.from_numpy(served[slot]).movedim(-1, 0)
+        slots = executor.join([SampleRequest(index % len(LABELS), 7, index, 3, 2, guidance_scale)])
+        *_, result = (executor.step(slots) for _ in range(3 + 2 + 1))
+        expected = torch.from_numpy(result.images[slots[0]]).movedim(-1, 0)
         assert (images[index].int() - expected.int()).abs().max() <= 1
 
 
