@@ -11,16 +11,12 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from msf_engine.guided_step import StepModule
 from torch import Tensor
 
 from msf_engine.backends import get_backend
 from msf_engine.config import DenoiserConfig
 from msf_engine.denoiser import Denoiser
-<<<<<<< HEAD
-=======
 from msf_engine.eager_network import host_time_embedding
->>>>>>> h/port
 from msf_engine.model import DecodeModule, MsfModel
 from msf_engine.model_plans import run_rows
 from msf_engine.plan import Array, Plan, PlanSpec, decode_inputs, denoiser_inputs, run
