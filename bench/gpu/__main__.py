@@ -1,8 +1,8 @@
-"""Denoising speed of MSF and a single-stage DiT on an NVIDIA GPU, with every backend.
+"""Speed of MSF and a single-stage DiT on an NVIDIA GPU, with every backend. It has not run on one yet.
 
     python -m bench.gpu [--minutes 8]
 
-needs torch and numpy only; TensorRT is measured if it can be loaded. Appends each cell's result to a file
+needs torch, diffusers and pydantic; TensorRT is measured if it can be loaded. Appends each cell's result to a file
 and skips the cells that it has, so repeat the command until nothing is left to measure. Prints a summary of all
 results; with `--minutes 0` nothing else.
 """
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    effort = Effort(min_repeats=3, max_repeats=3, seconds=0.1) if options.cpu else Effort()
+    effort = Effort(seconds=0.05, loop_s=0.1) if options.cpu else Effort()
     bench = GpuBench(device, matmul_peak(device, 256 if options.cpu else 8192), hardware, effort)
     run(cpu_cells() if options.cpu else gpu_cells(), file, bench, started_at + 60 * options.minutes)
     text = summary(file.results)
@@ -98,7 +98,7 @@ def run(cells: Iterable[GpuCell], file: ResultFile, bench: GpuBench, deadline: f
             return
         result = bench.measure(cell, backend)
         file.append(result)
-        outcome = result.failure or f"{result.images_per_s:.4g} images/s"
+        outcome = result.failure or f"{result.denoised_per_s:.4g} denoised per second"
         print(f"{cell}: {outcome} ({result.cell_s:.1f} s)", file=sys.stderr)
         if not bench.is_device_usable():
             print("stopped: the device does not respond after this error; repeat the command", file=sys.stderr)
