@@ -21,7 +21,7 @@ import torch
 
 from bench.engine.backends import MethodName, get_method
 from bench.engine.flops import matmul_peak
-from bench.gpu.cells import GpuCell, ResultFile, cpu_cells, gpu_cells
+from bench.gpu.cells import GpuCell, ResultFile, cpu_cells, gpu_cells, short_cells
 from bench.gpu.measure import Effort, GpuBench
 from bench.gpu.report import summary
 from msf_engine.backends import Backend, Precision
@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=8, help="start no cell after this time (default: 8)")
     parser.add_argument("--out", type=Path, default=Path("bench_gpu.jsonl"), help="results (default: bench_gpu.jsonl)")
     parser.add_argument("--summary", type=Path, help="file for the summary")
+    parser.add_argument("--short", action="store_true", help="measure only eager and inductor, at 256²")
     parser.add_argument("--cpu", action="store_true", help="test the script with tiny networks on the CPU")
     options = parser.parse_args(arguments)
     started_at = time.monotonic()
@@ -47,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     effort = Effort(seconds=0.05, loop_s=0.1) if options.cpu else Effort()
     bench = GpuBench(device, matmul_peak(device, 256 if options.cpu else 8192), hardware, effort)
-    run(cpu_cells() if options.cpu else gpu_cells(), file, bench, started_at + 60 * options.minutes)
+    cells = cpu_cells() if options.cpu else short_cells() if options.short else gpu_cells()
+    run(cells, file, bench, started_at + 60 * options.minutes)
     text = summary(file.results)
     print(text)
     if options.summary:

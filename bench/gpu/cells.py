@@ -76,17 +76,28 @@ def gpu_cells() -> Iterator[GpuCell]:
         yield from _cells(sizes, image_sizes, buckets, methods)
 
 
+def short_cells() -> Iterator[GpuCell]:
+    """Yield the cells of a check of a few minutes."""
+    methods: GpuMethods = (("eager", "bf16"), ("inductor", "bf16"))
+    for kind in KINDS:
+        yield from _cells(("B", "XL"), (256,), FIRST_BUCKETS, methods, (kind,))
+
+
 def cpu_cells() -> Iterator[GpuCell]:
     """Yield a few cells that exercise the script."""
     return _cells((TINY,), (64,), (2, 4), EAGER)
 
 
 def _cells(
-    sizes: Sequence[str], image_sizes: Sequence[int], buckets: tuple[int, ...], methods: GpuMethods
+    sizes: Sequence[str],
+    image_sizes: Sequence[int],
+    buckets: tuple[int, ...],
+    methods: GpuMethods,
+    kinds: tuple[Kind, ...] = KINDS,
 ) -> Iterator[GpuCell]:
     for image_size in image_sizes:
         for size in sizes:
-            for kind in KINDS:
+            for kind in kinds:
                 for backend, precision in methods:
                     for bucket in buckets:
                         yield GpuCell(GpuNetwork(kind, size, image_size), backend, precision, bucket, buckets)

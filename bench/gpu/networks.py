@@ -38,8 +38,7 @@ class BenchNetworks:
         self.config: ModelConfig | None = None
         sizes = network.denoisers()
         if network.kind == "MSF":
-            autoencoder = ((8,) * len(SD_WIDTHS), 4) if network.size == TINY else ()
-            self.config = model_config(sizes, network.image_size, *autoencoder)
+            self.config = network_config(network)
             model = random_model(self.config, device)
             self.modules: dict[Stage, nn.Module] = {
                 Stage.BASE: model.base,
@@ -104,6 +103,12 @@ def buckets_of(stage: Stage, buckets: tuple[int, ...]) -> tuple[int, ...]:
     if stage is not Stage.DECODE:
         return buckets
     return tuple(sorted({min(max(bucket // 2, 1), MAX_DECODE_BUCKET) for bucket in buckets}))
+
+
+def network_config(network: GpuNetwork) -> ModelConfig:
+    """Return the config of the whole model that an MSF network belongs to."""
+    autoencoder = ((8,) * len(SD_WIDTHS), 4) if network.size == TINY else ()
+    return model_config(network.denoisers(), network.image_size, *autoencoder)
 
 
 def _host_embedding(module: nn.Module) -> HostTimeEmbedding:
