@@ -56,10 +56,10 @@ def parts(out: Path, scratch: Path, *, is_dry_run: bool) -> list[Part]:
     service = ("--size", "tiny", "--rates", "1") if is_dry_run else ("--size", "B", "--rates", "20,100")
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if is_dry_run else {}
     return [
-        Part("tests", (*pytest, "-q", "-rs", *marked, arenas), 150, hidden),
+        Part("tests", (*pytest, *marked, arenas), 150, hidden),
         Part("bench", ("-m", "bench.gpu", *kind, *bench), 260, hidden),
         Part("service", ("-m", "bench.gpu.service", *service), 120, hidden | {"MSF_BACKEND": "eager"}),
-        Part("tensorrt", (*pytest, "-q", "-rs", "-m", "gpu", tensorrt), 90, hidden),
+        Part("tensorrt", (*pytest, "-m", "gpu", tensorrt), 90, hidden),
     ]
 
 
