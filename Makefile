@@ -26,7 +26,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
 .PHONY: help serve check check-all lint types contracts test test-slow data train-fashion data-emoji train-emoji evaluate evaluate-emoji reproduce ablate bench-serve \
-  bench-overhead bench-engine bench-batching bench-peers bench-simulation bench-gpu dashboard-test chaos soak compose-test sweep audit licences lock tensorrt-build clean
+  bench-overhead bench-engine bench-batching bench-peers bench-simulation bench-gpu gpu-check dashboard-test chaos soak compose-test sweep audit licences lock tensorrt-build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -99,8 +99,11 @@ reproduce: $(VENV)/.dev $(DATA)/.fashion-mnist ## MSF against single-stage DiTs 
 ablate: $(VENV)/.dev $(DATA)/.fashion-mnist ## effect of each of MSF's choices, changed one at a time (resumes from SCALE=seeds)
 	$(BIN)/python -m bench.reproduction.ablation --data $(DATA)/fashion-mnist --out runs/reproduction --seeds $(SEEDS)
 
-bench-gpu: ## measure denoising on an NVIDIA GPU; needs torch and numpy only (BENCH_GPU=--minutes 20)
+bench-gpu: ## measure the engine on an NVIDIA GPU; needs torch, diffusers and pydantic (BENCH_GPU=--minutes 20)
 	PYTHONPATH=engine:server $(PYTHON) -m bench.gpu $(BENCH_GPU)
+
+gpu-check: ## run all that needs an NVIDIA GPU, without network, in ten minutes (GPU_CHECK="--wheels FOLDER"; --dry-run without a GPU)
+	PYTHONPATH=engine:server $(PYTHON) -m bench.gpu.check $(GPU_CHECK)
 
 dashboard-test: $(VENV)/.dev ## check the dashboard against the load generator's counts; needs prometheus (Debian: apt install prometheus)
 	$(BIN)/python -m bench.dashboard

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import torch
-from msf_engine.guided_step import StepModule
 from torch import Tensor, nn
 
 from msf_engine.backends import Backend, BackendName, Precision, get_backend
 from msf_engine.backends.eager import EagerBackend
 from msf_engine.backends.inductor import InductorBackend
 from msf_engine.denoiser import Denoiser
+from msf_engine.device_plan import DevicePlan
+from msf_engine.plan import Plan, PlanSpec
 from msf_engine.precision import DTYPES
 
 MethodName = BackendName | Literal["eager-cast", "inductor-cast"]
 
 
-class CastEager(EagerBackend):
+class DeviceEager(EagerBackend):
+    """Eager plans that take tensors on the device also where that is the CPU, to test what is written for a GPU."""
+
+    def load(self, spec: PlanSpec, folder: Path, source: Callable[[], nn.Module]) -> Plan:
+        return DevicePlan(spec, self._compiled(self._placed(source())), self.torch_device)
+
+
+class CastEager(DeviceEager):
     """`denoiser.to(dtype)`: less exact than the product's eager backend, and the minimum that eager mode has to do."""
 
-    def _placed(self, module: nn.Module) -> nn.Module:
-        assert isinstance(module, StepModule)
-        step = StepModule(module.denoiser, guided=module.guided)
-        step.denoiser = _CastDenoiser(module.denoiser, DTYPES[self.precision])  # type: ignore[assignment]  # called alike
-        return step.eval().to(self.torch_device)
+    def _placed(self, network: nn.Module) -> nn.Module:
+        if isinstance(network, Denoiser):
+            network = _CastDenoiser(network, DTYPES[self.precision])
+        return network.eval().to(self.torch_device)
 
 
 class CastInductor(CastEager, InductorBackend):
@@ -38,16 +47,18 @@ class _CastDenoiser(nn.Module):
     def __init__(self, denoiser: Denoiser, dtype: torch.dtype) -> None:
         super().__init__()
         self.denoiser = copy.deepcopy(denoiser).to(dtype)
-        self.null_label = denoiser.null_label
         self.dtype = dtype
 
-    def forward(self, x: Tensor, time_embedding: Tensor, labels: Tensor, cond: Tensor) -> Tensor:
-        velocity: Tensor = self.denoiser(x.to(self.dtype), time_embedding.to(self.dtype), labels, cond.to(self.dtype))
+    def forward(self, x: Tensor, time_embedding: Tensor, labels: Tensor, cond: Tensor | None = None) -> Tensor:
+        latents = [x.to(self.dtype), time_embedding.to(self.dtype)]
+        velocity: Tensor = self.denoiser(*latents, labels, None if cond is None else cond.to(self.dtype))
         return velocity.float()
 
 
 def get_method(name: MethodName, precision: Precision | None, num_threads: int) -> Backend:
     """Return a backend of the product, or of the whole network cast."""
+    if name == "eager":
+        return DeviceEager(precision, num_threads)
     if name == "eager-cast":
         return CastEager(precision, num_threads)
     if name == "inductor-cast":

@@ -1,8 +1,8 @@
-"""Backends compared on one denoising step, and end to end on the shipped model.
+"""Backends compared on one evaluation of a denoiser, and end to end on the shipped model.
 
     python -m bench.engine.compare
 
-prints, for each size, stage and bucket, the time of a step with each backend next to plain eager torch and the
+prints, for each size, stage and bucket, the time of a batch of rows with each backend next to plain eager torch and the
 machine's peak of bf16 matrix products; then images per second of the shipped model.
 """
 
@@ -39,7 +39,7 @@ ISA = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 
 
 def step_table(flops: float, bucket: int, processes: Mapping[str, MethodProcess]) -> str:
-    """Return a row per method; `flops` are those of a step batch's matrix products."""
+    """Return a line per method; `flops` are those of a batch's matrix products."""
     peak = peak_flops() / median(processes[PEAK].seconds)
     medians = {name: median(process.seconds) for name, process in processes.items() if name != PEAK}
     eager_s = medians.get("eager fp32")
@@ -58,9 +58,9 @@ def step_table(flops: float, bucket: int, processes: Mapping[str, MethodProcess]
         ]
         for name, step_s in medians.items()
     ]
-    head = ["", "ms", "p99", "samples/s", "GFLOP/s", "of peak", "× eager fp32", "× best eager bf16", "memory, MB"]
+    head = ["", "ms", "p99", "rows/s", "GFLOP/s", "of peak", "× eager fp32", "× best eager bf16", "memory, MB"]
     table = tabulate(rows, head, tablefmt="github", disable_numparse=True)
-    return f"bf16 matrix peak {peak / 1e9:.0f} GFLOP/s, {flops / 1e9:.2f} GFLOP per step batch\n\n{table}\n"
+    return f"bf16 matrix peak {peak / 1e9:.0f} GFLOP/s, {flops / 1e9:.2f} GFLOP per batch\n\n{table}\n"
 
 
 def print_end_to_end(version: ModelVersion, num_threads: int, num_rounds: int) -> None:
@@ -108,7 +108,7 @@ def main() -> None:
             for bucket in buckets:
                 case = StepCase(msf_size(size, stage), stage, bucket, arguments.threads)
                 processes = measure(case, arguments.methods.split(","), arguments.rounds)
-                print(f"### MSF-{size}/2 at 256², {stage}, guided, bucket {bucket}\n")
+                print(f"### MSF-{size}/2 at 256², {stage}, {bucket} rows\n")
                 print(step_table(case.flops(), bucket, processes), flush=True)
     print_end_to_end(read_version(Path("model_repo"), MODEL), arguments.threads, arguments.rounds)
 

@@ -12,14 +12,17 @@ from msf_engine.denoiser import DenoiserShape
 _PEAK_REPEATS = 20
 
 
-def step_flops(size: DenoiserShape, *, guided: bool = True) -> float:
-    """Return the operations of one step of one sample: matrix products alone, two operations per multiply-add."""
+def row_flops(size: DenoiserShape) -> float:
+    """Return the operations of one evaluation of one row: matrix products alone, two operations per multiply-add.
+
+    A step of a guided sample takes two rows.
+    """
     tokens, width, patch = (size.size // size.patch_size) ** 2, size.width, size.patch_size**2
     hidden = int(width * size.mlp_ratio)
     attention = tokens * width * 4 * width + 2 * tokens * tokens * width
     block = attention + 2 * tokens * width * hidden + 6 * width * width
     ends = tokens * (2 * size.in_channels + size.cond_channels) * patch * width + 2 * width * width
-    return 2.0 * (size.depth * block + ends) * (2 if guided else 1)
+    return 2.0 * (size.depth * block + ends)
 
 
 def matmul_peak(device: torch.device, side: int) -> float:

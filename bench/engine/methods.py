@@ -1,4 +1,4 @@
-"""Methods to run one step, each in its own process, measured in turns.
+"""Methods to evaluate a denoiser, each in its own process, measured in turns.
 
 Separate processes have separate memory and threads; turns expose all methods to the same noise of the machine.
 """
@@ -14,16 +14,17 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from operator import itemgetter
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
-from msf_engine.guided_step import StepModule
-from torch import Tensor
 
 from bench.engine.backends import MethodName, get_method
-from bench.engine.flops import step_flops
+from bench.engine.flops import row_flops
 from bench.engine.sizes import DenoiserSize, random_denoiser
 from msf_engine.backends import Precision
-from msf_engine.plan import PlanSpec, step_inputs
+from msf_engine.plan import Array, PlanSpec, denoiser_inputs, run
 from msf_scheduler.stage import Stage
 
 Step = Callable[[], object]
@@ -42,7 +43,7 @@ MATMUL_SIZES = ((1024, 1024, 4096), (2048, 2048, 1024), (4096, 1024, 1024))  # e
 
 @dataclass(frozen=True)
 class StepCase:
-    """One guided step of a denoiser."""
+    """One evaluation of a denoiser for `bucket` rows."""
 
     size: DenoiserSize
     stage: Stage
@@ -50,19 +51,17 @@ class StepCase:
     num_threads: int
 
     def spec(self) -> PlanSpec:
-        return PlanSpec("bench", "", self.stage, True, (self.bucket,), step_inputs(self.size))
-
-    def module(self) -> StepModule:
-        return StepModule(random_denoiser(self.size), guided=True).eval()
+        return PlanSpec("bench", "", self.stage, (self.bucket,), denoiser_inputs(self.size))
 
     def flops(self) -> float:
-        """Return the operations of a step batch's matrix products."""
-        return self.bucket * step_flops(self.size)
+        """Return the operations of a batch's matrix products."""
+        return self.bucket * row_flops(self.size)
 
-    def inputs(self) -> tuple[Tensor, ...]:
-        torch.manual_seed(1)
-        example = self.spec().example(self.bucket)
-        return tuple(torch.randn_like(tensor) if tensor.is_floating_point() else tensor for tensor in example)
+    def inputs(self) -> tuple[Array, ...]:
+        normal = np.random.default_rng(1).standard_normal
+        return tuple(
+            normal(a.shape, np.float32) if a.dtype == np.float32 else a for a in self.spec().zeros(self.bucket)
+        )
 
 
 @dataclass
@@ -128,10 +127,12 @@ def _serve(name: str, case: StepCase, pipe: Connection) -> None:
 def _make_step(name: str, case: StepCase) -> Step:
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; allowed: {', '.join(METHODS)}")
-    module, inputs, spec = case.module(), case.inputs(), case.spec()
+    network, inputs, spec = random_denoiser(case.size), case.inputs(), case.spec()
     backend = get_method(*METHODS[name], case.num_threads)
-    plan = backend.load(spec, backend.compile(spec, module), lambda: module)
-    return lambda: plan(*inputs)
+    with TemporaryDirectory() as folder:
+        backend.compile(spec, network, Path(folder))
+        plan = backend.load(spec, Path(folder), lambda: network)
+    return lambda: run(plan, inputs)
 
 
 def _peak_step() -> Step:

@@ -2,7 +2,7 @@
 
 `MSF-<size>/2` has two denoisers of that size with patches of 2 on a grid of half the latent's side; `DiT-<size>/2` is
 the single-stage baseline, the same code with one stage and patches of 2 on the whole latent. Weights are random: the
-time of a step does not depend on them. Only torch is imported, so that the GPU benchmark runs on a bare machine.
+time of a step does not depend on them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,12 @@ def random_denoiser(size: DenoiserSize, seed: int = 0) -> Denoiser:
     """Return a denoiser without zero weights: a compiler could optimize an untrained adaLN-Zero network away."""
     torch.manual_seed(seed)
     denoiser = Denoiser(size).eval().requires_grad_(False)
-    for parameter in denoiser.parameters():
+    fill_zeros(denoiser)
+    return denoiser
+
+
+def fill_zeros(module: nn.Module) -> None:
+    """Replace parameters of zeros by small random ones."""
+    for parameter in module.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
-    return denoiser

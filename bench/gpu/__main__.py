@@ -1,8 +1,8 @@
-"""Denoising speed of MSF and a single-stage DiT on an NVIDIA GPU, with every backend.
+"""Speed of MSF and a single-stage DiT on an NVIDIA GPU, with every backend. It has not run on one yet.
 
     python -m bench.gpu [--minutes 8]
 
-needs torch and numpy only; TensorRT is measured if it can be loaded. Appends each cell's result to a file
+needs torch, diffusers and pydantic; TensorRT is measured if it can be loaded. Appends each cell's result to a file
 and skips the cells that it has, so repeat the command until nothing is left to measure. Prints a summary of all
 results; with `--minutes 0` nothing else.
 """
@@ -21,7 +21,7 @@ import torch
 
 from bench.engine.backends import MethodName, get_method
 from bench.engine.flops import matmul_peak
-from bench.gpu.cells import GpuCell, ResultFile, cpu_cells, gpu_cells
+from bench.gpu.cells import GpuCell, ResultFile, cpu_cells, gpu_cells, short_cells
 from bench.gpu.measure import Effort, GpuBench
 from bench.gpu.report import summary
 from msf_engine.backends import Backend, Precision
@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=8, help="start no cell after this time (default: 8)")
     parser.add_argument("--out", type=Path, default=Path("bench_gpu.jsonl"), help="results (default: bench_gpu.jsonl)")
     parser.add_argument("--summary", type=Path, help="file for the summary")
+    parser.add_argument("--short", action="store_true", help="measure only eager and inductor, at 256²")
     parser.add_argument("--cpu", action="store_true", help="test the script with tiny networks on the CPU")
     options = parser.parse_args(arguments)
     started_at = time.monotonic()
@@ -45,9 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    effort = Effort(min_repeats=3, max_repeats=3, seconds=0.1) if options.cpu else Effort()
+    effort = Effort(seconds=0.05, loop_s=0.1) if options.cpu else Effort()
     bench = GpuBench(device, matmul_peak(device, 256 if options.cpu else 8192), hardware, effort)
-    run(cpu_cells() if options.cpu else gpu_cells(), file, bench, started_at + 60 * options.minutes)
+    cells = cpu_cells() if options.cpu else short_cells() if options.short else gpu_cells()
+    run(cells, file, bench, started_at + 60 * options.minutes)
     text = summary(file.results)
     print(text)
     if options.summary:
@@ -98,7 +100,7 @@ def run(cells: Iterable[GpuCell], file: ResultFile, bench: GpuBench, deadline: f
             return
         result = bench.measure(cell, backend)
         file.append(result)
-        outcome = result.failure or f"{result.images_per_s:.4g} images/s"
+        outcome = result.failure or f"{result.denoised_per_s:.4g} denoised per second"
         print(f"{cell}: {outcome} ({result.cell_s:.1f} s)", file=sys.stderr)
         if not bench.is_device_usable():
             print("stopped: the device does not respond after this error; repeat the command", file=sys.stderr)

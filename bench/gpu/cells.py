@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from bench.engine.backends import MethodName
+from bench.engine.random_models import NUM_STEPS as MSF_STEPS
 from bench.engine.sizes import DenoiserSize, dit_size, msf_size
 from msf_engine.backends import Precision
 from msf_scheduler.stage import Stage
@@ -19,10 +20,10 @@ KINDS: tuple[Kind, ...] = ("MSF", "DiT")
 GpuMethods = tuple[tuple[MethodName, Precision], ...]
 EAGER: GpuMethods = (("eager", "fp32"), ("eager", "bf16"), ("eager-cast", "bf16"))
 METHODS: GpuMethods = (*EAGER, ("inductor", "bf16"), ("tensorrt", "bf16"), ("tensorrt", "fp16"))
-FIRST_BUCKETS, OTHER_BUCKETS = (1, 8, 32), (2, 4, 16, 64)
+FIRST_BUCKETS, OTHER_BUCKETS = (2, 16, 64), (4, 8, 32, 128)  # rows: two for each sample
 TINY = "tiny"  # with --cpu
 # Denoising steps per image, by stage.
-NUM_STEPS: dict[Kind, dict[Stage, int]] = {"MSF": {Stage.BASE: 16, Stage.RESIDUAL: 4}, "DiT": {Stage.BASE: 20}}
+NUM_STEPS: dict[Kind, dict[Stage, int]] = {"MSF": MSF_STEPS, "DiT": {Stage.BASE: sum(MSF_STEPS.values())}}
 VARIES = "varies"  # instead of a digest: a row depends on its batch
 
 
@@ -50,7 +51,7 @@ class GpuNetwork:
 
 @dataclass(frozen=True)
 class GpuCell:
-    """One measurement. A backend with one plan for all buckets compiles it for `buckets`."""
+    """One measurement: guided samples in batches of `bucket` rows. Plans are compiled for all `buckets`."""
 
     network: GpuNetwork
     backend: MethodName
@@ -75,17 +76,28 @@ def gpu_cells() -> Iterator[GpuCell]:
         yield from _cells(sizes, image_sizes, buckets, methods)
 
 
+def short_cells() -> Iterator[GpuCell]:
+    """Yield the cells of a check of a few minutes."""
+    methods: GpuMethods = (("eager", "bf16"), ("inductor", "bf16"))
+    for kind in KINDS:
+        yield from _cells(("B", "XL"), (256,), FIRST_BUCKETS, methods, (kind,))
+
+
 def cpu_cells() -> Iterator[GpuCell]:
     """Yield a few cells that exercise the script."""
-    return _cells((TINY,), (64,), (1, 2), EAGER)
+    return _cells((TINY,), (64,), (2, 4), EAGER)
 
 
 def _cells(
-    sizes: Sequence[str], image_sizes: Sequence[int], buckets: tuple[int, ...], methods: GpuMethods
+    sizes: Sequence[str],
+    image_sizes: Sequence[int],
+    buckets: tuple[int, ...],
+    methods: GpuMethods,
+    kinds: tuple[Kind, ...] = KINDS,
 ) -> Iterator[GpuCell]:
     for image_size in image_sizes:
         for size in sizes:
-            for kind in KINDS:
+            for kind in kinds:
                 for backend, precision in methods:
                     for bucket in buckets:
                         yield GpuCell(GpuNetwork(kind, size, image_size), backend, precision, bucket, buckets)
@@ -93,25 +105,34 @@ def _cells(
 
 @dataclass(frozen=True)
 class StageTimes:
-    """One stage's guided step batch: wall time from host tensors to host tensors, and the device's part of it.
+    """One stage's batch on the device, back to back: `network_ms` of the network alone, `step_ms` of the whole batch.
 
-    `error`: relative RMS against eager float32. `digest`: of a sample's bytes, equal in buckets that are strict
-    together; VARIES if they depend on the batch, "" if that was not swept.
+    `step_ms` is None where no executor runs. `error`, against eager float32: relative RMS, or grey levels of decoded
+    images. `digest`: of a row's bytes, equal in buckets that are strict together; VARIES if they depend on the batch,
+    "" if that was not swept.
     """
 
-    ms: float
-    p99_ms: float
-    device_ms: float | None
+    network_ms: float
+    step_ms: float | None
     error: float
     digest: str
+
+
+@dataclass(frozen=True)
+class LoopResult:
+    """The engine's own loop, noise in and pixels out: images per second, and the share of time the device computed."""
+
+    images_per_s: float
+    device_share: float
 
 
 @dataclass(frozen=True)
 class CellResult:
     """Result of a cell; `failure` says why it has no times.
 
-    `memory_mb`: all memory in use on the device, including its context. `of_peak`: operations per second of wall time
-    over those of a large bf16 product.
+    `denoised_per_s`: images per second if the device ran the denoisers and nothing else; `networks_per_s`: also the
+    decoder. `plain_per_s`: in torch as one writes it, without this engine. `of_peak`: operations per second of the
+    denoisers over those of a large bf16 product. `memory_mb`: all memory in use on the device, including its context.
     """
 
     network: GpuNetwork
@@ -123,10 +144,13 @@ class CellResult:
     cell_s: float
     failure: str = ""
     stages: dict[Stage, StageTimes] = field(default_factory=dict)
-    images_per_s: float = 0.0
+    loop: LoopResult | None = None
+    denoised_per_s: float = 0.0
+    networks_per_s: float | None = None
+    plain_per_s: float | None = None
     of_peak: float = 0.0
     memory_mb: float | None = None
-    tolerance: float = 0.0
+    tolerances: dict[Stage, float] = field(default_factory=dict)
     compile_s: float = 0.0
 
     def __str__(self) -> str:
@@ -138,6 +162,8 @@ class CellResult:
         values = json.loads(line)
         values["network"] = GpuNetwork(**values["network"])
         values["stages"] = {Stage(name): StageTimes(**times) for name, times in values["stages"].items()}
+        values["tolerances"] = {Stage(name): tolerance for name, tolerance in values["tolerances"].items()}
+        values["loop"] = None if values["loop"] is None else LoopResult(**values["loop"])
         return cls(**values)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bench.engine.flops import step_flops
+from bench.engine.flops import row_flops
 from bench.reproduction.sampling import Sampling
 from msf_engine.config import DenoiserConfig
 from msf_engine.denoiser import Denoiser
@@ -30,7 +30,7 @@ class Architecture:
     @property
     def flops(self) -> float:
         """Operations of one forward pass of every stage for one image; training takes three times as many."""
-        return sum(step_flops(stage, guided=False) for stage in self.stages)
+        return sum(row_flops(stage) for stage in self.stages)
 
     @property
     def num_parameters(self) -> int:

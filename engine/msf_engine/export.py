@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +12,6 @@ from torch.export import Dim, ExportedProgram
 
 from msf_engine.plan import PlanSpec
 from msf_scheduler.stage import Stage
-
-if TYPE_CHECKING:
-    from msf_engine.model import DecodeModule
 
 DENOISER_INPUTS = ("x", "time_embedding", "labels", "cond")
 DECODE_INPUTS = ("base", "residual")
@@ -58,11 +54,12 @@ def export_onnx(spec: PlanSpec, module: nn.Module, file: Path) -> None:
 
 
 class Levels(nn.Module):
-    """The decoder without its last cast, for converters without uint8."""
+    """A `DecodeModule` without its last cast, for compilers without uint8."""
 
-    def __init__(self, decode: DecodeModule) -> None:
+    def __init__(self, decode: nn.Module) -> None:
         super().__init__()
         self.decode = decode
 
     def forward(self, base: Tensor, residual: Tensor) -> Tensor:
-        return self.decode.levels(base, residual)
+        levels: Tensor = self.decode.levels(base, residual)  # type: ignore[operator]
+        return levels

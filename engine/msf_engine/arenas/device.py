@@ -7,11 +7,13 @@ copies that the host awaits when it wants the result, so that it reads batch k w
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -59,13 +61,35 @@ class _Program:
     run: Callable[[], Tensor]
 
 
+class _Event(Protocol):
+    """Point in the order of the work: a `torch.cuda.Event` on a GPU."""
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, end_event: Any) -> float: ...
+
+
+class _HostEvent:
+    """Point in time: on a CPU, work is done when it is enqueued."""
+
+    def __init__(self) -> None:
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        """Return at once."""
+
+    def elapsed_time(self, end_event: _HostEvent) -> float:
+        """Return the milliseconds until another event."""
+        return 1e3 * (end_event.at - self.at)
+
+
 @dataclass(frozen=True)
 class _Launch:
-    """A batch on its way: `output` is in pinned memory, and valid after `end`."""
+    """A batch under way: `output` is in pinned memory, and valid after `end`."""
 
     output: Tensor
-    begin: torch.cuda.Event | None
-    end: torch.cuda.Event | None
+    begin: _Event
+    end: _Event
 
 
 class DeviceArenas:
@@ -126,8 +150,7 @@ class DeviceArenas:
         if launch is None:
             return
         output = self._finished(launch)[: len(rows.slots)]
-        if launch.begin is not None and launch.end is not None:
-            rows.seconds = launch.begin.elapsed_time(launch.end) / 1e3
+        rows.seconds = launch.begin.elapsed_time(launch.end) / 1e3
         if isinstance(rows, StepRows):
             rows.finite = output
         else:
@@ -164,17 +187,16 @@ class DeviceArenas:
         host_output.copy_(output, non_blocking=True)
         return _Launch(host_output, begin, self._record())
 
-    def _record(self) -> torch.cuda.Event | None:
+    def _record(self) -> _Event:
         if self.stream is None:
-            return None
+            return _HostEvent()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(self.stream)
         return event
 
     def _finished(self, launch: _Launch) -> Array:
         try:
-            if launch.end is not None:
-                launch.end.synchronize()
+            launch.end.synchronize()
         except RuntimeError as error:
             raise PlanError(f"the device failed to compute a batch: {error}") from error
         return launch.output.numpy()

@@ -104,7 +104,7 @@ class TensorRtBackend:
         precision = self.precision_of(spec.stage)
         typed = network if precision == "fp32" else lowered(network, DTYPES[precision])
         if spec.stage is Stage.DECODE:
-            typed = Levels(typed)  # type: ignore[arg-type]  # the decoder; the runtime casts
+            typed = Levels(typed)  # the runtime casts
         started_at = time.monotonic()
         if self.route == "onnx":
             (folder / ENGINE).write_bytes(self._parse(spec, typed))
