@@ -144,6 +144,9 @@ class SampleNoise:
         parts = np.split(flat_noise(keys).reshape(len(seeds), -1), np.cumsum(list(sizes.values()))[:-1], axis=1)
         return cls(*(part.reshape(-1, *shape) for part, shape in zip(parts, shapes.values(), strict=True)))
 
+    def __len__(self) -> int:
+        return len(self.base)
+
     def rows(self, positions: Sequence[int]) -> SampleNoise:
         """Return the noise of some of the samples."""
         rows = list(positions)

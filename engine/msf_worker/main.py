@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import socket
+import sys
 
 from msf_engine.device import has_gpu
 from msf_scheduler.connection import check, connect
@@ -22,6 +23,8 @@ from msf_worker.settings import WorkerSettings
 from msf_worker.waiting import first_done
 from msf_worker.worker import Worker
 
+SWITCH_INTERVAL_S = 0.0005  # the event loop must not keep the device's thread, and the device, waiting for longer
+
 
 async def run_worker(settings: WorkerSettings, redis_url: str, stop: asyncio.Event) -> None:
     """Serve until `stop` is set.
@@ -29,6 +32,7 @@ async def run_worker(settings: WorkerSettings, redis_url: str, stop: asyncio.Eve
     Raises QueueUnavailable if Redis cannot be used at the start, EngineError, WorkerError for a bad setting, and
     StepTimeout when the device hangs.
     """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     tracing = _start_tracing(settings.otlp_endpoint)
     redis = connect(redis_url)
     try:
