@@ -8,8 +8,8 @@ length, which keeps long jobs from paying for all others. Priority, deadline and
 
 Two rules override the weights. Where many contend no batch may waste the device: the more candidates of similar weight,
 the closer its rate must be to the best available; a heavy candidate next to any number of light ones may run alone. And
-nothing starves: a job that was not stepped for `PATIENCE_S` goes before all that waited less, so with N jobs none waits
-longer than `PATIENCE_S` and N - 1 step batches.
+nothing starves: of the jobs that were not stepped for `PATIENCE_S`, or for longer where others are more important, the
+one that waited too long by most goes first, so with N jobs none waits longer than its patience and N - 1 step batches.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from msf_scheduler.array_table import Floats, Int32s
 from msf_scheduler.jobs import ModelKey
 from msf_scheduler.stage import Stage
 
-PATIENCE_S = 1.0
+PATIENCE_S = 1.0  # of the most important job; others have more, in proportion
+MAX_PATIENCE_S = 30.0
 MAX_WASTE = 0.05  # of the best available rate, when enough candidates contend to fill the largest bucket
 CONTENTION_POWER = 0.7  # of the weights; below 1, moderate differences still count as contention
 MAX_URGENCY = 16.0
@@ -73,12 +74,22 @@ class StepLevelPolicy:
             return None
         jobs = active.jobs
         longest_waiting = int(jobs.stepped_at[: jobs.end].argmin())
-        if now - jobs.stepped_at[longest_waiting] > PATIENCE_S:
-            return make_batch(active, _overdue_members(active, longest_waiting), "overdue")
+        if now - jobs.stepped_at[longest_waiting] > PATIENCE_S and (overdue := _overdue_job(active, now)) is not None:
+            return make_batch(active, _overdue_members(active, overdue), "overdue")
         if active.num_active == 1:
             return make_batch(active, np.array([active.samples.end - 1]), _reason(active, [longest_waiting], now))
         members = _best_members(active, _weigh_jobs(active, now))
         return make_batch(active, members, _reason(active, active.samples.job[members], now))
+
+
+def _overdue_job(active: ActiveSet, now: float) -> int | None:
+    """Return the job that waits too long by most, or None; less important ones have to be more patient."""
+    jobs, num_jobs = active.jobs, active.jobs.end
+    waits_s = now - jobs.stepped_at[:num_jobs]  # minus infinity without active samples
+    importance = np.where(waits_s >= 0, jobs.importance[:num_jobs], MIN_DIVISOR) + MIN_DIVISOR
+    excess_s = waits_s - np.minimum(PATIENCE_S * importance.max() / importance, MAX_PATIENCE_S)
+    job = int(excess_s.argmax())
+    return job if excess_s[job] > 0 else None
 
 
 def _reason(active: ActiveSet, jobs: Sequence[int] | Int32s, now: float) -> str | None:
