@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from msf_engine.backends.eager import EagerBackend
 from msf_engine.device import cpu_name
 from msf_engine.plan import PlanSpec
 from tests.models import LABELS
+
+NUM_PLANS = 3  # two denoising stages and the decoder
 
 
 def run(settings: Mapping[str, str], *arguments: str) -> Result:
@@ -117,13 +120,13 @@ def test_generate_refuses_invalid_options(
 
 
 class CountingBackend(EagerBackend):
-    """Stores an artefact per plan, as a compiler would, and counts."""
+    """Stores a file per plan, as a compiler would, and counts."""
 
     num_compiled = 0
 
-    def compile(self, spec: PlanSpec, module: nn.Module) -> bytes:
+    def compile(self, spec: PlanSpec, network: nn.Module, folder: Path) -> None:
         CountingBackend.num_compiled += 1
-        return str(spec).encode()
+        (folder / "graph").write_text(str(spec))
 
 
 @pytest.fixture
@@ -140,11 +143,10 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> type[CountingBackend]:
 
 @pytest.mark.usefixtures("empty_cache")
 def test_compile_fills_the_cache_once(settings: dict[str, str], counting: type[CountingBackend]) -> None:
-    num_plans = 5 * 2  # two stages, guided and not, and the decoder; at two buckets
     for _ in range(2):
         assert run(settings, "compile", "--backend", "eager").exit_code == 0
-        assert counting.num_compiled == num_plans
-        assert len(list(Path(settings["MSF_CACHE_DIR"]).rglob("plan.bin"))) == num_plans
+        assert counting.num_compiled == NUM_PLANS
+        assert len(list(Path(settings["MSF_CACHE_DIR"]).rglob("graph"))) == NUM_PLANS
 
 
 @pytest.mark.usefixtures("empty_cache")
@@ -153,9 +155,10 @@ def test_compile_takes_its_options(settings: dict[str, str], counting: type[Coun
     result = run(settings, "compile", *options)
     assert result.exit_code == 0, result.output
     plans = run(settings, "plans").output
-    assert counting.num_compiled == 10
-    assert "base guided x3" in plans
-    assert "bf16" in plans
+    assert counting.num_compiled == NUM_PLANS
+    assert plans.count(" bf16 ") == NUM_PLANS
+    records = [json.loads(file.read_text()) for file in Path(settings["MSF_CACHE_DIR"]).rglob("plan.json")]
+    assert {tuple(each["bucket"] for each in record["validations"]) for record in records} == {(1, 3)}
 
 
 @pytest.mark.parametrize(
@@ -182,5 +185,6 @@ def test_plans_says_where_each_plan_was_verified(settings: dict[str, str]) -> No
     assert "Compile them with: msf compile" in run(settings, "plans").output
     run(settings, "compile", "--backend", "eager", "--buckets", "2")
     lines = run(settings, "plans").output.splitlines()
-    assert len(lines) == 1 + 5 + 1
+    assert len(lines) == 1 + NUM_PLANS + 1
+    assert [line.split()[1] for line in lines[1:-1]] == ["base", "decode", "residual"]
     assert all("verified on" in lines[0] and cpu_name() in line for line in lines[1:-1])

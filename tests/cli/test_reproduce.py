@@ -11,12 +11,11 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from msf_cli.loading import load_model
 from msf_cli.main import main
-from msf_engine.backends import get_backend
+from msf_cli.settings import Settings
 from msf_engine.executor import SampleRequest
 from msf_engine.generate import generate
-from msf_engine.plan_cache import PlanCache
-from msf_engine.plan_loader import load_plans
 from msf_engine.repository import read_version
 from msf_scheduler.jobs import JobSpec, Provenance, Reproducibility
 from msf_worker.image_encoder import encode_image, runtime_fingerprint
@@ -33,13 +32,14 @@ def reproduce(settings: dict[str, str], *arguments: str) -> Result:
 @pytest.fixture
 def image(settings: dict[str, str], tmp_path: Path) -> Path:
     """A strict image, the fourth of five in one batch, as a worker stores it."""
-    return generated(settings, tmp_path / "image.png", "strict")
+    return stored_image(settings, tmp_path / "image.png", "strict")
 
 
-def generated(settings: dict[str, str], file: Path, reproducibility: Reproducibility) -> Path:
+def stored_image(settings: dict[str, str], file: Path, reproducibility: Reproducibility) -> Path:
+    """Write the fourth of five images in one batch."""
     version = read_version(Path(settings["MSF_MODEL_REPO"]), "tiny")
-    cache = PlanCache(Path(settings["MSF_CACHE_DIR"]) / "plans")
-    plans = load_plans(version, get_backend("eager", None, 1), cache, (1, 4))
+    read = Settings.model_validate({name.removeprefix("MSF_").lower(): value for name, value in settings.items()})
+    _, plans = load_model(read, version)
     requests = [SampleRequest(1, 7, index, 4, 2, 2.0) for index in range(5)]
     pixels = generate(plans, requests, strict=reproducibility == "strict")[3]
     provenance = Provenance(fingerprint=runtime_fingerprint(plans.fingerprint), reproducibility=reproducibility)
@@ -83,7 +83,7 @@ def test_a_forged_image_differs(settings: dict[str, str], image: Path) -> None:
 
 
 def test_fast_mode_promises_no_bytes(settings: dict[str, str], tmp_path: Path) -> None:
-    result = reproduce(settings, str(rewritten(generated(settings, tmp_path / "fast.png", "fast"), seed=8)))
+    result = reproduce(settings, str(rewritten(stored_image(settings, tmp_path / "fast.png", "fast"), seed=8)))
     assert "was generated in fast mode, which does not promise equal bytes" in result.output
 
 

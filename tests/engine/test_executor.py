@@ -237,4 +237,4 @@ def test_a_preview_shows_the_steps_that_are_under_way(exact_plans: ModelPlans) -
         if is_finished:
             executor.finish(rows)
         previews.append(executor.preview(slots)[slots[0]])
-    assert np.array_equal(*previews)
+    assert np.array_equal(previews[0], previews[1])

@@ -121,6 +121,7 @@ def test_changed_weights_build_their_own_plan_alone(repository: Path, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["emoji", "fashion-mnist"])
 def test_plans_are_hardly_larger_than_the_weights(name: str, tmp_path: Path) -> None:
     """Of one compiled graph for all buckets, with the weights in bfloat16, and OpenVINO's cache without weights."""
@@ -213,7 +214,8 @@ class NeighbourBackend(EagerBackend):
 
         def compute(*inputs: Array) -> Array:
             output = run(plan, inputs)
-            return output if output.dtype == np.uint8 else output + np.float32(1e-6) * np.nan_to_num(output[:1])
+            leak = 1e-6 * np.nan_to_num(output[:1])
+            return output if spec.stage is Stage.DECODE else np.asarray(output + leak.astype(np.float32))
 
         return FunctionPlan(spec, compute)
 
@@ -246,7 +248,8 @@ def test_the_next_backend_serves_if_the_first_is_rejected(
     monkeypatch.setattr(plan_loader, "default_backends", lambda: ("inductor", "eager"))
     monkeypatch.setattr(inductor, "BACKEND", WrongBackend)
     backend, _ = load_models([version], None, None, 1, PlanCache(tmp_path), (1,))
-    assert type(backend) is EagerBackend
+    assert backend.name == "eager"
+    assert not isinstance(backend, WrongBackend)
     assert "backend inductor cannot serve on this machine: plan base of tiny:1 is rejected" in caplog.text
 
 

@@ -43,7 +43,8 @@ def inputs() -> ValidationInputs:
 
 
 def right(base: Array, residual: Array) -> Array:
-    return Sum()(torch.from_numpy(base), torch.from_numpy(residual)).numpy()
+    rows: Tensor = Sum()(torch.from_numpy(base), torch.from_numpy(residual))
+    return rows.numpy()
 
 
 def plan(change: Callable[[Array], Array] = lambda rows: rows) -> Plan:
@@ -56,15 +57,15 @@ def slot_dependent(rows: Array) -> Array:
 
 
 def neighbour_dependent(rows: Array) -> Array:
-    return rows + np.float32(1e-3) * np.nan_to_num(rows).mean() if len(rows) > 1 else rows
+    return np.asarray(rows + np.float32(1e-3) * np.nan_to_num(rows).mean()) if len(rows) > 1 else rows
 
 
 def poisoned_by_nan(rows: Array) -> Array:
-    return rows + 0 * rows.sum()
+    return np.asarray(rows + 0 * rows.sum())
 
 
 def poisoned_by_huge(rows: Array) -> Array:
-    return rows + np.maximum(np.abs(rows).max(), 1e4) * np.float32(1e-3)
+    return np.asarray(rows + np.maximum(np.abs(rows).max(), 1e4) * np.float32(1e-3))
 
 
 def test_independent_rows_are_equal_in_every_bucket(inputs: ValidationInputs) -> None:

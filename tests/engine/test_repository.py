@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 from msf_engine.errors import ModelRepositoryError
 from msf_engine.repository import find_models, read_version, save_version
 from msf_scheduler.stage import Stage
-from tests.models import LABELS, tiny_model
+from tests.models import LABELS, tiny_model, tiny_repository
 
 
 def test_a_saved_model_is_loaded_unchanged(repository: Path) -> None:
@@ -23,9 +24,35 @@ def test_a_saved_model_is_loaded_unchanged(repository: Path) -> None:
     assert model.config == saved.config
     for name, weight in saved.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], weight.bfloat16().float())
-    embedding = model.load_time_embedding(Stage.BASE)
-    half = torch.tensor([0.5])
-    torch.testing.assert_close(embedding(half, half), loaded.base.time(half, half))
+    for stage, weights in model.read_time_embeddings().items():
+        expected = loaded.denoiser(stage).time.state_dict(prefix="time.")
+        assert weights.keys() == expected.keys()
+        assert all(np.array_equal(weights[name], weight) for name, weight in expected.items())
+
+
+def test_a_network_is_named_by_its_weights_and_config_alone(repository: Path) -> None:
+    first = read_version(repository, "tiny")
+    same = tiny_repository(repository, "other", "3")
+    model = tiny_model()
+    model.base.out.bias += 1
+    save_version(repository, "tiny", "2", model, LABELS)
+    changed = read_version(repository, "tiny", "2")
+    for stage in Stage:
+        assert first.network_digest(stage) == same.network_digest(stage)
+        assert (first.network_digest(stage) == changed.network_digest(stage)) is (stage is not Stage.BASE)
+    assert len({first.network_digest(stage) for stage in Stage}) == 3
+
+
+def test_a_changed_config_names_another_network(repository: Path) -> None:
+    first = read_version(repository, "tiny")
+    file = repository / "tiny" / "config.json"
+    config = json.loads(file.read_text())
+    config["base"]["denoiser"]["num_heads"] = 4
+    config["residual"]["statistics"]["std"][0] = 2.0
+    config["sampling"]["solver"] = "euler"  # of no network
+    file.write_text(json.dumps(config))
+    changed = read_version(repository, "tiny")
+    assert [first.network_digest(stage) == changed.network_digest(stage) for stage in Stage] == [False, True, False]
 
 
 def test_sha256sum_accepts_the_checksums(repository: Path) -> None:

@@ -18,7 +18,8 @@ LEVELS = np.random.default_rng(1).random(len(TIMES))
 
 def test_features_are_cosines_and_sines_of_falling_frequencies() -> None:
     features = time_features(TIMES)
-    assert (features.shape, features.dtype) == ((len(TIMES), TIME_FEATURES), np.float32)
+    assert features.shape == (len(TIMES), TIME_FEATURES)
+    assert features.dtype == np.float32
     for index in (0, 1, 64, 127):
         angles = 1000 * TIMES / 10_000 ** (index / 128)
         np.testing.assert_allclose(features[:, index], np.cos(angles), atol=1e-6)

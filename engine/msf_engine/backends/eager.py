@@ -26,7 +26,7 @@ class EagerBackend:
     """
 
     name: BackendName = "eager"
-    buckets = DEFAULT_BUCKETS
+    buckets: tuple[int, ...] = DEFAULT_BUCKETS
     runs_here = True
     needs_warm_up = True
 

@@ -25,7 +25,7 @@ class NoopBackend:
     precision: Precision = "fp32"
     device = "none"
     fingerprint = "noop"
-    buckets = DEFAULT_BUCKETS
+    buckets: tuple[int, ...] = DEFAULT_BUCKETS
     runs_here = True
     needs_warm_up = False
 

@@ -43,7 +43,7 @@ class OpenVinoBackend:
     """
 
     name: BackendName = "openvino"
-    buckets = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+    buckets: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
     runs_here = True
     needs_warm_up = False
 

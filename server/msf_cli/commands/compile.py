@@ -12,7 +12,7 @@ from msf_engine.options import BACKENDS, PRECISIONS
 @click.command()
 @click.option("--backend", type=click.Choice(BACKENDS), help="[default: MSF_BACKEND, or the device's best]")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="[default: MSF_PRECISION, or the fastest]")
-@click.option("--buckets", help="Batch sizes, such as 1,2,4.  [default: MSF_BUCKETS]")
+@click.option("--buckets", help="Rows per batch, such as 1,2,4.  [default: MSF_BUCKETS]")
 @click.option("--model", help="Model name, or name:version.  [default: all of MSF_MODEL_REPO]")
 def command(model: str | None, **options: str | None) -> None:
     """Compile the plans of the models of MSF_MODEL_REPO for this machine, so that workers start at once.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from msf_cli.settings import read_settings
-from msf_cli.setup_checks import require_models, require_packages
+from msf_cli.setup_checks import require_models
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -84,7 +84,6 @@ def _find_model(model: str | None) -> ModelVersion:
     from msf_engine.repository import find_models, read_version
 
     repository = read_settings().model_repo
-    require_packages("generate", "torch")
     require_models(repository)
     name, _, version = (model or "").partition(":")
     try:

@@ -18,7 +18,7 @@ def command() -> None:
     """List the plans of MSF_CACHE_DIR: their error against the reference, where that was verified, and their size.
 
     The error is against eager float32, at the worst bucket: relative RMS of a step's velocity, or grey levels of the
-    decoder's pixels. Plans of a stage with the same mark under "rows" give a sample the same bytes in any batch.
+    decoder's pixels. Under "rows", buckets with the same mark give a row the same bytes in any batch.
     """
     from msf_cli.loading import plan_cache
 
