@@ -58,7 +58,7 @@ def parts(out: Path, scratch: Path, *, is_dry_run: bool) -> list[Part]:
     return [
         Part("tests", (*pytest, *marked, arenas), 150, hidden),
         Part("bench", ("-m", "bench.gpu", *kind, *bench), 260, hidden),
-        Part("service", ("-m", "bench.gpu.service", *service), 120, hidden | {"MSF_BACKEND": "eager"}),
+        Part("service", ("-m", "bench.gpu.service", *service), 120, hidden | {"MSF_BACKEND": "eager", "MSF_PRECISION": "bf16"}),
         Part("tensorrt", (*pytest, "-m", "gpu", tensorrt), 90, hidden),
     ]
 
