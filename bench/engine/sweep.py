@@ -2,7 +2,7 @@
 
     python -m bench.engine.sweep
 
-runs every probe in every slot of every bucket, next to other probes, copies of itself (padding), rows of NaN,
+runs every sample in every row of every bucket, next to other samples, copies of itself (padding), rows of NaN,
 infinities, zeros and huge numbers, fifty times. The short form of this sweep runs when a plan is built and determines
 the buckets for strict jobs. Prints both results per plan; fails if the short form allowed a bucket that is not strict.
 """
@@ -17,28 +17,28 @@ from tabulate import tabulate
 
 from msf_cli.loading import load_model
 from msf_cli.settings import read_settings
-from msf_engine.model_plans import ModelPlans, plan_kinds
-from msf_engine.plan_validation import FULL, FULL_REPEATS, equal_buckets, sweep, validation_inputs
+from msf_engine.model_plans import ModelPlans
+from msf_engine.plan import stage_inputs
+from msf_engine.plan_validation import FULL, FULL_REPEATS, equal_buckets, make_validation_inputs, sweep
 from msf_engine.repository import find_models
 
 
 def sweep_plans(plans: ModelPlans, num_repeats: int) -> tuple[list[list[str]], bool]:
-    """Return a row per kind of plan, and whether the short form agrees."""
-    rows, agrees = [], True
-    for stage, guided in plan_kinds(plans.config):
+    """Return a line per plan, and whether the short form agrees."""
+    lines, agrees = [], True
+    for stage, plan in plans.by_stage.items():
         started_at = time.monotonic()
-        probes = validation_inputs(plans.config, plans.time_embeddings, stage)
+        embed = plans.time_embeddings.get(stage)
+        inputs = make_validation_inputs(stage_inputs(plans.config, stage), plans.config.num_classes, embed)
         digests = {
-            bucket: sweep(plans.by_kind[stage, guided][bucket], probes, bucket, FULL, num_repeats)
-            for bucket in plans.buckets
+            bucket: sweep(plan, inputs, bucket, FULL, repeats=num_repeats).row_digest for bucket in plans.buckets[stage]
         }
-        strict, short_form = equal_buckets(digests), plans.strict[stage, guided]
+        strict, short_form = equal_buckets(digests), plans.strict[stage]
         agrees &= not short_form or any(set(short_form) <= set(buckets) for buckets in strict)
-        name = f"{stage}{' guided' if guided else ''}"
         sets = "; ".join(",".join(map(str, buckets)) for buckets in strict) or "none"
-        rows.append([name, sets, ",".join(map(str, short_form)), f"{time.monotonic() - started_at:.0f}"])
-        print(f"{name}: {sets}", file=sys.stderr, flush=True)
-    return rows, agrees
+        lines.append([str(stage), sets, ",".join(map(str, short_form)), f"{time.monotonic() - started_at:.0f}"])
+        print(f"{stage}: {sets}", file=sys.stderr, flush=True)
+    return lines, agrees
 
 
 def main() -> None:

@@ -55,10 +55,11 @@ def parts(out: Path, scratch: Path, *, is_dry_run: bool) -> list[Part]:
     kind = ("--cpu", "--minutes", "0.5") if is_dry_run else ("--short", "--minutes", "3.5")
     service = ("--size", "tiny", "--rates", "1") if is_dry_run else ("--size", "B", "--rates", "20,100")
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if is_dry_run else {}
+    quick_to_load = {"MSF_BACKEND": "eager", "MSF_PRECISION": "bf16"}
     return [
         Part("tests", (*pytest, *marked, arenas), 150, hidden),
         Part("bench", ("-m", "bench.gpu", *kind, *bench), 260, hidden),
-        Part("service", ("-m", "bench.gpu.service", *service), 120, hidden | {"MSF_BACKEND": "eager"}),
+        Part("service", ("-m", "bench.gpu.service", *service), 120, {**hidden, **quick_to_load}),
         Part("tensorrt", (*pytest, "-m", "gpu", tensorrt), 90, hidden),
     ]
 

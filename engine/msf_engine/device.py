@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,8 +24,11 @@ def has_gpu() -> bool:
 
 
 def release_memory() -> None:
-    """Give the memory of deleted plans back to the system, where the C library keeps it."""
+    """Give the memory of deleted plans back to the system, where the C library or torch keeps it."""
     gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     with suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
 

