@@ -163,6 +163,8 @@ class DeviceLoop:
 
         def command() -> None:
             self._settle()
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(function())
             except BaseException as error:
@@ -174,6 +176,7 @@ class DeviceLoop:
     # The thread
 
     def _run(self) -> None:
+        self.ended.set_running_or_notify_cancel()  # those who wait for it may give up, but not cancel it
         try:
             self._run_until_stopped()
         except BaseException as error:
