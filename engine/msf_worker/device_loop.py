@@ -163,6 +163,8 @@ class DeviceLoop:
 
         def command() -> None:
             self._settle()
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(function())
             except BaseException as error:
@@ -174,6 +176,7 @@ class DeviceLoop:
     # The thread
 
     def _run(self) -> None:
+        self.ended.set_running_or_notify_cancel()  # those who wait for it may give up, but not cancel it
         try:
             self._run_until_stopped()
         except BaseException as error:
@@ -205,6 +208,7 @@ class DeviceLoop:
             command()
 
     def _wait_for_command(self, hold: Hold | None) -> None:
+        self.busy_since = None  # batches that fail are not settled
         timeout_s = None if hold is None else max(hold.until - time.monotonic(), 0.0)
         try:
             self._commands.get(timeout=timeout_s)()
@@ -284,12 +288,12 @@ class DeviceLoop:
                 if job.is_complete:
                     self._drop(job)
                     outcome.completed.append(job)
-        for slot in result.failed:
-            job = model.jobs_by_slot.pop(slot, None)
-            if job is not None:
-                del job.slots[slot]
-                self._drop(job)
-                outcome.failed.append((job, NON_FINITE))
+        failed = [(model.jobs_by_slot.pop(slot), slot) for slot in result.failed]
+        for job, slot in failed:
+            del job.slots[slot]  # the executor has freed it
+        for job in dict.fromkeys(job for job, _ in failed):
+            self._drop(job)
+            outcome.failed.append((job, NON_FINITE))
 
     def _fail(self, model: ModelKey, jobs: list[ActiveJob]) -> None:
         logger.exception("a step batch of %s %s failed", *model)
@@ -321,8 +325,10 @@ class DeviceLoop:
         executor = launch.model.runner.executor
         due = {}
         for slot in launch.batch.slots.tolist():
-            job, step = launch.model.jobs_by_slot[slot], executor.residual_step(slot)
-            if job.terms.num_previews and step is not None and (number := job.due_preview(step)) is not None:
+            job, step = launch.model.jobs_by_slot.get(slot), executor.residual_step(slot)
+            if job is None or step is None or not job.terms.num_previews:  # None: the batch before ended the job
+                continue
+            if (number := job.due_preview(step)) is not None:
                 due[slot] = number
         if not due:
             return

@@ -55,16 +55,17 @@ class ModelRunner:
 
     def warm_up_runs(self) -> Iterator[int]:
         """Run each bucket of each stage once, and yield it, so that the device can do other work in between."""
-        buckets = self.executor.plans.buckets
-        for bucket in buckets[Stage.BASE]:
-            slots = self.executor.join([SampleRequest(0, 0, index, 1, 1, 1.0) for index in range(bucket)])
+        executor, decode_buckets = self.executor, self.executor.plans.buckets[Stage.DECODE]
+        for bucket in executor.plans.buckets[Stage.BASE]:
+            num_samples = min(bucket, executor.num_free_slots)
+            slots = executor.join([SampleRequest(0, 0, index, 1, 1, 1.0) for index in range(num_samples)])
             for _ in (Stage.BASE, Stage.RESIDUAL):
-                self.executor.step(slots, bucket)
+                executor.step(slots, bucket)
                 yield bucket
-            decoded = slots[: buckets[Stage.DECODE][-1]]
-            self.executor.step(decoded)
+            decoded = slots[: decode_buckets[-1]]
+            executor.step(decoded, min(bucket, decode_buckets[-1]))
             for slot in slots[len(decoded) :]:
-                self.executor.leave(slot)
+                executor.leave(slot)
             yield bucket
 
     def _pattern(self, num_steps: int, guidance_scale: float) -> StepPattern:

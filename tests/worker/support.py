@@ -142,9 +142,14 @@ def pixels(file: bytes) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(file)))
 
 
+def own_plans(plans: ModelPlans) -> ModelPlans:
+    """Return copies of the plans, as a plan runs one batch at a time."""
+    return replace(plans, by_stage={stage: deepcopy(plan) for stage, plan in plans.by_stage.items()})
+
+
 def generated_alone(plans: ModelPlans, spec: JobSpec) -> list[NDArray[np.uint8]]:
     """Return the job's images as the engine generates each of them in a batch of one, by plans of its own."""
-    plans = replace(plans, by_stage={stage: deepcopy(plan) for stage, plan in plans.by_stage.items()})
+    plans = own_plans(plans)
     steps = plans.config.split_steps(spec.num_steps)
     return [
         generate(plans, [SampleRequest(spec.label, spec.seed, index, *steps, spec.guidance_scale)])[0]

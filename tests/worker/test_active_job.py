@@ -1,10 +1,11 @@
-"""Work of a job's samples, as the batching policy sees it."""
+"""Steps of a job's samples, as the batching policy sees them."""
+
+from __future__ import annotations
 
 import pytest
-from msf_scheduler.legacy_step_costs import Work
 
 from msf_engine.config import GuidanceConfig, ModelConfig
-from msf_worker.active_job import work_of
+from msf_worker.active_job import pattern_of
 from tests.models import tiny_config
 
 
@@ -14,9 +15,15 @@ def guided_in(interval: tuple[float, float] | None) -> ModelConfig:
     return config.model_copy(update={"residual": residual})
 
 
-@pytest.mark.parametrize(("interval", "guided"), [((0.0, 1.0), True), ((0.2, 0.6), False), (None, False)])
-def test_work_counts_as_guided_only_if_every_step_is(interval: tuple[float, float] | None, guided: bool) -> None:
-    """Jobs are expired by the least that their work can cost, so it must not be overestimated."""
+@pytest.mark.parametrize(
+    ("interval", "residual_rows"), [((0.0, 1.0), (2, 2)), ((0.2, 0.6), (1, 2)), (None, (1, 1))], ids=str
+)
+def test_a_step_takes_two_rows_where_guidance_acts(
+    interval: tuple[float, float] | None, residual_rows: tuple[int, int]
+) -> None:
+    """Jobs are expired by the least that their steps can cost, so rows must not be overestimated."""
     config = guided_in(interval)
-    assert work_of(config, 6, 1.5) == Work(4, 2, True, guided)
-    assert work_of(config, 6, 1.0) == Work(4, 2, False, False)
+    guided, unguided = (pattern_of(config, 6, scale) for scale in (1.5, 1.0))
+    assert guided.stages == unguided.stages == (0, 0, 0, 0, 1, 1, 2)
+    assert guided.rows == (2, 2, 2, 2, *residual_rows, 1)
+    assert unguided.rows == (1,) * 7

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from redis.asyncio import Redis
-from torch import Tensor
 
 from msf_engine.model_plans import ModelPlans
-from msf_engine.plan import Plan
+from msf_engine.plan import Array, Plan
 from msf_engine.repository import ModelVersion
 from msf_scheduler.jobs import JobSpec, JobState, Provenance
 from msf_scheduler.queue import JobQueue
@@ -22,6 +23,7 @@ from tests.worker.support import (
     SPEC,
     Gate,
     RunningWorker,
+    WrappedPlan,
     admit,
     assert_same,
     generated_alone,
@@ -65,33 +67,60 @@ async def test_a_result_that_comes_after_cancellation_is_dropped(
         assert worker.num_jobs("succeeded") == 0
 
 
-def raising(plan: Plan) -> Plan:
-    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        if (inputs[4] == FAILING.label).any():
+class RaisingPlan(WrappedPlan):
+    """Fails when a batch with a failing sample is started."""
+
+    def start(self, num_rows: int) -> None:
+        if has_failing(self, num_rows).any():
             raise RuntimeError("the device is on fire")
-        return plan(*inputs)
-
-    return run
+        super().start(num_rows)
 
 
-def not_finite(plan: Plan) -> Plan:
-    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        d, x = plan(*inputs)
-        failing = (inputs[4] == FAILING.label)[:, None, None, None]
-        return d, torch.where(failing, torch.nan, x)
+class RaisingLaterPlan(WrappedPlan):
+    """Fails while a batch with a failing sample is computed."""
 
-    return run
+    is_failing = False
+
+    def start(self, num_rows: int) -> None:
+        self.is_failing = bool(has_failing(self, num_rows).any())
+        super().start(num_rows)
+
+    def wait(self) -> Array:
+        if self.is_failing:
+            raise RuntimeError("the device is on fire")
+        return super().wait()
 
 
+class NonFinitePlan(WrappedPlan):
+    """Computes NaN for failing samples."""
+
+    def start(self, num_rows: int) -> None:
+        self.rows = has_failing(self, num_rows).copy()
+        super().start(num_rows)
+
+    def wait(self) -> Array:
+        velocity = super().wait().copy()
+        velocity[self.rows] = np.nan
+        return velocity
+
+
+def has_failing(plan: Plan, num_rows: int) -> NDArray[np.bool_]:
+    """Return which rows of the next batch have the failing label."""
+    labels: NDArray[np.int64] = plan.inputs(num_rows)[2]
+    return np.equal(labels, FAILING.label)
+
+
+@pytest.mark.parametrize("wrap", [RaisingPlan, RaisingLaterPlan])
 @pytest.mark.parametrize("stage", [Stage.BASE, Stage.RESIDUAL])
 async def test_a_plan_that_raises_fails_only_the_jobs_in_its_batch(
-    stage: Stage, redis: Redis, version: ModelVersion, plans: ModelPlans
+    stage: Stage, wrap: Callable[[Plan], Plan], redis: Redis, version: ModelVersion, plans: ModelPlans
 ) -> None:
     queue = JobQueue(redis)
     failing = await admit(queue, FAILING.model_copy(update={"num_samples": 2}))
     batch_mate = await admit(queue, SPEC)
-    separate = await admit(queue, SPEC.model_copy(update={"guidance_scale": 1.0}))  # needs another plan
-    async with running(redis, version, with_plans(plans, stage, raising)) as worker:
+    separate = await admit(queue, SPEC.model_copy(update={"version": "2"}))  # never in a batch with the others
+    failing_plans = with_plans(plans, stage, wrap)
+    async with running(redis, version, failing_plans, also=[replace(version, version="2")]) as worker:
         for job_id in (failing, batch_mate):
             job = await worker.end_of(job_id)
             assert job.state is JobState.FAILED
@@ -102,7 +131,7 @@ async def test_a_plan_that_raises_fails_only_the_jobs_in_its_batch(
         after = await worker.admit(SPEC.model_copy(update={"num_samples": 8}))
         assert (await worker.end_of(after)).state is JobState.SUCCEEDED
         assert worker.is_idle()
-        await eventually(lambda: (worker.num_jobs("failed"), worker.num_jobs("succeeded")) == (2, 2))
+        await eventually(lambda: (worker.num_jobs("failed"), worker.num_jobs("succeeded")) == (2, 1))
 
 
 @pytest.mark.parametrize("stage", [Stage.BASE, Stage.RESIDUAL])
@@ -113,7 +142,7 @@ async def test_a_sample_that_is_not_finite_fails_only_its_job(
     healthy = SPEC.model_copy(update={"num_samples": 3})
     before = await admit(queue, healthy)
     failing = await admit(queue, FAILING.model_copy(update={"num_samples": 6}))  # more than fit into the slots
-    async with running(redis, version, with_plans(plans, stage, not_finite)) as worker:
+    async with running(redis, version, with_plans(plans, stage, NonFinitePlan)) as worker:
         after = await worker.admit(healthy)
         job = await worker.end_of(failing)
         assert job.error is not None

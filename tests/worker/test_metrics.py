@@ -5,30 +5,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from msf_scheduler.legacy_step_batching import REASONS
 from redis.asyncio import Redis
-from torch import Tensor
 
 from msf_engine.model_plans import ModelPlans
 from msf_engine.plan import Plan
 from msf_engine.repository import ModelVersion
 from msf_scheduler.registry import Registry
 from msf_scheduler.stage import Stage
+from msf_scheduler.step_batching import REASONS
 from msf_worker.latency_window import LatencyWindow
 from tests.polling import eventually
-from tests.worker.support import SPEC, RunningWorker, running, with_plans
+from tests.worker.support import SPEC, RunningWorker, WrappedPlan, running, with_plans
 from tests.worker.test_results import MIXED_JOBS
 
 
 def counting(rows: Counter[Stage], stage: Stage) -> Callable[[Plan], Plan]:
-    def wrap(plan: Plan) -> Plan:
-        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-            rows[stage] += len(inputs[0])
-            return plan(*inputs)
+    class CountingPlan(WrappedPlan):
+        def start(self, num_rows: int) -> None:
+            rows[stage] += num_rows
+            super().start(num_rows)
 
-        return run
-
-    return wrap
+    return CountingPlan
 
 
 async def test_counters_match_the_work_that_ran(redis: Redis, version: ModelVersion, plans: ModelPlans) -> None:

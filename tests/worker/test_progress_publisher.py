@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from redis.asyncio import Redis
 
 from msf_engine.executor import Executor, SampleRequest
@@ -17,7 +18,7 @@ from msf_scheduler.job_events import JobUpdate, JobWatcher, StoredPreview
 from msf_scheduler.jobs import JobRecord, JobState, Progress, Terms
 from msf_scheduler.reply_reader import ReplyReader
 from msf_scheduler.stage import Stage
-from tests.worker.support import SPEC, Gate, RunningWorker, pixels, running, with_plans
+from tests.worker.support import SPEC, Gate, RunningWorker, assert_same, own_plans, pixels, running, with_plans
 
 
 @pytest.fixture
@@ -32,13 +33,14 @@ async def all_news(watcher: JobWatcher, job_id: str) -> list[JobUpdate]:
     return [news async for news in watcher.follow(job_id)]
 
 
-def base_alone(plans: ModelPlans, index: int) -> np.ndarray:
+def base_alone(plans: ModelPlans, index: int) -> NDArray[np.uint8]:
+    """Return the preview of a sample's base, by plans of its own."""
     steps = plans.config.split_steps(SPEC.num_steps)
-    executor = Executor(plans, 1)
-    slot = executor.join(SampleRequest(SPEC.label, SPEC.seed, index, *steps, SPEC.guidance_scale))
-    while executor.slots[slot].stage is Stage.BASE:
-        executor.step([slot])
-    return executor.preview([slot])[slot]
+    executor = Executor(own_plans(plans), 1)
+    slots = executor.join([SampleRequest(SPEC.label, SPEC.seed, index, *steps, SPEC.guidance_scale)])
+    while executor.residual_step(slots[0]) is None:
+        executor.step(slots)
+    return executor.preview(slots)[slots[0]]
 
 
 async def test_the_base_is_published_before_the_residual_is_complete(
@@ -58,7 +60,7 @@ async def test_the_base_is_published_before_the_residual_is_complete(
         gate.open.set()
         for stored in previews:
             assert stored.preview.number == 0
-            assert np.array_equal(pixels(stored.file), base_alone(plans, stored.preview.index)[..., 0])
+            assert_same(pixels(stored.file), base_alone(plans, stored.preview.index))
         assert (await worker.end_of(job_id)).state is JobState.SUCCEEDED
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from redis.asyncio import Redis
 
 from msf_engine.executor import Executor
 from msf_engine.model_plans import ModelPlans
+from msf_engine.plan import Plan
 from msf_engine.repository import ModelVersion
 from msf_scheduler.jobs import JobState, Terms
 from msf_scheduler.leases import Leases
@@ -20,6 +22,7 @@ from tests.polling import eventually
 from tests.worker.support import (
     SPEC,
     Gate,
+    WrappedPlan,
     admit,
     assert_same,
     generated_alone,
@@ -35,7 +38,7 @@ SHORT = SPEC.model_copy(update={"num_steps": 4})
 
 def batches_of(folder: Path) -> list[set[str]]:
     """Return the ids of the jobs in each step batch of a trace."""
-    return [{member["job"] for member in event["args"]["members"]} for event in trace_events(folder)]
+    return [set(event["args"]["jobs"]) for event in trace_events(folder)]
 
 
 async def test_steps_mix_and_a_short_job_overtakes_long_ones(
@@ -50,8 +53,8 @@ async def test_steps_mix_and_a_short_job_overtakes_long_ones(
         ends = [await worker.end_of(job_id) for job_id in long]
     assert all(short.finished_at and end.finished_at and short.finished_at < end.finished_at for end in ends)
     batches = [event["args"] for event in trace_events(tmp_path)]
-    assert any(len({member["step"] for member in batch["members"]}) > 1 for batch in batches)
-    assert all(batch["reason"] and batch["bucket"] >= len(batch["members"]) for batch in batches)
+    assert any({short.id} < set(batch["jobs"]) for batch in batches)
+    assert all(batch["reason"] and batch["bucket"] >= batch["rows"] >= len(batch["jobs"]) for batch in batches)
 
 
 async def test_a_cancelled_job_leaves_at_the_next_step_and_the_others_stay(
@@ -155,18 +158,22 @@ async def test_the_first_job_of_a_tenant_soon_runs_among_a_hundred_of_another(
         assert sum(end is not None and end > first.finished_at for end in ends) > len(flood) / 2
 
 
-def test_warm_up_measures_the_cost_of_every_plan(version: ModelVersion, plans: ModelPlans) -> None:
-    runner = ModelRunner(version, Executor(plans, 4))
-    runner.warm_up()
-    measured = {(cost.stage, cost.guided, cost.bucket) for cost in runner.costs}
-    denoising = {
-        (stage, guided, bucket)
-        for stage in (Stage.BASE, Stage.RESIDUAL)
-        for guided in (True, False)
-        for bucket in plans.buckets
-    }
-    assert measured == denoising | {(Stage.DECODE, False, bucket) for bucket in plans.buckets}
-    least = runner.info().least
-    assert 0 < least.sample_step_s <= least.step_s
-    assert least.decode_s > 0
-    assert least.bound_s(10, 1) < least.bound_s(100, 1) < least.bound_s(100, 1000)
+def test_warm_up_runs_every_bucket_of_every_stage(version: ModelVersion, plans: ModelPlans) -> None:
+    runs: set[tuple[Stage, int]] = set()
+
+    def recording(stage: Stage) -> Callable[[Plan], Plan]:
+        class RecordingPlan(WrappedPlan):
+            def start(self, num_rows: int) -> None:
+                runs.add((stage, num_rows))
+                super().start(num_rows)
+
+        return RecordingPlan
+
+    recorded = plans
+    for stage in Stage:
+        recorded = with_plans(recorded, stage, recording(stage))
+    executor = Executor(recorded, 4)  # fewer slots than the largest bucket has rows
+    for _ in ModelRunner(version, executor).warm_up_runs():
+        pass
+    assert runs == {(stage, bucket) for stage, buckets in plans.buckets.items() for bucket in buckets}
+    assert executor.num_free_slots == 4

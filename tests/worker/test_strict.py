@@ -43,7 +43,7 @@ async def test_strict_batches_use_only_strict_buckets(
     strict_buckets: set[int] = set()
     other_buckets: set[int] = set()
     for batch in trace_events(tmp_path):
-        is_strict = strict in {member["job"] for member in batch["args"]["members"]}
+        is_strict = strict in batch["args"]["jobs"]
         (strict_buckets if is_strict else other_buckets).add(batch["args"]["bucket"])
     assert strict_buckets <= {2, 4}
     assert other_buckets == {1}
