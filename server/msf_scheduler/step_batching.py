@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -28,7 +27,6 @@ from msf_scheduler.stage import Stage
 
 PATIENCE_S = 1.0
 MAX_WASTE = 0.05  # of the best available rate, when enough candidates contend to fill the largest bucket
-CONTENTION_POWER = 0.7  # of the weights; below 1, moderate differences still count as contention
 MAX_URGENCY = 16.0
 MIN_DIVISOR = 1e-30
 REASONS = ("overdue", "deadline", "full", "all", "best")  # of a step batch; see `StepBatch`
@@ -64,6 +62,9 @@ class BatchingPolicy(Protocol):
         ...
 
 
+_Option = tuple[float, float, int, int]  # a possible step batch: value, rate, start and end among the ranked samples
+
+
 class StepLevelPolicy:
     """Step-level (continuous) batching: every step batch is an independent choice."""
 
@@ -81,7 +82,7 @@ class StepLevelPolicy:
         return make_batch(active, members, _reason(active, active.samples.job[members], now))
 
 
-def _reason(active: ActiveSet, jobs: Sequence[int] | Int32s, now: float) -> str | None:
+def _reason(active: ActiveSet, jobs: Sequence[int] | Numbers, now: float) -> str | None:
     """Return "deadline" if the slack of one of the jobs is below its own length."""
     if now < active.next_alarm_at:
         return None
@@ -105,15 +106,6 @@ def _weigh_jobs(active: ActiveSet, now: float) -> Floats:
     return weights
 
 
-class _Option(NamedTuple):
-    """A possible step batch: a range of the ranked samples. `rate` is useful device seconds per second it takes."""
-
-    start: int
-    end: int
-    rate: float
-    value: float
-
-
 def _best_members(active: ActiveSet, job_weights: Floats) -> Numbers:
     """Return the members of the most valuable batch, of those that do not waste the device."""
     table, end = active.samples, active.samples.end
@@ -132,13 +124,13 @@ def _best_members(active: ActiveSet, job_weights: Floats) -> Numbers:
     for group, size in groups:
         options += _options(active, group, order, range(start, start + size), total_rows, total_weights)
         start += size
-    best = max(options, key=itemgetter(3))
-    least_rate = (1 - MAX_WASTE) * max(options, key=itemgetter(2)).rate
-    if best.rate < least_rate:
+    least_rate = (1 - MAX_WASTE) * max([rate for _, rate, _, _ in options])
+    _, rate, start, stop = max(options)
+    if rate < least_rate:
         heaviest = ranked[: active.largest_bucket]
         least_rate *= _contention(active, weights[heaviest], rows[heaviest]) ** 2
-        best = max((option for option in options if option.rate >= least_rate), key=itemgetter(3))
-    return order[best.start : best.end]
+        _, _, start, stop = max(option for option in options if option[1] >= least_rate)
+    return order[start:stop]
 
 
 def _is_best_whole(active: ActiveSet, group: int, weights: Floats, rows: Floats) -> bool:
@@ -163,10 +155,10 @@ def _contention(active: ActiveSet, weights: Floats, rows: Floats) -> float:
     """Return how many rows of similar weight contend for the largest bucket, as a share of it, 0 to 1.
 
     It is the participation ratio of the heaviest: N of equal weight count as N, one that outweighs all others as one.
+    The power 3/4 lets moderate differences of weight still count as contention.
     """
-    shares = weights**CONTENTION_POWER
-    row_shares = shares * rows
-    total, squares = float(row_shares.sum()), float(row_shares.dot(shares))
+    shares = np.sqrt(weights * np.sqrt(weights))
+    total, squares = float(shares.dot(rows)), float((shares * rows).dot(shares))
     return min(total**2 / (max(squares, MIN_DIVISOR) * active.largest_bucket), 1.0)
 
 
@@ -180,7 +172,8 @@ def _options(
 ) -> list[_Option]:
     """Return the heaviest members of a group for every bucket that they fill, and all of them for the next larger.
 
-    The group has these `ranks` in `order`; the totals are cumulated in this order.
+    A rate is useful device seconds per second of the step batch; the value weighs them. The group has these `ranks` in
+    `order`; the totals are cumulated in this order.
     """
     costs, stage = active.costs_of(group)
     start, stop = ranks.start, ranks.stop
@@ -201,7 +194,7 @@ def _options(
             if num_rows > strict_buckets[-1]:
                 break
             rate = rates[costs.buckets.index(costs.bucket_for(int(num_rows), strict_buckets))]
-        options.append(_Option(start, end, rate * num_rows, rate * (total_weights[end - 1] - weights_before)))
+        options.append((rate * (total_weights[end - 1] - weights_before), rate * num_rows, start, end))
         if end == stop:
             break
     return options
