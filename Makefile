@@ -26,7 +26,11 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
 .PHONY: help serve check check-all lint types contracts test test-slow data train-fashion data-emoji train-emoji evaluate evaluate-emoji reproduce ablate bench-serve \
+<<<<<<< HEAD
   bench-overhead bench-engine bench-batching bench-peers bench-simulation bench-gpu gpu-check dashboard-test chaos soak compose-test sweep audit licences lock tensorrt-build clean
+=======
+  bench-overhead bench-engine bench-batching bench-choosing bench-peers bench-simulation bench-gpu dashboard-test chaos soak compose-test sweep audit licences lock tensorrt-build clean
+>>>>>>> main
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -83,6 +87,9 @@ bench-overhead: $(VENV)/.dev ## measure what everything around the device costs,
 
 bench-engine: $(VENV)/.dev ## measure a step on each backend against eager torch and the peak of matrix products
 	$(BIN)/python -m bench.engine.compare
+
+bench-choosing: $(VENV)/.dev ## measure the host time of choosing a step batch, without an engine
+	$(BIN)/python -m bench.service.choosing
 
 bench-batching: $(VENV)/.dev ## compare step-level with request-level batching
 	$(BIN)/python -m bench.batching

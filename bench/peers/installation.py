@@ -10,8 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
-# What a CPU worker imports when its plans are cached. The same versions, so that the cached plans are the same.
-ENGINE_PACKAGES = ("numpy", "openvino", "pillow", "pydantic", "pydantic-settings")
+# What a CPU worker imports when its plans are cached, in the same versions, so that the cached plans are the same.
+ENGINE_PACKAGES = ("filelock", "numpy", "openvino", "pillow", "pydantic", "pydantic-settings", "safetensors")
+# The key of a cached plan has the version of diffusers, which is not imported: its dependencies are left out.
+VERSION_PACKAGES = ("diffusers",)
 
 
 class InstallationError(Exception):
@@ -31,20 +33,26 @@ def install(peer: str, folder: Path) -> Path:
     """
     home = folder / peer
     python = home / "bin" / "python"
-    packages = [peer_requirements()[peer], *(f"{name}=={version(name)}" for name in ENGINE_PACKAGES)]
+    packages = [peer_requirements()[peer], *map(_same_version, ENGINE_PACKAGES)]
+    metadata = [*map(_same_version, VERSION_PACKAGES)]
     record = home / "installed.txt"
-    if record.exists() and record.read_text().split("\n") == packages:
+    if record.exists() and record.read_text().splitlines() == packages + metadata:
         return python
     print(f"Installing {peer} into {home}", file=sys.stderr, flush=True)
     venv.create(home, with_pip=True, clear=True)
-    command = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", "install", *packages]
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    if result.returncode:
-        raise InstallationError(f"pip cannot install {peer}: {' '.join(result.stdout.split()[-40:])}")
-    record.write_text("\n".join(packages))
+    for options in (packages, ["--no-deps", *metadata]):
+        command = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", "install", *options]
+        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        if result.returncode:
+            raise InstallationError(f"pip cannot install {peer}: {' '.join(result.stdout.split()[-40:])}")
+    record.write_text("\n".join(packages + metadata))
     return python
 
 
 def installed_version(peer: str, python: Path) -> str:
     script = f"from importlib.metadata import version; print(version({peer!r}))"
     return subprocess.run([python, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _same_version(package: str) -> str:
+    return f"{package}=={version(package)}"

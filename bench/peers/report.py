@@ -37,7 +37,7 @@ def markdown(comparison: Comparison) -> str:
         sections += ["## An engine that computes nothing", _noop_table(comparison)]
     if LoadName.MIXED in loads:
         sections += ["## Mixed load", _objectives_table(comparison), _mixed_table(comparison)]
-    return "\n\n".join([*sections, "## Where msf-serve is behind", _losses(comparison)]) + "\n"
+    return "\n\n".join([*sections, "## Against the best peer of each measure", _standings_table(comparison)]) + "\n"
 
 
 def results_json(comparison: Comparison) -> str:
@@ -155,14 +155,18 @@ def _kind_cell(comparison: Comparison, name: str, rate: float, kind: Kind) -> st
     return "-" if p50 is None or p99 is None else f"{p50:.0f}, {p99:.0f}"
 
 
-def _losses(comparison: Comparison) -> str:
-    """List every measure in which a peer's median is better than ours."""
-    lines = [
-        f"- {each.measure}: {each.ours:.3g} against {each.best:.3g} ({each.peer}), {each.ours / each.best:.2f} ×"
+def _standings_table(comparison: Comparison) -> str:
+    rows = [
+        [
+            each.measure,
+            f"{each.ours:.3g}",
+            f"{each.best:.3g} ({each.peer})",
+            f"{each.ours / each.best:.2f}",
+            "behind" if each.is_behind else "ahead",
+        ]
         for each in _standings(comparison)
-        if each.is_behind
     ]
-    return "\n".join(lines) or "In no measure of this run."
+    return _table(["", "msf-serve", "best peer", "ratio", "msf-serve is"], rows)
 
 
 def _standings(comparison: Comparison) -> Iterator[Standing]:

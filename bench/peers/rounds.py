@@ -24,7 +24,7 @@ from bench.peers.measurements import (
 from bench.peers.pipeline import PipelineOptions
 from bench.peers.report import run_text
 
-START_S = 10.0  # of a server, for the estimate
+START_S, ALONE_S = 10.0, 5.0  # of a server, for the estimate
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class Budget:
 
     @property
     def uses_plans(self) -> bool:
-        return LoadName.CLOSED in self.loads or LoadName.MIXED in self.loads
+        return any(load is not LoadName.NOOP for load in self.loads)
 
     def estimate_s(self, num_contenders: int) -> float:
         """Return roughly how long all rounds take."""
         closed_s = WARMUP_S + self.duration_s
-        parts_s = {
+        loads_s = {
             LoadName.CLOSED: closed_s * len(CALLERS),
-            LoadName.NOOP: START_S + closed_s * len(NOOP_CALLERS),
-            LoadName.MIXED: START_S / 2 + 1.2 * self.duration_s * len(FRACTIONS),
+            LoadName.NOOP: closed_s * len(NOOP_CALLERS),
+            LoadName.MIXED: ALONE_S + 1.2 * self.duration_s * len(FRACTIONS),
         }
-        turn_s = START_S * self.uses_plans + sum(parts_s[load] for load in self.loads)
+        turn_s = sum(START_S + loads_s[load] for load in self.loads)
         return self.num_rounds * (START_S + self.duration_s + num_contenders * turn_s)
 
 
@@ -82,19 +82,20 @@ class Rounds:
             log(f"{name} is skipped: {error}")
 
     def _runs(self, name: str, number: int, rates_per_s: Sequence[float]) -> Iterator[LoadRun]:
-        """Yield the runs of a server that is started for them, and again with the engine that computes nothing."""
-        loads, duration_s = self.budget.loads, self.budget.duration_s
-        if self.budget.uses_plans:
-            with self._serve(name, self.options) as client:
-                turn = Turn(name, number, client, duration_s)
-                if LoadName.CLOSED in loads:
+        """Yield the runs of a server that is started for each kind of load, from light to heavy.
+
+        A server may learn from its load: BentoML's batcher waits for as long as earlier requests have waited.
+        """
+        for load in self.budget.loads:
+            with self._serve(name, replace(self.options, noop=load is LoadName.NOOP)) as client:
+                turn = Turn(name, number, client, self.budget.duration_s)
+                if load is LoadName.CLOSED:
                     yield from map(turn.closed, CALLERS)
-                if LoadName.MIXED in loads:
+                elif load is LoadName.NOOP:
+                    yield from map(turn.noop, NOOP_CALLERS)
+                else:
                     yield turn.alone()
                     yield from (turn.mixed(rate, self.num_labels) for rate in rates_per_s)
-        if LoadName.NOOP in loads:
-            with self._serve(name, replace(self.options, noop=True)) as client:
-                yield from map(Turn(name, number, client, duration_s).noop, NOOP_CALLERS)
 
     def _serve(self, name: str, options: PipelineOptions) -> AbstractContextManager[PeerClient]:
         return serve_ours(options) if name == OURS else serve_peer(name, self.pythons[name], options)

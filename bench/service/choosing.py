@@ -22,7 +22,7 @@ from msf_scheduler.step_costs import StepCosts, StepPattern
 NUM_SAMPLES = (1, 16, 64, 256)
 NUM_RUNS, STEPS_PER_RUN = 300, 10
 NUM_STEPS = NUM_RUNS * STEPS_PER_RUN + 1  # no sample ends while it is measured
-TIMEOUT_S = 300.0
+TIMEOUT_S = 1e6  # far off, as it is for most jobs
 NOW = 0.5
 
 

@@ -21,7 +21,7 @@ NO_DEADLINE_S = 1e12  # after arrival
 ALARM_AFTER = 0.05  # of the time allowed, less the job's own length: until then its deadline does not matter
 NO_GROUP = -1  # of a free number
 
-Numbers = NDArray[np.intp]  # of samples
+Numbers = NDArray[np.intp]  # indices
 Terms = tuple[Priority, str]  # priority, tenant
 
 
@@ -57,19 +57,19 @@ class ActiveModel(NamedTuple):
 class SampleTable(ArrayTable):
     """Active samples. `group` is the model's number times the number of stages, plus the stage."""
 
-    job: Int32s
+    job: Numbers
     index: Int32s  # among the job's samples
     slot: Int32s
-    position: Int32s  # of the next step, in the table of patterns
+    position: Numbers  # of the next step, in the table of patterns
     group: NDArray[np.int16]
     rows: Floats  # of the next step
 
     def __init__(self) -> None:
         super().__init__(
-            job=(np.int32, -1, ()),
+            job=(np.intp, -1, ()),
             index=(np.int32, 0, ()),
             slot=(np.int32, 0, ()),
-            position=(np.int32, 0, ()),
+            position=(np.intp, 0, ()),
             group=(np.int16, NO_GROUP, ()),
             rows=(np.float64, 0, ()),
         )
@@ -310,9 +310,9 @@ class ActiveSet:
         jobs.stepped_at[job] = now
         table.position[sample] = position = int(table.position[sample]) + 1
         if self.patterns.is_change[position]:
-            self._change_stages(np.array([sample]), np.array([position], np.int32), group)
+            self._change_stages(np.array([sample]), np.array([position]), group)
 
-    def _change_stages(self, samples: Numbers, positions: Int32s, group: int) -> None:
+    def _change_stages(self, samples: Numbers, positions: Numbers, group: int) -> None:
         first_group = group - group % self.num_stages
         stages, rows = self.patterns.stage[positions].tolist(), self.patterns.rows[positions].tolist()
         for sample, stage, num_rows in zip(samples.tolist(), stages, rows, strict=True):

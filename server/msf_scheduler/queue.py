@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from msf_scheduler import keys
 from msf_scheduler.connection import RedisClient, call, call_all
 from msf_scheduler.error_codes import ErrorCode
-from msf_scheduler.errors import DeadlineTooShort, IdempotencyConflict, MemoryFull, QueueFull
+from msf_scheduler.errors import DeadlineTooShort, IdempotencyConflict, LimitExceeded, MemoryFull, QueueFull
 from msf_scheduler.job_codec import decode_job
 from msf_scheduler.jobs import SCHEMA_VERSION, JobError, JobRecord, JobSpec, JobState, Terms
 from msf_scheduler.keys import QueueKeys
@@ -78,13 +78,16 @@ class JobQueue:
         idempotency: Idempotency | None = None,
         fingerprint: str | None = None,
         bound_to: str | None = None,
+        max_open_steps: int | None = None,
     ) -> JobRecord:
-        """Queue a job, or raise `QueueFull`, `MemoryFull`, `DeadlineTooShort` or `IdempotencyConflict`.
+        """Queue a job.
 
+        Raises `QueueFull`, `LimitExceeded`, `MemoryFull`, `DeadlineTooShort` or `IdempotencyConflict`.
         An id or idempotency key that was admitted before returns that job as it is now. With `fingerprint`, of the
         plans that are expected to run it, the job shares the work and the result of identical jobs. Only workers with
         the fingerprint `bound_to` run it; if none has it for a minute, the job fails.
-        `least_s` is the shortest time the job can take, `result_bytes` the largest size of its files.
+        `least_s` is the shortest time the job can take, `result_bytes` the largest size of its files,
+        `max_open_steps` the limit of the tenant's sample steps that are queued or running at once.
         """
         terms = terms or Terms()
         queue = QueueKeys.of(spec.model, spec.version)
@@ -132,6 +135,7 @@ class JobQueue:
             timeout_s=terms.timeout_s,
             reply_to=reply_to,
             ttl_s=self._result_ttl_s,
+            max_open_steps=max_open_steps,
         )
         match by_name(reply):
             case {"outcome": b"accepted", "job": job}:
@@ -142,10 +146,15 @@ class JobQueue:
                 raise DeadlineTooShort(terms.timeout_s or 0.0, least_s)
             case {"outcome": b"memory", "used_bytes": used_bytes, "limit_bytes": limit_bytes}:
                 raise MemoryFull(used_bytes, limit_bytes)
+            case {"outcome": b"limited", "retry_after_s": retry_after_s}:
+                raise LimitExceeded("concurrent_sample_steps", max_open_steps or 0, _bounded(retry_after_s))
             case full:
-                retry_after_s = min(max(float(full["retry_after_s"]), MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)
-                num_samples, limit = full["num_samples"], self._max_queued_samples
-                raise QueueFull(spec.model, num_samples=num_samples, limit=limit, retry_after_s=retry_after_s)
+                raise QueueFull(
+                    spec.model,
+                    num_samples=full["num_samples"],
+                    limit=self._max_queued_samples,
+                    retry_after_s=_bounded(full["retry_after_s"]),
+                )
 
     async def get(self, job_id: str) -> JobRecord | None:
         """Return the job as it is now, or None if it never existed or was forgotten."""
@@ -235,6 +244,10 @@ class JobQueue:
         queue = QueueKeys.of(dead_letter.spec.model, dead_letter.spec.version)
         await call(self._redis, "ZREM", queue.dead_letters, dead_letter.id)
         return job
+
+
+def _bounded(retry_after_s: bytes) -> float:
+    return min(max(float(retry_after_s), MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)
 
 
 def _digest(*parts: str) -> str:

@@ -19,6 +19,7 @@ class RateLimits:
 
     requests_per_minute: int | None = None
     samples_per_day: int | None = None
+    concurrent_sample_steps: int | None = None  # queued or running at once; kept by admission
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,17 @@ class UsageMeter:
 
     async def charge(self, name: str, limits: RateLimits, *, samples: int, sample_steps: int) -> None:
         """Count one request of key `name`, or raise `LimitExceeded`; a refusal does not count towards the limits."""
-        limit_values = {field: limit for field, limit in vars(limits).items() if limit is not None}
         reply = await self._charge(
-            {"usage": f"{keys.USAGE}{name}"}, samples=samples, sample_steps=sample_steps, **limit_values
+            {"usage": f"{keys.USAGE}{name}"},
+            samples=samples,
+            sample_steps=sample_steps,
+            requests_per_minute=limits.requests_per_minute,
+            samples_per_day=limits.samples_per_day,
         )
         if reply:
             refusal = by_name(reply)
             limit = refusal["limit"].decode()
-            raise LimitExceeded(limit, limit_values[limit], float(refusal["retry_after_s"]))
+            raise LimitExceeded(limit, getattr(limits, limit), float(refusal["retry_after_s"]))
 
     async def refund(self, name: str, *, samples: int, sample_steps: int) -> None:
         """Take back the samples of a charged request that was not admitted."""

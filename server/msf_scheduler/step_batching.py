@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -29,7 +28,6 @@ from msf_scheduler.stage import Stage
 PATIENCE_S = 1.0  # of the most important job; others have more, in proportion
 MAX_PATIENCE_S = 30.0
 MAX_WASTE = 0.05  # of the best available rate, when enough candidates contend to fill the largest bucket
-CONTENTION_POWER = 0.7  # of the weights; below 1, moderate differences still count as contention
 MAX_URGENCY = 16.0
 MIN_DIVISOR = 1e-30
 REASONS = ("overdue", "deadline", "full", "all", "best")  # of a step batch; see `StepBatch`
@@ -65,6 +63,9 @@ class BatchingPolicy(Protocol):
         ...
 
 
+_Option = tuple[float, float, int, int]  # a possible step batch: value, rate, start and end among the ranked samples
+
+
 class StepLevelPolicy:
     """Step-level (continuous) batching: every step batch is an independent choice."""
 
@@ -82,6 +83,7 @@ class StepLevelPolicy:
         return make_batch(active, members, _reason(active, active.samples.job[members], now))
 
 
+<<<<<<< HEAD
 def _overdue_job(active: ActiveSet, now: float) -> int | None:
     """Return the job that waits too long by most, or None; less important ones have to be more patient."""
     jobs, num_jobs = active.jobs, active.jobs.end
@@ -93,6 +95,9 @@ def _overdue_job(active: ActiveSet, now: float) -> int | None:
 
 
 def _reason(active: ActiveSet, jobs: Sequence[int] | Int32s, now: float) -> str | None:
+=======
+def _reason(active: ActiveSet, jobs: Sequence[int] | Numbers, now: float) -> str | None:
+>>>>>>> main
     """Return "deadline" if the slack of one of the jobs is below its own length."""
     if now < active.next_alarm_at:
         return None
@@ -116,15 +121,6 @@ def _weigh_jobs(active: ActiveSet, now: float) -> Floats:
     return weights
 
 
-class _Option(NamedTuple):
-    """A possible step batch: a range of the ranked samples. `rate` is useful device seconds per second it takes."""
-
-    start: int
-    end: int
-    rate: float
-    value: float
-
-
 def _best_members(active: ActiveSet, job_weights: Floats) -> Numbers:
     """Return the members of the most valuable batch, of those that do not waste the device."""
     table, end = active.samples, active.samples.end
@@ -143,13 +139,13 @@ def _best_members(active: ActiveSet, job_weights: Floats) -> Numbers:
     for group, size in groups:
         options += _options(active, group, order, range(start, start + size), total_rows, total_weights)
         start += size
-    best = max(options, key=itemgetter(3))
-    least_rate = (1 - MAX_WASTE) * max(options, key=itemgetter(2)).rate
-    if best.rate < least_rate:
+    least_rate = (1 - MAX_WASTE) * max([rate for _, rate, _, _ in options])
+    _, rate, start, stop = max(options)
+    if rate < least_rate:
         heaviest = ranked[: active.largest_bucket]
         least_rate *= _contention(active, weights[heaviest], rows[heaviest]) ** 2
-        best = max((option for option in options if option.rate >= least_rate), key=itemgetter(3))
-    return order[best.start : best.end]
+        _, _, start, stop = max(option for option in options if option[1] >= least_rate)
+    return order[start:stop]
 
 
 def _is_best_whole(active: ActiveSet, group: int, weights: Floats, rows: Floats) -> bool:
@@ -175,10 +171,10 @@ def _contention(active: ActiveSet, weights: Floats, rows: Floats) -> float:
     """Return how many rows of similar weight contend for the largest bucket, as a share of it, 0 to 1.
 
     It is the participation ratio of the heaviest: N of equal weight count as N, one that outweighs all others as one.
+    The power 3/4 lets moderate differences of weight still count as contention.
     """
-    shares = weights**CONTENTION_POWER
-    row_shares = shares * rows
-    total, squares = float(row_shares.sum()), float(row_shares.dot(shares))
+    shares = np.sqrt(weights * np.sqrt(weights))
+    total, squares = float(shares.dot(rows)), float((shares * rows).dot(shares))
     return min(total**2 / (max(squares, MIN_DIVISOR) * active.largest_bucket), 1.0)
 
 
@@ -192,7 +188,8 @@ def _options(
 ) -> list[_Option]:
     """Return the heaviest members of a group for every bucket that they fill, and all of them for the next larger.
 
-    The group has these `ranks` in `order`; the totals are cumulated in this order.
+    A rate is useful device seconds per second of the step batch; the value weighs them. The group has these `ranks` in
+    `order`; the totals are cumulated in this order.
     """
     costs, stage = active.costs_of(group)
     buckets, rates = costs.buckets_of(stage, strict=False), costs.rates(stage)
@@ -212,8 +209,13 @@ def _options(
         if end > first_strict:
             if num_rows > strict_buckets[-1]:
                 break
+<<<<<<< HEAD
             rate = rates[buckets.index(costs.bucket_for(int(num_rows), strict_buckets))]
         options.append(_Option(start, end, rate * num_rows, rate * (total_weights[end - 1] - weights_before)))
+=======
+            rate = rates[costs.buckets.index(costs.bucket_for(int(num_rows), strict_buckets))]
+        options.append((rate * (total_weights[end - 1] - weights_before), rate * num_rows, start, end))
+>>>>>>> main
         if end == stop:
             break
     return options

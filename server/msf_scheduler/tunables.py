@@ -3,6 +3,7 @@
 LEASE_S = 15.0  # a worker that is silent for this long is dead
 RESULT_TTL_S = 600.0
 MAX_QUEUED_SAMPLES = 4096  # of one model version
+MAX_SAMPLE_STEPS = 16_384  # of one request
 
 DEAD_LETTER_TTL_S = 7 * 86400.0
 MAX_DEAD_LETTERS = 1000  # of one model version

@@ -29,6 +29,9 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
+_SHOWN_FIELDS = ("name", "requests_per_minute", "samples_per_day", "concurrent_sample_steps", "weight")
+
+
 class ApiKey(BaseModel):
     """One `[[keys]]` table of the file; `name` is the tenant of the holder's jobs."""
 
@@ -40,6 +43,7 @@ class ApiKey(BaseModel):
     scopes: Annotated[frozenset[Scope], Field(min_length=1)] = frozenset({Scope.GENERATE})
     requests_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     samples_per_day: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+    concurrent_sample_steps: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
     @field_validator("sha256", mode="before")
@@ -49,7 +53,7 @@ class ApiKey(BaseModel):
 
     @property
     def limits(self) -> RateLimits:
-        return RateLimits(self.requests_per_minute, self.samples_per_day)
+        return RateLimits(self.requests_per_minute, self.samples_per_day, self.concurrent_sample_steps)
 
 
 class _File(BaseModel):
@@ -132,8 +136,6 @@ def _explained(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     # A key in place of its digest must not appear in a log.
-    may_show = (
-        first["loc"][-1] in ("name", "requests_per_minute", "samples_per_day", "weight") or "scopes" in first["loc"]
-    )
+    may_show = first["loc"][-1] in _SHOWN_FIELDS or "scopes" in first["loc"]
     value = f" = {first['input']!r}" if may_show and first["type"] != "missing" else ""
     return f"{place}{value}: {first['msg']}"

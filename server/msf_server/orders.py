@@ -56,6 +56,7 @@ def make_order(
     value that is not allowed, ApiError if no worker can run the job.
     """
     spec = _spec(body, model, _max_images(caller, settings))
+    _check_sample_steps(spec, _max_sample_steps(caller, settings))
     if not availability.is_served:
         raise ApiError(f"No worker serves {model.name}:{model.version} now.", code=ErrorCode.NO_WORKER)
     bound_to = _strict_fingerprint(model, availability) if spec.reproducibility == "strict" else None
@@ -103,6 +104,23 @@ def _max_images(caller: Caller, settings: ServerSettings) -> int:
     """Return the most images of one request; one that exceeds its key's daily quota could never be admitted."""
     quota = caller.key.samples_per_day if caller.key else None
     return min(settings.max_images_per_request, quota or MAX_INDEX)
+
+
+def _max_sample_steps(caller: Caller, settings: ServerSettings) -> int:
+    limit = caller.key.concurrent_sample_steps if caller.key else None
+    return min(settings.max_sample_steps, limit or settings.max_sample_steps)
+
+
+def _check_sample_steps(spec: JobSpec, limit: int) -> None:
+    if spec.num_samples * spec.num_steps <= limit:
+        return
+    param, value, other, highest = "n", spec.num_samples, f"num_steps {spec.num_steps}", limit // spec.num_steps
+    if highest == 0:
+        param, value, other, highest = "num_steps", spec.num_steps, "n 1", limit
+    raise InvalidRequest(
+        f"Invalid {param}: {value}. Allowed with {other}: at most {highest}, as n x num_steps must not exceed {limit}.",
+        param=param,
+    )
 
 
 def _spec(body: ImageRequest, model: ModelInfo, max_images: int) -> JobSpec:

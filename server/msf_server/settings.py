@@ -9,7 +9,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
-from msf_scheduler.tunables import MAX_QUEUED_SAMPLES, RESULT_TTL_S
+from msf_scheduler.tunables import MAX_QUEUED_SAMPLES, MAX_SAMPLE_STEPS, RESULT_TTL_S
 
 MIN_SECRET = 24  # characters
 
@@ -23,6 +23,9 @@ class ServerOptions(BaseModel):
     port: int = Field(8000, ge=0, le=65535, description="port that the HTTP server binds; 0: any free port")
     max_queued_samples: int = Field(
         MAX_QUEUED_SAMPLES, ge=64, description="queued and running samples of one model above which requests get 429"
+    )
+    max_sample_steps: int = Field(
+        MAX_SAMPLE_STEPS, ge=64, description="most denoising steps of one request: n times num_steps"
     )
     result_ttl_s: float = Field(RESULT_TTL_S, ge=1, description="seconds for which a job's images are kept")
     tenant_weights: dict[str, float] = Field(

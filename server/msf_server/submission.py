@@ -178,6 +178,7 @@ class Submission:
             idempotency=order.idempotency,
             fingerprint=order.share_under,
             bound_to=order.bound_to,
+            max_open_steps=order.caller.key.concurrent_sample_steps if order.caller.key else None,
         )
         self._metrics.round_trip_s.labels("admit").observe(time.perf_counter() - started)
         return job

@@ -18,7 +18,8 @@ def run(*arguments: str, **settings: str) -> Result:
 def test_a_new_key_is_accepted_with_its_table(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     first = run(
-        "new", "--name", "team-a", "--requests-per-minute", "60", "--samples-per-day", "1000", "--weight", "2.5"
+        *("new", "--name", "team-a", "--requests-per-minute", "60", "--samples-per-day", "1000", "--weight", "2.5"),
+        *("--concurrent-sample-steps", "4000"),
     )
     second = run("new", "--name", "ops", "--scope", "admin", "--scope", "generate")
     file.write_text(first.stdout + second.stdout)
@@ -30,10 +31,14 @@ def test_a_new_key_is_accepted_with_its_table(tmp_path: Path) -> None:
     assert ops is not None
     assert (team.name, team.scopes) == ("team-a", frozenset({Scope.GENERATE}))
     assert (team.requests_per_minute, team.samples_per_day, team.weight) == (60, 1000, 2.5)
+    assert team.concurrent_sample_steps == 4000
     assert (ops.name, ops.scopes, ops.samples_per_day) == ("ops", frozenset(Scope), None)
     assert ring.find(secrets[0].lower()) is None
     listed = run("check", MSF_API_KEYS_FILE=str(file))
-    assert listed.stdout == ("team-a  generate  60 requests/min  1000 samples/day  weight 2.5\nops  admin+generate\n")
+    assert listed.stdout.splitlines() == [
+        "team-a  generate  60 requests/min  1000 samples/day  4000 concurrent sample steps  weight 2.5",
+        "ops  admin+generate",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,8 @@ def check_samples(active: ActiveSet, jobs: Jobs, samples: dict[int, tuple[int, i
 
 def check_jobs(active: ActiveSet, jobs: Jobs, measured: Sequence[StepCosts]) -> None:
     for held, (model, pattern, done) in jobs.items():
-        left = [StepPattern(pattern.stages[steps:], pattern.rows[steps:]) for steps in done]
-        assert active.seconds()[0, held] == pytest.approx(sum(measured[model].work_s(rest) for rest in left))
+        rests = [StepPattern(pattern.stages[steps:], pattern.rows[steps:]) for steps in done]
+        assert active.seconds()[0, held] == pytest.approx(sum(measured[model].work_s(rest) for rest in rests))
         assert active.progress(held)[1:] == (sum(done), len(done) * len(pattern.stages))
     for model in range(2):
         held_s = sum(active.seconds()[0, held] for held, entry in jobs.items() if entry[0] == model)

@@ -6,12 +6,14 @@ import pytest
 from redis.asyncio import Redis
 
 from msf_scheduler.connection import check, connect
-from msf_scheduler.errors import MemoryFull, QueueFull, QueueUnavailable
-from msf_scheduler.jobs import MAX_SEED, SCHEMA_VERSION, JobError, JobRecord, JobState
-from msf_scheduler.keys import RESERVED, QueueKeys
+from msf_scheduler.errors import LimitExceeded, MemoryFull, QueueFull, QueueUnavailable
+from msf_scheduler.jobs import MAX_SEED, SCHEMA_VERSION, JobError, JobRecord, JobState, Provenance, Terms
+from msf_scheduler.keys import OPEN_STEPS, RESERVED, QueueKeys
 from msf_scheduler.leases import Leases
 from msf_scheduler.queue import JobQueue, QueueDepth, new_job_id
 from tests.scheduler.support import MODEL, REPLIES, TIMINGS, VERSION, admit, claim, spec
+
+PROVENANCE = Provenance(fingerprint="plan", reproducibility="fast")
 
 
 async def test_the_limit_is_exact_under_concurrency(redis: Redis) -> None:
@@ -168,3 +170,60 @@ async def test_check_refuses_a_redis_that_may_evict_jobs(redis: Redis) -> None:
 def test_a_bad_url_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match="redis://"):
         connect("http://localhost")
+
+
+async def ask(queue: JobQueue, seed: int, num_samples: int = 1, tenant: str = "a") -> JobRecord:
+    """Admit a job of ten steps a sample, for a tenant that may have 30 sample steps at once."""
+    return await queue.admit(
+        spec(num_samples, seed=seed),
+        Terms(tenant=tenant),
+        job_id=new_job_id(),
+        reply_to=None,
+        fingerprint="plan",
+        max_open_steps=30,
+    )
+
+
+async def test_a_tenants_sample_steps_at_once_are_limited(redis: Redis) -> None:
+    queue, leases = JobQueue(redis), Leases(redis)
+    for seed in (1, 2):
+        await ask(queue, seed)
+    with pytest.raises(LimitExceeded, match="concurrent_sample_steps of 30") as caught:
+        await ask(queue, 3, 2)
+    assert caught.value.retry_after_s >= 1
+    await ask(queue, 3)
+    await ask(queue, 9, 3, tenant="b")
+    with pytest.raises(LimitExceeded):
+        await ask(queue, 4)
+    [lease] = await claim(leases)
+    with pytest.raises(LimitExceeded):
+        await ask(queue, 4)
+    await leases.succeed(lease, [b"image"], TIMINGS, PROVENANCE)
+    await ask(queue, 4)
+
+
+async def test_the_limit_is_over_all_models(redis: Redis) -> None:
+    queue = JobQueue(redis)
+    await ask(queue, 1, 3)
+    with pytest.raises(LimitExceeded):
+        await queue.admit(
+            spec(model="letters"), Terms(tenant="a"), job_id=new_job_id(), reply_to=None, max_open_steps=30
+        )
+
+
+async def test_shared_and_cached_jobs_count_what_they_cost(redis: Redis) -> None:
+    queue, leases = JobQueue(redis), Leases(redis)
+    first = await ask(queue, 1, 3)
+    await ask(queue, 1, 3)
+    follower = await ask(queue, 1, 3, tenant="b")
+    await ask(queue, 2, 3, tenant="b")
+    await queue.cancel(first.id)  # its own follower does the work now
+    with pytest.raises(LimitExceeded):
+        await ask(queue, 3)
+    await queue.cancel(follower.id)
+    lease, *others = await claim(leases, num_samples=6)
+    for each in (lease, *others):
+        await leases.succeed(each, [b"image"] * 3, TIMINGS, PROVENANCE)
+    for _ in range(3):
+        assert (await ask(queue, 1, 3)).state is JobState.SUCCEEDED
+    assert not await redis.exists(OPEN_STEPS)

@@ -266,6 +266,7 @@ async def test_invariants_hold_after_every_operation(redis: Redis, seed: int) ->
         has_images = record.state is JobState.SUCCEEDED
         assert len(await play.queue.images(record)) == (num_samples if has_images else 0)
     await play.forget_all()
+    assert not await redis.exists(keys.OPEN_STEPS)
     key_names = {key.decode() for key in await call(redis, "KEYS", "*")}
     queues = {PREFIX + name for name in ("counters", "fingerprints", *WAKING, *tokens)}
     notices = {f"{keys.NOTICES}{worker_id}" for worker_id in WORKERS}

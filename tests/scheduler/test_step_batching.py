@@ -158,11 +158,12 @@ def test_the_jobs_of_a_tenant_share_its_weight() -> None:
     assert jobs_of(active, choose(active)) == ["a"]
     for number in range(1, 12):
         active.drop_job(number)
-    assert jobs_of(active, choose(active)) == ["0"], "equal in weight; the order of models breaks the tie"
+    active.raise_terms(0, Priority.NORMAL, "greedy", 1.1)
+    assert jobs_of(active, choose(active)) == ["0"], "one job has all of its tenant's weight"
 
 
 def test_raised_terms_count_from_the_next_choice() -> None:
-    active = active_set([job("a"), replace(job("b"), model=1)], uniform_costs())
+    active = active_set([job("a"), replace(job("b", priority=Priority.LOW), model=1)], uniform_costs())
     assert jobs_of(active, choose(active)) == ["a"]
     active.raise_terms(1, Priority.HIGH, "other", 1.0)
     assert jobs_of(active, choose(active)) == ["b"]

@@ -17,7 +17,7 @@ from tests.server.fake_worker import FakeWorker
 
 PATH, JOBS, USAGE = "/v1/images/generations", "/v1/jobs", "/v1/usage"
 BAG = {"prompt": "bag"}
-KEYS = {name: f"msf_{name:_<43}" for name in ("ada", "bob", "root", "limited", "next")}
+KEYS = {name: f"msf_{name:_<43}" for name in ("ada", "bob", "root", "limited", "modest", "next")}
 
 
 def table(name: str, key: str | None = None, **fields: object) -> str:
@@ -31,6 +31,7 @@ FILE = "\n".join(
         table("bob"),
         table("root", scopes=["admin"]),
         table("limited", requests_per_minute=2, samples_per_day=5),
+        table("modest", concurrent_sample_steps=100),
     ]
 )
 
@@ -182,6 +183,21 @@ async def test_daily_quota_of_samples(client: httpx.AsyncClient) -> None:
     assert (hopeless.status_code, hopeless.json()["error"]["message"]) == (400, "Invalid n: 6. Allowed: 1 to 5.")
 
 
+async def test_sample_steps_at_once_are_limited(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+    worker.holding = True
+    first = await post(client, "modest", JOBS, n=2, num_steps=40)
+    assert first.status_code == 202
+    refused = await post(client, "modest", JOBS, n=1, num_steps=21)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert "concurrent_sample_steps of 100" in refused.json()["error"]["message"]
+    assert int(refused.headers["retry-after"]) >= 1
+    assert (await post(client, "modest", JOBS, n=1, num_steps=20)).status_code == 202
+    hopeless = await post(client, "modest", JOBS, n=3, num_steps=40)
+    assert (hopeless.status_code, hopeless.json()["error"]["param"]) == (400, "n")
+    [used] = (await client.get(USAGE, headers=bearer("modest"))).json()["data"]
+    assert (used["refused"], used["sample_steps"], used["concurrent_sample_steps"]) == (1, 100, 100)
+
+
 async def test_refused_and_repeated_requests_cost_no_samples(settings: ServerSettings, worker: FakeWorker) -> None:
     worker.holding = True
     small = settings.model_copy(update={"max_queued_samples": 4})
@@ -204,6 +220,7 @@ async def test_usage_covers_the_callers_key_or_all_keys_for_administrators(clien
         "sample_steps": 30,
         "requests_per_minute": None,
         "samples_per_day": None,
+        "concurrent_sample_steps": None,
     }
     assert (await client.get(USAGE, headers=bearer("ada"))).json()["data"] == [{"name": "ada", **own}]
     everybody = (await client.get(USAGE, headers=bearer("root"))).json()["data"]
@@ -212,6 +229,7 @@ async def test_usage_covers_the_callers_key_or_all_keys_for_administrators(clien
         ("bob", 0),
         ("root", 0),
         ("limited", 0),
+        ("modest", 0),
     ]
     assert everybody[3]["requests_per_minute"] == 2
 
@@ -285,7 +303,7 @@ async def test_operations_port_alone_has_metrics_and_administration(
         job = (await post(client, "ada", JOBS)).headers["location"]
         for port, statuses, visible in (
             (80, (404, 403), ["root"]),
-            (9100, (200, 200), ["ada", "bob", "root", "limited"]),
+            (9100, (200, 200), ["ada", "bob", "root", "limited", "modest"]),
         ):
             answers = [
                 await client.get(f"http://msf:{port}{path}", headers=bearer("root"))

@@ -10,6 +10,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from msf_server.settings import ServerSettings
+from tests.server.conftest import client_of, serving
+from tests.server.fake_worker import FakeWorker
+
 PATH = "/v1/images/generations"
 JSON = {"Content-Type": "application/json"}
 
@@ -202,3 +206,25 @@ async def test_an_unexpected_exception_reveals_no_internals(
     assert "1234" not in response.text
     assert "the password is 1234" in caplog.text
     assert response.headers["x-request-id"] in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            {"n": 13, "num_steps": 5},
+            "Invalid n: 13. Allowed with num_steps 5: at most 12, as n x num_steps must not exceed 64.",
+        ),
+        ({"n": 6}, "Invalid n: 6. Allowed with num_steps 12: at most 5, as n x num_steps must not exceed 64."),
+        (
+            {"num_steps": 65},
+            "Invalid num_steps: 65. Allowed with n 1: at most 64, as n x num_steps must not exceed 64.",
+        ),
+    ],
+)
+async def test_the_sample_steps_of_a_request_are_limited(
+    settings: ServerSettings, worker: FakeWorker, body: dict[str, int], message: str
+) -> None:
+    async with serving(settings.model_copy(update={"max_sample_steps": 64})) as app, client_of(app) as client:
+        error = await refused(await client.post(PATH, json={"prompt": "bag", **body}), 400, client)
+        assert (error["param"], error["message"]) == (next(iter(body)), message)

@@ -43,12 +43,18 @@ def _checked_name(_: click.Context, __: click.Parameter, name: str) -> str:
 )
 @click.option("--requests-per-minute", type=click.IntRange(1, 1_000_000), help="[default: no limit]")
 @click.option("--samples-per-day", type=click.IntRange(1, 1_000_000_000), help="[default: no limit]")
+@click.option(
+    "--concurrent-sample-steps",
+    type=click.IntRange(1, 1_000_000_000),
+    help="Denoising steps, n times num_steps, queued or running at once.  [default: no limit]",
+)
 @click.option("--weight", type=click.FloatRange(0, min_open=True), help="Fair share of the device.  [default: 1]")
 def new(
     name: str,
     scopes: tuple[str, ...],
     requests_per_minute: int | None,
     samples_per_day: int | None,
+    concurrent_sample_steps: int | None,
     weight: float | None,
 ) -> None:
     """Create a key; print it, and the table to append to the file of keys."""
@@ -58,7 +64,12 @@ def new(
     click.echo(f'name = "{name}"')
     click.echo(f'sha256 = "{digest(key)}"')
     click.echo("scopes = [" + ", ".join(f'"{scope}"' for scope in dict.fromkeys(scopes)) + "]")
-    limits = {"requests_per_minute": requests_per_minute, "samples_per_day": samples_per_day, "weight": weight}
+    limits = {
+        "requests_per_minute": requests_per_minute,
+        "samples_per_day": samples_per_day,
+        "concurrent_sample_steps": concurrent_sample_steps,
+        "weight": weight,
+    }
     for limit, value in limits.items():
         if value is not None:
             click.echo(f"{limit} = {value}")
@@ -87,7 +98,12 @@ def check(file: Path | None) -> None:
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     for key in keys:
-        limits = {"requests/min": key.requests_per_minute, "samples/day": key.samples_per_day, "weight": key.weight}
+        limits = {
+            "requests/min": key.requests_per_minute,
+            "samples/day": key.samples_per_day,
+            "concurrent sample steps": key.concurrent_sample_steps,
+            "weight": key.weight,
+        }
         parts = [
             f"{value:g} {limit}" if limit != "weight" else f"weight {value:g}"
             for limit, value in limits.items()

@@ -1,9 +1,9 @@
 -- Accept a job, or refuse it without a trace. A known id or idempotency key is answered with the stored job.
 -- KEYS: queue, job, tenant_jobs; idempotency and share where the job has them
 -- ARGV: id, fields (of the record), name ("model/version"), limit (samples), digest (of the idempotent request),
---       timeout_s, reply_to (stream), ttl_s (of a result that is there at once)
+--       timeout_s, reply_to (stream), ttl_s (of a result that is there at once), max_open_steps (of the tenant)
 -- → outcome "accepted" with job (name, value, …) · "conflict" with job_id · "late" · "full" with num_samples and
---   retry_after_s · "memory" with used_bytes and limit_bytes
+--   retry_after_s · "limited" with retry_after_s · "memory" with used_bytes and limit_bytes
 local capacity = require 'capacity'
 local clock = require 'clock'
 local jobs = require 'jobs'
@@ -44,7 +44,13 @@ local function store(state, now, offset)
   end
 end
 
--- Answer with the result of an identical job, if there is one.
+-- Estimate when this many samples will be done. Before the first is, estimate as if it were about to be.
+local function retry_after_s(num_samples, now)
+  local done, seconds = throughput.read(queue, now)
+  return clock.stamp(num_samples * seconds / math.max(done, 1))
+end
+
+-- Answer with the result of an identical job.
 local function reuse_result(leader_id, now, offset)
   store(states.SUCCEEDED, now, offset)
   lifecycle.share_result(key.job, jobs.key(leader_id), leader_id)
@@ -93,10 +99,14 @@ local num_samples = capacity.num_samples(queue)
 local num_open = num_samples + capacity.num_follower_samples(queue)
 local excess = num_open + fields.num_samples - args.limit
 if excess > 0 and not is_made then
-  local done, seconds = throughput.read(queue, now)
-  -- Before the first sample is done, estimate as if it were about to be.
-  local retry_after_s = excess * seconds / math.max(done, 1)
-  return {'outcome', 'full', 'num_samples', num_open, 'retry_after_s', clock.stamp(retry_after_s)}
+  return {'outcome', 'full', 'num_samples', num_open, 'retry_after_s', retry_after_s(excess, now)}
+end
+if args.max_open_steps and not is_made and not can_follow then
+  local excess_steps = capacity.open_steps(fields.tenant) + fields.cost - args.max_open_steps
+  if excess_steps > 0 then
+    redis.call('HINCRBY', keys.USAGE .. fields.tenant, 'refused', 1)
+    return {'outcome', 'limited', 'retry_after_s', retry_after_s(excess_steps * fields.num_samples / fields.cost, now)}
+  end
 end
 local used_bytes, limit_bytes = capacity.memory()
 if limit_bytes > 0 and used_bytes + fields.result_bytes > limit_bytes then

@@ -26,6 +26,7 @@ class KeyUsage(BaseModel):
     sample_steps: int = Field(description="Denoising steps of those images: the work requested of the device.")
     requests_per_minute: int | None = Field(description="Limit; null: none.")
     samples_per_day: int | None = Field(description="Limit; null: none.")
+    concurrent_sample_steps: int | None = Field(description="Limit of those queued or running; null: none.")
 
 
 class UsageList(BaseModel):
@@ -47,6 +48,7 @@ async def usage(caller: CallerDep, keys: KeyRingDep, meter: MeterDep) -> UsageLi
                 name=key.name,
                 requests_per_minute=key.requests_per_minute,
                 samples_per_day=key.samples_per_day,
+                concurrent_sample_steps=key.concurrent_sample_steps,
                 **asdict(await meter.usage(key.name)),
             )
             for key in visible

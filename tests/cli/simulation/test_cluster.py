@@ -13,11 +13,13 @@ from msf_cli.simulation.capacity import Demand, estimate_workers, simulate_worke
 from msf_cli.simulation.cluster import Hardware, SimulatedCluster, SimulationResult
 from msf_cli.simulation.queue import SimulatedJob
 from msf_scheduler.dynamic_batching import RequestLevelPolicy
+from msf_scheduler.jobs import Priority
 from msf_scheduler.stage import Stage
 from msf_scheduler.step_costs import StepCosts, StepPattern
 
 STEP_S = 0.01
 PATTERN = StepPattern.of([1] * 8, [1], [1])
+LONG = StepPattern.of([1] * 40, [1] * 10, [1])
 ALONE_S = 10 * STEP_S  # nine steps and the decode
 
 
@@ -96,6 +98,22 @@ def test_step_level_is_faster_than_request_level_for_a_mix() -> None:
     step = SimulatedCluster(HARDWARE, 1).run(jobs)
     request = SimulatedCluster(HARDWARE, 1, lambda: RequestLevelPolicy(size=8, delay_s=0.02)).run(jobs)
     assert mean(step.latencies_s) < 0.7 * mean(request.latencies_s)
+
+
+@pytest.mark.parametrize(
+    ("others", "priority"),
+    [
+        ([SimulatedJob(0.0, 64, LONG, Priority.LOW, "greedy")], Priority.HIGH),
+        ([SimulatedJob(0.0, 64, LONG, tenant="greedy")] * 4, Priority.NORMAL),
+        ([SimulatedJob(0.0, 1, PATTERN, tenant="greedy")] * 500, Priority.NORMAL),
+    ],
+    ids=["high beside low", "large jobs", "many jobs"],
+)
+def test_nobody_makes_a_small_job_of_another_tenant_wait(others: list[SimulatedJob], priority: Priority) -> None:
+    small = SimulatedJob(0.5, 1, PATTERN, priority, "other")
+    latency_s = simulate(HARDWARE, [*others, small]).latencies_s[-1]
+    one_step_batch_s = HARDWARE.costs.mean_s(Stage.BASE, 8)
+    assert latency_s <= 3 * ALONE_S + one_step_batch_s
 
 
 def test_the_estimate_is_the_fewest_workers_that_meet_the_target() -> None:
