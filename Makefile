@@ -26,11 +26,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
 .PHONY: help serve check check-all lint types contracts test test-slow data train-fashion data-emoji train-emoji evaluate evaluate-emoji reproduce ablate bench-serve \
-<<<<<<< HEAD
-  bench-overhead bench-engine bench-batching bench-peers bench-simulation bench-gpu gpu-check dashboard-test chaos soak compose-test sweep audit licences lock tensorrt-build clean
-=======
-  bench-overhead bench-engine bench-batching bench-choosing bench-peers bench-simulation bench-gpu dashboard-test chaos soak compose-test sweep audit licences lock tensorrt-build clean
->>>>>>> main
+  bench-overhead bench-engine bench-batching bench-choosing bench-peers bench-simulation bench-gpu gpu-check dashboard-test chaos soak compose-test sweep audit licences lock tensorrt-build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18

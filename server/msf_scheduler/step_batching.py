@@ -83,7 +83,6 @@ class StepLevelPolicy:
         return make_batch(active, members, _reason(active, active.samples.job[members], now))
 
 
-<<<<<<< HEAD
 def _overdue_job(active: ActiveSet, now: float) -> int | None:
     """Return the job that waits too long by most, or None; less important ones have to be more patient."""
     jobs, num_jobs = active.jobs, active.jobs.end
@@ -94,10 +93,7 @@ def _overdue_job(active: ActiveSet, now: float) -> int | None:
     return job if excess_s[job] > 0 else None
 
 
-def _reason(active: ActiveSet, jobs: Sequence[int] | Int32s, now: float) -> str | None:
-=======
 def _reason(active: ActiveSet, jobs: Sequence[int] | Numbers, now: float) -> str | None:
->>>>>>> main
     """Return "deadline" if the slack of one of the jobs is below its own length."""
     if now < active.next_alarm_at:
         return None
@@ -209,13 +205,8 @@ def _options(
         if end > first_strict:
             if num_rows > strict_buckets[-1]:
                 break
-<<<<<<< HEAD
             rate = rates[buckets.index(costs.bucket_for(int(num_rows), strict_buckets))]
-        options.append(_Option(start, end, rate * num_rows, rate * (total_weights[end - 1] - weights_before)))
-=======
-            rate = rates[costs.buckets.index(costs.bucket_for(int(num_rows), strict_buckets))]
         options.append((rate * (total_weights[end - 1] - weights_before), rate * num_rows, start, end))
->>>>>>> main
         if end == stop:
             break
     return options
