@@ -113,7 +113,7 @@ def test_changed_weights_build_their_own_plan_alone(repository: Path, tmp_path: 
     backend, cache = EagerBackend("fp32", 1), PlanCache(tmp_path / "plans")
     load_plans(read_version(repository, "tiny"), backend, cache, (2,))
     model = tiny_model()
-    model.base.out.bias += 1
+    model.base.out.bias.data.add_(1)
     save_version(repository, "tiny", "2", model, LABELS)
     plans = load_plans(read_version(repository, "tiny"), backend, cache, (2,))
     assert (plans.num_loaded, plans.num_built) == (2, 1)

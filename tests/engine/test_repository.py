@@ -34,7 +34,7 @@ def test_a_network_is_named_by_its_weights_and_config_alone(repository: Path) ->
     first = read_version(repository, "tiny")
     same = tiny_repository(repository, "other", "3")
     model = tiny_model()
-    model.base.out.bias += 1
+    model.base.out.bias.data.add_(1)
     save_version(repository, "tiny", "2", model, LABELS)
     changed = read_version(repository, "tiny", "2")
     for stage in Stage:
