@@ -178,7 +178,7 @@ ROWS: dict[str, list[Chart]] = {
         Chart(
             "Step batch fill",
             "percentunit",
-            "Mean share of computed rows that are samples; the rest is padding.",
+            "Mean share of computed rows that are in use; the rest is padding. A guided sample takes two.",
             {
                 "{{stage}}": f"{total_rate('msf_step_batch_fill_ratio_sum', by='stage')} / "
                 f"{total_rate('msf_step_batch_fill_ratio_count', by='stage')}",
@@ -194,7 +194,7 @@ ROWS: dict[str, list[Chart]] = {
         Chart(
             "Step batch duration, p95",
             "s",
-            "Device time plus host overhead.",
+            "Device time.",
             {"{{stage}}": quantile(0.95, "msf_step_batch_seconds", by="stage")},
         ),
     ],
@@ -202,7 +202,7 @@ ROWS: dict[str, list[Chart]] = {
         Chart(
             "Slots",
             "none",
-            "Active samples, and room for more.",
+            "Samples whose state is on a device, and room for more.",
             {
                 "in use": f"sum(msf_slots_in_use{{{OF_MODEL}}})",
                 "free": f"sum(msf_slots) - sum(msf_slots_in_use{{{OF_MODEL}}})",
@@ -219,8 +219,15 @@ ROWS: dict[str, list[Chart]] = {
         Chart(
             "Device busy",
             "percentunit",
-            "Share of time in which a worker's device ran a step batch.",
-            {"{{instance}}": total_rate("msf_step_batch_seconds_sum", by="instance")},
+            "Share of time in which a worker's device computed; the rest is a wait for work or for the host.",
+            {"{{instance}}": "sum by (instance) (rate(msf_device_busy_seconds_total[$__rate_interval]))"},
+        ),
+        Chart(
+            "Host work between step batches",
+            "percentunit",
+            "Share of time in which the thread that drives a device chooses, launches and finishes step batches. "
+            "Choosing and finishing overlap with the device's work.",
+            {"{{instance}} {{part}}": "sum by (instance, part) (rate(msf_host_seconds_total[$__rate_interval]))"},
         ),
     ],
     "Failures": [
