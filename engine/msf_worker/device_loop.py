@@ -219,8 +219,12 @@ class DeviceLoop:
         """Start a batch, and hand over the results of the one before while it is computed."""
         earlier, self._launched = self._launched, None
         model = self._models[batch.model]
-        if earlier is not None and not model.runner.executor.queues_batches and not self._is_computed(earlier):
-            return  # the batch may have samples of the jobs that failed
+        if earlier is not None and not model.runner.executor.queues_batches:
+            if not self._is_computed(earlier):
+                return  # the batch may have samples of the jobs that failed
+            if not self._commands.empty():
+                self._finish(earlier)
+                return  # jobs that came in the meantime may be more important
         now = time.monotonic()
         numbers = self._active.samples.job[batch.samples]
         jobs = [self._by_number[number] for number in dict.fromkeys(numbers.tolist())]
