@@ -34,6 +34,7 @@ from msf_engine.repository import ModelVersion, read_version
 
 PARTS = ("queue", "base", "residual", "decode", "encode", "total")
 NUM_WARMUP = 3
+NUM_WARMUP_IMAGES = 32
 Rows = list[tuple[str, str]]
 
 
@@ -124,7 +125,7 @@ def _percentiles(latencies_ms: Sequence[float]) -> str:
 def _load_plans(settings: Settings, version: ModelVersion) -> ModelPlans:
     """Compile the plans that are not cached, so that the service finds them, and warm up."""
     _, plans = load_model(settings, version)
-    engine_rate(plans, version, settings.slots)
+    engine_rate(plans, version, NUM_WARMUP_IMAGES)
     return plans
 
 

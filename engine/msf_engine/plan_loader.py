@@ -14,7 +14,7 @@ from msf_engine.backends import Backend, BackendName, Precision, default_backend
 from msf_engine.errors import BackendUnavailable, PlanRejected
 from msf_engine.model_plans import ModelPlans
 from msf_engine.plan_builder import PlanBuilder
-from msf_engine.plan_cache import PlanCache
+from msf_engine.plan_cache import PlanCache, PlanRecord
 from msf_engine.plan_validation import Validation, equal_buckets
 from msf_engine.repository import ModelVersion
 from msf_engine.revisions import NUMERICS_REVISION, network_fingerprint
@@ -67,7 +67,7 @@ def load_plans(
         plans,
         {stage: _strict_buckets(record.validations) for stage, record in records.items()},
         {(stage, v.bucket): v.seconds for stage, record in records.items() for v in record.validations},
-        _fingerprint(version, backend, [record.sha256 for record in records.values()]),
+        _fingerprint(version, backend, list(records.values())),
         builder.time_embeddings,
         num_loaded=len(Stage) - builder.num_built,
         num_built=builder.num_built,
@@ -117,8 +117,15 @@ def _strict_buckets(validations: Sequence[Validation]) -> tuple[int, ...]:
     return next(iter(equal_buckets({each.bucket: each.row_digest for each in validations})), ())
 
 
-def _fingerprint(version: ModelVersion, backend: Backend, artefact_digests: Sequence[str]) -> str:
-    """SHA-256 of everything that decides the bytes of an image."""
+def _strict_rows(validations: Sequence[Validation]) -> str:
+    """Return the digest of the rows in strict buckets: other buckets may give other bytes."""
+    buckets = _strict_buckets(validations)
+    return next((each.row_digest for each in validations if each.row_digest and each.bucket in buckets), "none")
+
+
+def _fingerprint(version: ModelVersion, backend: Backend, records: Sequence[PlanRecord]) -> str:
+    """SHA-256 of everything that decides the bytes of a strict image."""
     host = f"numerics {NUMERICS_REVISION} numpy {np.__version__}"
-    parts = (version.digest, backend.fingerprint, network_fingerprint(), host, *artefact_digests)
+    plans = (f"{record.sha256} {_strict_rows(record.validations)}" for record in records)
+    parts = (version.digest, backend.fingerprint, network_fingerprint(), host, *plans)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

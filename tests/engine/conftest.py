@@ -1,19 +1,18 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from msf_engine.backends import get_backend
 from msf_engine.model_plans import ModelPlans
-from msf_engine.plan import Array, FunctionPlan, Plan, PlanSpec, run, stage_inputs
+from msf_engine.plan import FunctionPlan, Plan, PlanSpec, stage_inputs
 from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import load_plans
 from msf_engine.repository import ModelVersion
 from msf_scheduler.stage import Stage
+from tests.engine.support import by_row
 from tests.models import tiny_repository
 
 
@@ -32,18 +31,10 @@ def exact_plans(eager_plans: ModelPlans) -> ModelPlans:
     """The plans of `eager_plans`, which compute row by row: a row's bytes are the same in every batch."""
     buckets = dict.fromkeys(Stage, (1, 2, 4, 8))
     by_stage: dict[Stage, Plan] = {
-        stage: FunctionPlan(PlanSpec("", "", stage, (), stage_inputs(eager_plans.config, stage)), _by_row(plan))
+        stage: FunctionPlan(PlanSpec("", "", stage, (), stage_inputs(eager_plans.config, stage)), by_row(plan))
         for stage, plan in eager_plans.by_stage.items()
     }
     return replace(eager_plans, buckets=buckets, strict=buckets, by_stage=by_stage)
-
-
-def _by_row(plan: Plan) -> Callable[..., Array]:
-    def compute(*inputs: Array) -> Array:
-        rows = range(len(inputs[0]))
-        return np.concatenate([run(plan, [array[row : row + 1] for array in inputs]) for row in rows])
-
-    return compute
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from msf_engine.executor import Executor, SampleRequest
 from msf_engine.model import DecodeModule, MsfModel
-from msf_engine.plan import PlanSpec, stage_inputs
+from msf_engine.plan import Array, Plan, PlanSpec, run, stage_inputs
 from msf_engine.plan_validation import ValidationInputs, make_validation_inputs
 from msf_engine.repository import ModelVersion
 from msf_engine.schedule import Solver, updates
@@ -63,3 +63,13 @@ def run_to_end(executor: Executor, samples: dict[int, SampleRequest]) -> dict[in
             left[slot].pop(0)
         images |= executor.step(members).images
     return images
+
+
+def by_row(plan: Plan) -> Callable[..., Array]:
+    """Return a function that runs each row of its batch alone."""
+
+    def compute(*inputs: Array) -> Array:
+        rows = range(len(inputs[0]))
+        return np.concatenate([run(plan, [array[row : row + 1] for array in inputs]) for row in rows])
+
+    return compute

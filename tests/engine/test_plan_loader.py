@@ -24,6 +24,7 @@ from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import compile_plans, load_models, load_plans
 from msf_engine.repository import ModelVersion, read_version, save_version
 from msf_scheduler.stage import Stage
+from tests.engine.support import by_row
 from tests.models import LABELS, tiny_model, tiny_repository
 
 MODEL_REPO = Path(__file__).parents[2] / "model_repo"
@@ -279,12 +280,29 @@ def test_a_plan_that_cannot_run_here_is_validated_where_it_can(version: ModelVer
     assert all(record.validations[0].is_accepted for record in cache.records())
 
 
-def test_the_fingerprint_depends_on_every_plan(version: ModelVersion, tmp_path: Path) -> None:
-    def fingerprint(precision: Precision, buckets: tuple[int, ...]) -> str:
-        return load_plans(version, EagerBackend(precision, 1), PlanCache(tmp_path), buckets).fingerprint
+class ScaledBackend(EagerBackend):
+    """Backend whose rows are 1e-6 larger in batches above two rows."""
 
-    assert fingerprint("fp32", (1, 2)) == fingerprint("fp32", (1, 2))
-    assert len({fingerprint("fp32", (1, 2)), fingerprint("fp32", (1,)), fingerprint("bf16", (1, 2))}) == 3
+    def load(self, spec: PlanSpec, folder: Path, source: Callable[[], nn.Module]) -> Plan:
+        plan = super().load(spec, folder, source)
+
+        def compute(*inputs: Array) -> Array:
+            output = by_row(plan)(*inputs)
+            is_large = spec.stage is Stage.BASE and len(output) > 2
+            return np.asarray(output * np.float32(1 + 1e-6)) if is_large else output
+
+        return FunctionPlan(spec, compute)
+
+
+def test_the_fingerprint_names_the_bytes_of_strict_rows(version: ModelVersion, tmp_path: Path) -> None:
+    """Workers with other buckets share it if their rows are equal: a strict image is then the same."""
+
+    def fingerprint(precision: Precision, buckets: tuple[int, ...]) -> str:
+        return load_plans(version, ScaledBackend(precision, 1), PlanCache(tmp_path), buckets).fingerprint
+
+    first = fingerprint("fp32", (1, 2))
+    assert fingerprint("fp32", (1, 2)) == fingerprint("fp32", (2,)) == first
+    assert len({first, fingerprint("fp32", (4,)), fingerprint("bf16", (1, 2))}) == 3
 
 
 @pytest.mark.parametrize(
