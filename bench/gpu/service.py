@@ -25,6 +25,7 @@ from msf_engine.repository import save_version
 
 MODEL = "random"
 DURATION_S = 10
+BUSY = "msf_device_busy_seconds_total"
 
 
 def main() -> int:
@@ -44,23 +45,23 @@ def main() -> int:
             "MSF_CACHE_DIR": str(folder / "cache"),
             "MSF_WORKER_METRICS_PORT": str(metrics_port),
         }
-        with local_service(folder, None, **settings) as service:
-            print(f"{network}: ready after {service.ready_after_s:.1f} s", flush=True)
-            for rate in options.rates.split(","):
-                worker = f"http://127.0.0.1:{metrics_port}"
-                busy_s, started_at = read_metric(worker, "msf_device_busy_seconds_total"), time.monotonic()
-                status = _load(service.url, rate)
-                busy_s = read_metric(worker, "msf_device_busy_seconds_total") - busy_s
-                share = busy_s / (time.monotonic() - started_at)
-                print(f"{rate} requests per second: the device computes {share:.0%} of the time", flush=True)
-                if status:
-                    return status
+        try:
+            with local_service(folder, None, **settings) as service:
+                print(f"{network}: ready after {service.ready_after_s:.1f} s", flush=True)
+                for rate in options.rates.split(","):
+                    _load(service.url, f"http://127.0.0.1:{metrics_port}", rate)
+        finally:
+            print("the service's log:", (folder / "serve.log").read_text()[-2000:], sep="\n", file=sys.stderr)
     return 0
 
 
-def _load(url: str, rate: str) -> int:
+def _load(url: str, worker_url: str, rate: str) -> None:
+    """Send a load, and print its report and the share. Raises CalledProcessError."""
     options = ("--url", url, "--rate", rate, "--duration-s", str(DURATION_S), "--alone-runs", "0")
-    return subprocess.run((sys.executable, "-m", "msf_cli.main", "load", *options), check=False).returncode
+    busy_s, started_at = read_metric(worker_url, BUSY), time.monotonic()
+    subprocess.run((sys.executable, "-m", "msf_cli.main", "load", *options), check=True)
+    share = (read_metric(worker_url, BUSY) - busy_s) / (time.monotonic() - started_at)
+    print(f"{rate} requests per second: the device computes {share:.0%} of the time", flush=True)
 
 
 if __name__ == "__main__":
