@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 PROGRESS_INTERVAL_S = 0.1
 HELD_INTERVAL_S = 0.005  # between sums of the held work
-RESERVED_SHARE = 0.25  # of the slots, for jobs without an active sample
+RESERVED_SHARE = 0.25  # of the slots, for the first samples of jobs
 ENGINE_FAILED = JobError(code=ErrorCode.ENGINE_ERROR, message="the engine failed")
 NON_FINITE = JobError(code=ErrorCode.NON_FINITE, message="the model computed a number that is not finite")
 
@@ -113,12 +113,14 @@ class DeviceLoop:
         self._thread.start()
 
     def stop(self) -> None:
-        """Let the thread end after the batch under way."""
-        self._commands.put(self._stop)
+        """Let the thread end after the batch under way; nothing is handed over any more."""
+        self._is_stopping = True
+        self._commands.put(lambda: None)
 
     def num_active(self, model: ModelKey) -> int:
         """Return how many samples of a model have a slot."""
-        return len(self._models[model].jobs_by_slot) if model in self._models else 0
+        entry = self._models.get(model)
+        return len(entry.jobs_by_slot) if entry is not None else 0
 
     @property
     def held_s(self) -> float:
@@ -198,6 +200,8 @@ class DeviceLoop:
                 self._settle()
             else:
                 self._wait_for_command(choice)
+        if self._launched is not None:
+            self._is_computed(self._launched)
 
     def _take_commands(self) -> None:
         while True:
@@ -352,6 +356,8 @@ class DeviceLoop:
         )
 
     def _hand_over(self, outcome: Outcome) -> None:
+        if self._is_stopping:
+            return
         now = time.monotonic()
         if now - self._known_at > HELD_INTERVAL_S or outcome or self._launched is None:
             self._known_s = sum(self._active.held_s(model.number) for model in self._models.values())
@@ -369,18 +375,26 @@ class DeviceLoop:
         self._hand_over(Outcome())
 
     def _add(self, job: ActiveJob, work_s: float) -> None:
+        self._known_s += work_s  # until the next sum
         self._taken_s += work_s
         key = job.spec.model, job.spec.version
         if (earlier := self._jobs.get(job.id)) is not None:
             self._drop(earlier)
         if key not in self._models:
-            logger.error("job %s is for %s:%s, which is not served any more", job.id, *key)
-            self._hand_over(Outcome(failed=[(job, ENGINE_FAILED)]))
+            self._refuse(job, "the model version is not served any more")
             return
         model = self._models[key]
         pattern = model.runner.pattern(job.spec.num_steps, job.spec.guidance_scale)
-        job.number = self._active.add_job(model.number, job.work, pattern)
+        try:
+            job.number = self._active.add_job(model.number, job.work, pattern)
+        except ValueError as error:
+            self._refuse(job, str(error))
+            return
         self._jobs[job.id] = self._by_number[job.number] = self._unjoined[job.id] = job
+
+    def _refuse(self, job: ActiveJob, reason: str) -> None:
+        logger.error("cannot run job %s of %s:%s: %s", job.id, job.spec.model, job.spec.version, reason)
+        self._hand_over(Outcome(failed=[(job, ENGINE_FAILED)]))
 
     def _drop_id(self, job_id: str) -> None:
         job = self._jobs.get(job_id)
@@ -406,15 +420,16 @@ class DeviceLoop:
             self._active.raise_terms(job.number, terms.priority, terms.tenant, terms.weight)
 
     def _fill_slots(self) -> None:
-        """Let waiting samples join, by priority and then by arrival; some slots are for jobs without any."""
+        """Let waiting samples join, by priority and then by arrival; some slots are for the first samples of jobs."""
         if not self._unjoined:
             return
         now = time.monotonic()
         for job in sorted(self._unjoined.values(), key=lambda job: (job.terms.priority.rank, job.arrived_at)):
             model = self._models[job.spec.model, job.spec.version]
             executor = model.runner.executor
-            reserved = 0 if not job.slots else int(RESERVED_SHARE * executor.capacity)
-            count = min(len(job.waiting), max(executor.num_free_slots - reserved, 0))
+            num_free = executor.num_free_slots
+            least = 0 if job.slots else min(num_free, 1)
+            count = min(len(job.waiting), max(num_free - int(RESERVED_SHARE * executor.capacity), least))
             if count:
                 positions = [job.waiting.popleft() for _ in range(count)]
                 slots = executor.join([job.sample_request(p) for p in positions], job.noise.rows(positions))
@@ -444,6 +459,3 @@ class DeviceLoop:
         self._settle()
         self._active.remove_model(self._models[key].number)
         self._models = {other: model for other, model in self._models.items() if other != key}
-
-    def _stop(self) -> None:
-        self._is_stopping = True

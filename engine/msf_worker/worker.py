@@ -74,8 +74,8 @@ class Worker:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set; then finish running jobs, hand back waiting ones, and leave."""
         self._loop = asyncio.get_running_loop()
-        self.device.start()
         await first_done(self.models.register(), stop.wait())
+        self.device.start()
         claiming = asyncio.create_task(self._claim_until(stop))
         loops = (self._keeper.renew_forever(), self._keeper.heed_notices(), self._device_error())
         serving = [asyncio.create_task(loop) for loop in loops]
@@ -154,9 +154,9 @@ class Worker:
 
     def _deliver(self, outcome: Outcome) -> None:
         """Take an outcome from the device's thread to the encoder's and the event loop's."""
+        self._loop.call_soon_threadsafe(self._take, outcome)  # first: a job's end waits for what is published of it
         for job in outcome.completed:
             self._encoder.submit(self._finisher.encode, job, self._loop)
-        self._loop.call_soon_threadsafe(self._take, outcome)
 
     def _take(self, outcome: Outcome) -> None:
         for job, preview, pixels in outcome.previews:
