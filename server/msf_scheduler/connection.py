@@ -123,13 +123,13 @@ async def check(redis: RedisClient) -> None:
         )
 
 
-async def guarded(redis: RedisClient, reply: Awaitable[T]) -> T:
+async def guarded(redis: RedisClient, reply: Awaitable[T], timeout_s: float | None = COMMAND_TIMEOUT_S) -> T:
     """Await a reply of Redis; raise `QueueUnavailable` if Redis cannot serve it in time.
 
     Every use of Redis goes through here. Errors that mean a bug of ours pass unchanged.
     """
     try:
-        async with asyncio.timeout(COMMAND_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             return await reply
     except TimeoutError as error:
         message = f"Redis at {address(redis)} did not answer within {COMMAND_TIMEOUT_S:.0f} s"
@@ -145,7 +145,7 @@ async def guarded(redis: RedisClient, reply: Awaitable[T]) -> T:
 async def call(redis: RedisClient, *command: str | bytes | int | float) -> Any:
     """Return one command's reply as redis-py shapes it (bytes inside); raise `QueueUnavailable`."""
     if isinstance(redis, PipeliningRedis):
-        return await guarded(redis, redis.enqueue(*command))
+        return await guarded(redis, redis.enqueue(*command), timeout_s=None)  # it has its own
     return await call_blocking(redis, *command)
 
 
@@ -158,12 +158,12 @@ async def call_blocking(redis: RedisClient, *command: str | bytes | int | float)
 async def call_all(redis: RedisClient, *commands: Sequence[str | bytes | int | float]) -> list[Any]:
     """Return the replies of several commands in one round trip; raise `QueueUnavailable`."""
     if isinstance(redis, PipeliningRedis):
-        return await guarded(redis, asyncio.gather(*(redis.enqueue(*command) for command in commands)))
+        replies = asyncio.gather(*(redis.enqueue(*command) for command in commands))
+        return await guarded(redis, replies, timeout_s=None)
     async with redis.pipeline(transaction=False) as pipeline:
         for command in commands:
             pipeline.execute_command(*command)
-        replies: list[Any] = await guarded(redis, pipeline.execute())
-    return replies
+        return list(await guarded(redis, pipeline.execute()))
 
 
 async def server_info(redis: RedisClient, *sections: str) -> dict[str, Any]:

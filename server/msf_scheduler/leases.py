@@ -332,7 +332,11 @@ class Leases:
     async def _for_each_queue(self, script: Script, **arguments: Any) -> SweepResult:
         total = SweepResult()
         for name in await call(self._redis, "SMEMBERS", keys.QUEUES):
-            total += SweepResult(**by_name(await script({"queue": QueueKeys(name.decode()).prefix}, **arguments)))
+            is_done = False
+            while not is_done:
+                counts = by_name(await script({"queue": QueueKeys(name.decode()).prefix}, **arguments))
+                is_done = bool(counts.pop("is_done"))
+                total += SweepResult(**counts)
         return total
 
 

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import Connection
 from redis.exceptions import ResponseError
 
-COMMAND_TIMEOUT_S = 10.0
+COMMAND_TIMEOUT_S = 10.0  # including the wait for a free connection
 
 
 class PipeliningRedis(Redis):
@@ -25,7 +25,8 @@ class PipeliningRedis(Redis):
     def enqueue(self, *command: str | bytes | int | float) -> asyncio.Future[Any]:
         """Return a future of the command's reply, as `execute_command` shapes it.
 
-        Commands are executed in order. They wait while others are under way, then are sent all at once.
+        Commands are executed in order. They wait while others are under way, then are sent all at once; after
+        COMMAND_TIMEOUT_S, all of them fail with TimeoutError.
         """
         reply = asyncio.get_running_loop().create_future()
         self._waiting.append((command, reply))
@@ -40,6 +41,8 @@ class PipeliningRedis(Redis):
                 async with asyncio.timeout(COMMAND_TIMEOUT_S):
                     await self._send(batch)
             except Exception as error:
+                if isinstance(error, TimeoutError):  # those that waited behind the batch have waited long enough
+                    batch, self._waiting = batch + self._waiting, []
                 for _, reply in batch:
                     if not reply.done():
                         reply.set_exception(error)

@@ -13,8 +13,8 @@ THROUGHPUT_WINDOW_S = 60.0  # busy time over which samples per second are averag
 
 HELD_S = 2.0  # device seconds of work that a worker claims in advance; less leaves large batches unfilled
 AGEING_S = 5.0  # a waiting priority class rises by one level each time this long passes without service
-MAX_CLAIMED_JOBS = 64  # by one call, so that no script runs long
-MAX_ENDED_JOBS = 4  # by one claim, each with all of its followers
+MAX_CLAIMED_JOBS = 32  # by one call, so that no script runs long
+MAX_ENDED_JOBS = 32  # by one claim, followers included
 MAX_FOLLOWERS = 32  # of one job: a script that ends it ends them all
 MAX_NEWCOMERS = 16  # jobs beyond its budget that a worker gets by one call
 FULL_TTL_S = 30.0  # a full worker that has not claimed for this long is not woken any more
@@ -30,4 +30,4 @@ WEBHOOK_TTL_S = 4 * 86400  # longer than any delivery is repeated
 STREAM_TTL_S = 86400.0
 MAX_REPLIES = 100_000  # entries kept for a server that does not read
 MAX_NOTICES = 10_000  # entries kept for a worker that does not read
-MAX_SWEPT = 1000  # entries of each kind that one sweep handles
+MAX_SWEPT = 32  # entries of each kind that one script handles; it is called until none is left

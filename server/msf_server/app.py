@@ -9,8 +9,10 @@ from importlib.metadata import version
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Receive, Scope, Send
 
 from msf_scheduler.errors import SchedulerError
 from msf_scheduler.tracing import Tracing, TracingUnavailable
@@ -45,7 +47,7 @@ def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> Fast
         if tracing is not None:
             tracing.close()
 
-    app = FastAPI(
+    app = _App(
         title="msf-serve",
         description=DESCRIPTION,
         version=version("msf-serve"),
@@ -77,6 +79,13 @@ def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> Fast
         add_tracing(app, tracing)
     app.add_middleware(RequestId)  # added last, so outermost
     return app
+
+
+class _App(FastAPI):
+    """FastAPI without its own telemetry, which looks for its configuration at every request."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await Starlette.__call__(self, scope, receive, send)
 
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:

@@ -166,7 +166,7 @@ def translate(error: Exception) -> ApiError:
         case SchedulerError():
             return ApiError(str(error), code=ErrorCode.QUEUE_UNAVAILABLE)
         case RequestValidationError():
-            return _unreadable_body(error)
+            return _invalid_parameter(error)
         case HTTPException():
             return _routing_error(error)
         case _:
@@ -186,23 +186,14 @@ def error_response(error: ApiError) -> ErrorResponse:
     return ErrorResponse(error=detail)
 
 
-def _unreadable_body(error: RequestValidationError) -> InvalidRequest:
+def _invalid_parameter(error: RequestValidationError) -> InvalidRequest:
     first = error.errors()[0]
-    place, *names = first["loc"]
-    if place != "body":
-        name = str(names[0])
-        problem = f"{name} is missing." if first["type"] == "missing" else f"Invalid {name}: {quoted(first['input'])}."
-        return InvalidRequest(f"{problem} Allowed: {first['msg']}.", param=name)
-    if first["type"] == "json_invalid":
-        reason = f"{first['ctx']['error']} at character {first['loc'][-1]}"
-        return InvalidRequest(f"The body is not valid JSON: {reason}.", code=ErrorCode.INVALID_JSON)
-    return InvalidRequest("The body is missing. Allowed: a JSON object.", code=ErrorCode.INVALID_JSON)
+    name = str(first["loc"][1])
+    problem = f"{name} is missing." if first["type"] == "missing" else f"Invalid {name}: {quoted(first['input'])}."
+    return InvalidRequest(f"{problem} Allowed: {first['msg']}.", param=name)
 
 
 def _routing_error(error: HTTPException) -> ApiError:
-    if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI could not parse the body and hides the reason
-        reason = str(error.__cause__ or error.detail).split(";")[0]  # Python appends advice on its configuration
-        return InvalidRequest(f"The body is not valid JSON: {reason}.", code=ErrorCode.INVALID_JSON)
     if error.status_code == HTTPStatus.NOT_FOUND:
         return InvalidRequest("No resource at this path.", code=ErrorCode.NOT_FOUND)
     answer = InvalidRequest(f"{HTTPStatus(error.status_code).phrase}.")

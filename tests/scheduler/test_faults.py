@@ -162,3 +162,14 @@ async def test_dead_letters_can_be_requeued(queue: JobQueue, leases: Leases, red
     assert again.terms == second.terms
     assert await redis.get(RESERVED) == b"1000", "its result is reserved again"
     assert ids(await claim(leases)) == [again.id]
+
+
+async def test_all_jobs_of_a_dead_worker_are_taken_back(queue: JobQueue, leases: Leases, dying: Leases) -> None:
+    for _ in range(100):
+        await admit(queue, timeout_s=600.0)
+    for returns in (leases.sweep, lambda: leases.reclaim("dead")):
+        owner = dying if returns == leases.sweep else leases
+        while await claim(owner, "dead", 100):
+            pass
+        assert await returns() == SweepResult(num_requeued=100)
+    assert (await queue.depth(MODEL, VERSION)).num_jobs_queued == 100

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
@@ -21,6 +22,11 @@ from msf_server.middleware.http_protocol import server_config
 from msf_server.settings import ServerSettings
 from tests.polling import TIMEOUT_S, eventually
 from tests.server.fake_worker import FakeWorker
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run these tests on the event loop of `msf serve`."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture

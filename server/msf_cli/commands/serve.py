@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 
 from msf_cli.logs import configure_logging
@@ -54,7 +55,7 @@ def command() -> None:
             if settings.metrics_port:
                 listeners.append(stack.enter_context(_bind(settings.host, settings.metrics_port, "MSF_METRICS_PORT")))
             redis_url = settings.redis_url or _start_valkey(settings.data_dir, stack)
-            exit_status = asyncio.run(_serve(settings, redis_url, listeners))
+            exit_status = uvloop.run(_serve(settings, redis_url, listeners))
     except QueueUnavailable as error:
         raise click.ClickException(f"MSF_REDIS_URL: {error}" if settings.redis_url else str(error)) from error
     sys.exit(exit_status)

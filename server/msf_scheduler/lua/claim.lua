@@ -24,7 +24,7 @@ local queue = keys.queue(key.queue)
 local now = clock.now()
 local own_fingerprints = {'', args.fingerprint}
 local alone, claimed, terms, held = 0, {}, {}, {}
-local num_samples, num_steps, num_expired, num_reused, num_dropped = 0, 0, 0, 0, 0
+local num_samples, num_steps, num_expired, num_ended, num_dropped = 0, 0, 0, 0, 0
 fingerprints.refresh(queue, args.fingerprint, now)
 for _, lane in ipairs(args.held) do
   held[lanes.name(unpack(lane))] = true
@@ -98,6 +98,10 @@ local function lease(id, waiter_id)
   terms[#terms + 1] = redis.call('HGET', waiter, 'terms')
 end
 
+local function count_end(job)
+  num_ended = num_ended + 1 + redis.call('LLEN', job .. keys.FOLLOWERS)
+end
+
 -- End a queued job if it is too late to run it. Return whether it was.
 local function expire_late(id)
   local job = jobs.key(id)
@@ -105,6 +109,7 @@ local function expire_late(id)
   if not deadline_at or now + least_s <= tonumber(deadline_at) then
     return false
   end
+  count_end(job)
   queueing.dequeue(queue, job, id)
   lifecycle.fail(queue, job, id, states.EXPIRED, args.expired, now, args.ttl_s)
   num_expired = num_expired + 1
@@ -119,8 +124,8 @@ local function reuse_result(id)
   if not source_id or source_id == id or redis.call('HGET', jobs.key(source_id), 'state') ~= states.SUCCEEDED then
     return false
   end
+  count_end(job)
   lifecycle.finish_from(queue, job, id, source_id, now, args.ttl_s)
-  num_reused = num_reused + 1
   return true
 end
 
@@ -187,9 +192,9 @@ local function serve_suspect()
   end
 end
 
--- Return whether this call has done enough: an end that is shared may take as long as many claims.
+-- Return whether this call has done enough.
 local function is_exhausted()
-  return #claimed + num_dropped >= tunables.MAX_CLAIMED_JOBS or num_expired + num_reused >= tunables.MAX_ENDED_JOBS
+  return #claimed + num_dropped >= tunables.MAX_CLAIMED_JOBS or num_ended >= tunables.MAX_ENDED_JOBS
 end
 
 -- Lease the jobs whose turn it is. Return what keeps the worker from more.

@@ -2,7 +2,7 @@
 -- lifetime.
 -- KEYS: queue
 -- ARGV: expired, poisoned, gone (errors of jobs that end), ttl_s, dead_ttl_s (of those)
--- → num_requeued, num_poisoned, num_expired
+-- → num_requeued, num_poisoned, num_expired, is_done (0: there is more to do)
 local clock = require 'clock'
 local fingerprints = require 'fingerprints'
 local jobs = require 'jobs'
@@ -16,7 +16,7 @@ local waking = require 'waking'
 local key, args = require 'arguments'(KEYS, ARGV)
 local queue = keys.queue(key.queue)
 local now = clock.now()
-local num_requeued, num_poisoned, num_expired = 0, 0, 0
+local num_requeued, num_poisoned, num_expired, is_done = 0, 0, 0, 1
 
 local function reclaim_lapsed(id)
   local job = jobs.key(id)
@@ -62,9 +62,15 @@ end
 
 -- Fail the queued jobs of a fingerprint that no worker has any more: they cannot be run as promised.
 local function fail_bound(fingerprint)
+  local num_failed = 0
   for _, id in ipairs(redis.call('ZRANGE', queue.waiting, 0, -1)) do
     local job = jobs.key(id)
     if fingerprints.of_job(job) == fingerprint then
+      if num_failed == tunables.MAX_SWEPT then
+        is_done = 0
+        return
+      end
+      num_failed = num_failed + 1
       queueing.dequeue(queue, job, id)
       lifecycle.fail(queue, job, id, states.FAILED, args.gone, now, args.dead_ttl_s)
     end
@@ -74,9 +80,12 @@ local function fail_bound(fingerprint)
 end
 
 local function each_until(set, time, action)
-  local limit = tunables.MAX_SWEPT
-  for _, member in ipairs(redis.call('ZRANGEBYSCORE', set, '-inf', clock.stamp(time), 'LIMIT', 0, limit)) do
+  local members = redis.call('ZRANGEBYSCORE', set, '-inf', clock.stamp(time), 'LIMIT', 0, tunables.MAX_SWEPT)
+  for _, member in ipairs(members) do
     action(member)
+  end
+  if #members == tunables.MAX_SWEPT then
+    is_done = 0
   end
 end
 
@@ -85,4 +94,4 @@ each_until(queue.deadlines, now, expire)
 each_until(queue.ends, now, forget)
 each_until(queue.fingerprints, now - tunables.GONE_AFTER_S, fail_bound)
 waking.wake_all(queue, now)
-return {'num_requeued', num_requeued, 'num_poisoned', num_poisoned, 'num_expired', num_expired}
+return {'num_requeued', num_requeued, 'num_poisoned', num_poisoned, 'num_expired', num_expired, 'is_done', is_done}

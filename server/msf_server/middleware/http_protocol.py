@@ -9,7 +9,7 @@ import asyncio
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 16 * 1024  # request line and headers
 KEEP_ALIVE_S = 5.0  # idle time between two requests
@@ -17,15 +17,31 @@ HEAD_S = 15.0  # from the connection, or the last answer, to the end of the next
 ANSWER_S = 120.0  # for a client that stopped reading while its answer is buffered
 
 
-class GuardedProtocol(H11Protocol):
-    """Adds timeouts to uvicorn's protocol, which waits indefinitely for slow headers and slow readers."""
+class GuardedProtocol(HttpToolsProtocol):
+    """Adds limits to uvicorn's protocol, which waits indefinitely for slow or endless headers and slow readers."""
 
+    _head_bytes: int | None = None  # received of headers whose end has not arrived, after the packet that began them
     _head_timer: asyncio.TimerHandle | None = None
     _answer_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
         self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        if self._head_bytes is not None:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_bytes is not None and self._head_bytes > MAX_HEAD_BYTES:
+            self.send_400_response("The headers are too large.")
+
+    def on_message_begin(self) -> None:
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._head_bytes = None
+        super().on_headers_complete()
 
     def on_response_complete(self) -> None:
         self._await_head()  # first: the next request may have arrived already
@@ -76,5 +92,4 @@ def server_config(app: ASGIApp, *, graceful_shutdown_s: int | None = None) -> uv
         server_header=False,
         timeout_keep_alive=int(KEEP_ALIVE_S),
         timeout_graceful_shutdown=graceful_shutdown_s,
-        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
     )

@@ -7,7 +7,7 @@ import re
 import secrets
 import time
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,12 +22,12 @@ LOGGED = ("/v1/", "/v2/models/", "/v2/repository/")  # excludes health checks an
 MAX_HEADERS = 64
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",  # pages set their own
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
+_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),  # pages set their own
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
 
 
 class RequestId:
@@ -49,10 +49,10 @@ class RequestId:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = log.request_id
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
+                headers = message["headers"]
+                names = {name for name, _ in headers}
+                headers += [header for header in _HEADERS if header[0] not in names]
+                headers.append((b"x-request-id", log.request_id.encode()))
             await send(message)
 
         try:
@@ -73,10 +73,12 @@ class RequestId:
 
 
 def _write(log: RequestLog, scope: Scope, status: int, duration_s: float) -> None:
+    level = logging.DEBUG if scope["method"] == "GET" else logging.INFO  # clients poll jobs often
+    if not logger.isEnabledFor(level):
+        return
     duration_ms = round(1000 * duration_s, 1)
     fields = {"request_id": log.request_id, "job_id": log.job_id, "status": status, "duration_ms": duration_ms}
     text = f"{scope['method']} {scope['path']}: {status} in {duration_ms} ms, {log.request_id}"
-    level = logging.DEBUG if scope["method"] == "GET" else logging.INFO  # clients poll jobs often
     logger.log(level, text + (f", job {log.job_id}" if log.job_id else ""), extra=fields)
 
 

@@ -7,7 +7,6 @@ import re
 from http import HTTPStatus
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from msf_scheduler.jobs import JobRecord, Timings
 from msf_server.callers import identify
@@ -79,11 +78,8 @@ async def generate(body: ImageRequest, request: Request) -> Response:
         images = [Image(url=url, index=index) for url, index in zip(urls, job.spec.indices, strict=True)]
     else:
         images = inline_images(job, files)
-    return Response(
-        ImagesResponse.of(job, images).model_dump_json(),
-        media_type="application/json",
-        headers={"Server-Timing": _server_timing(job.timings)},
-    )
+    headers = {"Server-Timing": _server_timing(job.timings)}
+    return Response(ImagesResponse.of(job, images).model_dump_json(), headers=headers, media_type="application/json")
 
 
 def _patience_s(request: Request) -> float:
@@ -95,9 +91,9 @@ def _patience_s(request: Request) -> float:
     return 0.0 if "respond-async" in preferences else math.inf
 
 
-def _accepted(job: JobRecord, request: Request) -> JSONResponse:
+def _accepted(job: JobRecord, request: Request) -> Response:
     headers = {"Location": f"/v1/jobs/{job.id}", "Preference-Applied": request.headers["prefer"]}
-    return JSONResponse(JobObject.of(job).model_dump(mode="json"), HTTPStatus.ACCEPTED, headers)
+    return Response(JobObject.of(job).model_dump_json(), HTTPStatus.ACCEPTED, headers, "application/json")
 
 
 def _server_timing(timings: Timings | None) -> str:

@@ -78,8 +78,8 @@ async def _job_reader(request: Request) -> JobReader:
 JobReaderDep = Annotated[JobReader, Depends(_job_reader)]
 
 
-@router.post("", status_code=202, summary="Queue a job")
-async def create(body: ImageRequest, request: Request, response: Response, jobs: JobReaderDep) -> JobObject:
+@router.post("", status_code=HTTPStatus.ACCEPTED, response_model=JobObject, summary="Queue a job")
+async def create(body: ImageRequest, request: Request) -> Response:
     """Answer at once; `Location` is the URL of the job's state and, after its success, its images."""
     if body.stream:
         message = "Invalid stream: true. Allowed: false; /v1/jobs/{id}/events streams the events of a job."
@@ -95,11 +95,13 @@ async def create(body: ImageRequest, request: Request, response: Response, jobs:
         idempotency_key=request.headers.get("idempotency-key"),
     )
     job = (await services.submission.submit(order, log)).job
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    jobs = JobReader(request)
     files: list[bytes] = []
     if job.state is JobState.SUCCEEDED:
         job, files = await jobs.read(job.id)
-    return await jobs.describe(job, files)
+    answer = await jobs.describe(job, files)
+    headers = {"Location": f"/v1/jobs/{job.id}"}
+    return Response(answer.model_dump_json(), HTTPStatus.ACCEPTED, headers, "application/json")
 
 
 @router.get("", summary="List your jobs, newest first")

@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import difflib
-from typing import Self
+import json
+from typing import Any, Self
 
+from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from msf_scheduler.error_codes import ErrorCode
 from msf_server.errors import InvalidRequest, quoted
+
+
+async def read_json(request: Request) -> Any:
+    """Return the body of a request: parsed, or its bytes if its content type is not JSON. Raises InvalidRequest."""
+    body = await request.body()
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not body:
+        raise InvalidRequest("The body is missing. Allowed: a JSON object.", code=ErrorCode.INVALID_JSON)
+    if content_type != "application/json" and not (
+        content_type.startswith("application/") and content_type.endswith("+json")
+    ):
+        return body
+    try:
+        return json.loads(body)
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg} at character {error.pos}"
+    except (ValueError, RecursionError) as error:
+        reason = str(error).split(";")[0]  # Python appends advice on its configuration
+    raise InvalidRequest(f"The body is not valid JSON: {reason}.", code=ErrorCode.INVALID_JSON)
 
 
 class RequestBody(BaseModel):

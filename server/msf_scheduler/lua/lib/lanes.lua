@@ -44,12 +44,7 @@ end
 
 -- Return whether any lane of a fingerprint has jobs.
 function lanes.have_jobs(queue, fingerprint)
-  for _, class in ipairs(priority_classes) do
-    if redis.call('EXISTS', lanes.tenants(queue, fingerprints.qualify(class, fingerprint))) == 1 then
-      return true
-    end
-  end
-  return false
+  return redis.call('EXISTS', fingerprints.qualify(queue.newcomers, fingerprint)) == 1
 end
 
 -- Add a job, unless it is there. Return whether its lane was empty.
