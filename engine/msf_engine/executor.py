@@ -80,7 +80,7 @@ class Executor:
 
     @property
     def queues_batches(self) -> bool:
-        """Whether a batch may be started while another, of any executor on the device, is computed."""
+        """True if a batch may be started while another, of any executor on the device, is computed."""
         return self._arenas.queues_batches
 
     def residual_step(self, slot: int) -> int | None:

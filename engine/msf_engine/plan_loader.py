@@ -36,8 +36,8 @@ class LoadProgress:
         self.num_ready += 1
         num_left = self.num_plans - self.num_ready
         seconds_left = (time.monotonic() - self.started_at) / self.num_ready * num_left
-        left = f", about {seconds_left:.0f} s left" if seconds_left >= 1 else ""
-        logger.info("plan %d of %d ready: %s of %s%s", self.num_ready, self.num_plans, stage, version, left)
+        estimate = f", about {seconds_left:.0f} s left" if seconds_left >= 1 else ""
+        logger.info("plan %d of %d ready: %s of %s%s", self.num_ready, self.num_plans, stage, version, estimate)
 
 
 def load_plans(

@@ -36,7 +36,7 @@ def pattern_of(config: ModelConfig, num_steps: int, guidance_scale: float) -> St
 
 
 @dataclass
-class StageTimes:
+class JobStageTimes:
     """Time of a job's step batches in a stage: their sum, the start of the first and the end of the last."""
 
     total_s: float
@@ -61,7 +61,7 @@ class ActiveJob:
     slots: dict[int, int] = field(default_factory=dict)  # sample index by slot
     images: dict[int, NDArray[np.uint8]] = field(default_factory=dict)  # (H, W, channels), by sample index
     started_at: float | None = None  # when its first sample joined a step batch
-    stage_times: dict[Stage, StageTimes] = field(default_factory=dict)
+    stage_times: dict[Stage, JobStageTimes] = field(default_factory=dict)
     last_progress: tuple[Stage | None, float] = (None, 0.0)  # stage and time of the last progress published
     num_previews: int = 0  # published so far
     publication: asyncio.Task[None] | None = None  # the last write of progress or a preview
@@ -120,7 +120,7 @@ class ActiveJob:
         """Add a step batch to the stage's times."""
         times = self.stage_times.get(stage)
         if times is None:
-            self.stage_times[stage] = StageTimes(ended_at - started_at, started_at, ended_at)
+            self.stage_times[stage] = JobStageTimes(ended_at - started_at, started_at, ended_at)
         else:
             times.total_s += ended_at - started_at
             times.ended_at = ended_at

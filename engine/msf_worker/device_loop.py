@@ -42,7 +42,7 @@ NON_FINITE = JobError(code=ErrorCode.NON_FINITE, message="the model computed a n
 
 @dataclass
 class Outcome:
-    """What a step batch brings for its jobs, and whether the worker should claim more work."""
+    """Consequences of a step batch for its jobs, and whether the worker should claim more work."""
 
     completed: list[ActiveJob] = field(default_factory=list)
     failed: list[tuple[ActiveJob, JobError]] = field(default_factory=list)
@@ -305,10 +305,10 @@ class DeviceLoop:
 
     def _fail(self, model: ModelKey, jobs: list[ActiveJob]) -> None:
         logger.exception("a step batch of %s %s failed", *model)
-        held = [job for job in jobs if self._jobs.get(job.id) is job]
-        for job in held:
+        failed = [job for job in jobs if self._jobs.get(job.id) is job]
+        for job in failed:
             self._drop(job)
-        self._hand_over(Outcome(failed=[(job, ENGINE_FAILED) for job in held]))
+        self._hand_over(Outcome(failed=[(job, ENGINE_FAILED) for job in failed]))
 
     def _due_progress(self, job: ActiveJob, now: float) -> Progress | None:
         """Return the progress of a watched job when a stage begins, when all steps are done, and at intervals."""
@@ -331,26 +331,27 @@ class DeviceLoop:
         if not any(job.terms.num_previews for job in launch.jobs):
             return
         executor = launch.model.runner.executor
-        due = {}
+        numbers = {}
         for slot in launch.batch.slots.tolist():
             job, step = launch.model.jobs_by_slot.get(slot), executor.residual_step(slot)
             if job is None or step is None or not job.terms.num_previews:  # None: the batch before ended the job
                 continue
             if (number := job.due_preview(step)) is not None:
-                due[slot] = number
-        if not due:
+                numbers[slot] = number
+        if not numbers:
             return
         try:
-            images = executor.preview(tuple(due))
+            images = executor.preview(tuple(numbers))
         except Exception:
             logger.exception("previews of %s %s failed", *launch.batch.model)
             return
         self._metrics.previews.labels(*launch.batch.model).inc(len(images))
-        jobs = {slot: launch.model.jobs_by_slot[slot] for slot in due}
+        jobs = {slot: launch.model.jobs_by_slot[slot] for slot in numbers}
         self._hand_over(
             Outcome(
                 previews=[
-                    (job, Preview(index=job.slots[slot], number=due[slot]), images[slot]) for slot, job in jobs.items()
+                    (job, Preview(index=job.slots[slot], number=numbers[slot]), images[slot])
+                    for slot, job in jobs.items()
                 ]
             )
         )
