@@ -30,11 +30,18 @@ for _, lane in ipairs(args.held) do
   held[lanes.name(unpack(lane))] = true
 end
 
+local queued_fingerprints = {}
+for _, fingerprint in ipairs(own_fingerprints) do
+  if lanes.have_jobs(queue, fingerprint) then
+    table.insert(queued_fingerprints, fingerprint)
+  end
+end
+
 -- Return the turns of a class in their order, as far as the first `limit` tenants of each fingerprint have them:
 -- place, tenant, and what sorts them. Lanes in `excluded` have no turn.
 local function turns_of(class, limit, excluded)
   local turns = {}
-  for _, fingerprint in ipairs(own_fingerprints) do
+  for _, fingerprint in ipairs(queued_fingerprints) do
     local place = fingerprints.qualify(class, fingerprint)
     local tenants = redis.call('ZRANGE', lanes.tenants(queue, place), 0, limit - 1, 'WITHSCORES')
     for i = 1, #tenants, 2 do
