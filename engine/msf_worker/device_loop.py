@@ -346,15 +346,11 @@ class DeviceLoop:
             logger.exception("previews of %s %s failed", *launch.batch.model)
             return
         self._metrics.previews.labels(*launch.batch.model).inc(len(images))
-        jobs = {slot: launch.model.jobs_by_slot[slot] for slot in numbers}
-        self._hand_over(
-            Outcome(
-                previews=[
-                    (job, Preview(index=job.slots[slot], number=numbers[slot]), images[slot])
-                    for slot, job in jobs.items()
-                ]
-            )
-        )
+        outcome = Outcome()
+        for slot, number in numbers.items():
+            job = launch.model.jobs_by_slot[slot]
+            outcome.previews.append((job, Preview(index=job.slots[slot], number=number), images[slot]))
+        self._hand_over(outcome)
 
     def _hand_over(self, outcome: Outcome) -> None:
         if self._is_stopping:
