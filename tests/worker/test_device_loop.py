@@ -270,7 +270,8 @@ def test_two_models_take_turns_on_one_device(version: ModelVersion, plans: Model
         specs = [SPEC.model_copy(update={"version": "1", "num_samples": 3}), SPEC.model_copy(update={"version": "2"})]
         jobs = [device.add(spec, model=number) for number, spec in enumerate(specs)]
         until(lambda: len(device.completed()) == 2)
-        assert policy.job_ids[:4] == [jobs[0].id, jobs[1].id] * 2
+        changes = [job_id for job_id, _ in groupby(policy.job_ids)]
+        assert changes[:4] == [jobs[0].id, jobs[1].id] * 2
         for job in jobs:
             assert_images(job, plans)
         device.loop.remove_model(("tiny", "1"))
