@@ -54,13 +54,13 @@ def stages_of(request: SampleRequest) -> list[Stage]:
 
 def run_to_end(executor: Executor, samples: dict[int, SampleRequest]) -> dict[int, Image]:
     """Advance samples that have just joined, by slot, each with all others of its stage; return their images."""
-    left = {slot: stages_of(request) for slot, request in samples.items()}
+    remaining = {slot: stages_of(request) for slot, request in samples.items()}
     images: dict[int, Image] = {}
     while len(images) < len(samples):
-        stage = next(stages[0] for stages in left.values() if stages)
-        members = [slot for slot, stages in left.items() if stages and stages[0] is stage]
+        stage = next(stages[0] for stages in remaining.values() if stages)
+        members = [slot for slot, stages in remaining.items() if stages and stages[0] is stage]
         for slot in members:
-            left[slot].pop(0)
+            remaining[slot].pop(0)
         images |= executor.step(members).images
     return images
 

@@ -72,20 +72,20 @@ def test_any_mix_of_steps_makes_the_images_of_generate(exact_plans: ModelPlans, 
     executor = Executor(exact_plans, 3)
     waiting = [(number, request) for number, request in enumerate(REQUESTS)]
     numbers: dict[int, int] = {}  # of requests, by slot
-    left: dict[int, list[Stage]] = {}
+    remaining: dict[int, list[Stage]] = {}
     in_flight = []
     images: dict[int, Image] = {}
     while len(images) < len(REQUESTS):
         if waiting and executor.num_free_slots and rng.random() < 0.7:
             number, request = waiting.pop()
             [slot] = executor.join([request])
-            numbers[slot], left[slot] = number, stages_of(request)
-        if candidates := [slot for slot, stages in left.items() if stages]:
-            stage = left[rng.choice(candidates)][0]
-            members = [slot for slot in candidates if left[slot][0] is stage and rng.random() < 0.7]
+            numbers[slot], remaining[slot] = number, stages_of(request)
+        if candidates := [slot for slot, stages in remaining.items() if stages]:
+            stage = remaining[rng.choice(candidates)][0]
+            members = [slot for slot in candidates if remaining[slot][0] is stage and rng.random() < 0.7]
             if members:
                 for slot in members:
-                    left[slot].pop(0)
+                    remaining[slot].pop(0)
                 in_flight.append(executor.start(members))
         if in_flight and (len(in_flight) == 2 or rng.random() < 0.3 or not candidates):
             result = executor.finish(in_flight.pop(0))
@@ -140,8 +140,8 @@ def test_leaving_frees_the_slot_and_does_not_affect_others(exact_plans: ModelPla
     executor.leave(leaving)
     assert executor.num_free_slots == 1
     [successor] = executor.join([REQUESTS[2]])
-    remaining = replace(REQUESTS[0], num_base_steps=3)
-    images = run_to_end(executor, {staying: remaining, successor: REQUESTS[2]})
+    rest = replace(REQUESTS[0], num_base_steps=3)
+    images = run_to_end(executor, {staying: rest, successor: REQUESTS[2]})
     for slot, expected in zip((staying, successor), generate(exact_plans, [REQUESTS[0], REQUESTS[2]]), strict=True):
         assert np.array_equal(images[slot], expected)
 
@@ -157,8 +157,8 @@ def test_a_slot_that_is_left_under_way_is_free_after_its_last_batch(exact_plans:
         executor.finish(batch)
     assert executor.num_free_slots == 1
     [successor] = executor.join([REQUESTS[2]])
-    remaining = replace(REQUESTS[0], num_base_steps=4 - num_batches)
-    images = run_to_end(executor, {staying: remaining, successor: REQUESTS[2]})
+    rest = replace(REQUESTS[0], num_base_steps=4 - num_batches)
+    images = run_to_end(executor, {staying: rest, successor: REQUESTS[2]})
     for slot, expected in zip((staying, successor), generate(exact_plans, [REQUESTS[0], REQUESTS[2]]), strict=True):
         assert np.array_equal(images[slot], expected)
 
