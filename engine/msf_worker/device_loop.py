@@ -104,7 +104,7 @@ class DeviceLoop:
         self._is_short_of_work = False  # outcomes below `low_water_s` ask for more
         self._is_stopping = False
         self.ended: Future[None] = Future()  # has the error, if the thread ends by one
-        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="device")
 
     # Called by other threads
 

@@ -18,6 +18,7 @@ from msf_scheduler.registry import Registry
 from msf_scheduler.step_batching import BatchingPolicy, StepLevelPolicy
 from msf_scheduler.tracing import Tracing
 from msf_scheduler.tunables import HELD_S
+from msf_worker.active_job import ActiveJob
 from msf_worker.device_loop import DeviceLoop, Outcome
 from msf_worker.job_finisher import JobFinisher
 from msf_worker.lease_keeper import LeaseKeeper
@@ -177,11 +178,16 @@ class Worker:
     async def _drain(self) -> None:
         """Hand back jobs that have not started, wait for the others, and hand back those that take too long."""
         logger.info("draining: %d jobs are held", len(self._keeper.claims))
-        idle = await asyncio.wrap_future(self.device.call(self.device.drop_idle_jobs))
+        deadline = asyncio.get_running_loop().time() + self._drain_timeout_s
+        idle: list[ActiveJob] = []
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                idle = await asyncio.wrap_future(self.device.call(self.device.drop_idle_jobs))
         await self._keeper.release(*(job.claim for job in idle))
         if self._keeper.claims:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._keeper.nothing_held.wait(), self._drain_timeout_s)
+                async with asyncio.timeout_at(deadline):
+                    await self._keeper.nothing_held.wait()
         await self._keeper.release(*self._keeper.claims.values())
         await self.models.leave()
 

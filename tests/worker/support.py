@@ -162,6 +162,11 @@ def assert_same(image: NDArray[np.uint8], other: NDArray[np.uint8]) -> None:
     assert np.abs(image.astype(int).squeeze() - other.astype(int).squeeze()).max() <= 1
 
 
+def with_seconds(plans: ModelPlans, seconds: float) -> ModelPlans:
+    """Return the plans as if each of their batches had taken these seconds when it was validated."""
+    return replace(plans, seconds=dict.fromkeys(plans.seconds, seconds))
+
+
 def with_plans(plans: ModelPlans, stage: Stage, wrap: Callable[[Plan], Plan]) -> ModelPlans:
     """Return the plans with those of one stage wrapped."""
     return replace(plans, by_stage={**plans.by_stage, stage: wrap(plans.by_stage[stage])})

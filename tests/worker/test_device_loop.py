@@ -51,6 +51,17 @@ class OneJobPolicy:
         return make_batch(active, first_fitting(active, members[groups == groups.min()]))
 
 
+class AllPolicy:
+    """Steps all samples of the least advanced stage."""
+
+    def choose(self, active: ActiveSet, now: float) -> StepBatch | None:
+        """Return as many of them as fit."""
+        if not active.num_active:
+            return None
+        groups = np.where(active.samples.job >= 0, active.samples.group, np.iinfo(np.int16).max)
+        return make_batch(active, first_fitting(active, np.flatnonzero(groups == groups.min())))
+
+
 @dataclass
 class Device:
     """A device loop, and what it has handed over."""
@@ -137,6 +148,17 @@ class RaisingLaterPlan(WrappedPlan):
 
     def wait(self) -> Array:
         raise RuntimeError("the device is on fire")
+
+
+@pytest.mark.parametrize("wrap", [RaisingPlan, RaisingLaterPlan])
+def test_a_batch_that_fails_ends_the_jobs_of_its_samples(
+    wrap: Callable[[Plan], Plan], version: ModelVersion, plans: ModelPlans
+) -> None:
+    with device_of([version], with_plans(plans, Stage.RESIDUAL, wrap), policy=AllPolicy()) as device:
+        together = device.loop.call(lambda: [device.add(), device.add()]).result(TIMEOUT_S)
+        until(lambda: device.failed() == together)
+        assert device.loop.num_active(device.runners[0].key) == 0
+        assert device.runners[0].executor.num_free_slots == 8
 
 
 @pytest.mark.parametrize("wrap", [RaisingPlan, RaisingLaterPlan])

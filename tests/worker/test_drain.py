@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+
+import pytest
 from redis.asyncio import Redis
 
 from msf_engine.model_plans import ModelPlans
 from msf_engine.repository import ModelVersion
-from msf_scheduler.jobs import JobState
+from msf_scheduler.jobs import JobState, Terms
 from msf_scheduler.queue import JobQueue
 from msf_scheduler.registry import Registry
 from msf_scheduler.stage import Stage
 from tests.polling import eventually
-from tests.worker.support import SPEC, Gate, RunningWorker, admit, running, with_plans
+from tests.worker.support import SPEC, Gate, RunningWorker, admit, running, with_plans, with_seconds
 
-UNGUIDED = SPEC.model_copy(update={"guidance_scale": 1.0})  # runs in a batch of its own, after the others
+OTHER = Terms(tenant="other")  # a full worker claims its first job
 
 
 async def state(worker: RunningWorker, job_id: str) -> tuple[JobState, int]:
@@ -22,19 +25,19 @@ async def state(worker: RunningWorker, job_id: str) -> tuple[JobState, int]:
 
 
 async def test_running_jobs_are_finished_and_waiting_jobs_handed_back(
-    redis: Redis, version: ModelVersion, plans: ModelPlans
+    redis: Redis, version: ModelVersion, plans: ModelPlans, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     queue, gate = JobQueue(redis), Gate()
-    running_job, claimed, waiting = [await admit(queue, spec) for spec in (SPEC, UNGUIDED, UNGUIDED)]
-    async with running(redis, version, with_plans(plans, Stage.BASE, gate), slots=2) as worker:
+    running_job, waiting = [await admit(queue, SPEC) for _ in range(2)]
+    costly = with_seconds(with_plans(plans, Stage.BASE, gate), 10.0)
+    async with running(redis, version, costly) as worker:
         await eventually(gate.reached.is_set)
-        assert await state(worker, claimed) == (JobState.RUNNING, 1)
+        claimed = await worker.admit(SPEC, OTHER)
+        await worker.has_attempted(claimed, 1)
+        assert await state(worker, waiting) == (JobState.QUEUED, 0)
         worker.stop.set()
-
-        async def is_back() -> bool:
-            return (await state(worker, claimed))[0] is JobState.QUEUED
-
-        await eventually(is_back)
+        await eventually(lambda: "draining: 2 jobs" in caplog.text)
         late = await worker.admit(SPEC)
         gate.open.set()
         await worker.ended
@@ -56,9 +59,11 @@ async def test_all_jobs_are_handed_back_if_there_is_no_time_to_drain(
     redis: Redis, version: ModelVersion, plans: ModelPlans
 ) -> None:
     queue, gate = JobQueue(redis), Gate()
-    job_ids = [await admit(queue, spec) for spec in (SPEC, UNGUIDED, SPEC)]
-    async with running(redis, version, with_plans(plans, Stage.BASE, gate), slots=2, drain_timeout_s=0) as worker:
+    job_ids = [await admit(queue, SPEC, terms) for terms in (None, OTHER)]
+    async with running(redis, version, with_plans(plans, Stage.BASE, gate), drain_timeout_s=0) as worker:
         await eventually(gate.reached.is_set)
+        for job_id in job_ids:
+            await worker.has_attempted(job_id, 1)
         worker.stop.set()
         await worker.ended
         for job_id in job_ids:

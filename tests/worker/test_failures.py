@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,15 +14,17 @@ from redis.asyncio import Redis
 from msf_engine.model_plans import ModelPlans
 from msf_engine.plan import Array, Plan
 from msf_engine.repository import ModelVersion
+from msf_scheduler.active_set import ActiveSet
 from msf_scheduler.jobs import JobSpec, JobState, Provenance
 from msf_scheduler.queue import JobQueue
 from msf_scheduler.stage import Stage
+from msf_scheduler.step_batching import StepBatch, StepLevelPolicy
 from msf_worker import job_finisher
 from msf_worker.image_encoder import encode_image
 from tests.polling import eventually
 from tests.worker.support import (
     SPEC,
-    Gate,
+    TIMEOUT_S,
     RunningWorker,
     WrappedPlan,
     admit,
@@ -51,20 +54,25 @@ async def test_cancelling_a_job_frees_its_slots(worker: RunningWorker) -> None:
 
 
 async def test_a_result_that_comes_after_cancellation_is_dropped(
-    redis: Redis, version: ModelVersion, plans: ModelPlans
+    worker: RunningWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = Gate()
-    gated = with_plans(plans, Stage.DECODE, gate)
-    async with running(redis, version, gated, lease_s=600) as worker:  # no renewal notices it
-        job_id = await worker.admit(SPEC)
-        await eventually(gate.reached.is_set)
-        await worker.queue.cancel(job_id)
-        cancelled = await worker.job(job_id)
-        gate.open.set()
-        await eventually(lambda: worker.num_jobs("dropped") == 1)
-        assert await worker.job(job_id) == cancelled
-        assert await worker.images(job_id) == []
-        assert worker.num_jobs("succeeded") == 0
+    encoding, encode = threading.Event(), threading.Event()
+
+    def encode_late(image: NDArray[np.uint8], spec: JobSpec, *, index: int, provenance: Provenance) -> bytes:
+        encoding.set()
+        assert encode.wait(TIMEOUT_S)
+        return encode_image(image, spec, index=index, provenance=provenance)
+
+    monkeypatch.setattr(job_finisher, "encode_image", encode_late)
+    job_id = await worker.admit(SPEC)
+    await eventually(encoding.is_set)
+    await worker.queue.cancel(job_id)
+    cancelled = await worker.job(job_id)
+    encode.set()
+    await eventually(lambda: worker.num_jobs("dropped") == 1)
+    assert await worker.job(job_id) == cancelled
+    assert await worker.images(job_id) == []
+    assert worker.num_jobs("succeeded") == 0
 
 
 class RaisingPlan(WrappedPlan):
@@ -117,21 +125,19 @@ async def test_a_plan_that_raises_fails_only_the_jobs_in_its_batch(
 ) -> None:
     queue = JobQueue(redis)
     failing = await admit(queue, FAILING.model_copy(update={"num_samples": 2}))
-    batch_mate = await admit(queue, SPEC)
-    separate = await admit(queue, SPEC.model_copy(update={"version": "2"}))  # never in a batch with the others
+    separate = await admit(queue, SPEC.model_copy(update={"version": "2"}))  # never in a batch with the other
     failing_plans = with_plans(plans, stage, wrap)
     async with running(redis, version, failing_plans, also=[replace(version, version="2")]) as worker:
-        for job_id in (failing, batch_mate):
-            job = await worker.end_of(job_id)
-            assert job.state is JobState.FAILED
-            assert job.error is not None
-            assert job.error.code == "engine_error"
-            assert "fire" not in job.error.message
+        job = await worker.end_of(failing)
+        assert job.state is JobState.FAILED
+        assert job.error is not None
+        assert job.error.code == "engine_error"
+        assert "fire" not in job.error.message
         assert (await worker.end_of(separate)).state is JobState.SUCCEEDED
         after = await worker.admit(SPEC.model_copy(update={"num_samples": 8}))
         assert (await worker.end_of(after)).state is JobState.SUCCEEDED
         assert worker.is_idle()
-        await eventually(lambda: (worker.num_jobs("failed"), worker.num_jobs("succeeded")) == (2, 1))
+        await eventually(lambda: (worker.num_jobs("failed"), worker.num_jobs("succeeded")) == (1, 1))
 
 
 @pytest.mark.parametrize("stage", [Stage.BASE, Stage.RESIDUAL])
@@ -169,3 +175,20 @@ async def test_an_image_that_cannot_be_encoded_fails_only_its_job(
     assert job.error is not None
     assert (job.state, job.error.code) == (JobState.FAILED, "engine_error")
     assert (await worker.end_of(healthy)).state is JobState.SUCCEEDED
+
+
+async def test_an_error_of_the_devices_thread_ends_the_worker(
+    redis: Redis, version: ModelVersion, plans: ModelPlans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker takes its jobs then."""
+
+    def choose(policy: StepLevelPolicy, active: ActiveSet, now: float) -> StepBatch | None:
+        raise RuntimeError("the policy is broken")
+
+    async with running(redis, version, plans) as worker:
+        job_id = await worker.admit(SPEC)
+        await worker.end_of(job_id)
+        monkeypatch.setattr(StepLevelPolicy, "choose", choose)
+        await worker.admit(SPEC)
+        with pytest.raises(RuntimeError, match="broken"):
+            await worker.ended

@@ -20,7 +20,7 @@ from msf_server.settings import ServerSettings
 from tests.polling import eventually
 from tests.promtool import Promtool
 from tests.server.conftest import client_of, serving
-from tests.worker.support import RunningWorker, running
+from tests.worker.support import RunningWorker, own_plans, running, with_seconds
 
 IMAGES = "/v1/images/generations"
 JOBS = "/v1/jobs"
@@ -67,7 +67,10 @@ class Stack:
 @pytest.fixture
 async def stack(redis_url: str, redis: Redis, version: ModelVersion, plans: ModelPlans) -> AsyncIterator[Stack]:
     async with AsyncExitStack() as opened:
-        workers = [await opened.enter_async_context(running(redis, version, plans, slots=4)) for _ in range(2)]
+        costly = with_seconds(plans, 1.0)  # so that no worker claims all jobs
+        workers = [
+            await opened.enter_async_context(running(redis, version, own_plans(costly), slots=4)) for _ in range(2)
+        ]
         settings = ServerSettings(redis_url=redis_url, port=0)
         apps = [await opened.enter_async_context(serving(settings)) for _ in range(2)]
         yield Stack([await opened.enter_async_context(client_of(app)) for app in apps], workers)

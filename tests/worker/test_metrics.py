@@ -13,6 +13,7 @@ from msf_engine.repository import ModelVersion
 from msf_scheduler.registry import Registry
 from msf_scheduler.stage import Stage
 from msf_scheduler.step_batching import REASONS
+from msf_worker.active_job import pattern_of
 from msf_worker.latency_window import LatencyWindow
 from tests.polling import eventually
 from tests.worker.support import SPEC, RunningWorker, WrappedPlan, running, with_plans
@@ -37,16 +38,17 @@ async def test_counters_match_the_work_that_ran(redis: Redis, version: ModelVers
         for job_id in [await worker.admit(spec) for spec in MIXED_JOBS]:
             await worker.end_of(job_id)
         await eventually(lambda: worker.num_jobs("succeeded") == len(MIXED_JOBS))
-        splits = [(spec.num_samples, *plans.config.split_steps(spec.num_steps)) for spec in MIXED_JOBS]
-        expected = {
-            Stage.BASE: sum(num_samples * num_base for num_samples, num_base, _ in splits),
-            Stage.RESIDUAL: sum(num_samples * num_residual for num_samples, _, num_residual in splits),
-            Stage.DECODE: sum(num_samples for num_samples, _, _ in splits),
-        }
+        num_steps: Counter[Stage] = Counter()
+        num_rows: Counter[Stage] = Counter()
+        for spec in MIXED_JOBS:
+            pattern = pattern_of(plans.config, spec.num_steps, spec.guidance_scale)
+            for stage_number, step_rows in zip(pattern.stages, pattern.rows, strict=True):
+                num_steps[list(Stage)[stage_number]] += spec.num_samples
+                num_rows[list(Stage)[stage_number]] += spec.num_samples * step_rows
         for stage in Stage:
-            assert worker.count("msf_steps_total", stage=stage) == expected[stage]
-            assert worker.count("msf_step_batch_size_sum", stage=stage) == expected[stage]
-            assert expected[stage] + worker.count("msf_padded_rows_total", stage=stage) == rows[stage]
+            assert worker.count("msf_steps_total", stage=stage) == num_steps[stage]
+            assert worker.count("msf_step_batch_size_sum", stage=stage) == num_steps[stage]
+            assert num_rows[stage] + worker.count("msf_padded_rows_total", stage=stage) == rows[stage]
             assert worker.count("msf_step_batch_seconds_count", stage=stage) == num_batches(worker, stage)
         assert worker.count("msf_claims_total") == len(MIXED_JOBS)
         assert worker.count("msf_slots_in_use") == 0

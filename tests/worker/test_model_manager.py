@@ -137,9 +137,7 @@ async def test_an_undesired_version_leaves_after_its_last_job(
     redis: Redis, version: ModelVersion, plans: ModelPlans, operator: Operator
 ) -> None:
     gate = Gate()
-    async with running(
-        redis, version, with_plans(plans, Stage.BASE, gate), slots=1, managed_by=operator.manager
-    ) as worker:
+    async with running(redis, version, with_plans(plans, Stage.BASE, gate), managed_by=operator.manager) as worker:
         running_job = await worker.admit(SPEC)
         await eventually(gate.reached.is_set)
         late = await worker.admit(SPEC)  # admitted by a server that does not know yet

@@ -48,12 +48,12 @@ async def test_the_base_is_published_before_the_residual_is_complete(
 ) -> None:
     gate = Gate()
     async with running(redis, version, with_plans(plans, Stage.RESIDUAL, gate)) as worker:
-        job_id = await worker.admit(SPEC.model_copy(update={"num_samples": 2}), Terms(num_previews=1))
+        job_id = await worker.admit(SPEC, Terms(num_previews=1))
         previews: list[StoredPreview] = []
         async with aclosing(watcher.follow(job_id)) as following:
             async for news in following:
                 previews += news.previews
-                if len(previews) == 2:
+                if previews:
                     assert news.job.state is JobState.RUNNING
                     break
         assert not gate.open.is_set()

@@ -130,7 +130,7 @@ async def test_request_level_batching_finishes_a_batch_together(
     queue = JobQueue(redis)
     together = [await admit(queue, spec) for spec in (SHORT, SPEC.model_copy(update={"num_steps": 20}))]
     async with running(
-        redis, version, plans, batching="request", batch_size=2, batch_delay_s=0.0, trace_dir=tmp_path
+        redis, version, plans, batching="request", batch_size=2, batch_delay_s=1.0, trace_dir=tmp_path
     ) as worker:
         after = await worker.admit(SHORT)
         for job_id in (*together, after):
