@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -20,13 +20,13 @@ SLO_SCALE = 3.0
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and range of a figure over the rounds."""
+    """Median and range of a figure over the rounds; not a number if there is none."""
 
     values: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        return median(self.values)
+        return median(self.values) if self.values else math.nan
 
 
 @dataclass
@@ -74,8 +74,9 @@ class Comparison:
 
     def standalone_s(self, contender: str) -> dict[Kind, float]:
         """Return the median latency of each kind alone on a contender's idle server."""
+        never = dict.fromkeys(MIX.kinds, math.inf)
         runs = self.select(contender, LoadName.ALONE, 1)
-        return standalone_latencies([result for run in runs for result in run.succeeded])
+        return never | standalone_latencies([result for run in runs for result in run.succeeded])
 
     def objectives_s(self) -> dict[Kind, float]:
         """Return the latency within which each kind should be answered: the same for all, from the fastest server."""
@@ -90,13 +91,15 @@ class Comparison:
 
     def plans_ratio(self, level: float) -> Spread:
         """Return our images per second over the plans alone, at their best batch size, by round."""
-        alone = [max(plans.images_per_s.values()) for plans in self.plans]
-        return _ratios(self.images_per_s(OURS, LoadName.CLOSED, level).values, alone)
+        alone = {number: max(plans.images_per_s.values()) for number, plans in enumerate(self.plans)}
+        return _ratios(self._rates_by_round(OURS, LoadName.CLOSED, level), alone)
 
     def ratio(self, load: LoadName, level: float, other: str) -> Spread:
         """Return our images per second over another's, by round."""
-        ours, theirs = (self.images_per_s(name, load, level).values for name in (OURS, other))
-        return _ratios(ours, theirs)
+        return _ratios(*(self._rates_by_round(name, load, level) for name in (OURS, other)))
+
+    def _rates_by_round(self, contender: str, load: LoadName, level: float) -> dict[int, float]:
+        return {run.round_number: images_per_s(run) for run in self.select(contender, load, level)}
 
 
 def images_per_s(run: LoadRun) -> float:
@@ -115,5 +118,6 @@ def num_within(run: LoadRun, objectives_s: Mapping[Kind, float]) -> int:
     return sum(result.latency_s <= objectives_s[result.kind] for result in run.succeeded)
 
 
-def _ratios(values: Iterable[float], others: Iterable[float]) -> Spread:
-    return Spread(tuple(value / other for value, other in zip(values, others, strict=False)))
+def _ratios(values: Mapping[int, float], others: Mapping[int, float]) -> Spread:
+    """Divide the values of the rounds in which there are both, and the others' are not zero."""
+    return Spread(tuple(value / others[number] for number, value in values.items() if others.get(number)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -125,7 +126,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     for descendant in descendants:
         with suppress(psutil.NoSuchProcess):
             descendant.kill()
-    process.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     with suppress(TimeoutError):
         until(lambda: are_gone(descendants), STOP_TIMEOUT_S)

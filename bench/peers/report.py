@@ -87,7 +87,7 @@ def _setup(comparison: Comparison) -> list[str]:
     }
     lines = [*comparison.setup, f"the client takes at most {client_cores:.2f} cores"]
     lines += [f"{name}: {count} requests failed" for name, count in failures.items() if count]
-    return lines + [f"skipped: {name}, because {reason}" for name, reason in comparison.skipped.items()]
+    return lines + [f"skipped: {name}: {' '.join(reason.split())}" for name, reason in comparison.skipped.items()]
 
 
 def _closed_table(comparison: Comparison) -> str:
@@ -161,7 +161,7 @@ def _standings_table(comparison: Comparison) -> str:
             each.measure,
             f"{each.ours:.3g}",
             f"{each.best:.3g} ({each.peer})",
-            f"{each.ours / each.best:.2f}",
+            f"{each.ours / each.best:.2f}" if each.best else "-",
             "behind" if each.is_behind else "ahead",
         ]
         for each in _standings(comparison)
@@ -203,8 +203,8 @@ def _standing(measure: str, figures: Mapping[str, float | None], *, more_is_bett
 
 def spread_text(spread: Spread, digits: int = 1) -> str:
     """Return the median, and the range where there are several rounds."""
-    low, middle, high = (f"{value:.{digits}f}" for value in (min(spread.values), spread.median, max(spread.values)))
-    return middle if len(spread.values) == 1 else f"{middle} ({low}–{high})"
+    middle, *bounds = (f"{value:.{digits}f}" for value in (spread.median, *sorted(spread.values)))
+    return f"{middle} ({bounds[0]}–{bounds[-1]})" if len(bounds) > 1 else middle
 
 
 def _callers(count: float) -> str:

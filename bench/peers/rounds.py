@@ -61,7 +61,7 @@ class Rounds:
     pythons: Mapping[str, Path]
 
     def measure(self, comparison: Comparison) -> None:
-        """Add the results of all rounds to `comparison` as they come. A peer that fails to start is left out."""
+        """Add the results of all rounds to `comparison` as they come. A peer that does not start misses its turn."""
         names = [OURS, *self.pythons]
         for number in range(self.budget.num_rounds):
             if self.budget.uses_plans:
@@ -69,8 +69,7 @@ class Rounds:
                 log(f"round {number + 1}, {comparison.plans[-1]}")
             first = number % len(names)
             for name in names[first:] + names[:first]:
-                if name not in comparison.skipped:
-                    self._measure_turn(name, number, comparison)
+                self._measure_turn(name, number, comparison)
 
     def _measure_turn(self, name: str, number: int, comparison: Comparison) -> None:
         try:
@@ -78,8 +77,8 @@ class Rounds:
                 comparison.runs.append(run)
                 log(f"round {number + 1}, {run_text(run)}")
         except StartError as error:
-            comparison.skipped[name] = str(error)
-            log(f"{name} is skipped: {error}")
+            comparison.skipped[f"{name} in round {number + 1}"] = str(error)
+            log(f"round {number + 1}, {name} is skipped: {error}")
 
     def _runs(self, name: str, number: int, rates_per_s: Sequence[float]) -> Iterator[LoadRun]:
         """Yield the runs of a server that is started for each kind of load, from light to heavy.

@@ -136,6 +136,11 @@ def test_ratios_are_of_figures_of_the_same_round(comparison: Comparison) -> None
     assert comparison.offered_rates() == [8.0, 14.0, 18.0, 24.0]
 
 
+def test_a_turn_that_a_peer_missed_has_no_ratio(comparison: Comparison) -> None:
+    comparison.runs = [run for run in comparison.runs if (run.contender, run.round_number) != ("mosec", 0)]
+    assert comparison.ratio(LoadName.CLOSED, 1, "mosec").values == (0.6,)
+
+
 def test_a_server_without_answers_is_not_the_fastest(comparison: Comparison) -> None:
     comparison.runs.append(LoadRun("mosec", 0, LoadName.CLOSED, 16, 10.0, 0.1, []))
     assert comparison.latency_ms("mosec", LoadName.CLOSED, 16, 0.5).median == float("inf")
@@ -147,7 +152,7 @@ def test_the_report_says_where_we_are_behind_and_what_was_skipped(comparison: Co
     verdicts = {cells[1]: cells[-2] for line in text.splitlines() if len(cells := re.split(r" *\| *", line)) > 3}
     assert verdicts["closed loop, 1 caller: images/s"] == "behind"
     assert verdicts["mixed load, 8 requests/s: p99 of 4 steps, n=1, ms"] == "ahead"
-    assert "skipped: ray, because pip cannot install ray" in text
+    assert "skipped: ray: pip cannot install ray" in text
     assert '"skipped": {\n  "ray": "pip cannot install ray"' in results_json(comparison)
 
 
