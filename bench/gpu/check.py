@@ -54,7 +54,7 @@ def parts(out: Path, scratch: Path, *, is_dry_run: bool) -> list[Part]:
     bench = ("--out", str(out / "bench.jsonl"), "--summary", str(out / "bench.md"))
     kind = ("--cpu", "--minutes", "0.5") if is_dry_run else ("--short", "--minutes", "3.5")
     service = ("--size", "tiny", "--rates", "1") if is_dry_run else ("--size", "B", "--rates", "20,100")
-    hidden = {"CUDA_VISIBLE_DEVICES": ""} if is_dry_run else {}
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "MSF_BUCKETS": "2"} if is_dry_run else {}
     quick_to_load = {"MSF_BACKEND": "eager", "MSF_PRECISION": "bf16"}
     return [
         Part("tests", (*pytest, *marked, arenas), 150, hidden),

@@ -38,10 +38,10 @@ def main() -> int:
         folder = Path(name)
         labels = [f"class {label}" for label in range(NUM_CLASSES)]
         model = random_model(network_config(network), torch.device("cpu"))
-        save_version(folder / "models", MODEL, "1", model, labels)
+        save_version(folder / "repository", MODEL, "1", model, labels)
         metrics_port = free_port()
         settings = {
-            "MSF_MODEL_REPO": str(folder / "models"),
+            "MSF_MODEL_REPO": str(folder / "repository"),
             "MSF_CACHE_DIR": str(folder / "cache"),
             "MSF_WORKER_METRICS_PORT": str(metrics_port),
         }
