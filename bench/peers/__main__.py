@@ -91,7 +91,7 @@ def main() -> None:
     version = read_version(options.settings.model_repo, options.model)
     arguments.out.mkdir(parents=True, exist_ok=True)
     try:
-        Rounds(budget, options, version.config.num_classes, pythons).measure(comparison)
+        Rounds(budget, options, version.config.num_classes, pythons, comparison).measure()
     finally:
         (arguments.out / "results.json").write_text(results_json(comparison))
     (arguments.out / "report.md").write_text(markdown(comparison))

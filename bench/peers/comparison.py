@@ -31,10 +31,15 @@ class Spread:
 
 @dataclass
 class Comparison:
-    """Results so far. `skipped`: the reason for each peer that could not take part."""
+    """Results so far.
+
+    `skipped`: the reason for each peer that could not take part. `pixels`: digest of each server's image for the same
+    request; all run the same plans.
+    """
 
     setup: list[str]
     skipped: dict[str, str] = field(default_factory=dict)
+    pixels: dict[str, str] = field(default_factory=dict)
     plans: list[PlansAlone] = field(default_factory=list)
     runs: list[LoadRun] = field(default_factory=list)
 

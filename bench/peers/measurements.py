@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import io
 import json
 import os
 import subprocess
@@ -11,6 +14,8 @@ import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+from PIL import Image
 
 from bench.mixed_load import MIX
 from bench.peers.client import PeerClient, closed_loop, open_loop
@@ -69,6 +74,10 @@ class Turn:
     client: PeerClient
     duration_s: float
 
+    def pixels(self) -> str:
+        """Return a digest of the pixels for a request that is the same for all servers."""
+        return asyncio.run(self._pixels())
+
     def closed(self, num_callers: int) -> LoadRun:
         """Measure the model's default request with a number of callers."""
         return self._run(LoadName.CLOSED, num_callers, self._closed_loop(Kind(), num_callers))
@@ -91,6 +100,11 @@ class Turn:
         answered = asyncio.run(results)
         client_cores = (time.process_time() - cpu_started_at) / (time.monotonic() - started_at)
         return LoadRun(self.contender, self.round_number, load, level, self.duration_s, client_cores, answered)
+
+    async def _pixels(self) -> str:
+        async with self.client:
+            _, content = await self.client.post(PlannedRequest(0.0, Kind(), label=0, seed=0))
+        return pixels_digest(content)
 
     async def _closed_loop(self, kind: Kind, num_callers: int) -> list[RequestResult]:
         end_s = WARMUP_S + self.duration_s
@@ -115,6 +129,14 @@ class Turn:
 def answered_between(results: Iterable[RequestResult], start_s: float, end_s: float) -> list[RequestResult]:
     """Return what was answered in an interval: neither the start of a load nor its end, when callers stop."""
     return [result for result in results if start_s <= result.ended_s < end_s]
+
+
+def pixels_digest(content: bytes) -> str:
+    """Return the SHA-256 of the first image's pixels in an answer, or in a list of answers."""
+    answer = json.loads(content)
+    (image, *_) = (answer[0] if isinstance(answer, list) else answer)["data"]
+    pixels = Image.open(io.BytesIO(base64.b64decode(image["b64_json"]))).tobytes()
+    return hashlib.sha256(pixels).hexdigest()
 
 
 def measure_plans(options: PipelineOptions, duration_s: float) -> PlansAlone:

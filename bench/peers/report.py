@@ -45,6 +45,7 @@ def results_json(comparison: Comparison) -> str:
     fields = {
         "setup": comparison.setup,
         "skipped": comparison.skipped,
+        "pixels": comparison.pixels,
         "plans_alone": [asdict(plans) for plans in comparison.plans],
         "runs": [_run_fields(run) for run in comparison.runs],
     }
@@ -86,8 +87,18 @@ def _setup(comparison: Comparison) -> list[str]:
         for name in sorted({run.contender for run in comparison.runs})
     }
     lines = [*comparison.setup, f"the client takes at most {client_cores:.2f} cores"]
+    if comparison.pixels:
+        lines.append(_pixels_text(comparison))
     lines += [f"{name}: {count} requests failed" for name, count in failures.items() if count]
     return lines + [f"skipped: {name}: {' '.join(reason.split())}" for name, reason in comparison.skipped.items()]
+
+
+def _pixels_text(comparison: Comparison) -> str:
+    expected = comparison.pixels.get(OURS)
+    others = [name for name, digest in comparison.pixels.items() if digest != expected]
+    if not others:
+        return "all servers answer the same request with the same pixels"
+    return f"NOT the same pixels as msf-serve for the same request: {', '.join(others)}"
 
 
 def _closed_table(comparison: Comparison) -> str:

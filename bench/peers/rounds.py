@@ -59,28 +59,29 @@ class Rounds:
     options: PipelineOptions
     num_labels: int
     pythons: Mapping[str, Path]
+    comparison: Comparison
 
-    def measure(self, comparison: Comparison) -> None:
+    def measure(self) -> None:
         """Add the results of all rounds to `comparison` as they come. A peer that does not start misses its turn."""
         names = [OURS, *self.pythons]
         for number in range(self.budget.num_rounds):
             if self.budget.uses_plans:
-                comparison.plans.append(measure_plans(self.options, self.budget.duration_s))
-                log(f"round {number + 1}, {comparison.plans[-1]}")
+                self.comparison.plans.append(measure_plans(self.options, self.budget.duration_s))
+                log(f"round {number + 1}, {self.comparison.plans[-1]}")
             first = number % len(names)
             for name in names[first:] + names[:first]:
-                self._measure_turn(name, number, comparison)
+                self._measure_turn(name, number)
 
-    def _measure_turn(self, name: str, number: int, comparison: Comparison) -> None:
+    def _measure_turn(self, name: str, number: int) -> None:
         try:
-            for run in self._runs(name, number, comparison.offered_rates()):
-                comparison.runs.append(run)
+            for run in self._runs(name, number):
+                self.comparison.runs.append(run)
                 log(f"round {number + 1}, {run_text(run)}")
         except StartError as error:
-            comparison.skipped[f"{name} in round {number + 1}"] = str(error)
+            self.comparison.skipped[f"{name} in round {number + 1}"] = str(error)
             log(f"round {number + 1}, {name} is skipped: {error}")
 
-    def _runs(self, name: str, number: int, rates_per_s: Sequence[float]) -> Iterator[LoadRun]:
+    def _runs(self, name: str, number: int) -> Iterator[LoadRun]:
         """Yield the runs of a server that is started for each kind of load, from light to heavy.
 
         A server may learn from its load: BentoML's batcher waits for as long as earlier requests have waited.
@@ -88,13 +89,15 @@ class Rounds:
         for load in self.budget.loads:
             with self._serve(name, replace(self.options, noop=load is LoadName.NOOP)) as client:
                 turn = Turn(name, number, client, self.budget.duration_s)
+                if load is not LoadName.NOOP:
+                    self.comparison.pixels.setdefault(name, turn.pixels())
                 if load is LoadName.CLOSED:
                     yield from map(turn.closed, CALLERS)
                 elif load is LoadName.NOOP:
                     yield from map(turn.noop, NOOP_CALLERS)
                 else:
                     yield turn.alone()
-                    yield from (turn.mixed(rate, self.num_labels) for rate in rates_per_s)
+                    yield from (turn.mixed(rate, self.num_labels) for rate in self.comparison.offered_rates())
 
     def _serve(self, name: str, options: PipelineOptions) -> AbstractContextManager[PeerClient]:
         return serve_ours(options) if name == OURS else serve_peer(name, self.pythons[name], options)

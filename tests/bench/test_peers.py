@@ -156,6 +156,13 @@ def test_the_report_says_where_we_are_behind_and_what_was_skipped(comparison: Co
     assert '"skipped": {\n  "ray": "pip cannot install ray"' in results_json(comparison)
 
 
+def test_the_report_says_whether_all_servers_made_the_same_image(comparison: Comparison) -> None:
+    comparison.pixels = {OURS: "a", "mosec": "a"}
+    assert "all servers answer the same request with the same pixels" in markdown(comparison)
+    comparison.pixels["mosec"] = "b"
+    assert "NOT the same pixels as msf-serve for the same request: mosec" in markdown(comparison)
+
+
 def test_a_peer_without_its_package_is_reported_with_the_reason() -> None:
     with pytest.raises(StartError, match="No module named 'mosec'"), serve_peer("mosec", Path(sys.executable), NOOP):
         pass

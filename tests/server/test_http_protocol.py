@@ -109,6 +109,14 @@ async def test_a_long_request_target_is_refused(client: httpx.AsyncClient) -> No
     assert (await client.get(LIVE, params={"x": "x" * 17_000})).status_code == 431
 
 
+async def test_an_offer_to_upgrade_is_ignored(live_url: str) -> None:
+    body = '{"prompt": "bag"}'
+    head = f"POST {PATH} HTTP/1.1\r\nHost: msf\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    first = f"{head}Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n{body}"
+    answers = await exchange(live_url, f"{first}{head}Connection: close\r\n\r\n{body}")
+    assert answers.count(b"HTTP/1.1 200") == 2
+
+
 async def test_endless_headers_are_not_collected(live_url: str) -> None:
     answers = await exchange(live_url, f"GET {LIVE} HTTP/1.1\r\n" + "X-More: xxxxxxxxxxxxxxxxxxxxxxxx\r\n" * 40_000)
     assert answers == b"" or answers.startswith(b"HTTP/1.1 400")

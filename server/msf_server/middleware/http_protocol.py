@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -16,11 +17,14 @@ KEEP_ALIVE_S = 5.0  # idle time between two requests
 HEAD_S = 15.0  # from the connection, or the last answer, to the end of the next headers
 ANSWER_S = 120.0  # for a client that stopped reading while its answer is buffered
 
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)  # to WebSockets or HTTP/2; a server may ignore it
+
 
 class GuardedProtocol(HttpToolsProtocol):
     """Adds limits to uvicorn's protocol, which waits indefinitely for slow or endless headers and slow readers."""
 
-    _head_bytes: int | None = None  # received of headers whose end has not arrived, after the packet that began them
+    _is_in_head = True
+    _head_bytes = 0  # received of a head whose end has not arrived
     _head_timer: asyncio.TimerHandle | None = None
     _answer_timer: asyncio.TimerHandle | None = None
 
@@ -29,19 +33,22 @@ class GuardedProtocol(HttpToolsProtocol):
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        if self._head_bytes is not None:
+        if self._is_in_head:
             self._head_bytes += len(data)
+            if _UPGRADE.search(data):  # the parser would expect no body
+                head, end, rest = data.partition(b"\r\n\r\n")
+                data = _UPGRADE.sub(b"\r\nIgnored:", head) + end + rest
         super().data_received(data)
-        if self._head_bytes is not None and self._head_bytes > MAX_HEAD_BYTES:
+        if self._head_bytes > MAX_HEAD_BYTES:
             self.send_400_response("The headers are too large.")
 
-    def on_message_begin(self) -> None:
-        self._head_bytes = 0
-        super().on_message_begin()
-
     def on_headers_complete(self) -> None:
-        self._head_bytes = None
+        self._is_in_head, self._head_bytes = False, 0
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._is_in_head = True
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         self._await_head()  # first: the next request may have arrived already
