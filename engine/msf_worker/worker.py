@@ -105,22 +105,23 @@ class Worker:
                 await first_done(asyncio.sleep(RETRY_S), stop.wait())
 
     async def _claim(self) -> bool:
-        """Claim jobs of each model, in turn. Returns False if another claim can bring nothing now."""
+        """Claim jobs of each model. Returns True if the worker must claim again, as it is idle and a suspect waits.
+
+        A claim that leaves work leaves a token, too, for which `_wait_for_work` does not wait.
+        """
         if self._claims_alone and self._keeper.claims:
             return False
         runners = self.models.runners
         requests = [self._claim_request(runner) for runner in runners.values()]
         results = await self._leases.claim_many(self.models.info.id, requests, idle=not self._keeper.claims)
         self._claims_alone = any(result.alone for result in results)
-        num_claimed = 0
         for (key, runner), result in zip(runners.items(), results, strict=True):
             for claim in result.claims:
                 self._keeper.hold(claim)
                 self.device.add(*runner.make_job(claim))
-            num_claimed += len(result.claims)
             self._metrics.claims.labels(*key).inc(len(result.claims))
             self._metrics.expired.inc(result.num_expired)
-        return bool(num_claimed) or (self._claims_alone and not self._keeper.claims)
+        return self._claims_alone and not self._keeper.claims
 
     def _claim_request(self, runner: ModelRunner) -> ClaimRequest:
         """Ask for work until the worker holds enough, shared by its models."""
@@ -139,16 +140,21 @@ class Worker:
         if is_full:
             self.device.ask_for_work()
         models = () if self._claims_alone else tuple(self.models.runners)
-        if self._arrival is None or self._arrival.done() or self._awaited != (is_full, models):
+        if self._arrival is not None and (self._arrival.done() or self._awaited != (is_full, models)):
             self._forget_arrival()
+            return  # it may have taken the token of a job that came after the claim
+        if self._arrival is None:
             open_models, full_models = ((), models) if is_full else (models, ())
             self._awaited = is_full, models
             self._arrival = asyncio.create_task(self._leases.wait_for_work(open_models, full_models, WAIT_FOR_WORK_S))
         await first_done(self._arrival, stop.wait(), self.models.changed.wait(), self._keeper.work_wanted.wait())
+        if self._arrival.done():
+            self._forget_arrival()
 
     def _forget_arrival(self) -> None:
         if self._arrival is not None:
             self._arrival.cancel()
+            self._arrival.add_done_callback(_retrieve_error)
             self._arrival = None
 
     # Results
@@ -201,6 +207,11 @@ class Worker:
         if self._trace:
             self._trace.close()
         self._encoder.shutdown(wait=False)
+
+
+def _retrieve_error(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 def _make_policy(settings: WorkerSettings) -> BatchingPolicy:

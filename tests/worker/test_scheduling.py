@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -21,6 +22,7 @@ from msf_worker.model_runner import ModelRunner
 from tests.polling import eventually
 from tests.worker.support import (
     SPEC,
+    TIMEOUT_S,
     Gate,
     WrappedPlan,
     admit,
@@ -177,3 +179,31 @@ def test_warm_up_runs_every_bucket_of_every_stage(version: ModelVersion, plans: 
         pass
     assert runs == {(stage, bucket) for stage, buckets in plans.buckets.items() for bucket in buckets}
     assert executor.num_free_slots == 4
+
+
+async def test_a_job_that_arrives_during_a_claim_that_misses_it_is_claimed_next(
+    redis: Redis, version: ModelVersion, plans: ModelPlans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker's blocking read takes the token of the job while the claim is under way; nothing else wakes it."""
+    claim_many, claims = Leases.claim_many, 0
+    monkeypatch.setattr("msf_worker.worker.WAIT_FOR_WORK_S", TIMEOUT_S)
+    monkeypatch.setattr("msf_scheduler.leases.MAX_BLOCK_S", TIMEOUT_S)
+    monkeypatch.setattr("msf_scheduler.pipelining.COMMAND_TIMEOUT_S", 2 * TIMEOUT_S)
+
+    async def slow_claim(leases: Leases, worker_id: str, requests: Any, *, idle: bool) -> Any:
+        nonlocal claims
+        claims += 1
+        results = await claim_many(leases, worker_id, requests, idle=idle)
+        if claims == 2:
+            job_ids.append(await worker.admit(SPEC))
+            assert worker.worker._arrival is not None
+            await eventually(worker.worker._arrival.done)
+        return results
+
+    monkeypatch.setattr(Leases, "claim_many", slow_claim)
+    job_ids: list[str] = []
+    async with running(redis, version, plans, lease_s=4 * TIMEOUT_S) as worker:
+        await eventually(lambda: worker.worker._arrival is not None)
+        worker.worker._keeper.work_wanted.set()
+        await eventually(lambda: bool(job_ids))
+        assert (await worker.end_of(job_ids[0])).state is JobState.SUCCEEDED
