@@ -15,6 +15,7 @@ from typing import Any
 from msf_scheduler import keys
 from msf_scheduler.connection import MAX_BLOCK_S, RedisClient, call, call_blocking
 from msf_scheduler.error_codes import ErrorCode
+from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.job_codec import decode_job
 from msf_scheduler.jobs import (
     JobError,
@@ -172,7 +173,12 @@ class Leases:
                 results.append(ClaimResult())
             else:
                 is_idle = not any(result.claims for result in results)
-                results += await self._claim_at_once(worker_id, [request], idle=is_idle)
+                try:
+                    results += await self._claim_at_once(worker_id, [request], idle=is_idle)
+                except QueueUnavailable:
+                    if is_idle:
+                        raise
+                    results.append(ClaimResult())  # the jobs that were leased before must be run
         return results
 
     async def _claim_at_once(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ from msf_scheduler.embedded_valkey import EmbeddedValkey
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import JobSpec, JobState, Provenance
 from msf_scheduler.keys import QueueKeys
-from msf_scheduler.leases import Claim, ClaimResult, Leases
+from msf_scheduler.leases import Claim, ClaimRequest, ClaimResult, Leases
 from msf_scheduler.queue import JobQueue
 from msf_scheduler.stage import Stage
 from msf_worker import job_finisher
@@ -88,9 +89,9 @@ class PausedLeases(Leases):
 
     may_claim: ClassVar[asyncio.Event]
 
-    async def claim(self, *args: Any, **kwargs: Any) -> ClaimResult:
+    async def claim_many(self, *args: Any, **kwargs: Any) -> list[ClaimResult]:
         await self.may_claim.wait()
-        return await super().claim(*args, **kwargs)
+        return await super().claim_many(*args, **kwargs)
 
 
 async def test_a_lost_job_may_come_back_after_its_loss_is_noticed(
@@ -163,11 +164,13 @@ class FlakyLeases(Leases):
 
     has_failed = False
 
-    async def claim(self, worker_id: str, model: str, version: str, *args: Any, **kwargs: Any) -> ClaimResult:
-        if version == "2" and not self.has_failed:
+    async def _claim_at_once(
+        self, worker_id: str, requests: Sequence[ClaimRequest], *, idle: bool
+    ) -> list[ClaimResult]:
+        if requests[0].model == ("tiny", "2") and not self.has_failed:
             self.has_failed = True
             raise QueueUnavailable("the test says so")
-        return await super().claim(worker_id, model, version, *args, **kwargs)
+        return await super()._claim_at_once(worker_id, requests, idle=idle)
 
 
 async def test_a_claimed_job_is_run_if_redis_fails_before_the_next_claim(
