@@ -17,7 +17,7 @@ COPY model_repo /srv/model_repo
 RUN useradd --system --uid 10001 --home-dir /var/lib/msf --create-home msf \
  && mkdir -p /var/cache/msf && chown msf:msf /var/cache/msf
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 MSF_LOG_FORMAT=json \
-    MSF_MODEL_REPO=/srv/model_repo MSF_CACHE_DIR=/var/cache/msf MSF_WORKER_METRICS_PORT=9100 MSF_BUCKETS=1,2,4,8,16,32
+    MSF_MODEL_REPO=/srv/model_repo MSF_CACHE_DIR=/var/cache/msf MSF_WORKER_METRICS_PORT=9100
 WORKDIR /var/lib/msf
 USER msf
 EXPOSE 9100

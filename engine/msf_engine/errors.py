@@ -1,5 +1,7 @@
 """The engine's exception tree."""
 
+INSTALL = "Install it: pip install 'msf-serve[worker]'"  # ends errors that name a missing package
+
 
 class EngineError(Exception):
     """Base class of the engine's errors."""

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from msf_engine.backends import Backend
-from msf_engine.errors import ModelRepositoryError, PlanError, PlanRejected
+from msf_engine.errors import INSTALL, ModelRepositoryError, PlanError, PlanRejected
 from msf_engine.plan import Plan, PlanSpec, stage_inputs
 from msf_engine.plan_cache import PlanCache, PlanRecord, StoredPlan, folder_digest
 from msf_engine.plan_validation import (
     EagerReference,
-    Validation,
     ValidationInputs,
     make_validation_inputs,
     output_digest,
@@ -134,8 +133,12 @@ class PlanBuilder:
 
     def _validated(self, spec: PlanSpec, plan: Plan, stored: StoredPlan) -> tuple[Plan, PlanRecord]:
         """Validate a plan and keep the outcome in the cache. Raises PlanRejected, and removes the plan."""
+        inputs, tolerance = self._inputs(spec), self.backend.tolerance(spec.stage)
+        reference = EagerReference.of(spec.stage, self._network(spec.stage), inputs)
         try:
-            validations = self._validate(spec, plan)
+            validations = tuple(
+                validate(plan, inputs, reference, bucket, tolerance, self.backend.device) for bucket in spec.buckets
+            )
         except Exception as error:  # compilers that work at the first run raise errors of any kind
             self.cache.remove(spec, self.backend.fingerprint)
             raise PlanRejected(f"plan {spec} is rejected: it fails to run: {error}") from error
@@ -150,13 +153,6 @@ class PlanBuilder:
         self.cache.update(spec, record)
         return plan, record
 
-    def _validate(self, spec: PlanSpec, plan: Plan) -> tuple[Validation, ...]:
-        inputs, tolerance = self._inputs(spec), self.backend.tolerance(spec.stage)
-        reference = EagerReference.of(spec.stage, self._network(spec.stage), inputs)
-        return tuple(
-            validate(plan, inputs, reference, bucket, tolerance, self.backend.device) for bucket in spec.buckets
-        )
-
     def _inputs(self, spec: PlanSpec) -> ValidationInputs:
         embed = self.time_embeddings.get(spec.stage)
         return make_validation_inputs(spec.inputs, self.version.config.num_classes, embed)
@@ -167,6 +163,11 @@ class PlanBuilder:
         return self.version.load()
 
     def _network(self, stage: Stage) -> nn.Module:
-        from msf_engine.model import DecodeModule  # imports diffusers, which takes seconds; cached plans do without
-
+        """Return the network that a plan is built from. Raises PlanError without the packages that it needs."""
+        try:
+            from msf_engine.model import DecodeModule  # imports torch and diffusers: seconds that cached plans save
+        except ModuleNotFoundError as error:
+            raise PlanError(
+                f"plan {stage} of {self.version} is not in the plan cache; building it needs {error.name}. {INSTALL}"
+            ) from error
         return (DecodeModule(self._model) if stage is Stage.DECODE else self._model.denoiser(stage)).eval()

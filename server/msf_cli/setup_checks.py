@@ -20,11 +20,15 @@ def missing_package(command: str, module: str) -> IncompleteSetup:
     return IncompleteSetup(f"msf {command} needs {module}. Install it: pip install 'msf-serve[{extra}]'")
 
 
-def require_packages(command: str, *modules: str) -> None:
-    """Raise IncompleteSetup unless all `modules` are installed."""
-    for module in modules:
-        if find_spec(module) is None:
-            raise missing_package(command, module)
+def require_package(command: str, module: str) -> None:
+    """Raise IncompleteSetup unless `module` is installed."""
+    if find_spec(module) is None:
+        raise missing_package(command, module)
+
+
+def engine_failure(error: Exception) -> click.ClickException:
+    """Return the error of a command for one of the engine: an IncompleteSetup if a package is missing."""
+    return (IncompleteSetup if isinstance(error.__cause__, ImportError) else click.ClickException)(str(error))
 
 
 def require_models(repository: Path) -> None:

@@ -114,7 +114,8 @@ async def check(redis: RedisClient) -> None:
     try:
         await call(redis, "FUNCTION LIST", "LIBRARYNAME", "msf")
     except exceptions.ResponseError as error:
-        raise QueueUnavailable(f"{address(redis)} cannot run our Lua functions, which need Redis 7: {error}") from error
+        message = f"{address(redis)} has no functions, which need Redis 7 or later, or Valkey: {error}"
+        raise QueueUnavailable(message) from error
     memory = await server_info(redis, "memory")
     policy = memory["maxmemory_policy"]
     if memory["maxmemory"] and policy.startswith("allkeys"):

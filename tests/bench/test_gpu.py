@@ -95,7 +95,7 @@ def test_the_loop_makes_whole_groups_of_images(bench: GpuBench) -> None:
     assert loop.num_batches == {(Stage.BASE, 4): 16, (Stage.RESIDUAL, 4): 4, (Stage.DECODE, 2): 1}
 
 
-class FailingBackend(DeviceEager):
+class OutOfMemoryBackend(DeviceEager):
     """Backend without memory for four rows."""
 
     def load(self, spec: PlanSpec, folder: Path, source: Callable[[], nn.Module]) -> Plan:
@@ -114,7 +114,7 @@ class FailingBackend(DeviceEager):
 def test_a_failed_cell_is_recorded_and_the_run_continues(
     tmp_path: Path, bench: GpuBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "load_backend", lambda name, precision: FailingBackend(precision, 1))
+    monkeypatch.setattr(gpu, "load_backend", lambda name, precision: OutOfMemoryBackend(precision, 1))
     file = ResultFile(tmp_path / "results.jsonl")
     gpu.run(CELLS, file, bench, inf)
     assert [result.failure for result in file.results] == ["", "OutOfMemoryError: CUDA out of memory"] * 2

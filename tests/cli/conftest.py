@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import setproctitle
 
 from tests.models import tiny_repository
 
@@ -41,6 +43,13 @@ def _no_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("MSF_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def no_title(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the name of the test process."""
+    ignore: Callable[[str], None] = lambda title: None  # noqa: E731
+    monkeypatch.setattr(setproctitle, "setproctitle", ignore)
 
 
 @pytest.fixture

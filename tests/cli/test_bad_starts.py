@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-import setproctitle
 from click import ClickException
 from click.testing import CliRunner, Result
 
@@ -142,10 +141,3 @@ def unreachable() -> str:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         return f"redis://:s3cret@127.0.0.1:{other.getsockname()[1]}/0"
-
-
-@pytest.fixture
-def no_title(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the name of the test process."""
-    ignore: Callable[[str], None] = lambda title: None  # noqa: E731
-    monkeypatch.setattr(setproctitle, "setproctitle", ignore)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from msf_cli.main import main
+from msf_scheduler.embedded_valkey import EmbeddedValkey
 
 GENERATE = ("generate", "--prompt", "star", "--out", "star.png")
 MISSING: Any = None  # as a value of sys.modules, it makes an import fail
@@ -16,19 +18,52 @@ MISSING: Any = None  # as a value of sys.modules, it makes an import fail
 
 @pytest.mark.parametrize(
     "arguments",
-    [GENERATE, ("compile",), ("train", "--data", "."), ("serve",), ("plan", "--images-per-s", "1", "--p99-s", "1")],
+    [GENERATE, ("compile",), ("train", "--data", "."), ("plan", "--images-per-s", "1", "--p99-s", "1")],
     ids=lambda arguments: str(arguments[0]),
 )
 def test_a_command_without_torch_says_what_to_install(
     arguments: tuple[str, ...], settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in [name for name in sys.modules if name.startswith(("msf_engine", "msf_worker", "msf_training"))]:
-        monkeypatch.delitem(sys.modules, module)  # imported again, without torch
-    monkeypatch.setitem(sys.modules, "torch", MISSING)
+    hide("torch", monkeypatch)
     result = CliRunner().invoke(main, arguments, env=settings)
     assert (result.exit_code, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1
     assert "needs torch. Install it: pip install 'msf-serve[worker]'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("backend", "package", "problem"),
+    [
+        ("openvino", "openvino", "backend openvino needs openvino. "),
+        ("eager", "torch", "backend eager needs torch. "),
+        ("openvino", "torch", "plan base of tiny:1 is not in the plan cache; building it needs torch. "),
+        ("openvino", "diffusers", "plan base of tiny:1 is not in the plan cache; building it needs diffusers. "),
+    ],
+)
+def test_a_worker_says_what_its_plans_need(
+    backend: str,
+    package: str,
+    problem: str,
+    valkey: EmbeddedValkey,
+    settings: dict[str, str],
+    tmp_path: Path,
+    no_title: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hide(package, monkeypatch)
+    changes = {"MSF_REDIS_URL": valkey.url, "MSF_BACKEND": backend, "MSF_CACHE_DIR": str(tmp_path)}
+    result = CliRunner().invoke(main, ["worker"], env=settings | changes)
+    assert (result.exit_code, caplog.messages[-1]) == (2, f"{problem}Install it: pip install 'msf-serve[worker]'")
+    assert "Traceback" not in caplog.text
+
+
+def hide(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let imports of a package fail, also those of modules that are imported already."""
+    importers = ("msf_engine", "msf_worker", "msf_training", "msf_cli.loading")
+    for module in [name for name in sys.modules if name.startswith(importers)]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, MISSING)
 
 
 def test_the_load_generator_has_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from click.testing import CliRunner
 
+from bench.local_stack import TIMEOUT_S
 from msf_cli.main import main
+from tests.cli.support import msf
 from tests.cli.test_reproduce import stored_image
 
 NO_TORCH = """
@@ -56,6 +59,17 @@ def test_cached_plans_generate_and_reproduce(cached: dict[str, str], tmp_path: P
     image = stored_image(cached, tmp_path / "image.png", "strict")
     reproduced = run(RUN_COMMAND, "reproduce", str(image), **cached)
     assert "identical to the byte" in reproduced.stdout, reproduced.stderr
+
+
+@pytest.mark.slow
+def test_cached_plans_serve(cached: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NO_TORCH)  # runs when the server and its worker start
+    paths = {"PYTHONPATH": os.pathsep.join((str(tmp_path), *sys.path))}
+    with msf("serve", settings=cached | paths, log=tmp_path / "log") as server:
+        body = {"prompt": "star", "n": 2}
+        answer = httpx.post(f"{server.url()}/v1/images/generations", json=body, timeout=TIMEOUT_S)
+        assert answer.status_code == 200, answer.text
+        assert len(answer.json()["data"]) == 2
 
 
 def test_a_worker_is_imported() -> None:

@@ -167,6 +167,21 @@ async def test_check_refuses_a_redis_that_may_evict_jobs(redis: Redis) -> None:
         await redis.config_set("maxmemory-policy", "noeviction")
 
 
+async def test_check_refuses_a_redis_without_functions() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Reply to every command as Redis 6 does to FUNCTION."""
+        while line := await reader.readline():
+            if line.startswith(b"*"):
+                writer.write(b"-ERR unknown command `FUNCTION`\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        async with connect(f"redis://{host}:{port}/0") as redis:
+            with pytest.raises(QueueUnavailable, match="need Redis 7 or later, or Valkey"):
+                await check(redis)
+
+
 def test_a_bad_url_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match="redis://"):
         connect("http://localhost")

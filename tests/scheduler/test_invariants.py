@@ -214,7 +214,7 @@ class Play:
         assert not self.num_ends or max(self.num_ends.values()) <= 1
 
     async def check_newcomers(self, bound: str) -> None:
-        """Of the full workers that have not seen the latest newcomer, one is woken."""
+        """Check that one of the full workers that have not seen the latest newcomer is woken."""
         newest = await call(self.redis, "ZRANGE", f"{PREFIX}newcomers{bound}", -1, -1, "WITHSCORES")
         if not newest:
             return

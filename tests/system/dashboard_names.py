@@ -1,4 +1,4 @@
-"""Which metrics there are, and which a query is of."""
+"""Names of this repository's metrics, and names in a query."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from msf_worker.metrics import WorkerMetrics
 
 @cache
 def metric_names() -> frozenset[str]:
-    """Of all series that servers and workers show, and those that Prometheus adds."""
+    """Return the names of all series that servers and workers expose, and of those that Prometheus adds."""
     loop = asyncio.new_event_loop()
     worker = WorkerMetrics(num_slots=1)
     worker.count_tasks(loop)
     worker.watch_gpu(lambda: (1, 2))
-    found = {"up"}
+    names = {"up"}
     for registry in (Metrics(loop).registry, worker.registry):
-        found |= _names(registry)
+        names |= _names(registry)
     loop.close()
-    return frozenset(found)
+    return frozenset(names)
 
 
 def _names(registry: CollectorRegistry) -> set[str]:
@@ -32,5 +32,5 @@ def _names(registry: CollectorRegistry) -> set[str]:
 
 
 def names_in(promql: str) -> set[str]:
-    """Of what this repository's processes show; recorded series, which have colons, are not among them."""
+    """Return the names of this repository's series in a query, except recorded ones, whose names have colons."""
     return set(re.findall(r"\b(?:msf|process)_\w+(?![\w:])", promql))

@@ -47,10 +47,10 @@ def test_workers_scale_on_a_metric_that_exists_and_never_to_none() -> None:
     [trigger] = scaled["spec"]["triggers"]
     loop = asyncio.new_event_loop()
     try:
-        known = {metric.name for metric in Metrics(loop).registry.collect()}
+        names = {metric.name for metric in Metrics(loop).registry.collect()}
     finally:
         loop.close()
-    assert set(re.findall(r"msf_\w+", trigger["metadata"]["query"])) <= known
+    assert set(re.findall(r"msf_\w+", trigger["metadata"]["query"])) <= names
     assert scaled["spec"]["minReplicaCount"] == 1
 
 

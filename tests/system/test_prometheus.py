@@ -46,5 +46,5 @@ def test_rules_are_of_metrics_that_some_process_has(text: str) -> None:
 def test_every_metric_is_documented() -> None:
     ours = {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in metric_names() if name.startswith("msf_")}
     assert {name for name in ours if f"`{name}" not in OBSERVABILITY} == set()
-    told = {re.sub(r"_total$", "", name) for name in re.findall(r"^\| `(msf_\w+)", OBSERVABILITY, re.MULTILINE)}
-    assert told == ours
+    documented = {re.sub(r"_total$", "", name) for name in re.findall(r"^\| `(msf_\w+)", OBSERVABILITY, re.MULTILINE)}
+    assert documented == ours

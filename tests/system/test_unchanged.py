@@ -29,11 +29,11 @@ def url(tmp_path_factory: pytest.TempPathFactory, worker_port: int) -> Iterator[
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(recording.REQUESTS)))
 def test_seed_gives_recorded_pixels(url: str, number: int) -> None:
-    made = recording.images(url, recording.REQUESTS[number])
-    files = [recording.pixels_file(number, index) for index in range(len(made))]
-    assert not recording.pixels_file(number, len(made)).exists()
+    generated = recording.images(url, recording.REQUESTS[number])
+    files = [recording.pixels_file(number, index) for index in range(len(generated))]
+    assert not recording.pixels_file(number, len(generated)).exists()
     levels = 0 if recording.processor() == recording.load("processor") else OTHER_PROCESSORS_LEVELS
-    for pixels, file in zip(made, files, strict=True):
+    for pixels, file in zip(generated, files, strict=True):
         expected = np.asarray(Image.open(file))
         assert pixels.shape == expected.shape
         assert np.abs(pixels.astype(int) - expected).max() <= levels

@@ -176,11 +176,11 @@ def test_a_training_starts_from_a_model_of_the_repository(after: Path) -> None:
     moved = second.state_dict()
     assert [key for key, value in weights.items() if not torch.allclose(value, moved[key], atol=1e-20)] == []
     for old, new in ((first.base, second.base), (first.residual, second.residual)):
-        left, old_right, old_null = old.labels.weight
+        old_left, old_right, old_null = old.labels.weight
         right, up, null = new.labels.weight
         assert torch.allclose(right, old_right)
         assert torch.allclose(null, old_null)
-        assert not torch.allclose(up, left)
+        assert not torch.allclose(up, old_left)
     assert not (after / "out/autoencoder.pt").exists()
 
 

@@ -1,4 +1,4 @@
-"""What a worker claims and serves first: about a second of work, and always the first job of a newcomer."""
+"""Claims of a worker: about a second of work, and always the first job of a newcomer."""
 
 from __future__ import annotations
 

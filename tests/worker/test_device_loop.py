@@ -12,7 +12,7 @@ import pytest
 
 from msf_engine.executor import Executor
 from msf_engine.model_plans import ModelPlans
-from msf_engine.plan import Array, Plan
+from msf_engine.plan import Plan
 from msf_engine.repository import ModelVersion
 from msf_scheduler.active_set import ActiveSet
 from msf_scheduler.jobs import JobRecord, JobSpec, JobState, Priority, Terms
@@ -25,9 +25,8 @@ from msf_worker.device_loop import DeviceLoop, Outcome
 from msf_worker.metrics import WorkerMetrics
 from msf_worker.model_runner import ModelRunner
 from tests.polling import until
-from tests.worker.support import SPEC, TIMEOUT_S, Gate, WrappedPlan, assert_same, generated_alone, with_plans
-
-FAILING = SPEC.model_copy(update={"label": 2})
+from tests.worker.faulty_plans import FAILING, NonFinitePlan, RaisingLaterPlan, RaisingPlan
+from tests.worker.support import SPEC, TIMEOUT_S, Gate, assert_same, generated_alone, with_plans
 
 
 @dataclass
@@ -123,39 +122,12 @@ def test_the_thread_outlives_calls_that_nobody_waits_for_any_more(version: Model
         assert not device.loop.ended.cancel()
 
 
-class NonFinitePlan(WrappedPlan):
-    """Computes NaN for samples of the failing label."""
-
-    def start(self, num_rows: int) -> None:
-        self.rows = np.equal(self.inputs(num_rows)[2], FAILING.label)
-        super().start(num_rows)
-
-    def wait(self) -> Array:
-        velocity = super().wait().copy()
-        velocity[self.rows] = np.nan
-        return velocity
-
-
-class RaisingPlan(WrappedPlan):
-    """Fails when a batch is started."""
-
-    def start(self, num_rows: int) -> None:
-        raise RuntimeError("the device is on fire")
-
-
-class RaisingLaterPlan(WrappedPlan):
-    """Fails while a batch is computed."""
-
-    def wait(self) -> Array:
-        raise RuntimeError("the device is on fire")
-
-
 @pytest.mark.parametrize("wrap", [RaisingPlan, RaisingLaterPlan])
 def test_a_batch_that_fails_ends_the_jobs_of_its_samples(
     wrap: Callable[[Plan], Plan], version: ModelVersion, plans: ModelPlans
 ) -> None:
     with device_of([version], with_plans(plans, Stage.RESIDUAL, wrap), policy=AllPolicy()) as device:
-        together = device.loop.call(lambda: [device.add(), device.add()]).result(TIMEOUT_S)
+        together = device.loop.call(lambda: [device.add(FAILING), device.add(FAILING)]).result(TIMEOUT_S)
         until(lambda: device.failed() == together)
         assert device.loop.num_active(device.runners[0].key) == 0
         assert device.runners[0].executor.num_free_slots == 8
@@ -167,7 +139,7 @@ def test_a_device_is_not_busy_after_a_batch_that_failed(
 ) -> None:
     """The watchdog would end an idle worker."""
     with device_of([version], with_plans(plans, Stage.BASE, wrap)) as device:
-        job = device.add()
+        job = device.add(FAILING)
         until(lambda: device.failed() == [job])
         until(lambda: device.loop.busy_since is None)
 

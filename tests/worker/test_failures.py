@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from redis.asyncio import Redis
 
 from msf_engine.model_plans import ModelPlans
-from msf_engine.plan import Array, Plan
+from msf_engine.plan import Plan
 from msf_engine.repository import ModelVersion
 from msf_scheduler.active_set import ActiveSet
 from msf_scheduler.jobs import JobSpec, JobState, Provenance
@@ -22,11 +22,11 @@ from msf_scheduler.step_batching import StepBatch, StepLevelPolicy
 from msf_worker import job_finisher
 from msf_worker.image_encoder import encode_image
 from tests.polling import eventually
+from tests.worker.faulty_plans import FAILING, NonFinitePlan, RaisingLaterPlan, RaisingPlan
 from tests.worker.support import (
     SPEC,
     TIMEOUT_S,
     RunningWorker,
-    WrappedPlan,
     admit,
     assert_same,
     generated_alone,
@@ -35,7 +35,6 @@ from tests.worker.support import (
     with_plans,
 )
 
-FAILING = SPEC.model_copy(update={"label": 2})
 LONG = SPEC.model_copy(update={"num_samples": 4000, "num_steps": 50})  # minutes of work
 
 
@@ -73,49 +72,6 @@ async def test_a_result_that_comes_after_cancellation_is_dropped(
     assert await worker.job(job_id) == cancelled
     assert await worker.images(job_id) == []
     assert worker.num_jobs("succeeded") == 0
-
-
-class RaisingPlan(WrappedPlan):
-    """Fails when a batch with a failing sample is started."""
-
-    def start(self, num_rows: int) -> None:
-        if has_failing(self, num_rows).any():
-            raise RuntimeError("the device is on fire")
-        super().start(num_rows)
-
-
-class RaisingLaterPlan(WrappedPlan):
-    """Fails while a batch with a failing sample is computed."""
-
-    is_failing = False
-
-    def start(self, num_rows: int) -> None:
-        self.is_failing = bool(has_failing(self, num_rows).any())
-        super().start(num_rows)
-
-    def wait(self) -> Array:
-        if self.is_failing:
-            raise RuntimeError("the device is on fire")
-        return super().wait()
-
-
-class NonFinitePlan(WrappedPlan):
-    """Computes NaN for failing samples."""
-
-    def start(self, num_rows: int) -> None:
-        self.rows = has_failing(self, num_rows).copy()
-        super().start(num_rows)
-
-    def wait(self) -> Array:
-        velocity = super().wait().copy()
-        velocity[self.rows] = np.nan
-        return velocity
-
-
-def has_failing(plan: Plan, num_rows: int) -> NDArray[np.bool_]:
-    """Return which rows of the next batch have the failing label."""
-    labels: NDArray[np.int64] = plan.inputs(num_rows)[2]
-    return np.equal(labels, FAILING.label)
 
 
 @pytest.mark.parametrize("wrap", [RaisingPlan, RaisingLaterPlan])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from msf_engine.device import has_gpu
-from msf_engine.errors import BackendUnavailable
+from msf_engine.errors import INSTALL, BackendUnavailable
 from msf_engine.options import BACKENDS, BackendName, Precision
 from msf_engine.plan import Plan, PlanSpec
 from msf_scheduler.stage import Stage
@@ -58,7 +58,10 @@ def get_backend(name: BackendName, precision: Precision | None, num_threads: int
     """
     if name not in BACKENDS:
         raise ValueError(f"backend {name!r} is unknown; allowed: {', '.join(BACKENDS)}")
-    module = importlib.import_module(f"{__name__}.{name}")
+    try:
+        module = importlib.import_module(f"{__name__}.{name}")
+    except ImportError as error:
+        raise BackendUnavailable(f"backend {name} needs {error.name}. {INSTALL}") from error
     create = cast(Callable[[Precision | None, int], Backend], module.BACKEND)
     return create(precision, num_threads)
 

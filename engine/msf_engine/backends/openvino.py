@@ -18,7 +18,7 @@ import numpy as np
 
 from msf_engine import plan_validation
 from msf_engine.backends import BackendName, Precision, check_precision, describe_options
-from msf_engine.errors import BackendUnavailable, PlanError
+from msf_engine.errors import PlanError
 from msf_engine.plan import Array, Plan, PlanSpec
 from msf_scheduler.stage import Stage
 
@@ -27,10 +27,7 @@ if TYPE_CHECKING:
 
 # OpenVINO's converter reports each use to Google Analytics unless this package is missing.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-try:
-    import openvino as ov
-except ImportError as error:
-    raise BackendUnavailable("backend openvino needs OpenVINO: pip install 'msf-serve[worker]'") from error
+import openvino as ov  # noqa: E402
 
 _GRAPH = "network.xml"
 _COMPILED = "compiled"  # folder inside a plan's: OpenVINO's own cache, without weights

@@ -6,6 +6,7 @@ import click
 
 from msf_cli.logs import configure_logging
 from msf_cli.settings import read_settings
+from msf_cli.setup_checks import engine_failure
 from msf_engine.options import BACKENDS, PRECISIONS
 
 
@@ -37,4 +38,4 @@ def command(model: str | None, **options: str | None) -> None:
         for version in versions:
             compile_plans(version, backend, plan_cache(settings), settings.buckets)
     except EngineError as error:
-        raise click.ClickException(str(error)) from error
+        raise engine_failure(error) from error

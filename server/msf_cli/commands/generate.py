@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from msf_cli.settings import read_settings
-from msf_cli.setup_checks import require_models
+from msf_cli.setup_checks import engine_failure, require_models
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -132,7 +132,7 @@ def _generate(
         loaded_at = time.monotonic()
         images = generate(plans, [SampleRequest(label, seed, index, *steps, scale) for index in range(num_images)])
     except EngineError as error:
-        raise click.ClickException(str(error)) from error
+        raise engine_failure(error) from error
     finished_at = time.monotonic()
     click.echo(
         f"{num_images} images in {finished_at - loaded_at:.2f} s (plans ready after {loaded_at - started_at:.1f} s)",

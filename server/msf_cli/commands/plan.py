@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from tabulate import tabulate
 
+from msf_cli.setup_checks import engine_failure
 from msf_cli.simulation.capacity import CapacityEstimate, Demand, estimate_workers
 from msf_cli.simulation.cluster import Hardware
 from msf_scheduler.step_costs import StepCost, StepCosts, StepPattern
@@ -80,7 +81,7 @@ def _measure_costs() -> StepCosts:
         version = find_models(settings.model_repo)[0]
         _, plans = load_model(settings, version)
     except EngineError as error:
-        raise click.ClickException(str(error)) from error
+        raise engine_failure(error) from error
     costs = [StepCost(stage, bucket, seconds, seconds) for (stage, bucket), seconds in plans.seconds.items()]
     return StepCosts(plans.buckets, costs, plans.strict)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from msf_cli.settings import read_settings
+from msf_cli.setup_checks import engine_failure
 
 if TYPE_CHECKING:
     from msf_scheduler.jobs import JobSpec, Provenance
@@ -32,7 +33,7 @@ def command(image: Path, out: Path | None) -> None:
     try:
         content, fingerprint = _regenerate(spec, index, provenance)
     except EngineError as error:
-        raise click.ClickException(str(error)) from error
+        raise engine_failure(error) from error
     if out is not None:
         out.write_bytes(content)
     if content == image.read_bytes():

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 
 from msf_cli.logs import configure_logging
 from msf_cli.settings import Settings, describe_settings, read_settings
-from msf_cli.setup_checks import require_models, require_packages
+from msf_cli.setup_checks import require_models, require_package
 from msf_cli.supervisor import Supervisor
 from msf_scheduler.connection import RedisClient, check, connect
 from msf_scheduler.embedded_valkey import EmbeddedValkey
@@ -47,7 +47,7 @@ def command() -> None:
     settings = read_settings()
     configure_logging(settings.log_level, "server", settings.log_format)
     if settings.workers:
-        require_packages("serve with MSF_WORKERS above 0", "msf_worker", "torch")
+        require_package("serve with MSF_WORKERS above 0", "msf_worker")
         require_models(settings.model_repo)
     try:
         with contextlib.ExitStack() as stack:
