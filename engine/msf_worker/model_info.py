@@ -11,8 +11,9 @@ from msf_scheduler.step_costs import StepCosts
 def model_info(model: ModelVersion, costs: StepCosts, fingerprint: str, strict_cost: float | None) -> ModelInfo:
     """Describe a model version, including the fastest steps measured so far."""
     config = model.config
-    steps = [cost for cost in costs if cost.stage is not Stage.DECODE]
-    decodes = [cost for cost in costs if cost.stage is Stage.DECODE]
+    measured = [cost for cost in costs if cost.least_s]
+    steps = [cost for cost in measured if cost.stage is not Stage.DECODE]
+    decodes = [cost for cost in measured if cost.stage is Stage.DECODE]
     return ModelInfo(
         name=model.name,
         version=model.version,

@@ -34,7 +34,7 @@ class StepPattern:
 
 @dataclass(frozen=True)
 class StepCost:
-    """Seconds that a step batch takes in one bucket of rows: running mean and minimum, 0 while there is none."""
+    """Seconds that a step batch takes in one bucket of rows: running mean and minimum; 0 if it is an estimate."""
 
     stage: Stage
     bucket: int
@@ -71,6 +71,7 @@ class StepCosts:
         self.version = 0  # counts the changes that the policy sees
         self._strict = {stage: tuple(sorted((strict or by_stage)[stage])) for stage in stages}
         self._costs = {(cost.stage, cost.bucket): cost for cost in costs}
+        self._estimates = {key: cost for key, cost in self._costs.items() if not cost.least_s}
         self._summaries: dict[Stage, _Summary] = {}
         self._summarized: dict[tuple[Stage, int], StepCost] = {}  # as they were at the last summary
 
@@ -97,11 +98,11 @@ class StepCosts:
         """Record the duration of a step batch."""
         key = stage, bucket
         earlier = self._costs.get(key)
-        if earlier is None:
+        if earlier is None or not earlier.least_s:
             cost = StepCost(stage, bucket, seconds, seconds)
         else:
             mean_s = earlier.mean_s + FADE * (seconds - earlier.mean_s)
-            cost = StepCost(stage, bucket, mean_s, min(earlier.least_s or seconds, seconds))
+            cost = StepCost(stage, bucket, mean_s, min(earlier.least_s, seconds))
         self._costs[key] = cost
         summarized = self._summarized.get(key)
         if (
@@ -142,12 +143,21 @@ class StepCosts:
         return worst
 
     def mean_s(self, stage: Stage, bucket: int) -> float:
-        """Return the expected seconds of a step batch."""
+        """Return the expected seconds of a step batch.
+
+        A cost that was only estimated follows the nearest bucket that was measured: estimates of one stage err alike.
+        """
         cost = self._costs.get((stage, bucket))
-        if cost is not None:
+        if cost is not None and cost.least_s:
             return cost.mean_s
-        measured = [cost for cost in self if cost.stage is stage]
-        return min(measured, key=lambda cost: abs(cost.bucket - bucket)).mean_s if measured else 0.0
+        measured = [other for other in self if other.stage is stage and other.least_s]
+        if not measured:
+            return cost.mean_s if cost is not None else 0.0
+        nearest = min(measured, key=lambda other: abs(other.bucket - bucket))
+        estimate = self._estimates.get((stage, nearest.bucket))
+        if cost is None or estimate is None:
+            return nearest.mean_s
+        return cost.mean_s * nearest.mean_s / estimate.mean_s
 
     def share_s(self, stage: Stage) -> float:
         """Return a row's share of a step batch, in seconds, in the most efficient bucket."""
@@ -172,7 +182,7 @@ class StepCosts:
             share_s = min(mean_s / bucket for mean_s, bucket in zip(means_s, buckets, strict=True))
             summary = self._summaries[stage] = _Summary(
                 share_s,
-                min((cost.least_s for cost in self if cost.stage is stage), default=0.0),
+                min((cost.least_s for cost in self if cost.stage is stage and cost.least_s), default=0.0),
                 tuple(max(share_s, MOMENT_S) / max(mean_s, MOMENT_S) for mean_s in means_s),
             )
         return summary

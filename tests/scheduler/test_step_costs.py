@@ -7,7 +7,7 @@ import json
 import pytest
 
 from msf_scheduler.stage import Stage
-from msf_scheduler.step_costs import StepCosts, StepPattern
+from msf_scheduler.step_costs import StepCost, StepCosts, StepPattern
 
 PATTERN = StepPattern.of([2] * 5, [1, 2], [1])
 
@@ -53,3 +53,14 @@ def test_costs_are_restored_from_plain_data() -> None:
     assert list(restored) == list(measured)
     assert (restored.buckets, restored.stages) == (measured.buckets, measured.stages)
     assert restored.strict_cost() == measured.strict_cost()
+
+
+def test_an_estimate_follows_the_nearest_measurement() -> None:
+    """Validation measured everything twice too slow, say, because other work ran."""
+    estimates = [StepCost(Stage.BASE, bucket, 0.02 * bucket, 0.0) for bucket in (1, 4, 8)]
+    measured = StepCosts({Stage.BASE: (1, 4, 8)}, estimates, stages=(Stage.BASE,))
+    assert measured.mean_s(Stage.BASE, 8) == 0.16
+    measured.observe(Stage.BASE, 4, 0.04)
+    assert measured.mean_s(Stage.BASE, 4) == 0.04
+    assert measured.mean_s(Stage.BASE, 8) == pytest.approx(0.08)
+    assert measured.shortest_s(Stage.BASE) == 0.04
