@@ -13,6 +13,7 @@ from msf_scheduler.jobs import JobSpec, JobState, Priority, Terms
 from msf_scheduler.leases import Leases
 from msf_scheduler.queue import JobQueue, new_job_id
 from msf_scheduler.stage import Stage
+from msf_scheduler.tunables import HELD_S
 from tests.polling import eventually
 from tests.worker.support import SPEC, Gate, admit, running, with_plans, with_seconds
 
@@ -70,7 +71,7 @@ async def test_a_full_worker_claims_again_before_its_work_ends(
     queue, base, residual = JobQueue(redis), Gate(), Gate()
     first, second = [await admit(queue, SPEC) for _ in range(2)]
     gated = with_plans(with_plans(plans, Stage.BASE, base), Stage.RESIDUAL, residual)
-    async with running(redis, version, with_seconds(gated, 1.0)) as worker:
+    async with running(redis, version, with_seconds(gated, 1.15 * HELD_S)) as worker:
         await eventually(base.reached.is_set)
         assert (await worker.job(second)).state is JobState.QUEUED
         base.open.set()
