@@ -47,6 +47,11 @@ class PlanBuilder:
         """Use the backend's buckets unless others are given."""
         self.version = version
         self._buckets = tuple(sorted(set(buckets or backend.buckets)))
+        stages = version.config.base, version.config.residual
+        if self._buckets[-1] < 2 and any(stage.guidance.interval is not None for stage in stages):
+            raise PlanError(
+                f"buckets {self._buckets} hold no guided step of {version}; allowed: one of at least 2 rows"
+            )
         self.backend = backend
         self.cache = plan_cache
         self.num_built = 0

@@ -8,6 +8,7 @@ import pytest
 
 from bench.gpu import check
 from bench.gpu.check import Part
+from tests.polling import until
 
 PATH = os.pathsep.join(sys.path)
 
@@ -22,7 +23,7 @@ def test_a_part_is_stopped_at_its_limit_with_its_output_and_its_children(tmp_pat
     row = check.run(Part("bench", ("-c", script), 2, {}), tmp_path, PATH)
     assert row.startswith("| bench | stopped at its limit of 2 s | ")
     pid = (tmp_path / "bench.log").read_text().split()[1]
-    assert not _is_running(pid)
+    until(lambda: not _is_running(pid))
 
 
 def _is_running(pid: str) -> bool:

@@ -248,7 +248,7 @@ def test_the_next_backend_serves_if_the_first_is_rejected(
 ) -> None:
     monkeypatch.setattr(plan_loader, "default_backends", lambda: ("inductor", "eager"))
     monkeypatch.setattr(inductor, "BACKEND", WrongBackend)
-    backend, _ = load_models([version], None, None, 1, PlanCache(tmp_path), (1,))
+    backend, _ = load_models([version], None, None, 1, PlanCache(tmp_path), (2,))
     assert backend.name == "eager"
     assert not isinstance(backend, WrongBackend)
     assert "backend inductor cannot serve on this machine: plan base of tiny:1 is rejected" in caplog.text
@@ -259,7 +259,7 @@ def test_a_named_backend_has_no_fallback(
 ) -> None:
     monkeypatch.setattr(eager, "BACKEND", WrongBackend)
     with pytest.raises(PlanRejected):
-        load_models([version], "eager", None, 1, PlanCache(tmp_path), (1,))
+        load_models([version], "eager", None, 1, PlanCache(tmp_path), (2,))
 
 
 class AbsentBackend(EagerBackend):
@@ -364,3 +364,10 @@ def _random_inputs(version: ModelVersion, stage: Stage, num_rows: int) -> list[A
         np.repeat([1, null_label], num_rows // 2) if dtype == "int64" else rng.random((num_rows, *shape), np.float32)
         for shape, dtype in stage_inputs(version.config, stage)
     ]
+
+
+def test_buckets_that_hold_no_guided_step_are_refused(version: ModelVersion, tmp_path: Path) -> None:
+    with pytest.raises(
+        PlanError, match=r"buckets \(1,\) hold no guided step of tiny:1; allowed: one of at least 2 rows"
+    ):
+        load_plans(version, get_backend("eager", "fp32", 1), PlanCache(tmp_path), (1,))
