@@ -50,7 +50,7 @@ class PlanBuilder:
         stages = version.config.base, version.config.residual
         if self._buckets[-1] < 2 and any(stage.guidance.interval is not None for stage in stages):
             raise PlanError(
-                f"buckets {self._buckets} hold no guided step of {version}; allowed: one of at least 2 rows"
+                f"buckets {self._buckets} hold no guided step of {version}; allowed: at least one of 2 or more"
             )
         self.backend = backend
         self.cache = plan_cache

@@ -367,7 +367,5 @@ def _random_inputs(version: ModelVersion, stage: Stage, num_rows: int) -> list[A
 
 
 def test_buckets_that_hold_no_guided_step_are_refused(version: ModelVersion, tmp_path: Path) -> None:
-    with pytest.raises(
-        PlanError, match=r"buckets \(1,\) hold no guided step of tiny:1; allowed: one of at least 2 rows"
-    ):
+    with pytest.raises(PlanError, match=r"buckets \(1,\) hold no guided step of tiny:1; allowed: at least one of 2"):
         load_plans(version, get_backend("eager", "fp32", 1), PlanCache(tmp_path), (1,))
