@@ -1,11 +1,11 @@
--- Lease jobs to a worker, whole and in turn: first the work that it wants, then one job of each lane (priority class and
--- tenant) of which it holds nothing.
+-- Lease jobs to a worker, whole and in turn: first the work that it wants, then one job of each lane (priority class
+-- and tenant) of which it holds nothing.
 -- KEYS: queue
--- ARGV: worker, waiter (that waits for newcomers), budget_steps, held (lanes, each class, tenant), max_samples, lease_s,
---       idle (the worker holds nothing), fingerprint (of the worker), expired (error of jobs that are too late), ttl_s
---       (of those)
--- → alone (1: the worker must hold nothing but a suspect), limit ("budget" or "room": what kept it from more; "work"),
---   num_expired, jobs (each name, value, …), terms (under which each is served)
+-- ARGV: worker, waiter (that waits for newcomers), budget_steps, held (lanes, each class, tenant), max_samples,
+--       lease_s, idle (the worker holds nothing), fingerprint (of the worker), expired (error of jobs that are too
+--       late), ttl_s (of those)
+-- → alone (1: the worker must hold nothing but a suspect), limit ("budget" or "room": what kept it from more;
+--   "work"), num_expired, jobs (each name, value, …), terms (under which each is served)
 local clock = require 'clock'
 local fingerprints = require 'fingerprints'
 local jobs = require 'jobs'

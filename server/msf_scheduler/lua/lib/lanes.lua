@@ -1,6 +1,6 @@
--- Order of the queued jobs and of those that follow them: priority class → tenants by virtual time (start-time fair queuing, in sample steps over
--- weight) → the tenant's users in turn → the user's jobs by admission. Jobs bound to a fingerprint have lanes of their
--- own: a place is a priority class with such a fingerprint.
+-- Order of the queued jobs and of those that follow them: priority class → tenants by virtual time (start-time fair
+-- queuing, in sample steps over weight) → the tenant's users in turn → the user's jobs by admission. Jobs bound to a
+-- fingerprint have lanes of their own: a place is a priority class with such a fingerprint.
 local clock = require 'clock'
 local fingerprints = require 'fingerprints'
 local priority_classes = require 'priority_classes'
@@ -92,8 +92,8 @@ function lanes.advance(queue, pass)
   redis.call('HSET', queue.counters, 'virtual_time', string.format('%.17g', math.max(virtual_time, pass)))
 end
 
--- Add a job's cost over its weight to what its tenant has used (sign -1: the job was given back). `job` is the one whose
--- turn it was, which may be a follower of the one that is run.
+-- Add a job's cost over its weight to what its tenant has used (sign -1: the job was given back). `job` is the one
+-- whose turn it was, which may be a follower of the one that is run.
 function lanes.add_usage(queue, job, sign)
   local tenant, cost, weight = unpack(redis.call('HMGET', job, 'tenant', 'cost', 'weight'))
   if not tenant then

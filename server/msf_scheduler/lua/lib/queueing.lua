@@ -1,5 +1,5 @@
--- Ways into the queue and out of it. A follower has an entry in the lanes while its leader is queued, so that their work is
--- done when the first of them would be served; entries that outlive that are dropped when their turn comes.
+-- Ways into the queue and out of it. A follower has an entry in the lanes while its leader is queued, so that their
+-- work is done when the first of them would be served; entries that outlive that are dropped when their turn comes.
 local clock = require 'clock'
 local fingerprints = require 'fingerprints'
 local jobs = require 'jobs'

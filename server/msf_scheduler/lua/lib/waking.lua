@@ -1,8 +1,8 @@
 -- Waking of workers that wait in a blocking read. One token while there is work wakes one worker, whose claim leaves
 -- another token if work remains: to wake all of them would cost a claim of each for every arrival.
--- A worker that is full runs at most one job more of each lane, so it wakes only when a lane gets its first job. Whether
--- it holds another of that lane is known to it alone: each full worker has a token of its own, and one is asked after the
--- other until a claim empties the lane.
+-- A worker that is full runs at most one job more of each lane, so it wakes only when a lane gets its first job.
+-- Whether it holds another of that lane is known to it alone: each full worker has a token of its own, and one is
+-- asked after the other until a claim empties the lane.
 local fingerprints = require 'fingerprints'
 local clock = require 'clock'
 local lanes = require 'lanes'
