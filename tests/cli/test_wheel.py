@@ -105,10 +105,9 @@ def test_the_metadata_declares_what_it_runs_on(wheel: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("serve",), "msf serve with MSF_WORKERS above 0 needs torch. Install it: pip install 'msf-serve[worker]'"),
+        (("serve",), "MSF_MODEL_REPO='model_repo' is not a folder. Get a model with 'msf models pull SOURCE'"),
         (("models",), "MSF_MODEL_REPO='model_repo' is not a folder. Get a model with 'msf models pull SOURCE'"),
         (("generate", "--prompt", "a", "--out", "a.png"), "MSF_MODEL_REPO='model_repo' is not a folder. Get a model"),
-        (("worker",), "needs torch. Install it: pip install 'msf-serve[worker]'"),
         (("train", "--data", "."), "needs torch. Install it: pip install 'msf-serve[worker]'"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",

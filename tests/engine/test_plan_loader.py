@@ -122,11 +122,9 @@ def test_changed_weights_build_their_own_plan_alone(repository: Path, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["emoji", "fashion-mnist"])
-def test_plans_are_hardly_larger_than_the_weights(name: str, tmp_path: Path) -> None:
+def test_plans_are_hardly_larger_than_the_weights(tmp_path: Path) -> None:
     """One graph serves all buckets, with the weights in bfloat16; OpenVINO's own cache has none."""
-    version = read_version(MODEL_REPO, name)
+    version = read_version(MODEL_REPO, "fashion-mnist")
     plans = load_plans(version, get_backend("openvino", None, 1), PlanCache(tmp_path), (1, 8))
     assert plans.num_built == 3
     weights_bytes = sum(file.stat().st_size for file in version.folder.glob("*.safetensors"))
