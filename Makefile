@@ -26,7 +26,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
 .PHONY: help serve check check-all lint types contracts test test-slow data train-fashion data-emoji train-emoji evaluate evaluate-emoji reproduce ablate bench-serve \
-  bench-overhead bench-engine bench-batching bench-choosing bench-peers bench-simulation bench-gpu gpu-check dashboard-test chaos soak compose-test sweep audit licences lock tensorrt-build clean
+  bench-overhead bench-engine bench-batching bench-choosing bench-peers bench-simulation bench-gpu gpu-check dashboard-test chaos hostile soak compose-test sweep audit licences lock tensorrt-build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -52,7 +52,7 @@ contracts: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 test: $(VENV)/.dev
-	$(PYTEST) -m 'not slow'
+	$(PYTEST) -m 'not slow and not hostile'
 
 test-slow: $(VENV)/.dev
 	$(PYTEST) -m slow
@@ -113,6 +113,9 @@ dashboard-test: $(VENV)/.dev ## check the dashboard against the load generator's
 
 chaos: $(VENV)/.dev ## kill, hang, fill and disconnect processes under load, and count the ends of all jobs
 	$(BIN)/python -m bench.faults.chaos
+
+hostile: $(VENV)/.dev ## try bad inputs, clients, signals and crashes on real processes, and print what held
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m hostile tests/hostile
 
 soak: $(VENV)/.dev ## apply mixed load for an hour; memory, keys, files and tasks may not grow
 	$(BIN)/python -m bench.faults.soak
