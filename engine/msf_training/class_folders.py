@@ -1,4 +1,4 @@
-"""Class folders as training data: `DIR/<class>/<image>`, images of any size, decoded once."""
+"""Class folders as training data: `DIR/<class>/<image>`, images of any size and format, decoded once."""
 
 from __future__ import annotations
 
@@ -6,32 +6,26 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from msf_training.dataset import Split
+from msf_training.decoded_images import decode_images
+from msf_training.image_files import SUFFIXES, ImageFormat
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 NAMES_FILE = "names.json"  # optional, in DIR: image names by file stem up to VARIANT
 VARIANT = "--"  # separates a variant's suffix in a file stem; all variants of an image are held out together
-
-
-@dataclass(frozen=True)
-class ImageFormat:
-    """Size in pixels and number of channels that images are converted to; `background` lies under transparent ones."""
-
-    size: int
-    channels: int
-    background: str
+SKIPPED_FILE = "skipped.tsv"  # beside the decoded images: path and reason of each image file that cannot be read
+MAX_UNREADABLE_PERCENT = 50.0
+_SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
+_NUM_LOGGED = 10
 
 
 @dataclass(frozen=True)
@@ -48,28 +42,101 @@ class ClassFolders:
     name_indices: Tensor
 
 
-def load_class_folders(folder: Path, cache: Path, image_format: ImageFormat, held_out_percent: int = 0) -> ClassFolders:
+def load_class_folders(
+    folder: Path,
+    cache: Path,
+    image_format: ImageFormat,
+    held_out_percent: int = 0,
+    max_unreadable_percent: float = MAX_UNREADABLE_PERCENT,
+) -> ClassFolders:
     """Decode the images below `folder` into the file `cache`, unless it is current, and map it into memory.
 
-    Training data may be larger than memory. Raises ValueError that names the folder or the file at fault.
+    Training data may be larger than memory. Image files that cannot be read are left out, logged and written to
+    SKIPPED_FILE. Raises ValueError that names the folder at fault, or the number of these files if they are too many.
     """
-    labels = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    labels = _class_names(folder)
+    _log_unused(folder, [path for path in folder.iterdir() if path.is_file() and path.name != NAMES_FILE])
     files = {name: _image_files(folder / name) for name in labels}
     paths = [path for name in labels for path in files[name]]
     if len(labels) < 2 or not paths:
         raise ValueError(
             f"{folder} has {len(labels)} class folders with {len(paths)} images; at least 2 folders are needed"
         )
-    for name, class_files in files.items():
-        if not class_files:
-            raise ValueError(f"{folder / name} holds no image; allowed: {', '.join(sorted(SUFFIXES))}")
-    images = torch.from_numpy(_decoded(folder, paths, image_format, cache))
+    images = decode_images(folder, paths, image_format, cache)
+    reasons = {path: images.reasons[row] for row, path in enumerate(paths) if row in images.reasons}
+    _report(folder, cache.with_name(SKIPPED_FILE), len(paths), reasons)
+    _check_readable(folder, files, reasons, max_unreadable_percent)
+
     numbers = torch.arange(len(labels)).repeat_interleave(torch.tensor([len(files[name]) for name in labels]))
+    is_readable = torch.tensor([path not in reasons for path in paths])
     is_held_out = torch.tensor([_is_held_out(path, held_out_percent) for path in paths])
-    train_paths = [path for path, held_out in zip(paths, is_held_out, strict=True) if not held_out]
-    image_names, name_indices = _read_names(folder / NAMES_FILE, train_paths, labels)
-    train, held_out = (Split(images, numbers, rows.nonzero().squeeze(1)) for rows in (~is_held_out, is_held_out))
+    train_rows, held_out_rows = (
+        (is_readable & is_chosen).nonzero().squeeze(1) for is_chosen in (~is_held_out, is_held_out)
+    )
+    image_names, name_indices = _read_names(folder / NAMES_FILE, [paths[row] for row in train_rows.tolist()], labels)
+    pixels = torch.from_numpy(images.pixels)
+    train, held_out = (Split(pixels, numbers, rows) for rows in (train_rows, held_out_rows))
     return ClassFolders(train, held_out, labels, image_names, name_indices)
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    """Return the sorted names of the class folders. Raises ValueError about a name that is not text."""
+    names = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.is_dir() and not path.name.startswith(".") and path.name not in _SYSTEM_FOLDERS
+    )
+    for name in names:
+        if not name.isprintable():
+            raise ValueError(f"{folder} has a class folder {name!r}; allowed: printable UTF-8")
+    return tuple(names)
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """Return all files below a folder whose suffix is an image's, and log how many others there are of each."""
+    files = [Path(parent, name) for parent, _, names in os.walk(folder, onerror=_raise) for name in names]
+    _log_unused(folder, [path for path in files if path.suffix.lower() not in SUFFIXES])
+    return sorted(path for path in files if path.suffix.lower() in SUFFIXES)
+
+
+def _log_unused(folder: Path, files: Sequence[Path]) -> None:
+    if files:
+        counts = Counter(path.suffix.lower() or repr(path.name) for path in files).most_common(_NUM_LOGGED)
+        summary = ", ".join(f"{count} {suffix}" for suffix, count in counts)
+        logger.warning("%s has %d other files, which are not used: %s", folder, len(files), summary)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _report(folder: Path, file: Path, num_files: int, reasons: Mapping[Path, str]) -> None:
+    """Log how many image files were read, and write those that were not, with reasons, to `file`."""
+    logger.info("read %d of %d image files below %s", num_files - len(reasons), num_files, folder)
+    file.unlink(missing_ok=True)
+    if not reasons:
+        return
+    lines = [f"{str(path.relative_to(folder))!r}\t{reason!r}\n" for path, reason in reasons.items()]
+    file.write_text("".join(lines))
+    for path, reason in list(reasons.items())[:_NUM_LOGGED]:
+        logger.warning("skipped %r: %s", str(path), reason)
+    logger.warning("skipped %d image files in all; %s lists them", len(reasons), file)
+
+
+def _check_readable(
+    folder: Path, files: Mapping[str, Sequence[Path]], reasons: Mapping[Path, str], max_unreadable_percent: float
+) -> None:
+    """Raise ValueError if a class has no image that can be read, or too many files cannot."""
+    num_files = sum(map(len, files.values()))
+    if len(reasons) > num_files * max_unreadable_percent / 100:
+        raise ValueError(
+            f"{len(reasons)} of {num_files} image files below {folder} cannot be read; "
+            f"allowed: {max_unreadable_percent:g} % (--max-unreadable)"
+        )
+    for name, class_files in files.items():
+        if all(path in reasons for path in class_files):
+            allowed = " ".join(sorted(SUFFIXES))
+            raise ValueError(f"{folder / name} holds no image that can be read; allowed: {allowed}")
 
 
 def _read_names(file: Path, paths: Sequence[Path], labels: tuple[str, ...]) -> tuple[tuple[str, ...], Tensor]:
@@ -90,58 +157,6 @@ def _stem(path: Path) -> str:
     return path.stem.split(VARIANT)[0]
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-
-
 def _is_held_out(path: Path, percent: int) -> bool:
     """Decide by the stem alone, so that an image stays on its side when others are added or removed."""
-    return int(hashlib.sha256(_stem(path).encode()).hexdigest(), 16) % 100 < percent
-
-
-def _decoded(folder: Path, paths: Sequence[Path], image_format: ImageFormat, cache: Path) -> NDArray[np.uint8]:
-    """Return the images (N, C, H, W), mapped from `cache`, which is written first unless it holds just these files."""
-    key_file = cache.with_suffix(".json")
-    key = _cache_key(folder, paths, image_format)
-    if not cache.exists() or not key_file.exists() or json.loads(key_file.read_text()) != key:
-        _decode(paths, image_format, cache)
-        key_file.write_text(json.dumps(key))
-    return np.lib.format.open_memmap(cache, mode="r+")
-
-
-def _cache_key(folder: Path, paths: Sequence[Path], image_format: ImageFormat) -> str:
-    digest = hashlib.sha256(repr(image_format).encode())
-    for path in paths:
-        status = path.stat()
-        digest.update(f"{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def _decode(paths: Sequence[Path], image_format: ImageFormat, cache: Path) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    partial = cache.with_suffix(".partial")
-    shape = (len(paths), image_format.channels, image_format.size, image_format.size)
-    images = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-    for row, path in enumerate(paths):
-        images[row] = _read_image(path, image_format)
-        if (row + 1) % 10_000 == 0:
-            logger.info("decoded %d of %d images", row + 1, len(paths))
-    images.flush()
-    os.replace(partial, cache)
-    logger.info("decoded %d images into %s", len(paths), cache)
-
-
-def _read_image(path: Path, image_format: ImageFormat) -> NDArray[np.uint8]:
-    """Return the largest centred square of an image, scaled: (C, H, W)."""
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGBA")
-    except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
-    canvas = Image.new("RGBA", image.size, image_format.background)
-    canvas.alpha_composite(image)
-    side, size = min(image.size), image_format.size
-    x, y = (image.width - side) // 2, (image.height - side) // 2
-    square = canvas.crop((x, y, x + side, y + side)).convert("RGB" if image_format.channels == 3 else "L")
-    pixels = np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
-    return pixels.reshape(size, size, image_format.channels).transpose(2, 0, 1)
+    return int(hashlib.sha256(os.fsencode(_stem(path))).hexdigest(), 16) % 100 < percent

@@ -22,7 +22,7 @@ from msf_engine.config import (
 )
 from msf_engine.denoiser import SIZES
 from msf_engine.schedule import Solver
-from msf_training.class_folders import ImageFormat
+from msf_training.image_files import ImageFormat
 from msf_training.trainer import TrainerConfig
 
 PositiveInt = Annotated[int, Field(gt=0)]

@@ -15,7 +15,7 @@ from msf_engine.errors import ModelRepositoryError
 from msf_engine.model import MsfModel
 from msf_engine.repository import ModelVersion, list_versions, read_version, save_version
 from msf_scheduler.stage import Stage
-from msf_training.class_folders import load_class_folders
+from msf_training.class_folders import MAX_UNREADABLE_PERCENT, load_class_folders
 from msf_training.recipe import Recipe
 from msf_training.stages import TrainingRun
 from msf_training.starting_point import check_denoisers, read_autoencoder, read_public_autoencoder
@@ -32,12 +32,14 @@ def train(
     device: torch.device,
     public_autoencoder: Path | None = None,
     initial: ModelVersion | None = None,
+    max_unreadable_percent: float = MAX_UNREADABLE_PERCENT,
 ) -> Path | None:
     """Train the stages that are not finished, and write the model as its next version.
 
     Returns the version's folder in the first process, None in the others. `public_autoencoder`, a folder with the
     `config.json` and safetensors of an `AutoencoderKL`, or the autoencoder of `initial` is used unchanged; the
-    denoisers start from the weights of `initial`. Raises ValueError and ModelRepositoryError about data, recipe,
+    denoisers start from the weights of `initial`. Image files that cannot be read are left out, up to
+    `max_unreadable_percent` of them. Raises ValueError and ModelRepositoryError about data, recipe,
     repository and `initial` before any training.
     """
     with joined_processes(device) as own_device:
@@ -48,7 +50,9 @@ def train(
         else:
             autoencoder_config, autoencoder = recipe.autoencoder_config(), None
         with first_process_first():
-            data = load_class_folders(folder, out / "images.npy", recipe.image_format, recipe.held_out_percent)
+            data = load_class_folders(
+                folder, out / "images.npy", recipe.image_format, recipe.held_out_percent, max_unreadable_percent
+            )
         run = TrainingRun(recipe, data, out, own_device, initial)
         version = _next_version(repository, name, run.labels)
         _check_labels(run)

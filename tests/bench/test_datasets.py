@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from bench.datasets import emoji, fashion_mnist
-from msf_training.class_folders import ImageFormat, load_class_folders
+from msf_training.class_folders import load_class_folders
+from msf_training.image_files import ImageFormat
 
 
 def pack(file: Path, members: dict[str, bytes]) -> None:

@@ -16,7 +16,8 @@ from PIL import Image
 
 from msf_cli.main import main
 from msf_engine.repository import read_version
-from msf_training.class_folders import ImageFormat, load_class_folders
+from msf_training.class_folders import load_class_folders
+from msf_training.image_files import ImageFormat
 from msf_training.recipe import read_recipe, shipped_recipes
 from tests.models import tiny_recipe
 
@@ -200,7 +201,7 @@ def test_errors_name_what_is_wrong(after: Path) -> None:
     assert "base: Value error, needs either size" in problem()
     recipe.write_text(RECIPE)
     (data / "left" / "broken.png").write_bytes(b"no image")
-    assert "broken.png cannot be read as an image" in problem()
+    assert "1 of 13 image files below" in problem("--max-unreadable", "0")
     (data / "left" / "broken.png").unlink()
     (data / "empty").mkdir()
     assert f"{data / 'empty'} holds no image" in problem()

@@ -34,6 +34,13 @@ from msf_cli.settings import read_settings
     metavar="MODEL[:VERSION]",
     help="Model of the repository to continue from: its autoencoder unchanged, its denoisers' weights.",
 )
+@click.option(
+    "--max-unreadable",
+    type=click.FloatRange(0, 100),
+    default=50.0,
+    show_default=True,
+    help="Percentage of image files that may be damaged before the training is refused; they are left out and listed.",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
 def command(
@@ -44,6 +51,7 @@ def command(
     model_repo: Path | None,
     autoencoder: Path | None,
     init_from: str | None,
+    max_unreadable: float,
     device: str,
     threads: int | None,
 ) -> None:
@@ -84,6 +92,7 @@ def command(
             device=torch.device(device),
             public_autoencoder=autoencoder,
             initial=initial,
+            max_unreadable_percent=max_unreadable,
         )
     except (EngineError, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
