@@ -25,7 +25,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 # Ends the service when make is killed.
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
-.PHONY: help serve check check-all lint types contracts test test-slow data train-fashion data-emoji train-emoji evaluate evaluate-emoji reproduce ablate bench-serve \
+.PHONY: help serve check check-all lint types contracts test test-slow test-bench data train-fashion data-emoji train-emoji evaluate evaluate-emoji reproduce ablate bench-serve \
   bench-overhead bench-engine bench-batching bench-choosing bench-peers bench-simulation bench-gpu gpu-check dashboard-test chaos hostile soak compose-test sweep audit licences lock tensorrt-build clean
 
 help: ## list the targets
@@ -55,7 +55,10 @@ test: $(VENV)/.dev
 	$(PYTEST) -m 'not slow and not hostile'
 
 test-slow: $(VENV)/.dev
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow --ignore tests/bench
+
+test-bench: $(VENV)/.dev ## the slow tests of the benchmarks, which train and compile
+	$(PYTEST) -m slow tests/bench
 
 data: $(DATA)/.fashion-mnist ## download Fashion-MNIST from Debian's archive and write its class folders
 
