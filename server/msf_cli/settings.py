@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
+import os
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 import click
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from msf_server.settings import ServerOptions
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "MSF_"
+ENVIRONMENT = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True)
+REFUSED_RATIO = 0.87  # similarity to a setting's name above which nothing else can be meant
+MAX_SHOWN = 120  # characters of a value in a message
+SECRETS = ("redis_url", "webhook_secret")  # values that no message shows
+TEST_HOOKS = ("fatal_seed", "hanging_seed")
+OTHER_VARIABLES = ("MSF_API_KEY",)  # read by commands that call a server
 
 
 class _NoWorkerSettings(BaseModel):
@@ -23,44 +37,121 @@ else:
     WorkerSettings = _NoWorkerSettings
 
 
-class Settings(ServerOptions, WorkerSettings, BaseSettings):
-    """Settings of server and workers, and those of `msf serve` itself."""
+class ProcessSettings(BaseSettings):
+    """Settings of every process of the service."""
 
-    model_config = SettingsConfigDict(env_prefix="MSF_", env_ignore_empty=True, frozen=True)
+    model_config = ENVIRONMENT
 
     redis_url: str | None = Field(None, description="URL of Redis or Valkey; default: an embedded Valkey")
-    data_dir: Path = Field(Path(".msf"), description="folder of the embedded Valkey's data")
-    workers: int = Field(1, ge=0, le=64, description="worker processes that `msf serve` starts")
     log_format: Literal["text", "json"] = Field("text", description="format of log lines, on standard error")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level that is logged")
 
     @field_validator("redis_url")
     @classmethod
     def _check_url(cls, url: str | None) -> str | None:
-        from msf_scheduler.connection import connect
+        from msf_scheduler.redis_url import check_redis_url
 
         if url is not None:
-            connect(url)  # raises ValueError; it opens no connection yet
+            check_redis_url(url)
         return url
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_empty(cls, value: object) -> object:
+        if value == "":
+            raise ValueError("empty. Allowed: a value, or neither flag nor variable")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _expand_home(cls, value: object) -> object:
+        try:
+            return value.expanduser() if isinstance(value, Path) else value
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+
+
+class WorkerProcessSettings(WorkerSettings, ProcessSettings):
+    """Settings of `msf worker`."""
+
+    model_config = ENVIRONMENT
+
+
+class Settings(ServerOptions, WorkerProcessSettings):
+    """Settings of `msf serve`, those of its workers included."""
+
+    model_config = ENVIRONMENT
+    data_dir: Path = Field(Path(".msf"), description="folder of the embedded Valkey's data")
+    workers: int = Field(1, ge=0, le=64, description="worker processes that `msf serve` starts")
+
+    @model_validator(mode="after")
+    def _every_worker_has_a_port(self) -> Self:
+        first_port = getattr(self, "worker_metrics_port", 0)
+        if first_port and first_port + self.workers - 1 > 65535:
+            raise ValueError(f"MSF_WORKER_METRICS_PORT={first_port}: too high for MSF_WORKERS={self.workers}")
+        return self
+
+
+AnySettings = TypeVar("AnySettings", bound=ProcessSettings)
 
 
 def read_settings(**overrides: object) -> Settings:
-    """Read the environment; `overrides` take precedence.
+    """Read all settings; `overrides` take precedence. Raises as `read` does."""
+    return read(Settings, overrides)
 
-    Raises UsageError with one line that names the variable, its value (unless it may hold a password) and the reason.
+
+def read(kind: type[AnySettings], flags: Mapping[str, object]) -> AnySettings:
+    """Read the settings of one command from its flags, by name, and from the environment.
+
+    Raises UsageError with one line that names the flag or variable, its value (unless it may hold a secret) and what is
+    allowed.
     """
+    check_names(os.environ)
     try:
-        return Settings(**overrides)  # type: ignore[arg-type]  # validated by pydantic
+        return kind(**flags)  # type: ignore[arg-type]  # validated by pydantic
     except ValidationError as error:
         first = error.errors()[0]
-        name = first["loc"][0]
-        value = "" if name in ("redis_url", "webhook_secret") else f"={first['input']!r}"
         reason = first["msg"].removeprefix("Value error, ")
-        raise click.UsageError(f"MSF_{name}".upper() + f"{value}: {reason}") from error
+        if not first["loc"]:
+            raise click.UsageError(reason) from None
+        name, *place = (str(part) for part in first["loc"])
+        label = flag_of(name) if name in flags else variable_of(name)
+        text = repr(flags.get(name, os.environ.get(variable_of(name))))
+        value = "" if name in SECRETS else f"={text}" if len(text) <= MAX_SHOWN else f"={text[:MAX_SHOWN]}..."
+        where = f" ({'.'.join(place)})" if place else ""
+        raise click.UsageError(f"{label}{value}{where}: {reason}") from None
 
 
-def describe_settings() -> str:
-    """Return the help text of all settings."""
-    width = max(len(name) for name in Settings.model_fields) + len("MSF_")
-    lines = [f"  {f'MSF_{name}'.upper():{width}}  {field.description}" for name, field in Settings.model_fields.items()]
-    return "\b\nEnvironment:\n" + "\n".join(lines)
+def variable_of(name: str) -> str:
+    """Return the environment variable of a setting."""
+    return f"{PREFIX}{name}".upper()
+
+
+def flag_of(name: str) -> str:
+    """Return the command line's option of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_names(environment: Mapping[str, str]) -> None:
+    """Raise UsageError for a variable that is almost the name of a setting; warn of others that are none."""
+    names = [*map(variable_of, Settings.model_fields), *OTHER_VARIABLES]
+    for variable in sorted(environment):
+        if not variable.upper().startswith(PREFIX) or variable.upper() in names:
+            continue
+        closest = difflib.get_close_matches(variable.upper(), names, n=1)
+        if closest and difflib.SequenceMatcher(a=closest[0], b=variable.upper()).ratio() >= REFUSED_RATIO:
+            raise click.UsageError(f"Unknown setting {variable}. Closest: {closest[0]}.")
+        hint = f" Closest: {closest[0]}." if closest else ""
+        logger.warning("Ignoring %s, which is not a setting here.%s", variable, hint)
+
+
+def worker_environment(flags: Mapping[str, object], redis_url: str) -> dict[str, str]:
+    """Return the environment of a worker of `msf serve`: no setting of the server, and no secret."""
+    inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
+    texts = {name: os.environ.get(variable_of(name)) for name in WorkerProcessSettings.model_fields} | dict(flags)
+    settings = {
+        variable_of(name): str(text)
+        for name, text in texts.items()
+        if text is not None and name in WorkerProcessSettings.model_fields
+    }
+    return {**inherited, **settings, variable_of("redis_url"): redis_url}

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
 from msf_cli.settings import Settings
@@ -28,10 +28,12 @@ class Supervisor:
     workers see it.
     """
 
-    def __init__(self, settings: Settings, redis_url: str, on_death: Callable[[int], Awaitable[None]]) -> None:
-        """`on_death` is called with the pid of a worker that ended by itself."""
+    def __init__(
+        self, settings: Settings, environment: Mapping[str, str], on_death: Callable[[int], Awaitable[None]]
+    ) -> None:
+        """`environment` is that of a worker; `on_death` is called with the pid of a worker that ended by itself."""
         self._settings = settings
-        self._environment = {**os.environ, "MSF_REDIS_URL": redis_url}
+        self._environment = environment
         self._on_death = on_death
         self._owner_fd, self._alive_fd = os.pipe()
         self._processes: dict[int, asyncio.subprocess.Process] = {}

@@ -13,18 +13,18 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from msf_scheduler.errors import QueueUnavailable
-from msf_scheduler.keys import PREFIX
+from msf_scheduler.keys import PREFIX, URL_SECRET
 from msf_scheduler.pipelining import COMMAND_TIMEOUT_S, PipeliningRedis
+from msf_scheduler.redis_url import check_redis_url
 
 T = TypeVar("T")
 RedisClient: TypeAlias = Redis | RedisCluster
 
 MAX_BLOCK_S = 5.0  # longest blocking read; must stay below COMMAND_TIMEOUT_S
 CONNECT_TIMEOUT_S = 3.0
+SENTINEL_PORT = 26379
 MAX_CONNECTIONS = 32  # further commands wait for a free one
 MAX_CLUSTER_CONNECTIONS = 1024  # further commands fail: redis-py has no blocking pool for clusters
-
-URL_SCHEMES = ("redis://", "rediss://", "unix://", "redis-cluster://", "rediss-cluster://", "redis-sentinel://")
 
 _UNAVAILABLE = (
     exceptions.ConnectionError,  # also LOADING, MASTERDOWN and refused credentials
@@ -32,6 +32,7 @@ _UNAVAILABLE = (
     exceptions.OutOfMemoryError,
     exceptions.ReadOnlyError,
     exceptions.NoPermissionError,
+    exceptions.InvalidResponse,  # of a server that is no Redis
     exceptions.ClusterError,
     exceptions.ClusterDownError,
     exceptions.RedisClusterException,
@@ -40,7 +41,7 @@ _UNAVAILABLE_CODES = ("MISCONF", "NOREPLICAS", "BUSY ")  # redis-py has no class
 
 
 def connect(url: str) -> RedisClient:
-    """Return a client, which connects on first use; raise `ValueError` for a URL that is none of these.
+    """Return a client, which connects on first use; raise `ValueError` for a URL that `check_redis_url` refuses.
 
     - `redis://`, `rediss://` (TLS) or `unix://`: one server
     - `redis-cluster://`, `rediss-cluster://`: any node of a Redis Cluster
@@ -50,6 +51,7 @@ def connect(url: str) -> RedisClient:
     (`guarded`): redis-py's `socket_timeout` sends through `asyncio.wait_for`, which before Python 3.12 may swallow a
     cancellation.
     """
+    check_redis_url(url)
     options: dict[str, Any] = {
         "protocol": 2,  # replies have another shape under RESP3
         "socket_timeout": None,
@@ -61,13 +63,9 @@ def connect(url: str) -> RedisClient:
             pool = BlockingConnectionPool.from_url(url, max_connections=MAX_CONNECTIONS, timeout=None, **options)
             return PipeliningRedis.from_pool(pool)
         case "redis-cluster" | "rediss-cluster":
-            if urlsplit(url).path.strip("/"):
-                raise ValueError("A Redis Cluster has no numbered databases. Allowed: redis-cluster://host:port")
             node_url = url.replace("-cluster", "", 1)
             return _LazyCluster.from_url(node_url, max_connections=MAX_CLUSTER_CONNECTIONS, **options)
-        case "redis-sentinel":
-            return _connect_through_sentinels(url, options)
-    raise ValueError(f"Unknown kind of Redis URL. Allowed: {', '.join(URL_SCHEMES)}")
+    return _connect_through_sentinels(url, options)
 
 
 class _LazyCluster(RedisCluster):
@@ -99,10 +97,9 @@ def _connect_through_sentinels(url: str, options: dict[str, Any]) -> Redis:
     parts = urlsplit(url)
     credentials, _, hosts = parts.netloc.rpartition("@")
     username, _, password = (unquote(part) for part in credentials.partition(":"))
-    sentinels = [(host, int(port or 26379)) for host, _, port in (node.partition(":") for node in hosts.split(","))]
+    nodes = [urlsplit(f"//{node}") for node in hosts.split(",")]
+    sentinels = [(node.hostname, node.port or SENTINEL_PORT) for node in nodes]
     service = parts.path.strip("/")
-    if not service:
-        raise ValueError("The Redis URL names no service. Allowed: redis-sentinel://host:port,host:port/service")
     sentinel = Sentinel(sentinels, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
     options = options | {"username": username or None, "password": password or None}
     client: Redis = sentinel.master_for(service, redis_class=_SentinelClient, **options)
@@ -113,7 +110,13 @@ async def check(redis: RedisClient) -> None:
     """Raise `QueueUnavailable` unless this Redis answers, runs our Lua functions and never evicts jobs."""
     try:
         await call(redis, "FUNCTION LIST", "LIBRARYNAME", "msf")
+        await call(redis, "GET", URL_SECRET)  # of whatever node this is
+    except exceptions.MovedError as error:
+        message = f"{address(redis)} is a node of a Redis Cluster. Allowed: redis-cluster://{address(redis)}"
+        raise QueueUnavailable(message) from error
     except exceptions.ResponseError as error:
+        if "unknown" not in str(error).lower():
+            raise QueueUnavailable(f"Redis at {address(redis)} cannot be used: {error}") from error
         message = f"{address(redis)} has no functions, which need Redis 7 or later, or Valkey: {error}"
         raise QueueUnavailable(message) from error
     memory = await server_info(redis, "memory")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
 
 SCOPE = "msf_serve"
+ENDPOINT_PATTERN = r"^https?://[^/\s]+(/\S*)?$"
 
 
 class TracingUnavailable(Exception):

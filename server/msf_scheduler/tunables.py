@@ -1,7 +1,11 @@
 """Limits and times of the scheduler: defaults of settings, and constants. The Lua scripts get all of them."""
 
 LEASE_S = 15.0  # a worker that is silent for this long is dead
+MAX_LEASE_S = 3600.0
+DRAIN_TIMEOUT_S = 25.0
+MAX_DRAIN_TIMEOUT_S = 86400.0
 RESULT_TTL_S = 600.0
+MAX_RESULT_TTL_S = 365 * 86400.0
 MAX_QUEUED_SAMPLES = 4096  # of one model version
 MAX_SAMPLE_STEPS = 16_384  # of one request
 

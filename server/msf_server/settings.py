@@ -7,28 +7,51 @@ from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import from_json
 from pydantic_settings import NoDecode
 
-from msf_scheduler.tunables import MAX_QUEUED_SAMPLES, MAX_SAMPLE_STEPS, RESULT_TTL_S
+from msf_scheduler.tracing import ENDPOINT_PATTERN
+from msf_scheduler.tunables import (
+    DRAIN_TIMEOUT_S,
+    MAX_DRAIN_TIMEOUT_S,
+    MAX_QUEUED_SAMPLES,
+    MAX_RESULT_TTL_S,
+    MAX_SAMPLE_STEPS,
+    RESULT_TTL_S,
+)
 
 MIN_SECRET = 24  # characters
+
+Tenant = Annotated[str, Field(min_length=1, max_length=128)]
+Weight = Annotated[float, Field(strict=True, ge=0.001, le=1000)]
 
 
 class ServerOptions(BaseModel):
     """Settings that an operator may change."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    host: str = Field("127.0.0.1", description="address that the HTTP server binds")
+    host: str = Field("127.0.0.1", min_length=1, description="address that the HTTP server binds")
     port: int = Field(8000, ge=0, le=65535, description="port that the HTTP server binds; 0: any free port")
     max_queued_samples: int = Field(
-        MAX_QUEUED_SAMPLES, ge=64, description="queued and running samples of one model above which requests get 429"
+        MAX_QUEUED_SAMPLES,
+        ge=64,
+        le=1_000_000,
+        description="queued and running samples of one model above which requests get 429",
     )
     max_sample_steps: int = Field(
-        MAX_SAMPLE_STEPS, ge=64, description="most denoising steps of one request: n times num_steps"
+        MAX_SAMPLE_STEPS, ge=64, le=1_000_000, description="most denoising steps of one request: n times num_steps"
     )
-    result_ttl_s: float = Field(RESULT_TTL_S, ge=1, description="seconds for which a job's images are kept")
-    tenant_weights: dict[str, float] = Field(
+    result_ttl_s: float = Field(
+        RESULT_TTL_S, ge=1, le=MAX_RESULT_TTL_S, description="seconds for which a job's images are kept"
+    )
+    drain_timeout_s: float = Field(
+        DRAIN_TIMEOUT_S,
+        ge=0,
+        le=MAX_DRAIN_TIMEOUT_S,
+        description="seconds that a stopping process has to finish its work",
+    )
+    tenant_weights: Annotated[dict[Tenant, Weight], Field(max_length=10_000), NoDecode] = Field(
         default_factory=dict, description='fair shares of tenants other than 1, as JSON: {"team-a": 4}'
     )
     api_keys_file: Path | None = Field(
@@ -41,17 +64,30 @@ class ServerOptions(BaseModel):
         0, ge=0, le=65535, description="second port, then the only one with /metrics and the scope admin; 0: none"
     )
     webhook_secret: str | None = Field(
-        None, min_length=MIN_SECRET, description="secret that signs webhooks (`msf keys webhook-secret`); default: none"
+        None,
+        min_length=MIN_SECRET,
+        max_length=1024,
+        description="secret that signs webhooks (`msf keys webhook-secret`); default: none",
     )
     webhook_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         (), description="private networks that webhooks may reach, such as 10.1.0.0/16"
     )
-    otlp_endpoint: str | None = Field(None, description="OTLP/HTTP endpoint for OpenTelemetry spans; default: none")
+    otlp_endpoint: str | None = Field(
+        None, pattern=ENDPOINT_PATTERN, description="OTLP/HTTP endpoint for OpenTelemetry spans; default: none"
+    )
 
     @field_validator("cors_origins", "webhook_networks", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
-        return value.split(",") if isinstance(value, str) else value
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("tenant_weights", mode="before")
+    @classmethod
+    def _parse_json(cls, value: object) -> object:
+        try:
+            return from_json(value, allow_inf_nan=False) if isinstance(value, str) else value
+        except ValueError as error:
+            raise ValueError(f'Invalid JSON: {error}. Allowed: an object such as {{"team-a": 4}}') from None
 
 
 class ServerSettings(ServerOptions):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ died = Died()
 
 def supervise(workers: int = 1, drain_timeout_s: float = 60.0) -> Supervisor:
     settings = Settings(workers=workers, drain_timeout_s=drain_timeout_s, worker_metrics_port=9100)
-    return Supervisor(settings, "redis://host", died.append_pid)
+    return Supervisor(settings, {**os.environ, "MSF_REDIS_URL": "redis://host"}, died.append_pid)
 
 
 def content(file: Path) -> str:

@@ -18,7 +18,8 @@ import uvloop
 from fastapi import FastAPI
 
 from msf_cli.logs import configure_logging
-from msf_cli.settings import Settings, describe_settings, read_settings
+from msf_cli.setting_options import ServeCommand
+from msf_cli.settings import Settings, read, worker_environment
 from msf_cli.setup_checks import require_models, require_package
 from msf_cli.supervisor import Supervisor
 from msf_scheduler.connection import RedisClient, check, connect
@@ -37,14 +38,14 @@ logger = logging.getLogger(__name__)
 GRACEFUL_SHUTDOWN_S = 30  # for requests in progress
 
 
-@click.command(epilog=describe_settings())
-def command() -> None:
+@click.command(cls=ServeCommand)
+def command(flags: dict[str, str]) -> None:
     """Serve images over HTTP until SIGINT or SIGTERM.
 
     Starts MSF_WORKERS workers and, unless MSF_REDIS_URL is set, a Valkey that keeps its data in MSF_DATA_DIR. They end
-    when this process ends, however it ends.
+    when this process ends, however it ends. A flag takes precedence over its variable, which workers get too.
     """
-    settings = read_settings()
+    settings = read(Settings, flags)
     configure_logging(settings.log_level, "server", settings.log_format)
     if settings.workers:
         require_package("serve with MSF_WORKERS above 0", "msf_worker")
@@ -55,20 +56,22 @@ def command() -> None:
             if settings.metrics_port:
                 listeners.append(stack.enter_context(_bind(settings.host, settings.metrics_port, "MSF_METRICS_PORT")))
             redis_url = settings.redis_url or _start_valkey(settings.data_dir, stack)
-            exit_status = uvloop.run(_serve(settings, redis_url, listeners))
+            exit_status = uvloop.run(_serve(settings, worker_environment(flags, redis_url), redis_url, listeners))
     except QueueUnavailable as error:
         raise click.ClickException(f"MSF_REDIS_URL: {error}" if settings.redis_url else str(error)) from error
     sys.exit(exit_status)
 
 
-async def _serve(settings: Settings, redis_url: str, listeners: list[socket.socket]) -> int:
+async def _serve(
+    settings: Settings, environment: dict[str, str], redis_url: str, listeners: list[socket.socket]
+) -> int:
     started_at = time.monotonic()
     host, port = listeners[0].getsockname()[:2]
     app = _create_app(settings, redis_url, host, port)
     server = _Server(server_config(app, graceful_shutdown_s=GRACEFUL_SHUTDOWN_S))
     async with connect(redis_url) as redis:
         await check(redis)
-        supervisor = Supervisor(settings, redis_url, on_death=partial(_bury, app, redis))
+        supervisor = Supervisor(settings, environment, on_death=partial(_bury, app, redis))
         url = f"http://{_reachable(host)}:{port}"
         announce_task = asyncio.create_task(_announce(Registry(redis), supervisor, url, started_at))
         supervisor_task = asyncio.create_task(supervisor.run())

@@ -13,7 +13,8 @@ import click
 import setproctitle
 
 from msf_cli.logs import configure_logging
-from msf_cli.settings import Settings, read_settings
+from msf_cli.setting_options import WorkerCommand
+from msf_cli.settings import WorkerProcessSettings, read
 from msf_scheduler.errors import QueueUnavailable
 
 EXIT_UNAVAILABLE = 1  # a restart may help
@@ -21,9 +22,9 @@ EXIT_MISCONFIGURED = 2  # a restart cannot help
 EXIT_HUNG = 3
 
 
-@click.command()
+@click.command(cls=WorkerCommand)
 @click.option("--owner-fd", type=int, hidden=True, help="Exit when the other end of this pipe is closed.")
-def command(owner_fd: int | None) -> None:
+def command(owner_fd: int | None, flags: dict[str, str]) -> None:
     """Run one worker: claim jobs from MSF_REDIS_URL and run them on this machine's device.
 
     On SIGTERM or SIGINT it finishes its running jobs within MSF_DRAIN_TIMEOUT_S and requeues the others.
@@ -31,14 +32,14 @@ def command(owner_fd: int | None) -> None:
     if owner_fd is not None:
         threading.Thread(target=_exit_with_owner, args=(owner_fd,), daemon=True).start()
     setproctitle.setproctitle("msf worker")
-    settings = read_settings()
+    settings = read(WorkerProcessSettings, flags)
     configure_logging(settings.log_level, "worker", settings.log_format)
     if settings.redis_url is None:
         raise click.UsageError("MSF_REDIS_URL is not set. A worker needs the Redis that its servers use.")
     asyncio.run(_run(settings, settings.redis_url))
 
 
-async def _run(settings: Settings, redis_url: str) -> None:
+async def _run(settings: WorkerProcessSettings, redis_url: str) -> None:
     from msf_engine.errors import EngineError
     from msf_worker.errors import StepTimeout, WorkerError
     from msf_worker.main import run_worker
