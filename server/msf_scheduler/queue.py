@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from msf_scheduler.keys import QueueKeys
 from msf_scheduler.scripts import Script, by_name
 from msf_scheduler.tunables import MAX_QUEUED_SAMPLES, MAX_RETRY_AFTER_S, MIN_RETRY_AFTER_S, RESULT_TTL_S
 
+_JOB_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 EXPIRED = JobError(code=ErrorCode.DEADLINE, message="the job could not end within its timeout_s")
 
 
@@ -48,6 +50,11 @@ class QueueDepth:
 def new_job_id() -> str:
     """Return an id that cannot be guessed: a job's id gives access to its images."""
     return secrets.token_hex(16)
+
+
+def is_job_id(text: str) -> bool:
+    """Return whether `text` may be a job's id; with a suffix of `keys`, it would name another key of a job."""
+    return _JOB_ID.fullmatch(text) is not None
 
 
 class JobQueue:
@@ -158,7 +165,7 @@ class JobQueue:
 
     async def get(self, job_id: str) -> JobRecord | None:
         """Return the job as it is now, or None if it never existed or was forgotten."""
-        fields = await call(self._redis, "HGETALL", keys.job(job_id))
+        fields = await call(self._redis, "HGETALL", keys.job(job_id)) if is_job_id(job_id) else None
         return decode_job(fields) if fields else None
 
     async def read(self, job_id: str) -> tuple[JobRecord, list[bytes]] | None:
@@ -166,6 +173,8 @@ class JobQueue:
 
         A result that is shared with another job takes a second one.
         """
+        if not is_job_id(job_id):
+            return None
         fields, files = await call_all(
             self._redis,
             ("HGETALL", keys.job(job_id)),  # before the files: those of a job that has succeeded are all there
@@ -206,6 +215,8 @@ class JobQueue:
         return await self._end(job_id, JobState.EXPIRED, EXPIRED)
 
     async def _end(self, job_id: str, state: JobState, error: JobError | None = None) -> JobState | None:
+        if not is_job_id(job_id):
+            return None
         model, version = await call(self._redis, "HMGET", keys.job(job_id), "model", "version")
         if model is None:
             return None

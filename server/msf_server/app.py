@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from importlib.metadata import version
 
 from fastapi import FastAPI, Request
@@ -12,6 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from msf_scheduler.errors import SchedulerError
@@ -21,6 +23,8 @@ from msf_server.dependencies import open_services
 from msf_server.errors import respond, translate
 from msf_server.middleware.auth import DOCS_ASSETS, ApiKeyAuth
 from msf_server.middleware.body_limit import BodyLimit
+from msf_server.middleware.content_coding import ContentCoding
+from msf_server.middleware.head import HeadAsGet
 from msf_server.middleware.request_id import RequestId
 from msf_server.oip import model_control, statistics
 from msf_server.oip import routes as oip
@@ -54,6 +58,7 @@ def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> Fast
         lifespan=lifespan,
         docs_url=None,  # pages.py serves it, with a content security policy
         redoc_url=None,
+        redirect_slashes=False,
     )
     for module in (images, files, jobs, models, usage, statistics, oip, model_control, health, stats, pages):
         app.router.routes.extend(module.router.routes)  # `include_router` would match and wrap every request twice
@@ -61,16 +66,18 @@ def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> Fast
     app.mount(DOCS_ASSETS, pages.docs_files)
     for kind in (HTTPException, RequestValidationError, SchedulerError):
         app.add_exception_handler(kind, _answer)
+    app.add_middleware(ContentCoding, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s)
     app.add_middleware(ApiKeyAuth, keys=keys, operations_port=settings.metrics_port or None)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=("GET", "POST", "DELETE"),
+            allow_methods=("GET", "HEAD", "POST", "DELETE"),
             allow_headers=("Authorization", "Content-Type", "Idempotency-Key", HEADER_LENGTH, "X-Request-Id"),
             expose_headers=(HEADER_LENGTH, "Location", "Retry-After", "Server-Timing", "X-Request-Id"),
         )
+    app.add_middleware(HeadAsGet)
     if tracing is not None:
         try:
             from msf_server.middleware.tracing import add_tracing
@@ -89,4 +96,14 @@ class _App(FastAPI):
 
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:
-    return respond(translate(error), request.url.path)
+    answer = translate(error)
+    if answer.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        answer.headers = {"Allow": ", ".join(_methods_at(request))}
+    return respond(answer, request.url.path)
+
+
+def _methods_at(request: Request) -> list[str]:
+    """Return the methods of every route at the path of `request`; the router itself names those of the first only."""
+    routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    methods = {method for route in routes for method in route.methods} or {"GET"}  # those of static files
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))

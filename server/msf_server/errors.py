@@ -49,6 +49,7 @@ ANSWERS: dict[str, tuple[int, str]] = {
     ErrorCode.IDEMPOTENCY_CONFLICT: (409, "invalid"),
     ErrorCode.SUPERSEDED: (409, "invalid"),
     ErrorCode.BODY_TOO_LARGE: (413, "invalid"),
+    ErrorCode.UNSUPPORTED_MEDIA_TYPE: (415, "invalid"),
     ErrorCode.HEADERS_TOO_LARGE: (431, "invalid"),
     ErrorCode.QUEUE_FULL: (429, "refused"),
     ErrorCode.STORAGE_FULL: (429, "refused"),
@@ -72,6 +73,7 @@ _TYPES = {429: "rate_limit_error", 499: "cancelled"}  # otherwise by class of st
 _HEADERS = {  # x-should-retry keeps OpenAI's clients from retries that would fail again or queue the same work twice
     ErrorCode.INVALID_API_KEY: {"WWW-Authenticate": "Bearer"},
     ErrorCode.BODY_TOO_SLOW: {"Connection": "close"},
+    ErrorCode.UNSUPPORTED_MEDIA_TYPE: {"Accept-Encoding": "gzip, deflate"},
     ErrorCode.IDEMPOTENCY_CONFLICT: {"x-should-retry": "false"},
     ErrorCode.QUOTA_EXCEEDED: {"x-should-retry": "false"},
     ErrorCode.TIMEOUT: {"x-should-retry": "false"},
@@ -101,6 +103,7 @@ _DESCRIPTIONS: dict[int | str, str] = {
     404: "No such model, version or job, or the job belongs to another key.",
     409: "The Idempotency-Key was used for another request.",
     413: "The body is too large.",
+    415: "The body's content type, charset or content coding is not supported.",
     429: "The queue is full or a limit of the key is exhausted; `Retry-After` says when to try again.",
     499: "Another client cancelled the job.",
     500: "The job failed; `code` gives the reason.",

@@ -14,7 +14,7 @@ from msf_scheduler.job_events import JobWatcher, StoredPreview
 from msf_scheduler.jobs import JobRecord
 from msf_server.errors import ApiError, translate
 from msf_server.request_log import RequestLog
-from msf_server.schemas.images import CompletedEvent, ImageRequest, PartialImageEvent, TokenUsage
+from msf_server.schemas.images import CompletedEvent, ImageRequest, PartialImageEvent, TokenUsage, size_of
 from msf_server.sse import error_frame, frame
 from msf_server.submission import LATE_S, PendingJob, Submission
 
@@ -26,9 +26,8 @@ async def image_events(
 
     If the caller disconnects, the job is cancelled unless it is to finish alone.
     """
-    size = pending.order.model.image_size
     common = {
-        "size": f"{size}x{size}",
+        "size": size_of(pending.order.model),
         "quality": body.quality or "auto",
         "background": body.background or "auto",
         "output_format": pending.order.spec.output_format,

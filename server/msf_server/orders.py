@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
-import heapq
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar, get_args
 
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.jobs import MAX_INDEX, MAX_SEED, JobSpec, ModelInfo, Terms
 from msf_scheduler.queue import Idempotency
 from msf_server.callers import Caller
 from msf_server.catalog import Availability
+from msf_server.class_names import label_id
 from msf_server.errors import ApiError, InvalidRequest, quoted
-from msf_server.schemas.images import ImageRequest
+from msf_server.schemas.images import ImageRequest, Quality
 from msf_server.settings import ServerSettings
 from msf_server.ssrf import AddressRefused, check_url
 
 MAX_IDEMPOTENCY_KEY = 255
+
+# Steps of a quality over the model's default; all others have the default.
+_STEPS_FACTOR: Mapping[Quality, float] = {"low": 0.5, "high": 2.0, "hd": 2.0, "xhigh": 3.0, "max": 4.0}
 
 Number = TypeVar("Number", int, float)
 
@@ -74,30 +74,12 @@ def make_order(
     )
 
 
-def label_id(name: str, model: ModelInfo, param: str = "prompt") -> int:
-    """Return the id of the class with this name or id; a name wins, so classes may be named by digits.
-
-    Raises InvalidRequest, which names the closest classes.
-    """
-    ids = _ids_by_name(model.labels)
-    key = name.strip().casefold()
-    if (label := ids.get(key)) is not None:
-        return label
-    num_labels = len(model.labels)
-    if key.isdecimal() and key.isascii() and int(key) < num_labels:
-        return int(key)
-    closest = [model.labels[ids[match]] for match in _closest(key, ids)]
-    examples = f"Closest: {_listed(closest)}." if closest else f"Examples: {_listed(model.labels[:5])}."
-    raise InvalidRequest(
-        f"Unknown class {quoted(name)} for model {model.name}. Allowed: one of its {num_labels} class names, "
-        f"or an id from 0 to {num_labels - 1}. {examples}",
-        param=param,
-        code=ErrorCode.UNKNOWN_CLASS,
-    )
-
-
-def _listed(labels: Iterable[str]) -> str:
-    return ", ".join(map(quoted, labels))
+def num_steps_by_quality(model: ModelInfo) -> dict[Quality, int]:
+    """Return the number of steps that each quality stands for."""
+    return {
+        quality: min(model.max_num_steps, max(2, round(_STEPS_FACTOR.get(quality, 1.0) * model.default_num_steps)))
+        for quality in get_args(Quality)
+    }
 
 
 def _max_images(caller: Caller, settings: ServerSettings) -> int:
@@ -124,9 +106,8 @@ def _check_sample_steps(spec: JobSpec, limit: int) -> None:
 
 
 def _spec(body: ImageRequest, model: ModelInfo, max_images: int) -> JobSpec:
-    size = f"{model.image_size}x{model.image_size}"
-    if body.size not in (None, "auto", size):
-        raise InvalidRequest(f'Invalid size: {quoted(body.size)}. Allowed: "auto", "{size}".', param="size")
+    steps_field, num_steps = _value_of(body, "num_steps", "num_inference_steps")
+    scale_field, guidance_scale = _value_of(body, "guidance_scale", "true_cfg_scale", "cfg_scale")
     return JobSpec(
         model=model.name,
         version=model.version,
@@ -134,9 +115,11 @@ def _spec(body: ImageRequest, model: ModelInfo, max_images: int) -> JobSpec:
         num_samples=_within("n", body.n, 1, default=1, highest=max_images),
         seed=_within("seed", body.seed, 0, default=secrets.randbelow(MAX_SEED + 1), highest=MAX_SEED),
         first_index=_within("first_index", body.first_index, 0, default=0, highest=MAX_INDEX),
-        num_steps=_within("num_steps", body.num_steps, 2, model.default_num_steps, model.max_num_steps),
+        num_steps=_within(
+            steps_field, num_steps, 2, num_steps_by_quality(model)[body.quality or "auto"], model.max_num_steps
+        ),
         guidance_scale=_within(
-            "guidance_scale", body.guidance_scale, 0.0, model.default_guidance_scale, model.max_guidance_scale
+            scale_field, guidance_scale, 0.0, model.default_guidance_scale, model.max_guidance_scale
         ),
         reproducibility=body.reproducibility,
         output_format=body.output_format or "png",
@@ -144,24 +127,25 @@ def _spec(body: ImageRequest, model: ModelInfo, max_images: int) -> JobSpec:
     )
 
 
+def _value_of(body: ImageRequest, *names: str) -> tuple[str, Any]:
+    """Return the first of a parameter's names that was sent, with its value. Raises InvalidRequest if values differ."""
+    sent = [(name, value) for name in names if (value := getattr(body, name)) is not None]
+    name, value = next(iter(sent), (names[0], None))
+    for other_name, other in sent:
+        if other != value:
+            raise InvalidRequest(
+                f"Invalid {other_name}: {quoted(other)}. Allowed: {quoted(value)}, as {name} is the same parameter.",
+                param=other_name,
+            )
+    return name, value
+
+
 def _within(param: str, value: Number | None, lowest: Number, default: Number, highest: Number) -> Number:
     if value is None:
         return default
     if not lowest <= value <= highest:
-        raise InvalidRequest(f"Invalid {param}: {value}. Allowed: {lowest} to {highest}.", param=param)
+        raise InvalidRequest(f"Invalid {param}: {quoted(value)}. Allowed: {lowest} to {highest}.", param=param)
     return value
-
-
-@lru_cache(maxsize=64)
-def _ids_by_name(labels: tuple[str, ...]) -> Mapping[str, int]:
-    return {label.casefold(): index for index, label in reversed(list(enumerate(labels)))}
-
-
-def _closest(name: str, candidates: Iterable[str]) -> list[str]:
-    """Return similar names; difflib is too slow for thousands, so it ranks those that share the most letter pairs."""
-    pairs = set(pairwise(name))
-    likely = heapq.nlargest(50, candidates, key=lambda candidate: len(pairs.intersection(pairwise(candidate))))
-    return difflib.get_close_matches(name, likely, n=5, cutoff=0.5)
 
 
 def _strict_fingerprint(model: ModelInfo, availability: Availability) -> str:
@@ -192,7 +176,7 @@ def _terms(body: ImageRequest, caller: Caller, settings: ServerSettings) -> Term
     return Terms(
         priority=body.priority or Terms().priority,
         tenant=caller.tenant,
-        user=body.user or "",
+        user=body.safety_identifier or body.user or "",
         weight=(caller.key and caller.key.weight) or settings.tenant_weights.get(caller.tenant, 1.0),
         timeout_s=body.timeout_s or settings.request_timeout_s,
         num_previews=body.partial_images or 0,

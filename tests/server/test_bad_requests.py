@@ -16,6 +16,21 @@ from tests.server.fake_worker import FakeWorker
 
 PATH = "/v1/images/generations"
 JSON = {"Content-Type": "application/json"}
+NO_SIZES = (
+    "banana",
+    "-1x5",
+    "0x0",
+    "0x5",
+    "01x1",
+    "1024",
+    "1024x",
+    "1024x1024x3",
+    "1024x1024\n",
+    "",
+    " auto",
+    32,
+    [32, 32],
+)
 
 
 async def refused(response: httpx.Response, status: int, client: httpx.AsyncClient) -> dict[str, Any]:
@@ -58,16 +73,24 @@ async def refused(response: httpx.Response, status: int, client: httpx.AsyncClie
         ("response_format", "raw", ['"raw"', '"b64_json"', '"url"']),
         ("output_format", "gif", ['"gif"', '"png", "webp" or "jpeg"']),
         ("output_format", 3, ["3", '"png", "webp" or "jpeg"']),
-        ("size", "1024x1024", ['"1024x1024"', '"auto", "32x32"']),
-        ("size", 32, ["32", '"auto"']),
-        ("quality", 1, ["1", "a string"]),
+        *(("size", size, [json.dumps(size), '"auto" or WIDTHxHEIGHT']) for size in NO_SIZES),
+        ("quality", 1, ["1", '"low", "medium", "high"']),
+        ("quality", "ultra", ['"ultra"', '"low", "medium", "high"']),
+        ("num_inference_steps", 1, ["1", "2 to 100"]),
+        ("num_inference_steps", 101, ["101", "2 to 100"]),
+        ("cfg_scale", 10.5, ["10.5", "0.0 to 10.0"]),
+        ("negative_prompt", "blurry", ['"blurry"', "has no negative"]),
+        ("n", 1e300, ["1 to 64"]),
+        ("seed", float("-inf"), ["-Infinity", "an integer from 0"]),
         ("background", {}, ["{}", "a string"]),
         ("style", [], ["[]", "a string"]),
         ("moderation", True, ["true", "a string"]),
         ("output_compression", 101, ["101", "0 to 100"]),
         ("user", 5, ["5", "a string"]),
         ("model", 5, ["5", '"name"']),
-        ("prompt", 7, ["7", "as a string"]),
+        ("prompt", 7.5, ["7.5", "as a string"]),
+        ("prompt", True, ["true", "as a string"]),
+        ("prompt", 1e300, ["10000", "as a string"]),
         ("prompt", None, ["null", "a class name"]),
         ("prompt", "", ['""', "a class name"]),
         ("prompt", "x" * 201, ['"xxx', "a class name"]),
@@ -147,10 +170,64 @@ async def test_a_body_must_be_a_json_object(client: httpx.AsyncClient, body: byt
     assert "body" in error["message"]
 
 
-async def test_a_body_without_its_content_type(client: httpx.AsyncClient) -> None:
-    response = await client.post(PATH, content=b'{"prompt": "bag"}', headers={"Content-Type": "text/plain"})
-    error = await refused(response, 400, client)
-    assert "Content-Type: application/json" in error["message"]
+UNSUPPORTED_TYPES = (
+    *("text/plain", "text/plain;charset=UTF-8", "application/x-www-form-urlencoded", "application/octet-stream"),
+    *("multipart/form-data; boundary=x", "application/json; charset=utf-16", "application/json; charset=latin-1"),
+    *("json", "/", ";", "application/json, text/plain", "text/json", "caf\xe9"),
+)
+SUPPORTED_TYPES = (
+    *("application/json; charset=utf-8", "Application/JSON;charset=UTF-8", 'application/json; charset="utf8"'),
+    *("application/vnd.api+json", "application/json; odata=verbose", None),
+)
+
+
+async def test_an_unsupported_content_type_is_named(client: httpx.AsyncClient) -> None:
+    for content_type in UNSUPPORTED_TYPES:
+        headers = {"Content-Type": content_type.encode("latin-1")}
+        response = await client.post(PATH, content=b'{"prompt": "bag"}', headers=headers)  # type: ignore[arg-type]
+        assert response.status_code == 415, content_type
+        error = response.json()["error"]
+        assert (error["code"], error["param"]) == ("unsupported_media_type", "Content-Type")
+        assert "Allowed: application/json, with charset utf-8 if any." in error["message"]
+
+
+async def test_json_may_have_a_charset_a_byte_order_mark_or_no_content_type(client: httpx.AsyncClient) -> None:
+    for content_type in SUPPORTED_TYPES:
+        for mark in (b"", b"\xef\xbb\xbf"):
+            headers = {"Content-Type": content_type} if content_type else {}
+            answer = await client.post(PATH, content=mark + b'{"prompt": "bag"}', headers=headers)
+            assert answer.status_code == 200, answer.text
+
+
+async def test_a_web_page_must_name_the_content_type(client: httpx.AsyncClient) -> None:
+    answer = await client.post(PATH, content=b'{"prompt": "bag"}', headers={"Origin": "https://x.example"})
+    await refused(answer, 415, client)
+
+
+@pytest.mark.parametrize("body", ['{"prompt": "bag", "n": 1, "n": 2}', '{"prompt": "bag", "x": {"a": 1, "a": 1}}'])
+async def test_a_field_that_occurs_twice(client: httpx.AsyncClient, body: str) -> None:
+    error = await refused(await client.post(PATH, content=body.encode(), headers=JSON), 400, client)
+    assert error["code"] == "invalid_json"
+    assert "occurs twice" in error["message"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32-le", "latin-1"])
+async def test_json_in_another_encoding(client: httpx.AsyncClient, encoding: str) -> None:
+    body = '{"prompt": "bäg"}'.encode(encoding)
+    error = await refused(await client.post(PATH, content=body, headers=JSON), 400, client)
+    assert error["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize(
+    ("names", "values"), [(("num_steps", "num_inference_steps"), (8, 9)), (("guidance_scale", "cfg_scale"), (1.5, 2))]
+)
+async def test_two_names_of_a_parameter_with_different_values(
+    client: httpx.AsyncClient, names: tuple[str, str], values: tuple[float, float]
+) -> None:
+    body = {"prompt": "bag", **dict(zip(names, values, strict=True))}
+    error = await refused(await client.post(PATH, json=body), 400, client)
+    assert error["param"] == names[1]
+    assert f"Allowed: {values[0]}, as {names[0]} is the same parameter." in error["message"]
 
 
 async def chunks(num_bytes: int) -> AsyncIterator[bytes]:

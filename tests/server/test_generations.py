@@ -10,6 +10,8 @@ import httpx
 import pytest
 from PIL import Image
 
+from msf_server.orders import num_steps_by_quality
+from msf_server.schemas.images import ImageRequest
 from tests.server.fake_worker import FASHION, FakeWorker, draw
 
 PATH = "/v1/images/generations"
@@ -69,7 +71,7 @@ async def test_a_random_seed_is_returned(client: httpx.AsyncClient) -> None:
     first, second = [(await client.post(PATH, json={"prompt": "bag"})).json() for _ in range(2)]
     assert first["seed"] != second["seed"]
     again = (await client.post(PATH, json={"prompt": "bag", "seed": first["seed"]})).json()
-    assert again["data"] == first["data"]
+    assert again["data"][0]["b64_json"] == first["data"][0]["b64_json"]
 
 
 @pytest.mark.parametrize("prompt", ["Ankle boot", "ANKLE BOOT", " ankle boot ", "9"])
@@ -106,6 +108,78 @@ async def test_fields_of_openai_clients_are_accepted(client: httpx.AsyncClient) 
     assert (await client.post(PATH, json={"prompt": "bag", "size": "auto"})).status_code == 200
 
 
+async def test_any_size_is_taken_and_the_models_own_is_answered(client: httpx.AsyncClient) -> None:
+    for size in ("1024x1024", "1792x1024", "1024x1536", "256x256", "1536x864", "32x32", "auto", None):
+        answer = (await client.post(PATH, json={"prompt": "bag", "size": size})).json()
+        assert answer["size"] == "32x32"
+        assert Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"]))).size == (32, 32)
+        job = (await client.post("/v1/jobs", json={"prompt": "bag", "size": size})).json()
+        assert job["size"] == "32x32"
+        assert (await client.get(f"/v1/jobs/{job['id']}")).json()["size"] == "32x32"
+    listed = (await client.get("/v1/jobs")).json()["data"]
+    assert {job["size"] for job in listed} == {"32x32"}
+
+
+async def test_quality_chooses_the_number_of_steps(client: httpx.AsyncClient) -> None:
+    [model] = (await client.get("/v1/models")).json()["data"]
+    steps = {"auto": 12, "standard": 12, "medium": 12, "low": 6, "high": 24, "hd": 24, "xhigh": 36, "max": 48}
+    assert model["num_steps_by_quality"] == steps
+    for quality, num_steps in steps.items():
+        answer = (await client.post(PATH, json={"prompt": "bag", "quality": quality})).json()
+        assert answer["num_steps"] == num_steps
+    answer = (await client.post(PATH, json={"prompt": "bag", "quality": "low", "num_steps": 50})).json()
+    assert answer["num_steps"] == 50
+
+
+def test_qualities_stay_within_the_limits_of_the_model() -> None:
+    few = FASHION.model_copy(update={"default_num_steps": 2, "max_num_steps": 5})
+    assert set(num_steps_by_quality(few).values()) == {2, 4, 5}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_steps": 8, "guidance_scale": 3.0},
+        {"num_inference_steps": 8, "guidance_scale": 3},
+        {"num_inference_steps": 8.0, "num_steps": 8, "true_cfg_scale": 3.0},
+        {"num_steps": 8, "cfg_scale": 3, "guidance_scale": 3.0, "true_cfg_scale": None, "num_inference_steps": None},
+    ],
+)
+async def test_parameters_have_the_names_of_other_servers(client: httpx.AsyncClient, fields: dict[str, float]) -> None:
+    answer = (await client.post(PATH, json={"prompt": "bag", "negative_prompt": "", **fields})).json()
+    assert (answer["num_steps"], answer["guidance_scale"]) == (8, 3.0)
+
+
+async def test_a_whole_number_may_be_written_as_a_fraction(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+    body = (
+        b'{"prompt": 8.0, "n": 2.0, "seed": 7e0, "num_steps": 10.0, "output_compression": 90.0, "partial_images": -0.0}'
+    )
+    assert (await client.post(PATH, content=body)).status_code == 200
+    spec = worker.claimed[0].job.spec
+    assert (spec.label, spec.num_samples, spec.seed, spec.num_steps) == (8, 2, 7, 10)
+
+
+async def test_null_is_the_default_of_every_optional_field(client: httpx.AsyncClient) -> None:
+    nulls = {name: None for name, field in ImageRequest.model_fields.items() if not field.is_required()}
+    assert len(nulls) > 20
+    answer = await client.post(PATH, json={"prompt": "bag", **nulls})
+    assert answer.status_code == 200, answer.text
+    tensor = {"name": "label", "shape": [1], "datatype": "INT32", "data": [1], "parameters": None}
+    nothing = {"id": None, "parameters": None, "outputs": None}
+    answer = await client.post("/v2/models/fashion/infer", json={"inputs": [tensor], **nothing})
+    assert answer.status_code == 200, answer.text
+
+
+async def test_the_identifier_of_a_user_takes_precedence(client: httpx.AsyncClient, worker: FakeWorker) -> None:
+    for fields, user in (
+        ({"user": "ada", "safety_identifier": "hash"}, "hash"),
+        ({"user": "ada", "safety_identifier": ""}, "ada"),
+        ({"safety_identifier": "hash", "user": None}, "hash"),
+    ):
+        await client.post(PATH, json={"prompt": "bag", **fields})
+        assert worker.claimed[-1].job.terms.user == user
+
+
 async def test_concurrent_requests_get_their_own_images(client: httpx.AsyncClient, worker: FakeWorker) -> None:
     responses = await asyncio.gather(
         *(client.post(PATH, json={"prompt": str(i % 10), "n": 1 + i % 3, "seed": i}) for i in range(200))
@@ -137,7 +211,7 @@ async def test_the_api_is_documented(client: httpx.AsyncClient) -> None:
 
 
 async def test_one_image_of_a_larger_request_is_regenerated(client: httpx.AsyncClient, worker: FakeWorker) -> None:
-    fields = {"prompt": "bag", "seed": 7}
+    fields = {"prompt": "bag", "seed": 7, "response_format": "b64_json"}
     whole = (await client.post(PATH, json={**fields, "n": 4})).json()
     third = (await client.post(PATH, json={**fields, "n": 1, "first_index": 2})).json()
     assert third["data"] == [whole["data"][2]]

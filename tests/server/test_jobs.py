@@ -165,7 +165,7 @@ async def _clients_gone(client: httpx.AsyncClient) -> float:
 
 async def test_identical_requests_share_one_job(client: httpx.AsyncClient, worker: FakeWorker) -> None:
     worker.holding = True
-    seeded = {**BAG, "seed": 7}
+    seeded = {**BAG, "seed": 7, "response_format": "b64_json"}
     both = [asyncio.create_task(client.post(PATH, json=seeded)) for _ in range(2)]
     alone = [asyncio.create_task(client.post(PATH, json=body)) for body in ({**seeded, "cache": False}, BAG, BAG)]
     await until(lambda: len(worker.claimed) == 4)

@@ -31,7 +31,18 @@ async def test_images(ai: AsyncOpenAI) -> None:
     images = await ai.images.generate(model="fashion", prompt="bag", n=2, user="ada", size="auto", quality="high")
     assert images.data is not None
     assert [b64decode(image.b64_json or "")[1:4] for image in images.data] == [b"PNG", b"PNG"]
-    assert [image.url for image in images.data] == [None, None]
+
+    named = await ai.images.generate(prompt="bag", response_format="b64_json")
+    assert named.data is not None
+    assert named.data[0].url is None
+
+
+async def test_an_answer_serves_clients_that_expect_urls_and_those_that_expect_files(ai: AsyncOpenAI) -> None:
+    images = await ai.images.generate(prompt="bag")
+    assert images.data is not None
+    async with httpx.AsyncClient() as anybody:
+        file = (await anybody.get(images.data[0].url or "")).content
+    assert file == b64decode(images.data[0].b64_json or "")
 
 
 async def test_urls_work_without_a_key_until_they_expire(ai: AsyncOpenAI) -> None:
@@ -94,7 +105,8 @@ async def test_a_stream_with_previews(ai: AsyncOpenAI, worker: FakeWorker) -> No
     assert last.created_at > 1_700_000_000
     assert [event.model_extra["image_index"] for event in events if event.model_extra] == [0, 1, 0, 1]
     assert last.model_extra is not None
-    plain = await ai.images.generate(prompt="bag", n=2, extra_body={"first_index": 4, "seed": last.model_extra["seed"]})
+    fields = {"first_index": 4, "seed": last.model_extra["seed"]}
+    plain = await ai.images.generate(prompt="bag", n=2, quality="low", extra_body=fields)
     assert plain.data is not None
     assert [image.b64_json for image in plain.data] == [event.b64_json for event in events[2:]]
 

@@ -11,10 +11,11 @@ from msf_scheduler.jobs import MAX_SEED, ModelInfo, Priority
 from msf_scheduler.queue import Idempotency
 from msf_server.callers import Caller
 from msf_server.catalog import Availability
+from msf_server.class_names import label_id
 from msf_server.errors import InvalidRequest, quoted
 from msf_server.oip.schemas import InferRequest, Parameters
 from msf_server.oip.tensors import BYTES, FLOATS, INTEGERS
-from msf_server.orders import Order, label_id, make_order
+from msf_server.orders import Order, make_order
 from msf_server.schemas.images import ImageRequest
 from msf_server.settings import ServerSettings
 

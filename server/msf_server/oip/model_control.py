@@ -7,7 +7,6 @@ server itself loads nothing.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Collection, Sequence
 from typing import Annotated, TypeVar
 
@@ -32,7 +31,7 @@ from msf_server.oip.schemas import (
     VersionPolicy,
     body_of,
 )
-from msf_server.schemas.body import RequestBody
+from msf_server.schemas.body import RequestBody, parse_json
 
 POLL_S = 0.1
 REPORTS_WITHIN_S = 10.0  # workers report every second, unless they are very busy
@@ -202,10 +201,7 @@ async def unload(
 
 def _parsed(model: type[Body], body: bytes) -> Body:
     """Parse a body; an empty one is an empty object."""
-    try:
-        return model.model_validate(json.loads(body or b"{}"))
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.", code=ErrorCode.INVALID_JSON) from error
+    return model.model_validate(parse_json(body or b"{}"))
 
 
 def _selected(policy: VersionPolicy, available: Sequence[str], name: str) -> list[str]:

@@ -9,13 +9,14 @@ from importlib.metadata import version as version_of
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
+from starlette.routing import BaseRoute
 
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.jobs import JobRecord, ModelInfo
 from msf_scheduler.queue import Idempotency
 from msf_server.callers import identify
 from msf_server.dependencies import CatalogDep, SettingsDep, SubmissionDep, services_of
-from msf_server.errors import ApiError, InvalidRequest, quoted
+from msf_server.errors import ApiError
 from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
 from msf_server.oip.inference import INPUTS, LABEL, OUTPUT, make_orders, wants_binary
@@ -37,6 +38,7 @@ from msf_server.oip.schemas import (
 from msf_server.oip.tensors import BYTES, read_request, write_response
 from msf_server.orders import Order
 from msf_server.request_log import RequestLog, log_of
+from msf_server.schemas.body import JSON, check_media_type
 from msf_server.submission import Submission
 
 PLATFORM = "msf_serve"
@@ -44,7 +46,7 @@ EXTENSIONS = [
     *("binary_tensor_data", "model_configuration", "model_repository"),
     *("parameters", "schedule_policy", "statistics"),
 ]
-BODY_TYPES = ("application/json", "application/octet-stream")
+BODY_TYPES = (JSON, "application/octet-stream")
 DATA_TYPES = {BYTES: "TYPE_STRING", "FP32": "TYPE_FP32", "INT32": "TYPE_INT32", "INT64": "TYPE_INT64"}
 LIMITS = ("default_num_steps", "max_num_steps", "default_guidance_scale", "max_guidance_scale")
 
@@ -64,7 +66,8 @@ _INFER_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The images: JSON, or JSON followed by their bytes.", "content": _BINARY}
 }
 
-router = APIRouter(tags=["open inference protocol"], responses=OIP_ERRORS)
+_about: dict[str, Any] = {"tags": ["open inference protocol"], "responses": OIP_ERRORS}
+router = APIRouter(**_about)
 
 
 @router.get("/v2", summary="Server metadata")
@@ -75,16 +78,14 @@ async def server_metadata() -> ServerMetadata:
 
 async def _body(request: Request) -> bytes:
     """Read the body before the model is looked up: a slow body must not outlast the version that was found."""
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if "origin" in request.headers and content_type not in BODY_TYPES:
-        # Browsers send other types across origins without a preflight request.
-        raise InvalidRequest(f"Invalid Content-Type: {quoted(content_type)}. Allowed: {', '.join(BODY_TYPES)}.")
+    if "origin" in request.headers:  # browsers send other types across origins without a preflight request
+        check_media_type(request.headers, BODY_TYPES)
     return await request.body()
 
 
-def _routes_of(find: Any, path: str) -> APIRouter:
+def _routes_of(find: Any, path: str) -> list[BaseRoute]:
     """Return the routes of a model, which `find` looks up from `path`."""
-    routes = APIRouter(prefix=path)
+    routes = APIRouter(prefix=path, **_about)
 
     @routes.get("", summary="Model metadata: inputs and outputs")
     async def metadata(catalog: CatalogDep, model: ModelInfo = Depends(find)) -> ModelMetadata:  # noqa: B008
@@ -130,7 +131,7 @@ def _routes_of(find: Any, path: str) -> APIRouter:
             raise ApiError(f"No worker serves {model.name}:{model.version} now.", code=ErrorCode.NO_WORKER)
         return ModelReady(name=model.name, ready=True)
 
-    measured = APIRouter(prefix=path, route_class=MeasuredRoute)
+    measured = APIRouter(prefix=path, route_class=MeasuredRoute, **_about)
 
     @measured.post(
         "/infer",
@@ -153,7 +154,7 @@ def _routes_of(find: Any, path: str) -> APIRouter:
         """
         services, log = services_of(request), log_of(request.scope)
         log.model = model
-        call, inputs = read_request(body, request.headers, services.settings.max_body_bytes)
+        call, inputs = read_request(body, request.headers)
         key = request.headers.get("idempotency-key")
         idempotency = Idempotency(key, body) if key is not None else None
         availability = services.catalog.availability(model)
@@ -172,10 +173,7 @@ def _routes_of(find: Any, path: str) -> APIRouter:
         )
         return Response(content, headers=headers)
 
-    both = APIRouter()
-    both.include_router(routes)
-    both.include_router(measured)
-    return both
+    return [*routes.routes, *measured.routes]
 
 
 async def _run_all(
@@ -214,4 +212,4 @@ def _common_parameters(jobs: Sequence[JobRecord]) -> Parameters:
 
 
 for _path, _find in (("/v2/models/{model}", find_newest), ("/v2/models/{model}/versions/{version}", find_version)):
-    router.include_router(_routes_of(_find, _path))
+    router.routes.extend(_routes_of(_find, _path))

@@ -5,16 +5,15 @@ from __future__ import annotations
 import io
 import json
 import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from PIL import Image
 from starlette.datastructures import Headers
 
-from msf_scheduler.error_codes import ErrorCode
 from msf_server.errors import InvalidRequest, quoted
 from msf_server.oip.schemas import InferRequest, InferResponse, InputTensor, OutputTensor
+from msf_server.schemas.body import parse_json
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 INTEGERS = {
@@ -23,17 +22,12 @@ INTEGERS = {
 }
 FLOATS = {"FP32": "f", "FP64": "d"}
 BYTES = "BYTES"
-_COMPRESSIONS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 
 
-def read_request(body: bytes, headers: Headers, max_bytes: int) -> tuple[InferRequest, dict[str, list[Any]]]:
-    """Parse a request and the elements (int, float or str) of its inputs. Raises InvalidRequest, BodyTooLarge."""
-    body = _uncompressed(body, headers.get("content-encoding", "identity"), max_bytes)
+def read_request(body: bytes, headers: Headers) -> tuple[InferRequest, dict[str, list[Any]]]:
+    """Parse a request and the elements (int, float or str) of its inputs. Raises InvalidRequest."""
     header, blob = _split(body, headers.get(HEADER_LENGTH))
-    try:
-        request = InferRequest.model_validate(json.loads(header))
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.", code=ErrorCode.INVALID_JSON) from error
+    request = InferRequest.model_validate(parse_json(header))
     inputs: dict[str, list[Any]] = {}
     for tensor in request.inputs:
         if tensor.name in inputs:
@@ -46,23 +40,6 @@ def read_request(body: bytes, headers: Headers, max_bytes: int) -> tuple[InferRe
     if blob:
         raise InvalidRequest(f"The last {len(blob)} bytes after the JSON belong to no input.")
     return request, inputs
-
-
-def _uncompressed(body: bytes, encoding: str, max_bytes: int) -> bytes:
-    if encoding == "identity":
-        return body
-    if encoding not in _COMPRESSIONS:
-        raise InvalidRequest(f"Invalid Content-Encoding: {quoted(encoding)}. Allowed: gzip, deflate.")
-    unpacker = zlib.decompressobj(_COMPRESSIONS[encoding])
-    try:
-        unpacked = unpacker.decompress(body, max_bytes + 1)
-    except zlib.error as error:
-        raise InvalidRequest(f"The body is not valid {encoding}: {error}.") from error
-    if len(unpacked) > max_bytes:
-        raise InvalidRequest(
-            f"The body is too large after decompression. Allowed: {max_bytes} bytes.", code=ErrorCode.BODY_TOO_LARGE
-        )
-    return unpacked
 
 
 def _split(body: bytes, length: str | None) -> tuple[bytes, bytes]:

@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 from fastapi import APIRouter, Request, Response
 
-from msf_scheduler.jobs import JobRecord, Timings
+from msf_scheduler.jobs import JobRecord, ModelInfo, Timings
 from msf_server.callers import identify
 from msf_server.dependencies import services_of
 from msf_server.errors import REFUSALS, InvalidRequest
@@ -17,7 +17,7 @@ from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
 from msf_server.orders import make_order
 from msf_server.request_log import log_of
-from msf_server.schemas.images import Image, ImageRequest, ImagesResponse, inline_images
+from msf_server.schemas.images import ImageRequest, ImagesResponse, images_of
 from msf_server.schemas.jobs import JobObject
 from msf_server.sse import event_stream
 
@@ -72,14 +72,12 @@ async def generate(body: ImageRequest, request: Request) -> Response:
         return event_stream(image_events(body, pending, services.submission, services.watcher, log))
     job, files = await services.submission.wait(pending, request, patience_s)
     if not job.state.is_terminal:
-        return _accepted(job, request)
-    if body.response_format == "url":
-        urls = await services.url_signer.image_urls(job, request)
-        images = [Image(url=url, index=index) for url, index in zip(urls, job.spec.indices, strict=True)]
-    else:
-        images = inline_images(job, files)
+        return _accepted(job, model, request)
+    urls = [] if body.response_format == "b64_json" else await services.url_signer.image_urls(job, request)
+    images = images_of(job, [] if body.response_format == "url" else files, urls)
     headers = {"Server-Timing": _server_timing(job.timings)}
-    return Response(ImagesResponse.of(job, images).model_dump_json(), headers=headers, media_type="application/json")
+    answer = ImagesResponse.of(job, images, model)
+    return Response(answer.model_dump_json(), headers=headers, media_type="application/json")
 
 
 def _patience_s(request: Request) -> float:
@@ -91,9 +89,9 @@ def _patience_s(request: Request) -> float:
     return 0.0 if "respond-async" in preferences else math.inf
 
 
-def _accepted(job: JobRecord, request: Request) -> Response:
+def _accepted(job: JobRecord, model: ModelInfo, request: Request) -> Response:
     headers = {"Location": f"/v1/jobs/{job.id}", "Preference-Applied": request.headers["prefer"]}
-    return Response(JobObject.of(job).model_dump_json(), HTTPStatus.ACCEPTED, headers, "application/json")
+    return Response(JobObject.of(job, [model]).model_dump_json(), HTTPStatus.ACCEPTED, headers, "application/json")
 
 
 def _server_timing(timings: Timings | None) -> str:

@@ -17,13 +17,13 @@ from msf_scheduler.job_events import EventId, JobWatcher, StoredPreview
 from msf_scheduler.jobs import JobRecord, JobState, Progress
 from msf_scheduler.queue import JobQueue
 from msf_server.callers import identify
-from msf_server.dependencies import CallerDep, QueueDep, WatcherDep, services_of
+from msf_server.dependencies import CallerDep, CatalogDep, QueueDep, WatcherDep, services_of
 from msf_server.errors import REFUSALS, ApiError, InvalidRequest, quoted
 from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
 from msf_server.orders import make_order
 from msf_server.request_log import log_of
-from msf_server.schemas.images import ImageRequest, inline_images
+from msf_server.schemas.images import ImageRequest, images_of
 from msf_server.schemas.jobs import JobList, JobObject, PreviewEvent, ProgressEvent, QueuedEvent
 from msf_server.sse import error_frame, event_stream, frame
 
@@ -42,6 +42,7 @@ class JobReader:
         services = services_of(request)
         self._request = request
         self._queue: JobQueue = services.queue
+        self._catalog = services.catalog
         self._url_signer = services.url_signer
 
     async def find(self, job_id: str) -> JobRecord:
@@ -64,11 +65,11 @@ class JobReader:
 
     async def describe(self, job: JobRecord, files: list[bytes]) -> JobObject:
         """Return the answer about a job."""
+        models = await self._catalog.models()
         if job.state is not JobState.SUCCEEDED or not files:
-            return JobObject.of(job)
+            return JobObject.of(job, models)
         urls = await self._url_signer.image_urls(job, self._request)
-        images = zip(inline_images(job, files), urls, strict=True)
-        return JobObject.of(job, [image.model_copy(update={"url": url}) for image, url in images])
+        return JobObject.of(job, models, images_of(job, files, urls))
 
 
 async def _job_reader(request: Request) -> JobReader:
@@ -108,6 +109,7 @@ async def create(body: ImageRequest, request: Request) -> Response:
 async def list_jobs(
     caller: CallerDep,
     queue: QueueDep,
+    catalog: CatalogDep,
     limit: Annotated[int, Query(ge=1, le=MAX_LISTED, description="Most jobs in one page.")] = 20,
     after: Annotated[str | None, Query(description="Id of the last job of the previous page.")] = None,
 ) -> JobList:
@@ -116,7 +118,8 @@ async def list_jobs(
     The list omits images. For how long jobs are kept: see `GET /v1/jobs/{job_id}`.
     """
     jobs = await queue.jobs_of(caller.tenant, limit=limit + 1, before=after)
-    return JobList(data=[JobObject.of(job) for job in jobs[:limit]], has_more=len(jobs) > limit)
+    models = await catalog.models()
+    return JobList(data=[JobObject.of(job, models) for job in jobs[:limit]], has_more=len(jobs) > limit)
 
 
 @router.get("/{job_id}", summary="Get a job")

@@ -11,6 +11,8 @@ from msf_scheduler.jobs import ModelInfo
 from msf_server.catalog import Catalog
 from msf_server.dependencies import CatalogDep, SettingsDep
 from msf_server.errors import ErrorResponse
+from msf_server.orders import num_steps_by_quality
+from msf_server.schemas.images import Quality
 from msf_server.settings import ServerSettings
 
 router = APIRouter(tags=["models"])
@@ -32,6 +34,7 @@ class ModelObject(BaseModel):
     image_channels: int = Field(description="1: grey, 3: colour, 4: colour with transparency.")
     default_num_steps: int = Field(description="Total of both stages.")
     max_num_steps: int = Field(description="Largest value that a request may set.")
+    num_steps_by_quality: dict[Quality, int] = Field(description="Number of steps that each `quality` stands for.")
     default_guidance_scale: float = Field(description="1 means no guidance.")
     max_guidance_scale: float = Field(description="Largest value that a request may set.")
     max_n: int = Field(description="Most images of one request.")
@@ -71,5 +74,6 @@ def _model_object(model: ModelInfo, catalog: Catalog, settings: ServerSettings) 
         id=f"{model.name}:{model.version}",
         served=catalog.is_served(model),
         max_n=settings.max_images_per_request,
+        num_steps_by_quality=num_steps_by_quality(model),
         **model.model_dump(),
     )

@@ -22,7 +22,7 @@ page_files = StaticFiles(directory=_PAGE)
 docs_files = StaticFiles(packages=[("fastapi_offline", "static")])  # Swagger UI; the package is used for its files only
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
+@router.get("/")
 async def page() -> FileResponse:
     """Serve the web page."""
     headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}

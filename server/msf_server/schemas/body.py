@@ -1,30 +1,60 @@
-"""Base of request bodies: strict JSON types, and error messages that say what is allowed."""
+"""Base of request bodies: strict JSON, and error messages that say what is allowed."""
 
 from __future__ import annotations
 
 import difflib
 import json
-from typing import Any, Self
+from collections import Counter
+from collections.abc import Sequence
+from email.message import Message
+from typing import Annotated, Any, Self
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from starlette.datastructures import Headers
 
 from msf_scheduler.error_codes import ErrorCode
 from msf_server.errors import InvalidRequest, quoted
 
+JSON = "application/json"
+_CHARSETS = ("utf-8", "utf8", "us-ascii")
+
 
 async def read_json(request: Request) -> Any:
-    """Return the body of a request: parsed, or its bytes if its content type is not JSON. Raises InvalidRequest."""
+    """Return the parsed body of a request. Raises InvalidRequest."""
+    check_media_type(request.headers, (JSON,))
     body = await request.body()
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not body:
         raise InvalidRequest("The body is missing. Allowed: a JSON object.", code=ErrorCode.INVALID_JSON)
-    if content_type != "application/json" and not (
-        content_type.startswith("application/") and content_type.endswith("+json")
-    ):
-        return body
+    return parse_json(body)
+
+
+def check_media_type(headers: Headers, allowed: Sequence[str]) -> None:
+    """Refuse a body that is not JSON in UTF-8 by its Content-Type. Raises InvalidRequest.
+
+    A missing type counts as JSON, unless a web page sent it: across origins, it needs no preflight request.
+    """
+    field = headers.get("content-type", "")
+    if field == JSON or not (field or "origin" in headers):
+        return
+    header = Message()
+    header["content-type"] = field
+    media_type, charset = header.get_content_type(), header.get_content_charset("utf-8")
+    is_json = media_type == JSON or (media_type.startswith("application/") and media_type.endswith("+json"))
+    if not (is_json or media_type in allowed) or charset not in _CHARSETS:
+        raise InvalidRequest(
+            f"Unsupported Content-Type: {quoted(field)}. Allowed: {', '.join(allowed)}, with charset utf-8 if any.",
+            param="Content-Type",
+            code=ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+        )
+
+
+def parse_json(body: bytes) -> Any:
+    """Parse JSON in UTF-8, with or without a byte order mark. Raises InvalidRequest."""
     try:
-        return json.loads(body)
+        return json.loads(body.decode("utf-8-sig"), object_pairs_hook=_object)
+    except UnicodeDecodeError as error:
+        reason = f"byte {error.start} is not UTF-8"
     except json.JSONDecodeError as error:
         reason = f"{error.msg} at character {error.pos}"
     except (ValueError, RecursionError) as error:
@@ -32,28 +62,51 @@ async def read_json(request: Request) -> Any:
     raise InvalidRequest(f"The body is not valid JSON: {reason}.", code=ErrorCode.INVALID_JSON)
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the field {quoted(name)} occurs twice")
+    return fields
+
+
+def whole(value: object) -> object:
+    """Take 1.0 for 1, as JSON does not tell them apart."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WholeNumber = Annotated[int, BeforeValidator(whole)]
+
+
 class RequestBody(BaseModel):
-    """Base of all request bodies: strict JSON types, and error messages that quote the field's description."""
+    """Base of all request bodies: strict JSON types, and error messages that quote the field's description.
+
+    An optional field that is null has its default.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     @model_validator(mode="wrap")
     @classmethod
     def _explain(cls, value: object, parse: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(value, dict):
+            value = {name: each for name, each in value.items() if each is not None or not cls._has_default(name)}
         try:
             return parse(value)
         except ValidationError as error:
             raise cls._explained(error) from error
 
     @classmethod
+    def _has_default(cls, name: object) -> bool:
+        field = cls.model_fields.get(name) if isinstance(name, str) else None
+        return field is not None and not field.is_required()
+
+    @classmethod
     def _explained(cls, error: ValidationError) -> InvalidRequest:
         problems = error.errors(include_url=False)
         path = problems[0]["loc"]
         if not path:
-            hint = " sent as Content-Type: application/json" if isinstance(problems[0]["input"], bytes) else ""
-            return InvalidRequest(
-                f"The body is not a JSON object. Allowed: a JSON object{hint}.", code=ErrorCode.INVALID_JSON
-            )
+            return InvalidRequest("The body is not a JSON object.", code=ErrorCode.INVALID_JSON)
         sentences = (cls._sentence(str(p["loc"][0]), p["type"], p["input"]) for p in problems)
         code = {"missing": ErrorCode.MISSING_FIELD, "extra_forbidden": ErrorCode.UNKNOWN_FIELD}.get(problems[0]["type"])
         return InvalidRequest(" ".join(sentences), param=str(path[0]), code=code)

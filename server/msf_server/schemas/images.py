@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
-from msf_scheduler.jobs import MAX_INDEX, MAX_SEED, JobRecord, OutputFormat, Priority, Reproducibility, Timings
-from msf_server.schemas.body import RequestBody
+from msf_scheduler.jobs import (
+    MAX_INDEX,
+    MAX_SEED,
+    JobRecord,
+    ModelInfo,
+    OutputFormat,
+    Priority,
+    Reproducibility,
+    Timings,
+)
+from msf_server.schemas.body import RequestBody, WholeNumber, whole
 
 MAX_TIMEOUT_S = 3600.0
 MAX_PREVIEWS = 3
 
+_SIZE = r"^(auto|[1-9]\d{0,4}x[1-9]\d{0,4})$"
 _IGNORED = "a string; accepted for OpenAI's clients and ignored."
 
 
@@ -21,8 +39,17 @@ def _optional(description: str, **constraints: Any) -> Any:
     return Field(default=None, description=description, **constraints)
 
 
+Quality = Literal["auto", "standard", "low", "medium", "high", "hd", "xhigh", "max"]
+_QUALITIES = ", ".join(f'"{quality}"' for quality in get_args(Quality))
+
+
+def _text_of_id(value: object) -> object:
+    number = whole(value)
+    return str(number) if type(number) is int else value
+
+
 class ImageRequest(RequestBody):
-    """OpenAI's image request over classes; the fields from `seed` to `cache` are extensions."""
+    """OpenAI's image request over classes; the fields from `seed` to `negative_prompt` are extensions."""
 
     model_config = ConfigDict(
         json_schema_extra={"example": {"prompt": "dress", "n": 4, "seed": 7, "num_steps": 12, "guidance_scale": 2.0}}
@@ -33,27 +60,27 @@ class ImageRequest(RequestBody):
         Field(
             min_length=1,
             max_length=200,
-            description="a class name (in any case) or id, as a string; GET /v1/models lists the classes.",
+            description="a class name as a string (in any case and with any separators) or a class id; GET /v1/models "
+            "lists the classes.",
         ),
+        BeforeValidator(_text_of_id, json_schema_input_type=str | int),
     ]
     model: str | None = _optional(
         'a model of GET /v1/models as "name" (its newest version) or "name:version"; default: the first.',
         max_length=200,
     )
-    n: int | None = _optional("number of images, an integer from 1 to the model's max_n; default: 1.")
+    n: WholeNumber | None = _optional("number of images, an integer from 1 to the model's max_n; default: 1.")
     response_format: Literal["b64_json", "url"] | None = _optional(
         '"b64_json": images inside the answer, or "url": signed URLs that work without a key for as long as the result '
-        'is kept; default: "b64_json".'
+        "is kept; default: both, or in a stream the images alone."
     )
     stream: bool | None = _optional("true or false: whether to answer with server-sent events; default: false.")
-    partial_images: int | None = _optional(
-        f"an integer from 0 to {MAX_PREVIEWS}: previews of each image, the first of its base alone; default: 0.",
-        ge=0,
-        le=MAX_PREVIEWS,
+    partial_images: Annotated[int, Field(ge=0, le=MAX_PREVIEWS), BeforeValidator(whole)] | None = _optional(
+        f"an integer from 0 to {MAX_PREVIEWS}: previews of each image, the first of its base alone; default: 0."
     )
     output_format: OutputFormat | None = _optional('"png", "webp" or "jpeg": the file type; default: "png".')
-    seed: int | None = _optional(f"an integer from 0 to {MAX_SEED} that fixes the noise; default: a random one.")
-    first_index: int | None = _optional(
+    seed: WholeNumber | None = _optional(f"an integer from 0 to {MAX_SEED} that fixes the noise; default: random.")
+    first_index: WholeNumber | None = _optional(
         f"an integer from 0 to {MAX_INDEX}: the index of the first image, so that n = 1 regenerates a single image of "
         "a larger request with the same seed; default: 0."
     )
@@ -62,13 +89,21 @@ class ImageRequest(RequestBody):
         'the fingerprint in the answer exists; "fast": the same image up to rounding; default: "strict" where the '
         "worker measured that it costs little."
     )
-    num_steps: int | None = _optional(
-        "denoising steps of both stages together, an integer from 2 to the model's max_num_steps; default: the model's."
+    num_steps: WholeNumber | None = _optional(
+        "denoising steps of both stages together, an integer from 2 to the model's max_num_steps; default: the model's "
+        "for the requested quality."
     )
     guidance_scale: float | None = _optional(
         "strength of the class, a number from 0 to the model's max_guidance_scale, where 1 means no guidance; "
         "default: the model's.",
         allow_inf_nan=False,
+    )
+    num_inference_steps: WholeNumber | None = _optional("the same as num_steps; if both are sent, they must be equal.")
+    true_cfg_scale: float | None = _optional(
+        "the same as guidance_scale; if both are sent, they must be equal.", allow_inf_nan=False
+    )
+    cfg_scale: float | None = _optional(
+        "the same as guidance_scale; if both are sent, they must be equal.", allow_inf_nan=False
     )
     priority: Annotated[Priority, Field(strict=False)] | None = _optional(
         '"high", "normal" or "low": the order of claiming; default: "normal".'
@@ -88,8 +123,16 @@ class ImageRequest(RequestBody):
         "true or false: whether the result of an identical job (same seed and parameters) may be returned; "
         "default: true."
     )
-    size: str | None = _optional('"auto" or the model\'s image size, such as "32x32".', max_length=20)
-    quality: str | None = _optional(_IGNORED, max_length=64)
+    negative_prompt: str | None = _optional('"" alone, as a class has no negative.', max_length=0)
+    size: str | None = _optional(
+        '"auto" or WIDTHxHEIGHT, such as "1024x1024"; images have the model\'s own size, which the answer reports.',
+        pattern=_SIZE,
+    )
+    quality: Quality | None = _optional(
+        f"{_QUALITIES}: the number of steps unless num_steps is sent, see num_steps_by_quality of GET /v1/models; "
+        'default: "auto".'
+    )
+    complexity: str | None = _optional(_IGNORED, max_length=64)
     background: str | None = _optional(_IGNORED, max_length=64)
     style: str | None = _optional(_IGNORED, max_length=64)
     moderation: str | None = _optional(_IGNORED, max_length=64)
@@ -98,13 +141,14 @@ class ImageRequest(RequestBody):
         "MSF_WEBHOOK_SECRET.",
         max_length=2000,
     )
-    output_compression: int | None = _optional(
+    output_compression: Annotated[int, Field(ge=0, le=100), BeforeValidator(whole)] | None = _optional(
         "an integer from 0 to 100: the quality of webp and jpeg files, ignored for png; default: 100 for webp "
-        "(lossless), 92 for jpeg.",
-        ge=0,
-        le=100,
+        "(lossless), 92 for jpeg."
     )
     user: str | None = _optional("a string; users of the same API key or address take turns.", max_length=256)
+    safety_identifier: str | None = _optional(
+        "a string; the same as user, and takes precedence unless it is empty.", max_length=256
+    )
 
 
 class Image(BaseModel):
@@ -120,11 +164,16 @@ class Image(BaseModel):
         return {name: value for name, value in serialize(self).items() if value is not None}
 
 
-def inline_images(job: JobRecord, files: Iterable[bytes]) -> list[Image]:
-    """Encode the files of `job`, in the order of its samples."""
+def size_of(model: ModelInfo) -> str:
+    """Return the size of a model's images as OpenAI writes it."""
+    return f"{model.image_size}x{model.image_size}"
+
+
+def images_of(job: JobRecord, files: Sequence[bytes] = (), urls: Sequence[str] = ()) -> list[Image]:
+    """Describe the images of `job` by their files, their URLs or both, each in the order of its samples."""
     return [
-        Image(b64_json=b64encode(file).decode(), index=index)
-        for index, file in zip(job.spec.indices, files, strict=False)
+        Image(b64_json=file and b64encode(file).decode(), url=url, index=index)
+        for index, file, url in zip_longest(job.spec.indices, files, urls)
     ]
 
 
@@ -139,6 +188,7 @@ class ImagesResponse(BaseModel):
     num_steps: int = Field(description="Total of both stages.")
     guidance_scale: float = Field(description="1 means no guidance.")
     output_format: OutputFormat = Field(description="File type.")
+    size: str = Field(description="Width and height in pixels: the model's own, whatever size was requested.")
     job_id: str = Field(description="For `GET /v1/jobs/{job_id}`, and in the logs of servers and workers.")
     cached: bool = Field(description="Whether an identical job made these images.")
     reproducibility: Reproducibility | None = Field(description="How they were made.")
@@ -146,8 +196,8 @@ class ImagesResponse(BaseModel):
     timings: Timings
 
     @classmethod
-    def of(cls, job: JobRecord, data: list[Image]) -> Self:
-        """Describe `job`, which has succeeded, and its images `data`."""
+    def of(cls, job: JobRecord, data: list[Image], model: ModelInfo) -> Self:
+        """Describe `job` of `model`, which has succeeded, and its images `data`."""
         spec, provenance = job.spec, job.provenance
         assert job.timings is not None
         return cls(
@@ -159,6 +209,7 @@ class ImagesResponse(BaseModel):
             num_steps=spec.num_steps,
             guidance_scale=spec.guidance_scale,
             output_format=spec.output_format,
+            size=size_of(model),
             job_id=job.id,
             cached=job.images_of is not None,
             reproducibility=provenance.reproducibility if provenance else None,

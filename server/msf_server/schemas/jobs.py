@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, Self
 
 from pydantic import BaseModel, Field
@@ -13,13 +13,14 @@ from msf_scheduler.jobs import (
     JobRecord,
     JobSpec,
     JobState,
+    ModelInfo,
     OutputFormat,
     Priority,
     Progress,
     Provenance,
     Timings,
 )
-from msf_server.schemas.images import Image
+from msf_server.schemas.images import Image, size_of
 
 
 class JobObject(BaseModel):
@@ -33,6 +34,9 @@ class JobObject(BaseModel):
     finished_at: float | None = Field(description="Time of the end; null: the job has not ended.")
     attempt: int = Field(description="How many workers have claimed it so far.")
     spec: JobSpec
+    size: str | None = Field(
+        description="Width and height of its images in pixels; null: its model is not known, as in webhooks."
+    )
     priority: Priority
     timings: Timings | None = Field(description="Present once it has succeeded.")
     progress: Progress | None = Field(description="Reported while a client follows its events.")
@@ -42,8 +46,9 @@ class JobObject(BaseModel):
     data: list[Image] | None = Field(description="The images, once it has succeeded.")
 
     @classmethod
-    def of(cls, job: JobRecord, data: Sequence[Image] = ()) -> Self:
-        """Describe `job`, with the images `data` if there are any."""
+    def of(cls, job: JobRecord, models: Iterable[ModelInfo] = (), data: Sequence[Image] = ()) -> Self:
+        """Describe `job`, whose model is looked up in `models`, with the images `data` if there are any."""
+        key = job.spec.model, job.spec.version
         return cls(
             id=job.id,
             status=job.state,
@@ -52,6 +57,7 @@ class JobObject(BaseModel):
             finished_at=job.finished_at,
             attempt=job.attempt,
             spec=job.spec,
+            size=next((size_of(model) for model in models if (model.name, model.version) == key), None),
             priority=job.terms.priority,
             progress=job.progress,
             timings=job.timings,
