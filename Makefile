@@ -26,7 +26,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
 .PHONY: help serve check check-all lint types contracts test test-slow test-bench data train-fashion data-emoji train-emoji evaluate evaluate-emoji reproduce ablate bench-serve \
-  bench-overhead bench-engine bench-batching bench-choosing bench-peers bench-simulation bench-gpu gpu-check dashboard-test chaos hostile soak compose-test sweep audit licences lock tensorrt-build clean
+  bench-overhead bench-engine bench-batching bench-choosing bench-peers bench-simulation bench-gpu gpu-check dashboard-test chaos hostile soak compose-test sweep audit sbom licences lock tensorrt-build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -127,6 +127,14 @@ audit: $(VENV)/.dev $(VENV)/audit/.done ## check the distributed packages for kn
 	$(BIN)/python -m bench.licences requirements > $(VENV)/audit/requirements.txt
 	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/audit/requirements.txt
 
+sbom: $(VENV)/audit/.done ## write a CycloneDX bill of materials of each image's packages to build/
+	@mkdir -p build
+	@for image in server worker; do \
+	  { cat requirements/$$image.lock; [ $$image = server ] || echo "$(TORCH)"; } > build/$$image.txt && \
+	  $(VENV)/audit/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+	    --output-file build/sbom-$$image.cdx.json build/$$image.txt && rm build/$$image.txt && echo build/sbom-$$image.cdx.json; \
+	done
+
 licences: $(VENV)/.dev ## write the licences of the distributed packages to docs/licences.md
 	$(BIN)/python -m bench.licences licences > docs/licences.md
 
@@ -168,7 +176,7 @@ $(VENV)/lock/.done: $(VENV)/.torch
 
 $(VENV)/audit/.done: $(VENV)/.torch
 	@$(PYTHON) -m venv $(VENV)/audit
-	@$(VENV)/audit/bin/python -m pip --disable-pip-version-check --quiet install 'pip-audit>=2.7,<3'
+	@$(VENV)/audit/bin/python -m pip --disable-pip-version-check --quiet install 'pip-audit>=2.7,<3' 'cyclonedx-bom>=7,<8'
 	@touch $@
 
 $(DATA)/.emoji: bench/datasets/emoji.py | $(VENV)/.dev

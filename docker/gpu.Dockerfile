@@ -14,12 +14,12 @@ COPY server server
 COPY engine engine
 RUN /opt/venv/bin/pip install --quiet '.[worker,tracing]' 'onnx>=1.17,<2' 'onnxscript>=0.5,<1' && rm -rf /src
 COPY model_repo /srv/model_repo
-RUN useradd --system --uid 10001 --home-dir /var/lib/msf --create-home msf \
+RUN groupadd --system --gid 10001 msf && useradd --system --uid 10001 --gid 10001 --home-dir /var/lib/msf --create-home msf \
  && mkdir -p /var/cache/msf && chown msf:msf /var/cache/msf
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 MSF_LOG_FORMAT=json \
     MSF_MODEL_REPO=/srv/model_repo MSF_CACHE_DIR=/var/cache/msf MSF_WORKER_METRICS_PORT=9100
 WORKDIR /var/lib/msf
-USER msf
+USER 10001:10001
 EXPOSE 9100
 VOLUME /var/cache/msf
 STOPSIGNAL SIGTERM

@@ -17,7 +17,10 @@ from msf_cli.settings import SECRETS, ProcessSettings, Settings, WorkerProcessSe
 
 GROUPS = {
     "HTTP server": ("host", "port", "metrics_port", "cors_origins", "api_keys_file", "drain_timeout_s"),
-    "Jobs": ("redis_url", "data_dir", "max_queued_samples", "max_sample_steps", "result_ttl_s", "tenant_weights"),
+    "Jobs": (
+        *("redis_url", "redis_password_file", "data_dir"),
+        *("max_queued_samples", "max_sample_steps", "result_ttl_s", "tenant_weights"),
+    ),
     "Webhooks": ("webhook_secret", "webhook_networks"),
     "Workers": ("workers", "threads", "slots", "lease_s", "step_timeout_s", "batching", "batch_size", "batch_delay_s"),
     "Models and plans": ("model_repo", "cache_dir", "plan_cache_bytes", "backend", "precision", "buckets"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 import click
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from msf_server.settings import ServerOptions
@@ -42,18 +42,26 @@ class ProcessSettings(BaseSettings):
 
     model_config = ENVIRONMENT
 
+    redis_password_file: Path | None = Field(None, description="file with the password that MSF_REDIS_URL lacks")
     redis_url: str | None = Field(None, description="URL of Redis or Valkey; default: an embedded Valkey")
     log_format: Literal["text", "json"] = Field("text", description="format of log lines, on standard error")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level that is logged")
 
     @field_validator("redis_url")
     @classmethod
-    def _check_url(cls, url: str | None) -> str | None:
-        from msf_scheduler.redis_url import check_redis_url
+    def _check_url(cls, url: str | None, info: ValidationInfo) -> str | None:
+        from msf_scheduler.redis_url import check_redis_url, with_password
 
-        if url is not None:
-            check_redis_url(url)
-        return url
+        if url is None:
+            return None
+        check_redis_url(url)
+        password_file: Path | None = info.data.get("redis_password_file")
+        if password_file is None:
+            return url
+        try:
+            return with_password(url, password_file.read_text().rstrip("\r\n"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"its password file cannot be read: {error}") from error
 
     @field_validator("*", mode="before")
     @classmethod

@@ -1,10 +1,10 @@
-"""Check of Redis URLs, strict where redis-py ignores a mistake or passes it on to the first connection."""
+"""Redis URLs: a check, strict where redis-py ignores a mistake or defers it to the first connection, and passwords."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 URL_SCHEMES = ("redis://", "rediss://", "unix://", "redis-cluster://", "rediss-cluster://", "redis-sentinel://")
 TLS_FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
@@ -38,6 +38,14 @@ def check_redis_url(url: str) -> None:
     for node in parts.netloc.rpartition("@")[2].split(",") if scheme == "redis-sentinel" else [parts.netloc]:
         _check_address(node)
     _check_path(scheme, parts.path.strip("/"))
+
+
+def with_password(url: str, password: str) -> str:
+    """Return the URL with this password for its user."""
+    parts = urlsplit(url)
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    user = credentials.partition(":")[0]
+    return parts._replace(netloc=f"{user}:{quote(password, safe='')}@{hosts}").geturl()
 
 
 def _check_address(node: str) -> None:

@@ -165,3 +165,26 @@ def test_help_shows_every_setting_once_but_no_test_hook() -> None:
     assert not [hook for hook in TEST_HOOKS if hook.upper() in text.upper()]
     assert "0 to 65535; default: 8000" in " ".join(text.split())
     assert "MSF_PORT" not in CliRunner().invoke(main, ["worker", "--help"]).output
+
+
+@pytest.mark.parametrize(
+    ("url", "complete"),
+    [
+        ("redis://msf@redis:6379/0", "redis://msf:p%40ss%2F%3A%25@redis:6379/0"),
+        ("rediss://redis", "rediss://:p%40ss%2F%3A%25@redis"),
+        ("redis://msf:old@[::1]:7", "redis://msf:p%40ss%2F%3A%25@[::1]:7"),
+        ("redis-sentinel://msf@a:1,b:2/jobs", "redis-sentinel://msf:p%40ss%2F%3A%25@a:1,b:2/jobs"),
+        ("unix://msf@/run/redis.sock", "unix://msf:p%40ss%2F%3A%25@/run/redis.sock"),
+    ],
+)
+def test_a_file_holds_the_password_of_redis(
+    url: str, complete: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "password").write_text("p@ss/:%\n")
+    monkeypatch.setenv("MSF_REDIS_PASSWORD_FILE", "~/password")
+    monkeypatch.setenv("MSF_REDIS_URL", url)
+    assert read_settings().redis_url == complete
+    (tmp_path / "password").unlink()
+    message = refusal(monkeypatch, "MSF_REDIS_URL", url)
+    assert message.startswith("MSF_REDIS_URL: its password file cannot be read: ")
+    assert "msf@" not in message

@@ -1,4 +1,4 @@
-"""The scheduler on a Redis Cluster of three nodes, and on a server that a Sentinel names."""
+"""The scheduler on a Redis Cluster of three nodes, with the shipped rights, and on a server that a Sentinel names."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import product
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from redis import Redis as SyncRedis
 from redis.asyncio import RedisCluster
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from msf_scheduler import keys
 from msf_scheduler.connection import RedisClient, address, call, check, connect
@@ -34,6 +36,7 @@ from tests.polling import until
 from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, ids, images_of, spec, stored, try_claim
 from tests.scheduler.test_registry import model, worker
 
+CREDENTIALS = Path(__file__).parents[2] / "docker/redis/credentials.sh"
 SLOTS = ((0, 5460), (5461, 10922), (10923, 16383))
 
 
@@ -84,14 +87,27 @@ def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 redis.execute_command("CLUSTER ADDSLOTSRANGE", *slots)
                 redis.execute_command("CLUSTER MEET", "127.0.0.1", ports[0], bus_ports[0])
         until(lambda: all(is_complete(port) for port in ports))
-        yield f"redis-cluster://127.0.0.1:{ports[0]}"
+        subprocess.run(("sh", CREDENTIALS, folder), check=True)
+        for port, user in product(ports, (folder / "users.acl").read_text().splitlines()):
+            if not user.startswith("user default "):  # the fixtures' own connections
+                with SyncRedis(port=port) as redis:
+                    redis.execute_command("ACL SETUSER", *user.split()[1:])
+        yield f"redis-cluster://msf:{(folder / 'password').read_text()}@127.0.0.1:{ports[0]}"
 
 
 @pytest.fixture
-async def cluster(cluster_url: str) -> AsyncIterator[RedisClient]:
-    async with connect(cluster_url) as redis:
+async def administrator(cluster_url: str) -> AsyncIterator[RedisCluster]:
+    url = urlsplit(cluster_url)
+    async with connect(url._replace(netloc=url.netloc.partition("@")[2]).geturl()) as redis:
         assert isinstance(redis, RedisCluster)
         await redis.flushall(target_nodes=RedisCluster.PRIMARIES)
+        yield redis
+
+
+@pytest.fixture
+async def cluster(cluster_url: str, administrator: RedisCluster) -> AsyncIterator[RedisClient]:
+    """An empty cluster, through a user with the rights that are shipped."""
+    async with connect(cluster_url) as redis:
         yield redis
 
 
@@ -217,11 +233,23 @@ async def test_a_watched_job_shows_progress_and_previews(cluster: RedisClient) -
     assert updates[-1].job.state is JobState.SUCCEEDED
 
 
-async def test_all_keys_lie_in_one_slot(cluster: RedisClient) -> None:
+async def test_all_keys_lie_in_one_slot(cluster: RedisClient, administrator: RedisCluster) -> None:
     await test_a_job_runs_from_admission_to_reply(cluster)
-    names: list[bytes] = await cluster.execute_command("KEYS", "*", target_nodes=RedisCluster.PRIMARIES)
+    names: list[bytes] = await administrator.execute_command("KEYS", "*", target_nodes=RedisCluster.PRIMARIES)
     assert len(names) > 5
     assert all(name.startswith(keys.PREFIX.encode()) for name in names)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["GET other", "SET {msf} 1", "FLUSHALL", "KEYS *", "CONFIG GET dir", "ACL LIST", "SHUTDOWN", "SAVE", "MONITOR"],
+)
+def test_the_service_has_no_rights_beyond_its_keys(cluster_url: str, command: str) -> None:
+    with (
+        SyncRedis.from_url(cluster_url.replace("redis-cluster", "redis")) as redis,
+        pytest.raises(NoPermissionError),
+    ):
+        redis.execute_command(*command.split())
 
 
 async def test_an_unreachable_cluster_is_reported() -> None:

@@ -15,7 +15,7 @@ from msf_cli.settings import Settings
 from msf_server.metrics import Metrics
 
 FOLDER = Path(__file__).parents[2] / "docker" / "kubernetes"
-PUBLISHED = ("v1", "apps/v1", "policy/v1")
+PUBLISHED = ("v1", "apps/v1", "policy/v1", "networking.k8s.io/v1")
 DOCUMENTS: list[dict[str, Any]] = [
     document for file in sorted(FOLDER.glob("base/*.yaml")) for document in yaml.safe_load_all(file.read_text())
 ]
@@ -34,6 +34,8 @@ def test_manifests_fit_the_schemas(document: dict[str, Any]) -> None:
 def test_containers_have_few_rights_and_time_to_drain(document: dict[str, Any]) -> None:
     pod = document["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["runAsUser"] > 0
+    assert not pod["automountServiceAccountToken"]
     for container in pod["containers"]:
         assert container["securityContext"]["readOnlyRootFilesystem"]
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
@@ -63,3 +65,39 @@ def test_environment_variables_are_settings() -> None:
         for variable in container["env"]
     }
     assert {name.removeprefix("MSF_").lower() for name in names} <= Settings.model_fields.keys()
+
+
+def policies() -> dict[str, dict[str, Any]]:
+    return {
+        document["metadata"]["name"]: document["spec"] for document in DOCUMENTS if document["kind"] == "NetworkPolicy"
+    }
+
+
+def test_only_servers_and_workers_reach_redis() -> None:
+    clients = {"podSelector": {"matchExpressions": [{"key": "app", "operator": "In", "values": ["server", "worker"]}]}}
+    assert policies()["nothing-else"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    [rule] = policies()["redis"]["ingress"]
+    assert rule["from"] == [clients]
+    own = [name for name, policy in policies().items() if policy["podSelector"].get("matchLabels") == {"app": "redis"}]
+    assert own == ["redis"]
+
+
+def test_a_worker_reaches_redis_and_names_alone() -> None:
+    destinations = [
+        port["port"]
+        for policy in policies().values()
+        if "worker" in str(policy["podSelector"])
+        for rule in policy.get("egress", ())
+        for port in rule["ports"]
+    ]
+    assert sorted(set(destinations)) == [53, 6379]
+
+
+def test_no_password_is_in_an_environment() -> None:
+    for document in DOCUMENTS:
+        for container in document.get("spec", {}).get("template", {}).get("spec", {}).get("containers", ()):
+            for variable in container.get("env", ()):
+                assert not re.search(r"secret|password", variable["name"], re.IGNORECASE) or variable["name"].endswith(
+                    "_FILE"
+                )
+                assert not re.search(r"://[^/]*:[^/]*@", variable["value"])
