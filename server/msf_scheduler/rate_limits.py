@@ -24,7 +24,7 @@ class RateLimits:
 
 @dataclass(frozen=True)
 class UsageTotals:
-    """Totals since the first request; `refused` by limits, samples and sample steps of accepted jobs."""
+    """Totals since the first request; samples and sample steps are those of accepted jobs."""
 
     requests: int
     refused: int
@@ -40,10 +40,20 @@ class UsageMeter:
         self._charge = Script(redis, "charge")
         self._refund = Script(redis, "refund")
 
-    async def charge(self, name: str, limits: RateLimits, *, samples: int, sample_steps: int) -> None:
+    async def charge_request(self, name: str, limits: RateLimits) -> None:
         """Count one request of key `name`, or raise `LimitExceeded`; a refusal does not count towards the limits."""
+        await self._count(name, limits, requests=1)
+
+    async def charge_job(self, name: str, limits: RateLimits, *, samples: int, sample_steps: int) -> None:
+        """Count the samples of a job of key `name`, or raise `LimitExceeded`."""
+        await self._count(name, limits, samples=samples, sample_steps=sample_steps)
+
+    async def _count(
+        self, name: str, limits: RateLimits, *, requests: int = 0, samples: int = 0, sample_steps: int = 0
+    ) -> None:
         reply = await self._charge(
             {"usage": f"{keys.USAGE}{name}"},
+            requests=requests,
             samples=samples,
             sample_steps=sample_steps,
             requests_per_minute=limits.requests_per_minute,
@@ -55,7 +65,7 @@ class UsageMeter:
             raise LimitExceeded(limit, getattr(limits, limit), float(refusal["retry_after_s"]))
 
     async def refund(self, name: str, *, samples: int, sample_steps: int) -> None:
-        """Take back the samples of a charged request that was not admitted."""
+        """Take back the samples of a charged job that was not admitted."""
         await self._refund({"usage": f"{keys.USAGE}{name}"}, samples=samples, sample_steps=sample_steps)
 
     async def usage(self, name: str) -> UsageTotals:

@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -23,7 +23,7 @@ from msf_server.dependencies import open_services
 from msf_server.errors import respond, translate
 from msf_server.middleware.auth import DOCS_ASSETS, ApiKeyAuth
 from msf_server.middleware.body_limit import BodyLimit
-from msf_server.middleware.content_coding import ContentCoding
+from msf_server.middleware.caller_limits import CallerLimits
 from msf_server.middleware.head import HeadAsGet
 from msf_server.middleware.request_id import RequestId
 from msf_server.oip import model_control, statistics
@@ -66,8 +66,8 @@ def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> Fast
     app.mount(DOCS_ASSETS, pages.docs_files)
     for kind in (HTTPException, RequestValidationError, SchedulerError):
         app.add_exception_handler(kind, _answer)
-    app.add_middleware(ContentCoding, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s)
+    app.add_middleware(CallerLimits)
     app.add_middleware(ApiKeyAuth, keys=keys, operations_port=settings.metrics_port or None)
     if settings.cors_origins:
         app.add_middleware(
@@ -95,11 +95,11 @@ class _App(FastAPI):
         await Starlette.__call__(self, scope, receive, send)
 
 
-async def _answer(request: Request, error: Exception) -> JSONResponse:
+async def _answer(request: Request, error: Exception) -> Response:
     answer = translate(error)
     if answer.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         answer.headers = {"Allow": ", ".join(_methods_at(request))}
-    return respond(answer, request.url.path)
+    return respond(answer, request.scope["path"])
 
 
 def _methods_at(request: Request) -> list[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address, ip_network
 
 from fastapi import Request
+from starlette.types import Scope as AsgiScope
 
 from msf_scheduler.jobs import JobRecord
 from msf_server.api_keys import ApiKey, Scope
@@ -36,4 +38,15 @@ def identify(request: Request) -> Caller:
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and secret:
         return Caller(None, f"key-{hashlib.sha256(secret.strip().encode()).hexdigest()[:16]}")
-    return Caller(None, f"address-{request.client.host if request.client else 'unknown'}")
+    return Caller(None, f"address-{network_of(request.scope)}")
+
+
+def network_of(scope: AsgiScope) -> str:
+    """Return the address of a request's client as limits count it: of IPv6, the /64 that one subscriber has."""
+    try:
+        address = ip_address((scope.get("client") or ("",))[0])
+    except ValueError:
+        return "unknown"
+    if not isinstance(address, IPv6Address):
+        return str(address)
+    return str(address.ipv4_mapped or ip_network((int(address), 64), strict=False))

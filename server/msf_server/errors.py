@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -176,11 +176,12 @@ def translate(error: Exception) -> ApiError:
             return ApiError("Internal error; the server's log has the cause under this x-request-id.")
 
 
-def respond(error: ApiError, path: str) -> JSONResponse:
+def respond(error: ApiError, path: str) -> Response:
     """Answer with OpenAI's error object, or under /v2 with the Open Inference Protocol's."""
     is_oip = f"{path}/".startswith("/v2/")
     body: dict[str, Any] = {"error": error.detail} if is_oip else error_response(error).model_dump()
-    return JSONResponse(body, error.status_code, headers=error.headers)
+    # In ASCII: a caller's text, quoted in a message, reaches terminals and logs.
+    return Response(json.dumps(body), error.status_code, error.headers, "application/json")
 
 
 def error_response(error: ApiError) -> ErrorResponse:

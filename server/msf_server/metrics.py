@@ -24,6 +24,10 @@ OIP_ROUTES = tuple(f"/v2/models/{{model}}{which}/infer" for which in ("", "/vers
 WAITING_ROUTES = ("/v1/images/generations", *OIP_ROUTES)  # answer with images
 ROUTES = (*WAITING_ROUTES, "/v1/jobs")  # admit jobs
 SHARED = " Read from Redis and equal in every server: aggregate by max."
+DENIALS = (
+    *(ErrorCode.INVALID_API_KEY, ErrorCode.MISSING_SCOPE, ErrorCode.RATE_LIMIT_EXCEEDED),
+    *(ErrorCode.BODY_TOO_LARGE, ErrorCode.BODY_TOO_SLOW),
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Metrics(ProcessMetrics):
         )
         self.clients_gone = self._counter("msf_clients_gone", "Callers that disconnected before their answer", MODEL)
         self.denied = self._counter(
-            "msf_requests_denied", "Requests refused for a missing, unknown or insufficient API key", ("code",)
+            "msf_requests_denied", "Requests refused before their route, by code of the error", ("code",)
         )
         self.round_trip_s = self._histogram(
             "msf_redis_round_trip_seconds", "Round trips to Redis: admissions, and one per scrape", ("call",)
@@ -89,7 +93,7 @@ class Metrics(ProcessMetrics):
             "msf_redis_aof_ok", "Whether the last write and rewrite of the append-only file succeeded." + SHARED
         )
 
-        for code in (ErrorCode.INVALID_API_KEY, ErrorCode.MISSING_SCOPE):
+        for code in DENIALS:
             self.denied.labels(code)
         self._show_requests("", "")
 

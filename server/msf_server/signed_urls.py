@@ -17,12 +17,14 @@ SECRET_BYTES = 32
 
 
 class UrlSigner:
-    """HMAC-SHA256 with a secret that all servers of one Redis share. Methods raise QueueUnavailable."""
+    """HMAC-SHA256 with a secret that all servers of one Redis share. Methods raise QueueUnavailable.
+
+    The secret is read each time: a server that kept it would disagree with the others once Redis has lost it.
+    """
 
     def __init__(self, redis: RedisClient, lifetime_s: float) -> None:
         self._redis = redis
         self._lifetime_s = lifetime_s
-        self._secret = b""
 
     async def image_urls(self, job: JobRecord, request: Request) -> list[str]:
         """Return one URL for each image of a job that has succeeded, valid for as long as its result is kept.
@@ -31,17 +33,26 @@ class UrlSigner:
         """
         base_url = str(request.base_url).rstrip("/")
         expires = int((job.finished_at or 0) + self._lifetime_s)
-        paths = [f"{FILES}/{job.id}/{index}.{job.spec.output_format}" for index in job.spec.indices]
-        return [
-            f"{base_url}{path}?expires={expires}&signature={await self._signature(path, expires)}" for path in paths
-        ]
+        secret = await self._secret()
+        paths = [image_path(job.id, f"{index}.{job.spec.output_format}") for index in job.spec.indices]
+        return [f"{base_url}{path}?expires={expires}&signature={_sign(secret, path, expires)}" for path in paths]
 
     async def is_signed(self, path: str, expires: int, signature: str) -> bool:
         """Return whether this service signed `path` until `expires` (Unix seconds)."""
-        return hmac.compare_digest((await self._signature(path, expires)).encode(), signature.encode())
+        return hmac.compare_digest(_sign(await self._secret(), path, expires).encode(), signature.encode())
 
-    async def _signature(self, path: str, expires: int) -> str:
-        if not self._secret:
-            await call(self._redis, "SET", keys.URL_SECRET, secrets.token_bytes(SECRET_BYTES), "NX")
-            self._secret = await call(self._redis, "GET", keys.URL_SECRET)
-        return hmac.digest(self._secret, f"{path} {expires}".encode(), hashlib.sha256).hex()
+    async def _secret(self) -> bytes:
+        """Return the shared secret, which the first caller draws."""
+        if secret := await call(self._redis, "GET", keys.URL_SECRET):
+            return bytes(secret)
+        drawn = secrets.token_bytes(SECRET_BYTES)
+        return await call(self._redis, "SET", keys.URL_SECRET, drawn, "NX", "GET") or drawn
+
+
+def image_path(job_id: str, name: str) -> str:
+    """Return the path of image `name` of a job; a route verifies the path of the parameters that it serves."""
+    return f"{FILES}/{job_id}/{name}"
+
+
+def _sign(secret: bytes, path: str, expires: int) -> str:
+    return hmac.digest(secret, f"{path} {expires}".encode(), hashlib.sha256).hex()

@@ -145,7 +145,7 @@ class Submission:
         key, spec = order.caller.key, order.spec
         cost = {"samples": spec.num_samples, "sample_steps": spec.num_samples * spec.num_steps}
         if key:
-            await self._meter.charge(key.name, key.limits, **cost)
+            await self._meter.charge_job(key.name, key.limits, **cost)
         is_charged = False
         try:
             job = await self._enqueue(order, job_id, reply_to)

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from msf_cli.logs import Format, make_handler
 
 
@@ -36,6 +38,35 @@ def test_an_exception_stays_one_json_line() -> None:
 
     [line] = written("worker", "json", fail)
     assert "ValueError: broken" in json.loads(line)["exc_info"]
+
+
+HOSTILE = "/v1/x\n2026-01-01 server WARNING forged\r\x1b[31m\x00\x7f\x9b\u2028\u2029\u202e\u200b\ud800"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_message_cannot_forge_lines_or_steer_a_terminal(form: Format) -> None:
+    [line] = written("server", form, lambda logger: logger.info("GET %s: 404", HOSTILE))
+    assert line.isprintable()
+    assert "\\u202e" in line
+    assert "[31m" in line
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_the_text_of_an_exception_cannot_forge_lines(form: Format) -> None:
+    def fail(logger: logging.Logger) -> None:
+        try:
+            raise ValueError(HOSTILE)
+        except ValueError:
+            logger.exception("failed", stack_info=True)
+
+    first, *others = written("server", form, fail)
+    assert all(line.isprintable() for line in (first, *others))
+    assert all(line.startswith("    ") for line in others)
+
+
+def test_other_languages_stay_readable() -> None:
+    [line] = written("server", "text", lambda logger: logger.info("Größe 大 🍎 \\n"))
+    assert line.endswith("Größe 大 🍎 \\n")
 
 
 def test_text_lines_name_the_process() -> None:

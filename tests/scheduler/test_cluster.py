@@ -196,9 +196,10 @@ async def test_webhooks_are_due_until_they_are_settled(cluster: RedisClient) -> 
 
 async def test_rate_limits_hold(cluster: RedisClient) -> None:
     meter, limits = UsageMeter(cluster), RateLimits(requests_per_minute=1)
-    await meter.charge("key", limits, samples=2, sample_steps=20)
+    await meter.charge_request("key", limits)
+    await meter.charge_job("key", limits, samples=2, sample_steps=20)
     with pytest.raises(LimitExceeded, match="requests_per_minute"):
-        await meter.charge("key", limits, samples=2, sample_steps=20)
+        await meter.charge_request("key", limits)
     await meter.refund("key", samples=2, sample_steps=20)
     assert await meter.usage("key") == UsageTotals(requests=1, refused=1, samples=0, sample_steps=0)
 

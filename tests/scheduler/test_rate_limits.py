@@ -20,7 +20,8 @@ def meter(redis: Redis) -> UsageMeter:
 
 async def charge(meter: UsageMeter, limits: RateLimits, samples: int = 1, name: str = "a") -> LimitExceeded | None:
     try:
-        await meter.charge(name, limits, samples=samples, sample_steps=10 * samples)
+        await meter.charge_request(name, limits)
+        await meter.charge_job(name, limits, samples=samples, sample_steps=10 * samples)
     except LimitExceeded as error:
         return error
     return None
@@ -71,6 +72,15 @@ async def test_refunded_samples_can_be_used_again(meter: UsageMeter) -> None:
     await meter.refund("a", samples=10, sample_steps=100)
     assert await meter.usage("a") == UsageTotals(requests=1, refused=0, samples=0, sample_steps=0)
     assert await charge(meter, limits, 10) is None
+
+
+async def test_a_refund_never_becomes_an_allowance_of_the_next_day(meter: UsageMeter, redis: Redis) -> None:
+    limits = RateLimits(samples_per_day=10)
+    assert await charge(meter, limits, 10) is None
+    await pass_time(redis, 86_400)
+    assert await charge(meter, limits, 1) is None  # the first sample of the next day
+    await meter.refund("a", samples=10, sample_steps=100)
+    assert await charge(meter, limits, 11) is not None
 
 
 async def test_keys_do_not_share_limits(meter: UsageMeter) -> None:

@@ -40,8 +40,8 @@ async def worker(redis_url: str) -> AsyncIterator[FakeWorker]:
         yield worker
 
 
-def client_of(app: FastAPI) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+def client_of(app: FastAPI, address: str = "127.0.0.1") -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=(address, 1))
     return httpx.AsyncClient(transport=transport, base_url="http://msf", timeout=30)
 
 

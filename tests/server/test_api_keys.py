@@ -11,13 +11,14 @@ import pytest
 from redis.asyncio import Redis
 
 from msf_server.api_keys import digest, read_keys
+from msf_server.middleware import auth
 from msf_server.settings import ServerSettings
 from tests.server.conftest import client_of, serving
 from tests.server.fake_worker import FakeWorker
 
 PATH, JOBS, USAGE = "/v1/images/generations", "/v1/jobs", "/v1/usage"
 BAG = {"prompt": "bag"}
-KEYS = {name: f"msf_{name:_<43}" for name in ("ada", "bob", "root", "limited", "modest", "next")}
+KEYS = {name: f"msf_{name:_<43}" for name in ("ada", "bob", "root", "limited", "frugal", "modest", "next")}
 
 
 def table(name: str, key: str | None = None, **fields: object) -> str:
@@ -30,7 +31,8 @@ FILE = "\n".join(
         table("ada", weight=3.0),
         table("bob"),
         table("root", scopes=["admin"]),
-        table("limited", requests_per_minute=2, samples_per_day=5),
+        table("limited", requests_per_minute=2),
+        table("frugal", samples_per_day=5),
         table("modest", concurrent_sample_steps=100),
     ]
 )
@@ -173,13 +175,48 @@ async def test_rate_limit_has_retry_after(client: httpx.AsyncClient) -> None:
     assert (await post(client, "ada", JOBS)).status_code == 202
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", f"{JOBS}/x"), ("GET", "/v1/models"), ("GET", "/nowhere"), ("POST", PATH), ("GET", "/v2/repository/index")],
+)
+async def test_every_request_of_a_key_counts(client: httpx.AsyncClient, method: str, path: str) -> None:
+    answers = [await client.request(method, path, headers=bearer("limited"), content=b"{") for _ in range(3)]
+    assert [answer.status_code == 429 for answer in answers] == [False, False, True]
+    assert 1 <= int(answers[2].headers["retry-after"]) <= 30
+    assert "requests_per_minute of 2" in answers[2].text
+    assert (await client.get("/v2/health/live", headers=bearer("limited"))).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("limit", "path", "headers"),
+    [("ANONYMOUS_PER_MINUTE", "/v1/models", {}), ("UNKNOWN_KEYS_PER_MINUTE", USAGE, {"Authorization": "Bearer wrong"})],
+)
+async def test_callers_without_a_known_key_are_limited_by_address(
+    settings: ServerSettings, monkeypatch: pytest.MonkeyPatch, limit: str, path: str, headers: dict[str, str]
+) -> None:
+    monkeypatch.setattr(auth, limit, 3)
+    async with serving(settings) as app:
+        async with client_of(app, "2001:db8::1") as client:
+            first = [(await client.get(path, headers=headers)).status_code for _ in range(3)]
+        async with client_of(app, "2001:db8::2") as client:  # of the same subscriber
+            refused = await client.get(path, headers=headers)
+            assert (await client.get(USAGE, headers=bearer("ada"))).status_code == 200
+            assert (await client.get("/v2/health/live", headers=headers)).status_code == 200
+        async with client_of(app, "2001:db8:0:1::1") as client:
+            other = await client.get(path, headers=headers)
+    assert 429 not in first
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert "retry-after" in refused.headers
+    assert other.status_code == first[0]
+
+
 async def test_daily_quota_of_samples(client: httpx.AsyncClient) -> None:
-    assert (await post(client, "limited", JOBS, n=4)).status_code == 202
-    refused = await post(client, "limited", n=2)
+    assert (await post(client, "frugal", JOBS, n=4)).status_code == 202
+    refused = await post(client, "frugal", n=2)
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "quota_exceeded")
     assert refused.headers["x-should-retry"] == "false"
     assert "samples_per_day of 5" in refused.json()["error"]["message"]
-    hopeless = await post(client, "limited", n=6)
+    hopeless = await post(client, "frugal", n=6)
     assert (hopeless.status_code, hopeless.json()["error"]["message"]) == (400, "Invalid n: 6. Allowed: 1 to 5.")
 
 
@@ -208,13 +245,13 @@ async def test_refused_and_repeated_requests_cost_no_samples(settings: ServerSet
         full = await post(client, "ada", JOBS, n=3)
         assert (full.status_code, full.json()["error"]["code"]) == (429, "queue_full")
         [used] = (await client.get(USAGE, headers=bearer("ada"))).json()["data"]
-        assert (used["requests"], used["samples"]) == (3, 4)
+        assert (used["requests"], used["samples"]) == (4, 4)
 
 
 async def test_usage_covers_the_callers_key_or_all_keys_for_administrators(client: httpx.AsyncClient) -> None:
     await post(client, "ada", n=3, num_steps=10)
     own = {
-        "requests": 1,
+        "requests": 2,
         "refused": 0,
         "samples": 3,
         "sample_steps": 30,
@@ -229,6 +266,7 @@ async def test_usage_covers_the_callers_key_or_all_keys_for_administrators(clien
         ("bob", 0),
         ("root", 0),
         ("limited", 0),
+        ("frugal", 0),
         ("modest", 0),
     ]
     assert everybody[3]["requests_per_minute"] == 2
@@ -303,7 +341,7 @@ async def test_operations_port_alone_has_metrics_and_administration(
         job = (await post(client, "ada", JOBS)).headers["location"]
         for port, statuses, visible in (
             (80, (404, 403), ["root"]),
-            (9100, (200, 200), ["ada", "bob", "root", "limited", "modest"]),
+            (9100, (200, 200), ["ada", "bob", "root", "limited", "frugal", "modest"]),
         ):
             answers = [
                 await client.get(f"http://msf:{port}{path}", headers=bearer("root"))

@@ -11,20 +11,23 @@ from starlette.types import Receive, Scope, Send
 
 from msf_server.middleware import http_protocol as transport
 from msf_server.settings import ServerSettings
-from tests.server.conftest import client_of, listening, listening_to, serving
+from tests.server.conftest import client_of, listening, listening_to, serving, until
 from tests.server.fake_worker import FakeWorker
 
 PATH = "/v1/images/generations"
 LIVE = "/v2/health/live"
+CLOSING = f"GET {LIVE} HTTP/1.1\r\nHost: msf\r\nConnection: close\r\n\r\n"
 ORIGIN = "https://studio.example"
 
 
-async def exchange(url: str, text: str) -> bytes:
-    """Send `text` and return all answers until the server closes; nothing if it resets the connection."""
+async def exchange(url: str, text: str, piece: int = 2**20) -> bytes:
+    """Send `text` in pieces and return all answers until the server closes; nothing if it resets the connection."""
     host, port = url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
-        writer.write(text.encode())
+        for start in range(0, len(text), piece):
+            writer.write(text[start : start + piece].encode())
+            await asyncio.sleep(0)
         async with asyncio.timeout(20):
             return await reader.read()
     except ConnectionResetError:
@@ -62,11 +65,92 @@ async def test_an_unfinished_body_is_answered_with_408(settings: ServerSettings,
     assert b"Allowed: 0.05 seconds." in answers
 
 
-async def test_an_unread_body_times_out(settings: ServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_is_not_read_times_out(settings: ServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "HEAD_S", 0.05)
     async with listening(settings) as url:
         answers = await exchange(url, "POST /nowhere HTTP/1.1\r\nHost: msf\r\nContent-Length: 1000000\r\n\r\n{")
-    assert answers.startswith(b"HTTP/1.1 404")
+    assert answers.startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 99999", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("path", [LIVE, "/v1/jobs/x/events", "/nowhere", PATH])
+async def test_a_body_over_the_limit_is_refused_before_any_answer(live_url: str, path: str, framing: str) -> None:
+    chunks = "" if framing.startswith("Content") else "fff0\r\n" + "x" * 0xFFF0 + "\r\nff\r\n" + "x" * 255
+    answers = await exchange(
+        live_url, f"GET {path} HTTP/1.1\r\nHost: msf\r\nConnection: close\r\n{framing}\r\n\r\n{chunks}"
+    )
+    assert answers.startswith(b"HTTP/1.1 413")
+    assert answers.count(b"HTTP/1.1") == 1
+
+
+async def test_a_body_over_the_limit_is_not_invited(live_url: str) -> None:
+    head = f"POST {PATH} HTTP/1.1\r\nHost: msf\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: 99999"
+    assert (await exchange(live_url, f"{head}\r\n\r\n")).startswith(b"HTTP/1.1 413")
+
+
+async def test_a_malformed_request_is_answered_after_those_before_it(live_url: str) -> None:
+    good = f"GET {LIVE} HTTP/1.1\r\nHost: msf\r\n\r\n"
+    answers = await exchange(live_url, f"{good}{good}NOT HTTP\r\n\r\n{good}")
+    assert [part[:3] for part in answers.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"400"]
+    assert answers.count(b'{"live":true}') == 2
+
+
+async def test_a_malformed_body_gets_one_answer(live_url: str) -> None:
+    head = f"POST {PATH} HTTP/1.1\r\nHost: msf\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answers = await exchange(live_url, f"GET {LIVE} HTTP/1.1\r\nHost: msf\r\n\r\n{head}zz\r\n")
+    assert [part[:3] for part in answers.split(b"HTTP/1.1 ")[1:]] == [b"200", b"400"]
+
+
+async def test_endless_pipelining_is_refused(live_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "MAX_PIPELINED", 3)
+    answers = await exchange(live_url, f"GET {LIVE} HTTP/1.1\r\nHost: msf\r\n\r\n" * 9)
+    assert [part[:3] for part in answers.split(b"HTTP/1.1 ")[1:]] == [b"200"] * 4 + [b"400"]
+
+
+@pytest.mark.parametrize(
+    "host", ["", "Host: a\r\nHost: b\r\n", "Host: x/v1/files/y?\r\n", "Host: a b\r\n", "Host: x@y\r\n"]
+)
+async def test_an_invalid_host_is_refused(live_url: str, host: str) -> None:
+    answers = await exchange(live_url, f"GET {LIVE} HTTP/1.1\r\n{host}Connection: close\r\n\r\n")
+    assert answers.startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize("host", ["msf", "127.0.0.1:8000", "[::1]:8000", "a-b_c.example."])
+async def test_a_valid_host_is_taken(live_url: str, host: str) -> None:
+    answers = await exchange(live_url, f"GET {LIVE} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
+    assert answers.startswith(b"HTTP/1.1 200")
+
+
+async def test_idle_connections_make_room_for_new_ones(live_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(transport, "MAX_CONNECTIONS_OF_ADDRESS", 2)
+    host, port = live_url.removeprefix("http://").split(":")
+    idle = [await asyncio.open_connection(host, int(port)) for _ in range(4)]
+    assert (await exchange(live_url, CLOSING)).startswith(b"HTTP/1.1 200")
+    async with asyncio.timeout(20):
+        assert await idle[0][0].read() == b""  # the oldest was closed
+    for _, writer in idle:
+        writer.close()
+
+
+async def test_connections_that_wait_for_answers_are_kept(
+    live_url: str, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.holding = True
+    body = '{"prompt": "bag"}'
+    waiting = asyncio.create_task(
+        exchange(
+            live_url,
+            f"POST {PATH} HTTP/1.1\r\nHost: msf\r\nContent-Type: application/json\r\nConnection: close\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n{body}",
+        )
+    )
+    await until(lambda: len(worker.claimed), 1)
+    monkeypatch.setattr(transport, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(transport, "MAX_CONNECTIONS_OF_ADDRESS", 1)
+    assert (await exchange(live_url, CLOSING)).startswith(b"HTTP/1.1 429")
+    worker.holding = False
+    assert (await waiting).startswith(b"HTTP/1.1 200")
 
 
 async def test_an_answer_that_is_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,17 +193,18 @@ async def test_a_long_request_target_is_refused(client: httpx.AsyncClient) -> No
     assert (await client.get(LIVE, params={"x": "x" * 17_000})).status_code == 431
 
 
-async def test_an_offer_to_upgrade_is_ignored(live_url: str) -> None:
+@pytest.mark.parametrize("piece", [1, 7, 10_000])
+async def test_an_offer_to_upgrade_is_ignored(live_url: str, piece: int) -> None:
     body = '{"prompt": "bag"}'
     head = f"POST {PATH} HTTP/1.1\r\nHost: msf\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     first = f"{head}Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n{body}"
-    answers = await exchange(live_url, f"{first}{head}Connection: close\r\n\r\n{body}")
-    assert answers.count(b"HTTP/1.1 200") == 2
+    answers = await exchange(live_url, f"{first}{first}{head}Connection: close\r\n\r\n{body}", piece)
+    assert answers.count(b"HTTP/1.1 200") == 3
 
 
 async def test_endless_headers_are_not_collected(live_url: str) -> None:
     answers = await exchange(live_url, f"GET {LIVE} HTTP/1.1\r\n" + "X-More: xxxxxxxxxxxxxxxxxxxxxxxx\r\n" * 40_000)
-    assert answers == b"" or answers.startswith(b"HTTP/1.1 400")
+    assert answers == b"" or answers.startswith(b"HTTP/1.1 431")
 
 
 async def test_every_answer_has_security_headers(client: httpx.AsyncClient) -> None:

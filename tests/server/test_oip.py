@@ -18,6 +18,7 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from msf_scheduler.jobs import JobError, JobSpec, Priority
+from msf_server.oip import tensors
 from msf_server.settings import ServerSettings
 from tests.server.conftest import listening, until
 from tests.server.fake_worker import FASHION, LABELS, FakeWorker, draw
@@ -280,6 +281,15 @@ async def test_a_decompression_bomb_is_refused(client: httpx.AsyncClient) -> Non
     bomb = zlib.compress(bytes(30_000_000))
     response = await client.post("/v2/models/fashion/infer", content=bomb, headers={"Content-Encoding": "deflate"})
     assert response.status_code == 413
+
+
+async def test_large_outputs_are_bytes_only(ask: Ask, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensors, "MAX_JSON_ELEMENTS", 2 * 32 * 32 * 3)
+    label = tensor("label", "BYTES", ["bag"] * 3)
+    with pytest.raises(InferenceServerException, match=r"9216 numbers in JSON\. Allowed: 6144 .*binary_data_output"):
+        await ask("infer", "fashion", [label], outputs=[triton.InferRequestedOutput("images", binary_data=False)])
+    assert worker.claimed == []
+    assert (await ask("infer", "fashion", [label])).as_numpy("images").shape == (3, 32, 32, 3)
 
 
 async def test_cross_origin_requests_without_preflight_are_refused(

@@ -146,7 +146,7 @@ async def test_models(ai: AsyncOpenAI) -> None:
 async def test_exceptions_of_the_client(settings: ServerSettings, worker: FakeWorker, tmp_path: Path) -> None:
     keys = tmp_path / "keys.toml"
     keys.write_text(
-        f'[[keys]]\nname = "ada"\nsha256 = "{digest("msf_ada")}"\nrequests_per_minute = 3\n'
+        f'[[keys]]\nname = "ada"\nsha256 = "{digest("msf_ada")}"\nrequests_per_minute = 5\n'
         f'[[keys]]\nname = "op"\nsha256 = "{digest("msf_op")}"\nscopes = ["admin"]\n'
     )
     async with listening(settings.model_copy(update={"api_keys_file": keys})) as url, AsyncExitStack() as clients:

@@ -1,6 +1,6 @@
--- Count a request and its samples for an API key, or refuse it without touching the key's limits.
+-- Count requests or samples for an API key, or refuse them without touching the key's limits.
 -- KEYS: usage
--- ARGV: samples, sample_steps, requests_per_minute, samples_per_day (limits, where there are any)
+-- ARGV: requests, samples, sample_steps, requests_per_minute, samples_per_day (limits, where there are any)
 -- → nothing, or the name of the limit and retry_after_s
 local clock = require 'clock'
 
@@ -19,8 +19,8 @@ local function refuse(limit, seconds)
 end
 
 -- A bucket of a minute's requests, as the time at which it will be full again (GCRA).
-if args.requests_per_minute then
-  local interval = MINUTE_S / args.requests_per_minute
+if args.requests_per_minute and args.requests > 0 then
+  local interval = args.requests * MINUTE_S / args.requests_per_minute
   full_at = math.max(full_at, now) + interval
   local wait = full_at - MINUTE_S - now
   if wait > ROUNDING_S then
@@ -30,13 +30,13 @@ end
 if now >= day_at + DAY_S then
   day_at, day_samples = now, 0
 end
-if args.samples_per_day and day_samples + args.samples > args.samples_per_day then
+if args.samples_per_day and args.samples > 0 and day_samples + args.samples > args.samples_per_day then
   return refuse('samples_per_day', day_at + DAY_S - now)
 end
 
 redis.call('HSET', usage, 'full_at', clock.stamp(full_at), 'day_at', clock.stamp(day_at),
   'day_samples', day_samples + args.samples)
-redis.call('HINCRBY', usage, 'requests', 1)
+redis.call('HINCRBY', usage, 'requests', args.requests)
 redis.call('HINCRBY', usage, 'samples', args.samples)
 redis.call('HINCRBY', usage, 'sample_steps', args.sample_steps)
 return {}

@@ -1,4 +1,4 @@
-"""API keys, checked before a request's body is read. Every path that is not listed here needs a key."""
+"""API keys and their limits, checked before a body is read. Every path that is not listed here needs a key."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from msf_scheduler.error_codes import ErrorCode
+from msf_scheduler.errors import SchedulerError
 from msf_server import api_keys
 from msf_server.api_keys import ApiKey, KeyRing
-from msf_server.errors import ApiError, InvalidRequest, respond
+from msf_server.callers import network_of
+from msf_server.errors import ApiError, InvalidRequest
+from msf_server.middleware.address_limit import AddressLimit
+from msf_server.middleware.refusal import refuse
 from msf_server.request_log import log_of
 from msf_server.signed_urls import FILES
 
@@ -23,48 +27,87 @@ _OPEN_BELOW = ("/page/", f"{FILES}/", f"{DOCS_ASSETS}/", "/v1/models/", "/v2/hea
 _OPERATIONS = frozenset({"/metrics", "/v1/stats"})
 _ADMINISTRATION = "/v2/repository/models/"
 
+# Probes and scrapes come from few addresses and must be answered when callers exceed their limits.
+_UNLIMITED = frozenset({"/metrics"})
+_UNLIMITED_BELOW = ("/v2/health/",)
+ANONYMOUS_PER_MINUTE = 600  # of one address
+UNKNOWN_KEYS_PER_MINUTE = 60
+
 # Documentation only: the middleware decides before a route is looked up.
 bearer_auth = Security(HTTPBearer(auto_error=False, description="An API key, if the operator requires one."))
 
 
 class ApiKeyAuth:
-    """Answers 401 or 403, or notes the caller's key in the request's log."""
+    """Answers 401, 403 or 429, or notes the caller's key in the request's log.
+
+    Every request of a key counts towards its limit, whatever its answer. Where keys are required, requests without a
+    known one are limited by address, so that neither open paths nor guessed keys are tried without end.
+    """
 
     def __init__(self, app: ASGIApp, keys: KeyRing | None, operations_port: int | None) -> None:
         self.app = app
         self.keys = keys
         self.operations_port = operations_port
+        self._anonymous = AddressLimit("requests without an API key", ANONYMOUS_PER_MINUTE)
+        self._unknown = AddressLimit("requests with an unknown API key", UNKNOWN_KEYS_PER_MINUTE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         try:
-            log_of(scope).api_key = self._admit(scope)
-        except ApiError as error:
-            if error.code in (ErrorCode.INVALID_API_KEY, ErrorCode.MISSING_SCOPE):
-                scope["app"].state.services.metrics.denied.labels(error.code).inc()
-            await respond(error, scope["path"])(scope, receive, send)
+            key = self._known_key(scope)
+            await self._charge(key, scope)
+            self._admit(key, scope)
+        except (ApiError, SchedulerError) as error:
+            await refuse(error, scope, receive, send)
             return
+        log_of(scope).api_key = key
         await self.app(scope, receive, send)
 
-    def _admit(self, scope: Scope) -> ApiKey | None:
-        """Return the caller's key, None for an open path or service. Raises InvalidRequest."""
-        method, path, headers = scope["method"], scope["path"], Headers(scope=scope)
-        is_public = self.operations_port is not None and scope["server"][1] != self.operations_port
-        if is_public and (path in _OPERATIONS or path.startswith(_ADMINISTRATION)):
+    def _known_key(self, scope: Scope) -> ApiKey | None:
+        """Return the caller's key, without the scope admin if the port is public."""
+        secret = _secret(scope)
+        key = self.keys.find(secret) if self.keys is not None and secret else None
+        if key is not None and self._is_public(scope):
+            return key.model_copy(update={"scopes": key.scopes - {api_keys.Scope.ADMIN}})
+        return key
+
+    async def _charge(self, key: ApiKey | None, scope: Scope) -> None:
+        """Count a request. Raises ApiError, LimitExceeded, QueueUnavailable."""
+        if self.keys is None or is_unlimited(scope["path"]):
+            return
+        if key is not None:
+            await scope["app"].state.services.meter.charge_request(key.name, key.limits)
+        else:
+            limit = self._unknown if _secret(scope) else self._anonymous
+            limit.charge(network_of(scope))
+
+    def _admit(self, key: ApiKey | None, scope: Scope) -> None:
+        """Raise InvalidRequest unless `key`, or no key, may make the request."""
+        method, path = scope["method"], scope["path"]
+        if self._is_public(scope) and (path in _OPERATIONS or path.startswith(_ADMINISTRATION)):
             raise InvalidRequest("No resource at this path.", code=ErrorCode.NOT_FOUND)
-        if path.startswith(_ADMINISTRATION) and "origin" in headers:  # without keys, any web page could
+        if path.startswith(_ADMINISTRATION) and "origin" in Headers(scope=scope):  # without keys, any web page could
             raise InvalidRequest(
                 "Cross-origin requests to this endpoint are not allowed.", code=ErrorCode.MISSING_SCOPE
             )
         if self.keys is None or _is_open(method, path):
-            return None
-        key = _authenticate(headers.get("authorization", ""), self.keys)
-        if is_public:
-            key = key.model_copy(update={"scopes": key.scopes - {api_keys.Scope.ADMIN}})
+            return
+        if key is None:
+            problem = "Unknown API key. Allowed: a key issued by the operator."
+            if not _secret(scope):
+                problem = "Missing API key. Allowed: a header Authorization: Bearer KEY."
+            raise InvalidRequest(problem, code=ErrorCode.INVALID_API_KEY)
         _authorize(key, method, path)
-        return key
+
+    def _is_public(self, scope: Scope) -> bool:
+        return self.operations_port is not None and scope["server"][1] != self.operations_port
+
+
+def is_unlimited(path: str) -> bool:
+    """Return whether requests are answered whatever limits their caller has reached."""
+    return path in _UNLIMITED or path.startswith(_UNLIMITED_BELOW)
 
 
 def _is_open(method: str, path: str) -> bool:
@@ -73,16 +116,10 @@ def _is_open(method: str, path: str) -> bool:
     return path in _OPEN or path.startswith(_OPEN_BELOW) or describes_model
 
 
-def _authenticate(authorization: str, keys: KeyRing) -> ApiKey:
-    scheme, _, secret = authorization.partition(" ")
-    if scheme.lower() != "bearer" or not secret.strip():
-        raise InvalidRequest(
-            "Missing API key. Allowed: a header Authorization: Bearer KEY.", code=ErrorCode.INVALID_API_KEY
-        )
-    key = keys.find(secret.strip())
-    if key is None:
-        raise InvalidRequest("Unknown API key. Allowed: a key issued by the operator.", code=ErrorCode.INVALID_API_KEY)
-    return key
+def _secret(scope: Scope) -> str:
+    """Return the key that the caller sent, empty if there is none."""
+    scheme, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
+    return secret.strip() if scheme.lower() == "bearer" else ""
 
 
 def _authorize(key: ApiKey, method: str, path: str) -> None:

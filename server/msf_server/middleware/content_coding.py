@@ -1,4 +1,4 @@
-"""ASGI layer that decodes compressed request bodies, within the limit for bodies."""
+"""Compressed request bodies, decoded within the limit for bodies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from msf_scheduler.error_codes import ErrorCode
 from msf_server.errors import InvalidRequest, quoted
@@ -17,44 +16,17 @@ _ALIASES = {"x-gzip": "gzip"}
 _WINDOW_BITS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 
 
-class ContentCoding:
-    """Hands a body that names its codings in `Content-Encoding` on as if it had arrived without."""
-
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
-        self.app = app
-        self.max_body_bytes = max_body_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        codings = _codings(scope) if scope["type"] == "http" else []
-        if not codings:
-            await self.app(scope, receive, send)
-            return
-        is_received = False
-
-        async def receive_decoded() -> Message:
-            nonlocal is_received
-            if is_received:
-                return await receive()
-            _check(codings)
-            body, message = b"", await receive()
-            while message["type"] == "http.request":
-                body += message.get("body", b"")
-                if not message.get("more_body", False):
-                    is_received = True
-                    return {"type": "http.request", "body": self._decoded(body, codings)}
-                message = await receive()
-            return message
-
-        await self.app(scope, receive_decoded, send)
-
-    def _decoded(self, body: bytes, codings: Sequence[str]) -> bytes:
-        for coding in reversed(codings):  # they are listed in the order in which they were applied
-            body = _decompressed(body, coding, self.max_body_bytes)
-        return body
+def decode(body: bytes, headers: Headers, max_bytes: int) -> bytes:
+    """Return a body without the codings that its `Content-Encoding` names. Raises InvalidRequest."""
+    codings = _codings(headers)
+    _check(codings)
+    for coding in reversed(codings):  # they are listed in the order in which they were applied
+        body = _decompressed(body, coding, max_bytes)
+    return body
 
 
-def _codings(scope: Scope) -> list[str]:
-    fields = ",".join(Headers(scope=scope).getlist("content-encoding"))
+def _codings(headers: Headers) -> list[str]:
+    fields = ",".join(headers.getlist("content-encoding"))
     names = [name.strip().lower() for name in fields.split(",")]
     return [_ALIASES.get(name, name) for name in names if name not in ("", "identity")]
 

@@ -11,17 +11,16 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from msf_scheduler.error_codes import ErrorCode
-from msf_server.errors import ApiError, InvalidRequest, respond, translate
-from msf_server.middleware.http_protocol import MAX_HEAD_BYTES
+from msf_server.errors import ApiError, InvalidRequest, quoted, respond, translate
+from msf_server.middleware.http_protocol import MAX_HEAD_BYTES, MAX_HEADERS, head_too_large
 from msf_server.request_log import RequestLog, start_log
 
 logger = logging.getLogger(__name__)
 
 LOGGED = ("/v1/", "/v2/models/", "/v2/repository/")  # excludes health checks and scrapes
-MAX_HEADERS = 64
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_HOST = re.compile(r"([\w.-]{0,255}|\[[\w.:%]{2,64}\])(:\d{0,5})?", re.ASCII)
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -83,12 +82,13 @@ def _write(log: RequestLog, scope: Scope, status: int, duration_s: float) -> Non
 
 
 def _check_head(scope: Scope) -> None:
-    """Limit the headers; the HTTP parser limits only what it buffers, and never buffers a head in one packet."""
+    """Limit the head, of which the HTTP parser limits only what it buffers, and check the host, which URLs contain."""
     headers = scope["headers"]
     num_bytes = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in headers)
     if len(headers) > MAX_HEADERS or num_bytes > MAX_HEAD_BYTES:
+        raise head_too_large()
+    hosts = Headers(scope=scope).getlist("host")
+    if not all(map(_HOST.fullmatch, hosts)) or (len(hosts) != 1 and (hosts or scope["http_version"] != "1.0")):
         raise InvalidRequest(
-            f"The request has {len(headers)} headers, {num_bytes} bytes with its path. "
-            f"Allowed: {MAX_HEADERS} headers and {MAX_HEAD_BYTES} bytes.",
-            code=ErrorCode.HEADERS_TOO_LARGE,
+            f"Invalid Host: {quoted(', '.join(hosts))}. Allowed: one host name or address.", param="Host"
         )

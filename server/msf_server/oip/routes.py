@@ -35,7 +35,7 @@ from msf_server.oip.schemas import (
     TensorMetadata,
     body_of,
 )
-from msf_server.oip.tensors import BYTES, read_request, write_response
+from msf_server.oip.tensors import BYTES, check_output, read_request, write_response
 from msf_server.orders import Order
 from msf_server.request_log import RequestLog, log_of
 from msf_server.schemas.body import JSON, check_media_type
@@ -159,6 +159,8 @@ def _routes_of(find: Any, path: str) -> list[BaseRoute]:
         idempotency = Idempotency(key, body) if key is not None else None
         availability = services.catalog.availability(model)
         orders = make_orders(call, inputs, model, availability, identify(request), services.settings, idempotency)
+        num_images = sum(order.spec.num_samples for order in orders)
+        check_output(num_images, model.image_size, binary=wants_binary(call))
         results = await _run_all(orders, services.submission, request, log)
         answer = InferResponse(
             id=call.id,

@@ -22,6 +22,9 @@ INTEGERS = {
 }
 FLOATS = {"FP32": "f", "FP64": "d"}
 BYTES = "BYTES"
+MAX_JSON_ELEMENTS = 2**18  # of an output, about a megabyte: larger ones are sent as bytes
+_EMPTY = b'"data":[]'  # occurs once: in strings, quotes are escaped
+_DECIMALS = tuple(map(str, range(256)))
 
 
 def read_request(body: bytes, headers: Headers) -> tuple[InferRequest, dict[str, list[Any]]]:
@@ -111,6 +114,17 @@ def _strings(tensor: InputTensor, blob: bytes) -> Iterator[str]:
         start = end
 
 
+def check_output(num_images: int, image_size: int, *, binary: bool) -> None:
+    """Raise InvalidRequest if the images would be too many numbers in JSON."""
+    num_elements = num_images * image_size**2 * 3
+    if not binary and num_elements > MAX_JSON_ELEMENTS:
+        raise InvalidRequest(
+            f"The images would be {num_elements} numbers in JSON. Allowed: {MAX_JSON_ELEMENTS} numbers, or any number "
+            'of bytes after the JSON: send "parameters": {"binary_data_output": true}.',
+            param="outputs",
+        )
+
+
 def _invalid(tensor: InputTensor, problem: str) -> InvalidRequest:
     return InvalidRequest(f"Invalid input {quoted(tensor.name)}: {problem}.", param=tensor.name)
 
@@ -124,13 +138,19 @@ def write_response(
     answer: InferResponse, files: Sequence[bytes], image_size: int, *, binary: bool
 ) -> tuple[bytes, dict[str, str]]:
     """Return the body, `answer` with the files' pixels as its output, and its headers."""
-    blob = b"".join(map(pixels, files))
+    tensors = [pixels(file) for file in files]
     output = OutputTensor(name="images", shape=[len(files), image_size, image_size, 3], datatype="UINT8")
     output = output.model_copy(
-        update={"parameters": {"binary_data_size": len(blob)}} if binary else {"data": list(blob)}
+        update={"parameters": {"binary_data_size": sum(map(len, tensors))}} if binary else {"data": []}
     )
     answer = answer.model_copy(update={"outputs": [output]})
     header = json.dumps(answer.model_dump(exclude_none=True), separators=(",", ":")).encode()
     if not binary:
-        return header, {"Content-Type": "application/json"}
-    return header + blob, {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
+        data = ",".join(map(_numbers_text, tensors)).encode()
+        return header.replace(_EMPTY, _EMPTY[:-1] + data + b"]"), {"Content-Type": "application/json"}
+    return b"".join((header, *tensors)), {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
+
+
+def _numbers_text(tensor: bytes) -> str:
+    """Write the elements of one image; of all images in one call, it would hold Python's global lock too long."""
+    return ",".join(map(_DECIMALS.__getitem__, tensor))

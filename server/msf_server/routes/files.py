@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Response
 
 from msf_scheduler.error_codes import ErrorCode
 from msf_server.dependencies import QueueDep, UrlSignerDep
 from msf_server.errors import ErrorResponse, InvalidRequest
-from msf_server.signed_urls import FILES
+from msf_server.signed_urls import FILES, image_path
 
 router = APIRouter(prefix=FILES, tags=["images"])
 
@@ -30,14 +30,13 @@ router = APIRouter(prefix=FILES, tags=["images"])
 async def read(
     job_id: Annotated[str, Path(description="The job that made the image.")],
     name: Annotated[str, Path(description="Index and type of the image, such as 0.png.")],
-    request: Request,
     queue: QueueDep,
     url_signer: UrlSignerDep,
     expires: int = Query(description="Unix seconds."),
     signature: str = Query(description="Of the path and `expires`."),
 ) -> Response:
     """Target of `response_format: url`; whoever has the URL may read the image."""
-    if not await url_signer.is_signed(request.url.path, expires, signature):
+    if not await url_signer.is_signed(image_path(job_id, name), expires, signature):
         message = "Invalid URL signature; use the URL exactly as returned."
         raise InvalidRequest(message, code=ErrorCode.INVALID_SIGNATURE)
     if time.time() > expires:

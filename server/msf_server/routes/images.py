@@ -15,6 +15,7 @@ from msf_server.errors import REFUSALS, InvalidRequest
 from msf_server.image_stream import image_events
 from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
+from msf_server.middleware.caller_limits import open_stream
 from msf_server.orders import make_order
 from msf_server.request_log import log_of
 from msf_server.schemas.images import ImageRequest, ImagesResponse, images_of
@@ -30,6 +31,7 @@ _PREFER = {
     "example": "respond-async, wait=10",
     "description": "`respond-async`: answer 202 with the job at once; `wait=N`: after N seconds (RFC 7240).",
 }
+_ASYNC = "respond-async"
 _WAIT = re.compile(r"wait=(\d{1,6})", re.ASCII)
 
 
@@ -67,6 +69,8 @@ async def generate(body: ImageRequest, request: Request) -> Response:
         idempotency_key=request.headers.get("idempotency-key"),
         finish_alone=patience_s < math.inf,
     )
+    if body.stream:
+        open_stream(request.scope)
     pending = await services.submission.submit(order, log, notify=not body.stream)
     if body.stream:
         return event_stream(image_events(body, pending, services.submission, services.watcher, log))
@@ -80,17 +84,23 @@ async def generate(body: ImageRequest, request: Request) -> Response:
     return Response(answer.model_dump_json(), headers=headers, media_type="application/json")
 
 
+def _preferences(request: Request) -> list[str]:
+    """Return the preferences that this server knows; others and malformed ones are ignored (RFC 7240)."""
+    items = [item.strip().lower() for item in ",".join(request.headers.getlist("prefer")).split(",")]
+    return [item for item in items if item == _ASYNC or _WAIT.fullmatch(item)]
+
+
 def _patience_s(request: Request) -> float:
-    """Return how long the caller wants to wait; unknown or malformed preferences are ignored (RFC 7240)."""
-    preferences = [item.strip().lower() for item in ",".join(request.headers.getlist("prefer")).split(",")]
+    """Return how long the caller wants to wait."""
+    preferences = _preferences(request)
     waits = [float(match[1]) for item in preferences if (match := _WAIT.fullmatch(item))]
     if waits:
         return waits[0]
-    return 0.0 if "respond-async" in preferences else math.inf
+    return 0.0 if preferences else math.inf
 
 
 def _accepted(job: JobRecord, model: ModelInfo, request: Request) -> Response:
-    headers = {"Location": f"/v1/jobs/{job.id}", "Preference-Applied": request.headers["prefer"]}
+    headers = {"Location": f"/v1/jobs/{job.id}", "Preference-Applied": ", ".join(_preferences(request))}
     return Response(JobObject.of(job, [model]).model_dump_json(), HTTPStatus.ACCEPTED, headers, "application/json")
 
 

@@ -21,6 +21,7 @@ from msf_server.dependencies import CallerDep, CatalogDep, QueueDep, WatcherDep,
 from msf_server.errors import REFUSALS, ApiError, InvalidRequest, quoted
 from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
+from msf_server.middleware.caller_limits import open_stream
 from msf_server.orders import make_order
 from msf_server.request_log import log_of
 from msf_server.schemas.images import ImageRequest, images_of
@@ -146,6 +147,7 @@ async def cancel(job_id: JobId, jobs: JobReaderDep, queue: QueueDep) -> JobObjec
     response_class=Response,
 )
 async def events(
+    request: Request,
     job_id: JobId,
     jobs: JobReaderDep,
     watcher: WatcherDep,
@@ -165,6 +167,7 @@ async def events(
     job = await jobs.find(job_id)
     if after is None:
         return Response(status_code=HTTPStatus.NO_CONTENT)
+    open_stream(request.scope, job.id)
     return event_stream(_events(job.id, after, jobs, watcher))
 
 
