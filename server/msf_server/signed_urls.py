@@ -43,10 +43,9 @@ class UrlSigner:
 
     async def _secret(self) -> bytes:
         """Return the shared secret, which the first caller draws."""
-        if secret := await call(self._redis, "GET", keys.URL_SECRET):
-            return bytes(secret)
-        drawn = secrets.token_bytes(SECRET_BYTES)
-        return await call(self._redis, "SET", keys.URL_SECRET, drawn, "NX", "GET") or drawn
+        while not (secret := await call(self._redis, "GET", keys.URL_SECRET)):
+            await call(self._redis, "SET", keys.URL_SECRET, secrets.token_bytes(SECRET_BYTES), "NX")
+        return bytes(secret)
 
 
 def image_path(job_id: str, name: str) -> str:

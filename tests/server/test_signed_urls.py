@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
 from urllib.parse import urlsplit
@@ -31,6 +32,8 @@ async def signed(client: httpx.AsyncClient, prompt: str = "bag") -> str:
 async def test_servers_verify_each_others_urls(settings: ServerSettings, worker: FakeWorker, redis: Redis) -> None:
     async with serving(settings) as first, serving(settings) as second:
         ours, theirs = client_of(first), client_of(second)
+        drawn = await asyncio.gather(signed(ours), signed(theirs))  # both find no secret
+        assert [(await theirs.get(target)).status_code for target in drawn] == [200, 200]
         assert (await theirs.get(await signed(ours))).status_code == 200
         assert (await ours.get(await signed(theirs))).status_code == 200
         await call(redis, "DEL", keys.URL_SECRET)  # as a Redis that lost its data: all servers agree again

@@ -26,13 +26,14 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
-        if "transfer-encoding" not in headers and headers.get("content-length", "0") == "0":
+        if not {"content-length", "transfer-encoding"} & set(headers):
             await self.app(scope, receive, send)
             return
         try:
             self._check(headers.get("content-length", "0"))
             body = await self._read(receive)
-            body = body and decode(body, headers, self.max_body_bytes)
+            if body is not None:
+                body = decode(body, headers, self.max_body_bytes)
         except InvalidRequest as error:
             await refuse(error, scope, receive, send)
             return
