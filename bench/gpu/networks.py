@@ -95,7 +95,7 @@ class BenchPlans:
         if config is None:
             return None
         buckets: Mapping[Stage, tuple[int, ...]] = {stage: buckets_of(stage, (bucket,)) for stage in Stage}
-        return ModelPlans(config, buckets, self.by_stage, {}, {}, "", self.networks.embeddings)
+        return ModelPlans(config, buckets, self.by_stage, {}, {}, "", self.networks.embeddings, "")
 
 
 def buckets_of(stage: Stage, buckets: tuple[int, ...]) -> tuple[int, ...]:

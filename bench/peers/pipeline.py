@@ -90,12 +90,10 @@ def load_engine(version: ModelVersion, settings: WorkerSettings) -> Generate:
     """Load the model's plans, or compile them if they are not cached."""
     from msf_engine.generate import generate
     from msf_engine.plan_cache import PlanCache
-    from msf_engine.plan_loader import load_models
+    from msf_engine.plan_loader import load_version
 
     cache = PlanCache(settings.cache_dir / "plans", settings.plan_cache_bytes)
-    _, (plans,) = load_models(
-        [version], settings.backend, settings.precision, settings.threads, cache, settings.buckets
-    )
+    _, plans = load_version(version, settings.backend, settings.precision, settings.threads, cache, settings.buckets)
     return lambda samples: generate(plans, samples)
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from msf_scheduler.stage import Stage
 
-PositiveInt = Annotated[int, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0, le=1_000_000)]  # a typing error must not take all memory
 
 
 class _Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ImageConfig(_Config):
@@ -27,6 +27,15 @@ class AutoencoderConfig(_Config):
 
     patch_size: PositiveInt
     kl: dict[str, Any]
+
+    @field_validator("kl")
+    @classmethod
+    def _has_channels(cls, kl: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(kl.get("block_out_channels"), (list, tuple)) or not isinstance(
+            kl.get("latent_channels"), int
+        ):
+            raise ValueError("it needs block_out_channels (a list) and latent_channels (a whole number)")
+        return kl
 
     @property
     def downsampling(self) -> int:

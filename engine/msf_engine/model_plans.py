@@ -20,8 +20,8 @@ class ModelPlans:
 
     `buckets` are the numbers of rows, ascending, at which a stage's plan runs; `strict` are those in which a row's
     bytes do not depend on its batch, and `seconds` how long a batch took when the plan was validated. `fingerprint` is
-    the SHA-256 of everything that the images depend on. `num_loaded` plans came from the cache, `num_built` were not
-    in it.
+    the SHA-256 of everything that the images depend on, `backend` the backend's. `num_loaded` plans came from the
+    cache, `num_built` were not in it.
     """
 
     config: ModelConfig
@@ -31,6 +31,8 @@ class ModelPlans:
     seconds: Mapping[tuple[Stage, int], float]
     fingerprint: str
     time_embeddings: Mapping[Stage, HostTimeEmbedding]
+    backend: str
+    needs_warm_up: bool = False
     num_loaded: int = 0
     num_built: int = 0
 

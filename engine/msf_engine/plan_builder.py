@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from msf_engine.backends import Backend
-from msf_engine.errors import INSTALL, ModelRepositoryError, PlanError, PlanRejected
+from msf_engine.errors import INSTALL, EngineError, ModelRepositoryError, PlanError, PlanRejected
 from msf_engine.plan import Plan, PlanSpec, stage_inputs
 from msf_engine.plan_cache import PlanCache, PlanRecord, StoredPlan, folder_digest
 from msf_engine.plan_validation import (
@@ -39,7 +39,7 @@ _LOADED: WeakValueDictionary[tuple[str, str, Stage, tuple[int, ...]], Plan] = We
 
 
 class PlanBuilder:
-    """Builder of a version's plans with one backend. It reads the networks only when a plan needs them."""
+    """Builder of a version's plans with one backend. It reads the weights only when a plan needs them."""
 
     def __init__(
         self, version: ModelVersion, backend: Backend, plan_cache: PlanCache, buckets: Sequence[int] = ()
@@ -55,11 +55,22 @@ class PlanBuilder:
         self.backend = backend
         self.cache = plan_cache
         self.num_built = 0
+        self._references: dict[Stage, EagerReference] = {}
+
+    @cached_property
+    def time_embeddings(self) -> dict[Stage, HostTimeEmbedding]:
+        """What the host computes for the denoisers. Raises ModelRepositoryError for damaged weights of any network."""
         try:
-            weights = version.read_time_embeddings()
-            self.time_embeddings = {stage: HostTimeEmbedding.of(weights[stage]) for stage in weights}
+            weights = self.version.read_time_embeddings()
+            return {stage: HostTimeEmbedding.of(weights[stage]) for stage in weights}
         except KeyError as error:
-            raise ModelRepositoryError(f"{version.folder} does not hold this model's weights: no {error}") from error
+            raise ModelRepositoryError(
+                f"{self.version.folder} does not hold this model's weights: no {error}"
+            ) from error
+
+    def is_cached(self) -> bool:
+        """Return whether the cache has every plan, without reading it. Raises ModelRepositoryError."""
+        return all(self.cache.has(self.spec(stage), self.backend.fingerprint) for stage in Stage)
 
     def buckets(self, stage: Stage) -> tuple[int, ...]:
         """Return a stage's buckets: the decoder's are small, since one image already fills a device."""
@@ -84,20 +95,29 @@ class PlanBuilder:
         obtained = self._from_cache(spec, stored)
         if obtained is None:
             stored = self.build(spec)
-            obtained = self._validated(spec, self._load(spec, stored), stored)
+            obtained = self._validated(spec, self._load_new(spec, stored), stored)
         _LOADED[key], _ = obtained
         return obtained
 
     def build(self, spec: PlanSpec) -> StoredPlan:
-        """Compile a plan, without running it, unless another process has just built it. Raises PlanError."""
+        """Compile a plan, without running it, unless another process has just built it.
+
+        Raises PlanRejected when that fails, ModelRepositoryError for weights with which nothing can be computed.
+        """
         fingerprint = self.backend.fingerprint
         with self.cache.building(spec, fingerprint) as folder:
             if (stored := self.cache.get(spec, fingerprint)) is not None:
                 return stored
+            self._reference(spec)  # first: it takes much less time than compiling
             files = folder / "plan"
             files.mkdir()
             started_at = time.monotonic()
-            self.backend.compile(spec, self._network(spec.stage), files)
+            try:
+                self.backend.compile(spec, self._network(spec.stage), files)
+            except EngineError:
+                raise
+            except Exception as error:  # of the compiler's own
+                raise PlanRejected(f"plan {spec} is rejected: it cannot be compiled: {error}") from error
             seconds = time.monotonic() - started_at
             self.num_built += 1
             size_bytes = sum(file.stat().st_size for file in files.iterdir())
@@ -118,20 +138,28 @@ class PlanBuilder:
     def _from_cache(self, spec: PlanSpec, stored: StoredPlan | None) -> tuple[Plan, PlanRecord] | None:
         if stored is None:
             return None
+        first = next(iter(stored.record.validations), None)  # one bucket tells another network or device apart
         try:
             plan = self._load(spec, stored)
-        except PlanError as error:
+            if first and first.output_digest not in (None, output_digest(plan, self._inputs(spec), first.bucket)):
+                raise PlanError("its output is not that of its validation")
+        except ModelRepositoryError:
+            raise
+        except Exception as error:  # runtimes raise errors of any kind
             logger.warning("cached plan %s is built again: %s", spec, error)
-        else:
-            validations = stored.record.validations
-            if not validations:  # built on a machine that could not run it
-                return self._validated(spec, plan, stored)
-            first = validations[0]  # one bucket is enough to tell another network, or another device, apart
-            if first.output_digest in (None, output_digest(plan, self._inputs(spec), first.bucket)):
-                return plan, stored.record
-            logger.warning("cached plan %s is built again: its output is not that of its validation", spec)
-        self.cache.remove(spec, self.backend.fingerprint)
-        return None
+            self.cache.remove(spec, self.backend.fingerprint)
+            return None
+        if first is None:  # built on a machine that could not run it
+            return self._validated(spec, plan, stored)
+        return plan, stored.record
+
+    def _load_new(self, spec: PlanSpec, stored: StoredPlan) -> Plan:
+        try:
+            return self._load(spec, stored)
+        except EngineError:
+            raise
+        except Exception as error:
+            raise PlanRejected(f"plan {spec} is rejected: it cannot be loaded: {error}") from error
 
     def _load(self, spec: PlanSpec, stored: StoredPlan) -> Plan:
         return self.backend.load(spec, stored.folder, lambda: self._network(spec.stage))
@@ -139,7 +167,7 @@ class PlanBuilder:
     def _validated(self, spec: PlanSpec, plan: Plan, stored: StoredPlan) -> tuple[Plan, PlanRecord]:
         """Validate a plan and keep the outcome in the cache. Raises PlanRejected, and removes the plan."""
         inputs, tolerance = self._inputs(spec), self.backend.tolerance(spec.stage)
-        reference = EagerReference.of(spec.stage, self._network(spec.stage), inputs)
+        reference = self._reference(spec)
         try:
             validations = tuple(
                 validate(plan, inputs, reference, bucket, tolerance, self.backend.device) for bucket in spec.buckets
@@ -157,6 +185,17 @@ class PlanBuilder:
         record = replace(stored.record, validations=validations)
         self.cache.update(spec, record)
         return plan, record
+
+    def _reference(self, spec: PlanSpec) -> EagerReference:
+        """Return the network's own output. Raises ModelRepositoryError if that is no image."""
+        if spec.stage not in self._references:
+            reference = EagerReference.of(spec.stage, self._network(spec.stage), self._inputs(spec))
+            if not reference.is_finite:
+                raise ModelRepositoryError(
+                    f"{self.version} computes values that are not finite in stage {spec.stage}, in eager float32"
+                )
+            self._references[spec.stage] = reference
+        return self._references[spec.stage]
 
     def _inputs(self, spec: PlanSpec) -> ValidationInputs:
         embed = self.time_embeddings.get(spec.stage)

@@ -68,6 +68,10 @@ class PlanCache:
         self.folder = folder
         self.limit_bytes = limit_bytes
 
+    def has(self, spec: PlanSpec, fingerprint: str) -> bool:
+        """Return whether there is an entry for the plan, which may be damaged."""
+        return (self._entry(spec, fingerprint) / _RECORD).exists()
+
     def get(self, spec: PlanSpec, fingerprint: str) -> StoredPlan | None:
         """Return the plan, or None when it is absent or damaged. Removes a damaged one."""
         entry = self._entry(spec, fingerprint)

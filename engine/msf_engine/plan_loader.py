@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
 
 import numpy as np
 
@@ -23,29 +23,11 @@ from msf_scheduler.stage import Stage
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class LoadProgress:
-    """Log of plans that become ready, of `num_plans` in all."""
-
-    num_plans: int
-    num_ready: int = 0
-    started_at: float = field(default_factory=time.monotonic)
-
-    def add(self, version: ModelVersion, stage: Stage) -> None:
-        """Log one more plan, and the time that the others will take if they take as long."""
-        self.num_ready += 1
-        num_left = self.num_plans - self.num_ready
-        seconds_left = (time.monotonic() - self.started_at) / self.num_ready * num_left
-        estimate = f", about {seconds_left:.0f} s left" if seconds_left >= 1 else ""
-        logger.info("plan %d of %d ready: %s of %s%s", self.num_ready, self.num_plans, stage, version, estimate)
-
-
 def load_plans(
     version: ModelVersion,
     backend: Backend,
     plan_cache: PlanCache,
     buckets: Sequence[int] = (),
-    progress: LoadProgress | None = None,
 ) -> ModelPlans:
     """Load every plan of a model version; build and validate those that are not in the cache.
 
@@ -55,10 +37,12 @@ def load_plans(
     started_at = time.monotonic()
     builder = PlanBuilder(version, backend, plan_cache, buckets)
     plans, records = {}, {}
-    progress = progress or LoadProgress(len(Stage))
     for stage in Stage:
         plans[stage], records[stage] = builder.obtain(builder.spec(stage))
-        progress.add(version, stage)
+        num_ready = len(plans)
+        seconds_left = (time.monotonic() - started_at) / num_ready * (len(Stage) - num_ready)
+        estimate = f", about {seconds_left:.0f} s left" if seconds_left >= 1 else ""
+        logger.info("plan %d of %d ready: %s of %s%s", num_ready, len(Stage), stage, version, estimate)
     seconds = time.monotonic() - started_at
     logger.info("%s ready in %.1f s, %d plans built (%s)", version, seconds, builder.num_built, backend.fingerprint)
     return ModelPlans(
@@ -69,35 +53,45 @@ def load_plans(
         {(stage, v.bucket): v.seconds for stage, record in records.items() for v in record.validations},
         _fingerprint(version, backend, list(records.values())),
         builder.time_embeddings,
+        backend.fingerprint,
+        needs_warm_up=backend.needs_warm_up,
         num_loaded=len(Stage) - builder.num_built,
         num_built=builder.num_built,
     )
 
 
-def load_models(
-    versions: Sequence[ModelVersion],
+def load_version(
+    version: ModelVersion,
     backend: BackendName | None,
     precision: Precision | None,
     num_threads: int,
     plan_cache: PlanCache,
     buckets: Sequence[int] = (),
-) -> tuple[Backend, list[ModelPlans]]:
-    """Load the plans of model versions with one backend.
+) -> tuple[Backend, ModelPlans]:
+    """Load a version's plans with a backend instance of their own, as those of one may not be loaded while others run.
 
-    Without a name, that is the first of the machine's defaults that can be loaded and whose plans are accepted. Raises
-    BackendUnavailable, and what `load_plans` raises.
+    Without a name, that is the first of the machine's defaults that can be loaded and whose plans of this version are
+    accepted. Raises BackendUnavailable, and what `load_plans` raises.
     """
     names = default_backends() if backend is None else (backend,)
     for name in names:
         try:
             chosen = get_backend(name, precision, num_threads)
-            progress = LoadProgress(len(Stage) * len(versions))
-            return chosen, [load_plans(version, chosen, plan_cache, buckets, progress) for version in versions]
+            return chosen, load_plans(version, chosen, plan_cache, buckets)
         except (BackendUnavailable, PlanRejected) as error:
             if name == names[-1]:
                 raise
-            logger.warning("backend %s cannot serve on this machine: %s", name, error)
+            logger.warning("backend %s cannot serve %s on this machine: %s", name, version, error)
     raise AssertionError("there is always a last backend")
+
+
+def first_backend(backend: BackendName | None, precision: Precision | None, num_threads: int) -> Backend:
+    """Return the backend that `load_version` tries first. Raises BackendUnavailable."""
+    names = default_backends() if backend is None else (backend,)
+    for name in names[:-1]:
+        with suppress(BackendUnavailable):
+            return get_backend(name, precision, num_threads)
+    return get_backend(names[-1], precision, num_threads)
 
 
 def compile_plans(version: ModelVersion, backend: Backend, plan_cache: PlanCache, buckets: Sequence[int] = ()) -> None:

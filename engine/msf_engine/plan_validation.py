@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from msf_engine.time_embedding import HostTimeEmbedding
 from msf_scheduler.stage import Stage
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 NUM_SAMPLES = 5  # odd, so that every sample meets rows of either parity
 NUM_TIMED_RUNS = 5
@@ -112,7 +112,11 @@ class EagerReference:
     """Output of a network itself for the validation inputs, in eager float32."""
 
     stage: Stage
-    output: Array
+    output: Array  # the decoder's: whole numbers in float32
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(np.isfinite(self.output).all())
 
     @classmethod
     def of(cls, stage: Stage, network: nn.Module, inputs: ValidationInputs) -> EagerReference:
@@ -120,8 +124,9 @@ class EagerReference:
         import torch
 
         device = next(network.parameters()).device
+        compute: Callable[..., Tensor] = getattr(network, "levels", network)  # as a decoder's bytes, NaN looks black
         with torch.inference_mode(), _without_tf32() if device.type == "cuda" else nullcontext():
-            output = network(*(torch.from_numpy(array).to(device) for array in inputs.arrays))
+            output = compute(*(torch.from_numpy(array).to(device) for array in inputs.arrays))
         return cls(stage, output.cpu().numpy())
 
     def error(self, output: Array, samples: Sequence[int]) -> float:

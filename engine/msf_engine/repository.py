@@ -1,7 +1,7 @@
 """The model repository: `<model>/config.json`, `labels.json` and `<version>/*.safetensors` with their `SHA256SUMS`.
 
-A version's own `config.json`, if there is one, replaces the model's. Nothing is ever unpickled, and every file's
-checksum is verified before it is used. Torch is imported only to load or save weights.
+A version's own `config.json`, if there is one, replaces the model's. Nothing is ever unpickled, and what is used of a
+file is what its checksum was verified of. Torch is imported only to load or save weights.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,8 @@ from pydantic import BaseModel, ValidationError
 
 from msf_engine.config import ModelConfig
 from msf_engine.errors import ModelRepositoryError
+from msf_engine.regular_files import open_regular, read_small
+from msf_engine.repository_scan import NAME, VERSION, list_versions, scan
 from msf_scheduler.stage import Stage
 
 if TYPE_CHECKING:
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
 
     from msf_engine.model import MsfModel
 
+__all__ = ["NAME", "PARTS", "ModelVersion", "find_models", "list_versions", "read_version", "save_version", "verify"]
+
 PARTS = ("autoencoder", "base", "residual")
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class ModelVersion:
     config: ModelConfig
     labels: tuple[str, ...]
     digest: str  # SHA-256 over the version's SHA256SUMS: names weights, config and labels together
+    created: int  # Unix seconds
 
     def __str__(self) -> str:
         return f"{self.name}:{self.version}"
@@ -49,7 +53,7 @@ class ModelVersion:
     def has_changed(self) -> bool:
         """Return whether the folder differs from what was read."""
         try:
-            return _sha256(self.folder / "SHA256SUMS") != self.digest
+            return hashlib.sha256(_read_text(self.folder / "SHA256SUMS")).hexdigest() != self.digest
         except ModelRepositoryError:
             return True
 
@@ -57,17 +61,21 @@ class ModelVersion:
         """Build the networks with their weights in float32. Raises ModelRepositoryError that names the damaged file."""
         from msf_engine.model import MsfModel  # imports diffusers, which takes seconds; cached plans do without
 
-        verify(self.folder)
-        model = MsfModel(self.config)
+        weights = _verified(self.folder, {f"{part}.safetensors" for part in PARTS})
+        try:
+            model = MsfModel(self.config)
+        except Exception as error:  # diffusers checks the arguments that it is given in many ways
+            raise ModelRepositoryError(f"{self}: its config.json describes no network: {error}") from error
         for part in PARTS:
-            _load_part(model.get_submodule(part), self.folder / f"{part}.safetensors")
+            name = f"{part}.safetensors"
+            _load_part(model.get_submodule(part), weights.pop(name), self.folder / name)
         return model.eval().requires_grad_(False)
 
     def read_time_embeddings(self) -> dict[Stage, dict[str, NDArray[np.float32]]]:
         """Read the weights that the host computes with, by denoising stage and name. Raises as `load` does."""
-        verify(self.folder)
-        files = {stage: self.folder / f"{stage}.safetensors" for stage in (Stage.BASE, Stage.RESIDUAL)}
-        return {stage: _read_arrays(file, "time.") for stage, file in files.items()}
+        names = {stage: f"{stage}.safetensors" for stage in (Stage.BASE, Stage.RESIDUAL)}
+        weights = _verified(self.folder, names.values())
+        return {stage: _read_arrays(weights[name], "time.", self.folder / name) for stage, name in names.items()}
 
     def network_digest(self, stage: Stage) -> str:
         """Return the SHA-256 that names a stage's network, whatever the model is called: its weights and config."""
@@ -87,44 +95,32 @@ def find_models(repository: Path) -> list[ModelVersion]:
     return [read_version(repository, *key) for key in list_versions(repository)]
 
 
-def list_versions(repository: Path) -> list[tuple[str, str]]:
-    """List the name and version of every model, newest last. Raises ModelRepositoryError if there is none."""
-    if not repository.is_dir():
-        raise ModelRepositoryError(f"model repository {repository} is not a folder")
-    keys = [
-        (model.name, version.name)
-        for model in sorted(repository.iterdir())
-        if model.is_dir() and not model.name.startswith(".")
-        for version in _version_folders(model)
-    ]
-    if not keys:
-        raise ModelRepositoryError(f"model repository {repository} has no model (no <model>/<version>/ folder)")
-    return keys
-
-
 def read_version(repository: Path, name: str, version: str | None = None) -> ModelVersion:
     """Read one version, the newest by default, and validate its config and labels. Raises ModelRepositoryError."""
-    model = repository / name
-    if not NAME.fullmatch(name) or not model.is_dir():
-        raise ModelRepositoryError(f"model {name!r} is not in {repository}")
-    versions = _version_folders(model)
-    if not versions:
-        raise ModelRepositoryError(f"model {name!r} in {repository} has no version folder")
-    folder = next((v for v in versions if v.name == version), None) if version else versions[-1]
-    if folder is None:
-        names = ", ".join(v.name for v in versions)
-        raise ModelRepositoryError(f"model {name!r} has no version {version!r}; it has {names}")
+    contents = scan(repository)
+    versions = [each for model, each in contents.versions if model == name]
+    chosen = version or (versions[-1] if versions else "")
+    if (name, chosen) not in contents.versions:
+        reason = contents.refusals.get((name, chosen))
+        if reason is not None:
+            raise ModelRepositoryError(f"{repository / name / chosen}: {reason}")
+        if not versions:
+            raise ModelRepositoryError(f"model {name!r} is not in {repository}")
+        raise ModelRepositoryError(f"model {name!r} has no version {version!r}; it has {', '.join(versions)}")
+    model, folder = repository / name, repository / name / chosen
     own_config = folder / "config.json"
     config = _read_config(own_config if own_config.exists() else model / "config.json")
     labels = _read_labels(model / "labels.json", config.num_classes)
-    return ModelVersion(name, folder.name, folder, config, labels, _sha256(folder / "SHA256SUMS"))
+    sums = folder / "SHA256SUMS"
+    digest = hashlib.sha256(_read_text(sums)).hexdigest()
+    return ModelVersion(name, chosen, folder, config, labels, digest, int(sums.stat().st_mtime))
 
 
 def save_version(repository: Path, name: str, version: str, model: MsfModel, labels: Sequence[str]) -> Path:
     """Write a model as a new version, weights as bfloat16. Return the version's folder."""
     from safetensors.torch import save_file
 
-    if not NAME.fullmatch(name) or not version.isdigit():
+    if not NAME.fullmatch(name) or not VERSION.fullmatch(version):
         raise ModelRepositoryError(f"model {name!r} version {version!r}; allowed: a-z 0-9 . _ - and an integer")
     folder = repository / name / version
     folder.mkdir(parents=True, exist_ok=True)
@@ -146,15 +142,26 @@ def save_version(repository: Path, name: str, version: str, model: MsfModel, lab
 
 def verify(folder: Path) -> None:
     """Verify the files of a version's SHA256SUMS. Raises ModelRepositoryError that names the first damaged one."""
-    for name, digest in _read_sums(folder).items():
-        file = folder / name
-        if _sha256(file) != digest:
-            raise ModelRepositoryError(f"{file} is damaged: its SHA-256 differs from {folder / 'SHA256SUMS'}")
+    _verified(folder, ())
+
+
+def _verified(folder: Path, names: Collection[str]) -> dict[str, bytes]:
+    """Verify all files of a version, and return the contents of those in `names`. Raises as `verify`."""
+    contents = {}
+    for name, expected in _read_sums(folder).items():
+        if name in names:
+            contents[name] = _read_bytes(folder / name)
+            digest = hashlib.sha256(contents[name]).hexdigest()
+        else:
+            digest = _sha256(folder / name)
+        if digest != expected:
+            raise ModelRepositoryError(f"{folder / name} is damaged: its SHA-256 differs from {folder / 'SHA256SUMS'}")
+    return contents
 
 
 def _read_sums(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of a version's files by name. Raises ModelRepositoryError unless it has all weights."""
-    lines = _read_bytes(folder / "SHA256SUMS").decode(errors="replace").splitlines()
+    lines = _read_text(folder / "SHA256SUMS").decode(errors="replace").splitlines()
     digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for part in PARTS:
         if f"{part}.safetensors" not in digests:
@@ -162,13 +169,13 @@ def _read_sums(folder: Path) -> dict[str, str]:
     return digests
 
 
-def _read_arrays(file: Path, prefix: str) -> dict[str, NDArray[np.float32]]:
+def _read_arrays(content: bytes, prefix: str, file: Path) -> dict[str, NDArray[np.float32]]:
     """Read the tensors whose names begin with `prefix`; numpy has no bfloat16, which is the upper half of float32."""
     from safetensors import SafetensorError, deserialize
 
     arrays = {}
     try:
-        for name, tensor in deserialize(_read_bytes(file)):  # type: ignore[no-untyped-call]
+        for name, tensor in deserialize(content):  # type: ignore[no-untyped-call]
             if name.startswith(prefix):
                 if tensor["dtype"] == "BF16":
                     values = (np.frombuffer(tensor["data"], np.uint16).astype(np.uint32) << 16).view(np.float32)
@@ -180,14 +187,18 @@ def _read_arrays(file: Path, prefix: str) -> dict[str, NDArray[np.float32]]:
     return arrays
 
 
-def _load_part(module: nn.Module, file: Path) -> None:
+def _load_part(module: nn.Module, content: bytes, file: Path) -> None:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     try:
-        module.load_state_dict({name: tensor.float() for name, tensor in load_file(file).items()})
-    except (SafetensorError, RuntimeError) as error:
+        weights = {name: tensor.float() for name, tensor in load(content).items()}
+        module.load_state_dict(weights)
+    except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise ModelRepositoryError(f"{file} does not hold this model's weights: {error}") from error
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise ModelRepositoryError(f"{file}: weight {name} is not finite")
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
@@ -196,13 +207,9 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in module.state_dict().items()}
 
 
-def _version_folders(model: Path) -> list[Path]:
-    return sorted((v for v in model.iterdir() if v.is_dir() and v.name.isdigit()), key=lambda v: int(v.name))
-
-
 def _read_config(file: Path) -> ModelConfig:
     try:
-        return ModelConfig.model_validate_json(_read_bytes(file))
+        return ModelConfig.model_validate_json(_read_text(file))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -211,22 +218,45 @@ def _read_config(file: Path) -> ModelConfig:
 
 def _read_labels(file: Path, num_classes: int) -> tuple[str, ...]:
     try:
-        labels = json.loads(_read_bytes(file))
-    except ValueError as error:
+        labels = json.loads(_read_text(file))
+    except (ValueError, RecursionError) as error:
         raise ModelRepositoryError(f"{file} is not JSON: {error}") from error
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise ModelRepositoryError(f"{file} must be a list of class names")
+    if not isinstance(labels, list) or not all(isinstance(label, str) and _is_label(label) for label in labels):
+        raise ModelRepositoryError(
+            f"{file} must be a list of class names, none of them blank or with control characters"
+        )
     if len(labels) != num_classes or len(set(labels)) != num_classes:
         raise ModelRepositoryError(f"{file} has {len(labels)} names; the model has {num_classes} distinct classes")
     return tuple(labels)
 
 
+def _is_label(text: str) -> bool:
+    """Return whether every client can be sent this name: not blank, no control characters, no half of a surrogate."""
+    return bool(text.strip()) and not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
+
+
+def _read_text(file: Path) -> bytes:
+    try:
+        return read_small(file)
+    except (OSError, ValueError) as error:
+        raise _unreadable(file, error) from error
+
+
 def _read_bytes(file: Path) -> bytes:
     try:
-        return file.read_bytes()
-    except OSError as error:
-        raise ModelRepositoryError(f"{file} cannot be read: {error.strerror}") from error
+        with open_regular(file) as opened:
+            return opened.read()
+    except (OSError, ValueError) as error:
+        raise _unreadable(file, error) from error
 
 
 def _sha256(file: Path) -> str:
-    return hashlib.sha256(_read_bytes(file)).hexdigest()
+    try:
+        with open_regular(file) as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except (OSError, ValueError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: OSError | ValueError) -> ModelRepositoryError:
+    return ModelRepositoryError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}")

@@ -26,8 +26,10 @@ from msf_worker.worker import Worker
 SWITCH_INTERVAL_S = 0.0005  # the event loop must not keep the device's thread, and the device, waiting for longer
 
 
-async def run_worker(settings: WorkerSettings, redis_url: str, stop: asyncio.Event) -> None:
-    """Serve until `stop` is set.
+async def run_worker(
+    settings: WorkerSettings, redis_url: str, stop: asyncio.Event, *, is_restart: bool = False
+) -> None:
+    """Serve until `stop` is set. A worker that `is_restart` waits for a load request if no model can be served.
 
     Raises QueueUnavailable if Redis cannot be used at the start, EngineError, WorkerError for a bad setting, and
     StepTimeout when the device hangs.
@@ -45,24 +47,25 @@ async def run_worker(settings: WorkerSettings, redis_url: str, stop: asyncio.Eve
             metrics.watch_gpu(torch.cuda.mem_get_info)
         metrics_server = _serve_metrics(metrics, settings.worker_metrics_port)
         control = ModelControl(redis)
-        _, desired_versions = await control.read()
+        revision, desired_versions = await control.read()
         loader = ModelLoader(settings)
-        loading = asyncio.create_task(asyncio.to_thread(loader.load_first, desired_versions))
+        loading = asyncio.create_task(asyncio.to_thread(loader.load_first, desired_versions, may_be_none=is_restart))
         await first_done(loading, stop.wait())
         if not loading.done():
             os._exit(0)  # compiling a plan cannot be interrupted, and nothing has been claimed yet
-        runners = loading.result()
+        first = loading.result()
         host, pid = socket.gethostname(), os.getpid()
         info = WorkerInfo(
             id=f"{host}-{pid}-{secrets.token_hex(4)}",
             host=host,
             pid=pid,
-            backend=loader.backend.fingerprint,
+            backend=next((runner.executor.plans.backend for runner in first.runners), "none"),
             num_slots=settings.slots,
-            models=tuple(runner.info() for runner in runners),
+            models=tuple(runner.info() for runner in first.runners),
         )
-        worker = Worker(settings, info, runners, redis, metrics, tracing)
-        manager = ModelManager(loader, control, JobQueue(redis), worker.models, worker.device)
+        worker = Worker(settings, info, first.runners, redis, metrics, tracing)
+        manager = ModelManager(loader, control, JobQueue(redis), worker.models, worker.device, metrics)
+        manager.resume(first, revision)
         if metrics_server is not None:
             metrics_server.is_ready = True
         await first_done(worker.run(stop), manager.run())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -81,6 +81,11 @@ class WorkerMetrics(ProcessMetrics):
             "1; `fingerprint` is the start of the runtime fingerprint",
             (*_MODEL, "backend", "fingerprint"),
         )
+        self._refused = self._gauge(
+            "msf_model_version_refused",
+            "1 for each version that this worker cannot serve; the index has the reason",
+            _MODEL,
+        )
 
     def watch_gpu(self, memory: Callable[[], tuple[int, int]]) -> None:
         """Report the GPU's memory at every scrape; `memory` returns its free and total bytes."""
@@ -113,6 +118,12 @@ class WorkerMetrics(ProcessMetrics):
         self.info.labels(*model, *self._described[model]).set(1)
         self.plans.labels(*model, "cache").inc(num_loaded)
         self.plans.labels(*model, "built").inc(num_built)
+
+    def report_refused(self, models: Iterable[ModelKey]) -> None:
+        """Report the versions that cannot be served."""
+        self._refused.clear()
+        for model in models:
+            self._refused.labels(*model).set(1)
 
     def record_step(self, batch: StepBatch, seconds: float) -> None:
         """Count a step batch that ran."""

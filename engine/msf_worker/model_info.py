@@ -25,7 +25,7 @@ def model_info(model: ModelVersion, costs: StepCosts, fingerprint: str, strict_c
         default_guidance_scale=config.sampling.default_guidance_scale,
         max_guidance_scale=config.sampling.max_guidance_scale,
         description=config.description,
-        created=int((model.folder / "SHA256SUMS").stat().st_mtime),
+        created=model.created,
         least=FastestTimes(
             step_s=min((cost.least_s for cost in steps), default=0.0),
             sample_step_s=min((cost.least_s / cost.bucket for cost in steps), default=0.0),

@@ -8,17 +8,19 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from msf_engine.errors import EngineError
+from msf_engine.errors import ModelRepositoryError
+from msf_engine.repository_scan import Contents
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import ModelKey
 from msf_scheduler.model_control import DesiredVersions, ModelControl, VersionReport, VersionState, WorkerReport
 from msf_scheduler.queue import JobQueue
 from msf_worker.device_loop import DeviceLoop
-from msf_worker.model_loader import ModelLoader
+from msf_worker.metrics import WorkerMetrics
+from msf_worker.model_loader import FirstModels, ModelLoader, is_desired
 from msf_worker.model_runner import ModelRunner
 from msf_worker.served_models import ServedModels
 
@@ -28,7 +30,7 @@ CHECK_INTERVAL_S = 1.0
 RETIRE_DELAY_S = 5.0  # servers may still admit jobs of a version until they learn that it is not desired
 LOADER_NICENESS = 10
 CHANGED = "its folder has changed since it was loaded; versions are immutable: write a new one"
-FAILED = "the worker failed to load it; see its log"
+NOT_LOADED = "not loaded"
 
 
 @dataclass
@@ -40,13 +42,22 @@ class ModelManager:
     queue: JobQueue
     models: ServedModels
     device: DeviceLoop
+    metrics: WorkerMetrics
     is_loading: bool = False  # its thread cannot be interrupted
     _thread: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=_lower_priority)
     )
     _loading: dict[ModelKey, asyncio.Task[None]] = field(default_factory=dict)
+    _waiting: set[ModelKey] = field(default_factory=set)  # since the worker's start
     _failures: dict[ModelKey, tuple[int, str]] = field(default_factory=dict)  # revision and reason
+    _refusals: dict[ModelKey, str] = field(default_factory=dict)  # of folders that are no versions
+    _unreadable: str = ""  # why the repository could not be read
     _undesired_since: dict[ModelKey, float] = field(default_factory=dict)
+
+    def resume(self, first: FirstModels, revision: int) -> None:
+        """Continue where the worker's start ended, which followed the desired state of `revision`."""
+        self._waiting |= {*first.waiting}
+        self._failures |= {key: (revision, reason) for key, reason in first.failures.items()}
 
     async def run(self) -> None:
         """Follow the desired state until cancelled."""
@@ -63,20 +74,45 @@ class ModelManager:
 
     async def _check(self) -> None:
         revision, desired = await self.control.read()
-        present = await asyncio.to_thread(self.loader.list_versions)
-        pending = [key for key in present if self._must_load(key, desired)]
+        contents, changed = await asyncio.to_thread(self._look)
+        pending = [key for key in contents.versions if self._must_load(key, desired)]
         if pending and not self._loading:
             name, _ = key = pending[0]
-            self._loading[key] = asyncio.create_task(self._load(key, desired[name].revision))
+            self._loading[key] = asyncio.create_task(
+                self._load(key, desired[name].revision if name in desired else revision)
+            )
         await self._retire_undesired(desired)
-        versions = dict.fromkeys((*present, *self.models.runners))
-        reports = tuple(self._report(key, desired, is_pending=key in pending) for key in versions)
-        await self.control.report(self.models.info.id, WorkerReport(revision=revision, versions=reports))
+        versions = dict.fromkeys((*contents.versions, *self.models.runners))
+        reports = [self._report(key, desired, pending, changed) for key in versions]
+        reports += [_unavailable(key, reason) for key, reason in contents.refusals.items() if key not in versions]
+        self.metrics.report_refused(
+            (report.name, report.version)
+            for report in reports
+            if report.state is VersionState.UNAVAILABLE and report.reason != NOT_LOADED
+        )
+        await self.control.report(self.models.info.id, WorkerReport(revision=revision, versions=tuple(reports)))
+
+    def _look(self) -> tuple[Contents, set[ModelKey]]:
+        """Read the repository, which may take long; return its contents, and which served versions have changed."""
+        problem, contents = "", Contents()
+        try:
+            contents = self.loader.scan()
+        except ModelRepositoryError as error:
+            problem = str(error)
+        if problem and problem != self._unreadable:
+            logger.error("%s", problem)
+        for key, reason in contents.refusals.items():
+            if self._refusals.get(key) != reason:
+                logger.error("cannot serve %s: %s", ":".join(filter(None, key)), reason)
+        self._unreadable, self._refusals = problem, contents.refusals
+        return contents, {key for key, runner in self.models.runners.items() if runner.model.has_changed()}
 
     def _must_load(self, key: ModelKey, desired: Mapping[str, DesiredVersions]) -> bool:
-        name, version = key
-        if name not in desired or version not in desired[name].versions or key in self.models.runners:
+        name, _ = key
+        if key in self.models.runners or not is_desired(key, desired):
             return False
+        if name not in desired:
+            return key in self._waiting and key not in self._failures
         return key not in self._failures or self._failures[key][0] < desired[name].revision
 
     async def _load(self, key: ModelKey, revision: int) -> None:
@@ -89,12 +125,8 @@ class ModelManager:
             await self.models.add(runner)
             self._failures.pop(key, None)
             logger.info("serving %s, loaded in %.1f s", name, time.monotonic() - started_at)
-        except EngineError as error:
-            logger.error("cannot load %s: %s", name, error)
-            self._failures[key] = revision, str(error)
-        except Exception:
-            logger.exception("cannot load %s", name)
-            self._failures[key] = revision, FAILED
+        except Exception as error:
+            self._failures[key] = revision, self.loader.explain(key, error)
         finally:
             del self._loading[key]
 
@@ -113,23 +145,25 @@ class ModelManager:
     async def _retire_undesired(self, desired: Mapping[str, DesiredVersions]) -> None:
         """Retire versions that no server admits jobs of any more, once their queues are empty."""
         now = time.monotonic()
-        undesired = [key for key in self.models.runners if not _is_desired(key, desired)]
+        undesired = [key for key in self.models.runners if not is_desired(key, desired)]
         self._undesired_since = {key: self._undesired_since.get(key, now) for key in undesired}
         settled = [key for key, since in self._undesired_since.items() if now - since >= RETIRE_DELAY_S]
         self.models.retire([key for key in settled if (await self.queue.depth(*key)).num_jobs_queued == 0])
 
-    def _report(self, key: ModelKey, desired: Mapping[str, DesiredVersions], *, is_pending: bool) -> VersionReport:
-        reason = ""
+    def _report(
+        self,
+        key: ModelKey,
+        desired: Mapping[str, DesiredVersions],
+        pending: Iterable[ModelKey],
+        changed: Iterable[ModelKey],
+    ) -> VersionReport:
         if key in self.models.runners and key not in self._loading:  # it is registered, so servers know of it
-            state = VersionState.READY if _is_desired(key, desired) else VersionState.UNLOADING
-            if self.models.runners[key].model.has_changed():
-                reason = CHANGED
-        elif key in self._loading or is_pending:
-            state = VersionState.LOADING
-        else:
-            state = VersionState.UNAVAILABLE
-            reason = self._failures[key][1] if key in self._failures and _is_desired(key, desired) else "not loaded"
-        return VersionReport(name=key[0], version=key[1], state=state, reason=reason)
+            state = VersionState.READY if is_desired(key, desired) else VersionState.UNLOADING
+            return VersionReport(name=key[0], version=key[1], state=state, reason=CHANGED if key in changed else "")
+        if key in self._loading or key in pending:
+            return VersionReport(name=key[0], version=key[1], state=VersionState.LOADING)
+        is_refused = key in self._failures and is_desired(key, desired)
+        return _unavailable(key, self._failures[key][1] if is_refused else NOT_LOADED)
 
 
 def _lower_priority() -> None:
@@ -138,6 +172,5 @@ def _lower_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADER_NICENESS)
 
 
-def _is_desired(key: ModelKey, desired: Mapping[str, DesiredVersions]) -> bool:
-    name, version = key
-    return name not in desired or version in desired[name].versions
+def _unavailable(key: ModelKey, reason: str) -> VersionReport:
+    return VersionReport(name=key[0], version=key[1], state=VersionState.UNAVAILABLE, reason=reason)

@@ -89,8 +89,8 @@ class ServedModels:
             self._metrics.steps_available.labels(*key).set(runner.steps_per_s())
 
     def _include(self, runner: ModelRunner) -> None:
-        backend, *_ = self.info.backend.split()  # its fingerprint begins with its name
         plans = runner.executor.plans
+        backend, *_ = plans.backend.split() or [""]  # its fingerprint begins with its name
         self._metrics.add_model(runner.key)
         self._metrics.slots_in_use.labels(*runner.key).set_function(lambda: self._device.num_active(runner.key))
         self._metrics.describe(runner.key, backend, runner.fingerprint, plans.num_loaded, plans.num_built)

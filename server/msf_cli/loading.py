@@ -6,7 +6,7 @@ from msf_cli.settings import Settings
 from msf_engine.backends import Backend
 from msf_engine.model_plans import ModelPlans
 from msf_engine.plan_cache import PlanCache
-from msf_engine.plan_loader import load_models
+from msf_engine.plan_loader import load_version
 from msf_engine.repository import ModelVersion
 
 
@@ -17,7 +17,6 @@ def plan_cache(settings: Settings) -> PlanCache:
 
 def load_model(settings: Settings, version: ModelVersion) -> tuple[Backend, ModelPlans]:
     """Load, or compile, a model's plans. Raises EngineError."""
-    backend, (plans,) = load_models(
-        [version], settings.backend, settings.precision, settings.threads, plan_cache(settings), settings.buckets
+    return load_version(
+        version, settings.backend, settings.precision, settings.threads, plan_cache(settings), settings.buckets
     )
-    return backend, plans

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -33,12 +34,15 @@ def engine_failure(error: Exception) -> click.ClickException:
 
 def require_models(repository: Path) -> None:
     """Raise IncompleteSetup, with the way to get a model, unless `repository` has a model version."""
-    if not repository.is_dir():
-        problem = "is not a folder"
-    elif not any(folder.name.isdigit() for folder in repository.glob("[!.]*/*/")):
+    try:
+        os.scandir(repository).close()
+        if any(folder.name.isdecimal() for folder in repository.glob("[!.]*/*")):
+            return
         problem = "has no model (no <model>/<version>/ folder)"
-    else:
-        return
+    except (FileNotFoundError, NotADirectoryError):
+        problem = "is not a folder"
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
     raise IncompleteSetup(
         f"MSF_MODEL_REPO={str(repository)!r} {problem}. Get a model with 'msf models pull SOURCE', "
         "or set MSF_MODEL_REPO to a folder that has one."

@@ -14,7 +14,7 @@ from msf_cli.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-EXIT_MISCONFIGURED = 2  # a worker that exits with it would do so again
+EXIT_MISCONFIGURED = 2  # a worker that exits with it at the first start would do so again
 STABLE_S = 30.0  # a worker that lived this long restarts at once
 MIN_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 10.0
@@ -38,13 +38,17 @@ class Supervisor:
         self._owner_fd, self._alive_fd = os.pipe()
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._stopping = asyncio.Event()
+        self.has_served = False  # a worker has once been ready; from then on only `stop` ends the others
 
     def owns(self, pid: int) -> bool:
         """Return whether a worker is supervised here; without any to supervise, every worker counts."""
         return not self._settings.workers or any(process.pid == pid for process in self._processes.values())
 
     async def run(self) -> int:
-        """Run the workers until `stop` is called (returns 0) or one is misconfigured (returns its exit status)."""
+        """Run the workers until `stop` is called (returns 0).
+
+        Before any was ready, one that is misconfigured ends them all, too (returns its exit status).
+        """
         async with asyncio.TaskGroup() as group:
             keepers = [group.create_task(self._keep(number)) for number in range(self._settings.workers)]
             await self._stopping.wait()
@@ -65,7 +69,7 @@ class Supervisor:
                 await self._on_death(process.pid)
             if self._stopping.is_set():
                 break
-            if status == EXIT_MISCONFIGURED:
+            if status == EXIT_MISCONFIGURED and not self.has_served:
                 self._stopping.set()
                 return status
             lifetime_s = time.monotonic() - started_at
@@ -80,6 +84,7 @@ class Supervisor:
         metrics_port = first_port + number if first_port else 0
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "msf_cli.main", "worker", "--owner-fd", str(self._owner_fd)),
+            *(["--is-restart"] if self.has_served else []),
             env={**self._environment, "MSF_WORKER_METRICS_PORT": str(metrics_port)},
             pass_fds=(self._owner_fd,),
             start_new_session=True,  # Ctrl-C in the terminal reaches this process, which stops the worker

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from msf_scheduler import keys
 from msf_scheduler.connection import RedisClient, call
-from msf_scheduler.jobs import Record
+from msf_scheduler.jobs import ModelKey, Record
 from msf_scheduler.scripts import Script
 
 REPORT_TTL_S = 60
@@ -49,6 +49,19 @@ class WorkerReport(Record):
     versions: tuple[VersionReport, ...]
 
 
+BEST_FIRST = (VersionState.READY, VersionState.UNLOADING, VersionState.LOADING, VersionState.UNAVAILABLE)
+
+
+def best_reports(reports: Iterable[WorkerReport]) -> dict[ModelKey, VersionReport]:
+    """Return each version's report with the best state."""
+    best: dict[ModelKey, VersionReport] = {}
+    for worker in reports:
+        for report in worker.versions:
+            key = report.name, report.version
+            best[key] = min(best.get(key, report), report, key=lambda candidate: BEST_FIRST.index(candidate.state))
+    return best
+
+
 class ModelControl:
     """Desired versions and workers' reports. Without desired versions, workers serve what they find when they start.
 
@@ -59,9 +72,13 @@ class ModelControl:
         self._redis = redis
         self._set_versions = Script(redis, "set_versions")
 
+    async def revision(self) -> int:
+        """Return the latest revision."""
+        return int(await call(self._redis, "GET", keys.REVISION) or 0)
+
     async def read(self) -> tuple[int, dict[str, DesiredVersions]]:
         """Return the latest revision, and the desired versions by model."""
-        revision = int(await call(self._redis, "GET", keys.REVISION) or 0)
+        revision = await self.revision()
         stored = await call(self._redis, "HGETALL", keys.DESIRED)
         return revision, {name.decode(): DesiredVersions.model_validate_json(value) for name, value in stored.items()}
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import ModelInfo, ModelKey
-from msf_scheduler.model_control import DesiredVersions, ModelControl
+from msf_scheduler.model_control import DesiredVersions, ModelControl, VersionReport, VersionState, best_reports
 from msf_scheduler.registry import Registry
 from msf_server.errors import ApiError, InvalidRequest, quoted
 
@@ -48,7 +48,9 @@ class Catalog:
         self._is_stale = False
         self._failure: str | None = None
         self._models: tuple[ModelInfo, ...] = ()
+        self._revision = -1  # of `_desired`
         self._desired: dict[str, DesiredVersions] = {}
+        self._reports: dict[ModelKey, VersionReport] = {}
         self._served_at: dict[ModelKey, float] = {}
         self._fingerprints: dict[ModelKey, set[str]] = {}
         self._strict: dict[ModelKey, Counter[str]] = {}  # slots by fingerprint, where strict jobs can be run
@@ -62,6 +64,12 @@ class Catalog:
             raise QueueUnavailable(self._failure)
         return self._models
 
+    async def refresh(self) -> None:
+        """Follow what operators have loaded and unloaded until now, at any server. Raises QueueUnavailable."""
+        if await self._model_control.revision() != self._revision:
+            self.forget()
+        await self.models()
+
     async def find(self, name: str | None) -> ModelInfo:
         """Return the model "name:version", the newest version of "name", or that of the first model.
 
@@ -70,16 +78,16 @@ class Catalog:
         """
         models = await self.models()
         if not models:
-            raise ApiError("No model is available yet: no worker has registered.", code=ErrorCode.NO_WORKER)
+            problems = "".join(f" {problem.name}:{problem.version}: {problem.reason}." for problem in self.refused())
+            raise ApiError(
+                f"No model is available yet: no worker has registered one.{problems}", code=ErrorCode.NO_WORKER
+            )
         served = [model for model in models if self.is_served(model)]
         if name is None:
             name = (served or models)[0].name
         matches = [model for model in models if name in (model.name, ":".join(_key(model)))]
         if not matches:
-            allowed = ", ".join(":".join(_key(model)) for model in models)
-            raise InvalidRequest(
-                f"Unknown model {quoted(name)}. Allowed: {allowed}.", param="model", code=ErrorCode.MODEL_NOT_FOUND
-            )
+            raise self._unknown(name)
         loaded = [model for model in matches if self.is_loaded(model)]
         if not loaded:
             allowed = ", ".join(":".join(_key(model)) for model in served) or "none, as nothing is loaded"
@@ -97,7 +105,32 @@ class Catalog:
 
     def is_loaded(self, model: ModelInfo) -> bool:
         """Return whether no operator has unloaded `model`."""
-        return model.name not in self._desired or model.version in self._desired[model.name].versions
+        return self._is_desired(_key(model))
+
+    def reports(self) -> list[VersionReport]:
+        """Return the best that any worker reports of each version, and READY for served ones without a report."""
+        reports = dict(self._reports)
+        for key, report in reports.items():
+            if report.state in (VersionState.READY, VersionState.UNLOADING):
+                state = VersionState.READY if self._is_desired(key) else VersionState.UNLOADING
+                reports[key] = report.model_copy(update={"state": state})
+        for model in self._models:
+            if _key(model) not in reports and self.is_served(model):
+                reports[_key(model)] = VersionReport(name=model.name, version=model.version, state=VersionState.READY)
+        return sorted(reports.values(), key=lambda report: (report.name, len(report.version), report.version))
+
+    def refused(self) -> list[VersionReport]:
+        """Return the versions that are to be served and cannot be, with the reasons."""
+        return [
+            report
+            for report in self.reports()
+            if report.state is VersionState.UNAVAILABLE and self._is_desired((report.name, report.version))
+        ]
+
+    def problem(self, model: ModelInfo) -> str:
+        """Return why `model` is not served, if that is known."""
+        report = self._reports.get(_key(model))
+        return report.reason if report and not self.is_served(model) else ""
 
     def is_served(self, model: ModelInfo) -> bool:
         """Return whether `model` is loaded and a live worker served it within the last `worker_absence_s`."""
@@ -116,20 +149,37 @@ class Catalog:
             strict_fingerprint=max(slots, key=lambda fingerprint: (slots[fingerprint], fingerprint), default=None),
         )
 
+    def _is_desired(self, key: ModelKey) -> bool:
+        name, version = key
+        return name not in self._desired or version in self._desired[name].versions
+
+    def _unknown(self, name: str) -> ApiError:
+        """Return the error for a model that no worker ever served."""
+        reports = [report for key, report in self._reports.items() if name in (report.name, ":".join(key))]
+        if any(report.state is VersionState.LOADING for report in reports):
+            return ApiError(f"Model {quoted(name)} is still being loaded.", code=ErrorCode.NO_WORKER)
+        reasons = "".join(f" Version {report.version} cannot be served: {report.reason}." for report in reports)
+        allowed = ", ".join(":".join(_key(model)) for model in self._models)
+        return InvalidRequest(
+            f"Unknown model {quoted(name)}. Allowed: {allowed}.{reasons}", param="model", code=ErrorCode.MODEL_NOT_FOUND
+        )
+
     async def _read(self) -> None:
         self._is_stale = False
         try:
             # First: a version's successor is registered before the version is unloaded, and must not appear later.
-            _, desired = await self._model_control.read()
+            revision, desired = await self._model_control.read()
             models, workers, last_seen_s = await asyncio.gather(
                 self._registry.models(), self._registry.workers(), self._registry.last_seen_s()
             )
+            reports = await self._model_control.reports([worker.id for worker in workers])
         except QueueUnavailable as error:
             self._failure = str(error)  # cached like an answer, so that callers do not queue up to fail slowly
         else:
             self._failure = None
             self._models = tuple(models)
-            self._desired = desired
+            self._revision, self._desired = revision, desired
+            self._reports = best_reports(reports)
             now = self._clock()
             # Before this server started: workers that are all absent may be restarting, and served everything.
             away_s = math.inf if workers or last_seen_s is None else last_seen_s

@@ -21,7 +21,7 @@ from msf_engine.generate import generate
 from msf_engine.model_plans import ModelPlans
 from msf_engine.plan import Array, FunctionPlan, Plan, PlanSpec, run, stage_inputs
 from msf_engine.plan_cache import PlanCache
-from msf_engine.plan_loader import compile_plans, load_models, load_plans
+from msf_engine.plan_loader import compile_plans, load_plans, load_version
 from msf_engine.repository import ModelVersion, read_version, save_version
 from msf_scheduler.stage import Stage
 from tests.engine.support import by_row
@@ -249,10 +249,10 @@ def test_the_next_backend_serves_if_the_first_is_rejected(
 ) -> None:
     monkeypatch.setattr(plan_loader, "default_backends", lambda: ("inductor", "eager"))
     monkeypatch.setattr(inductor, "BACKEND", WrongBackend)
-    backend, _ = load_models([version], None, None, 1, PlanCache(tmp_path), (2,))
+    backend, _ = load_version(version, None, None, 1, PlanCache(tmp_path), (2,))
     assert backend.name == "eager"
     assert not isinstance(backend, WrongBackend)
-    assert "backend inductor cannot serve on this machine: plan base of tiny:1 is rejected" in caplog.text
+    assert "backend inductor cannot serve tiny:1 on this machine: plan base of tiny:1 is rejected" in caplog.text
 
 
 def test_a_named_backend_has_no_fallback(
@@ -260,7 +260,7 @@ def test_a_named_backend_has_no_fallback(
 ) -> None:
     monkeypatch.setattr(eager, "BACKEND", WrongBackend)
     with pytest.raises(PlanRejected):
-        load_models([version], "eager", None, 1, PlanCache(tmp_path), (2,))
+        load_version(version, "eager", None, 1, PlanCache(tmp_path), (2,))
 
 
 class AbsentBackend(EagerBackend):

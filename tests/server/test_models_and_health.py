@@ -40,6 +40,7 @@ async def test_models_describe_their_limits(client: httpx.AsyncClient) -> None:
         "name": "fashion",
         "version": "1",
         "served": True,
+        "reason": "",
         "description": "Drawings of clothes.",
         "labels": list(LABELS),
         "image_size": 32,

@@ -12,12 +12,14 @@ from msf_engine.errors import PlanError
 from msf_engine.executor import Executor
 from msf_engine.model_plans import ModelPlans
 from msf_engine.repository import ModelVersion
+from msf_engine.repository_scan import Contents
 from msf_scheduler.jobs import JobState, ModelKey, WorkerInfo
 from msf_scheduler.model_control import ModelControl, VersionState
 from msf_scheduler.queue import JobQueue
 from msf_scheduler.registry import Registry
 from msf_scheduler.stage import Stage
 from msf_worker import model_manager
+from msf_worker.metrics import WorkerMetrics
 from msf_worker.model_loader import ModelLoader
 from msf_worker.model_manager import ModelManager
 from msf_worker.model_runner import ModelRunner
@@ -36,9 +38,13 @@ class FakeLoader(ModelLoader):
     plans: ModelPlans
     failure: PlanError | None = None
     loaded: list[str] = field(default_factory=list)
+    refusals: dict[ModelKey, str] = field(default_factory=dict)
 
-    def list_versions(self) -> list[ModelKey]:
-        return [("tiny", "1"), ("tiny", "2")]
+    def scan(self) -> Contents:
+        return Contents([("tiny", "1"), ("tiny", "2")], dict(self.refusals))
+
+    def explain(self, key: ModelKey, error: Exception) -> str:
+        return str(error)
 
     def load(self, name: str, version: str) -> ModelRunner:
         self.loaded.append(version)
@@ -55,9 +61,10 @@ class Operator:
     registry: Registry
     queue: JobQueue
     loader: FakeLoader
+    metrics: WorkerMetrics = field(default_factory=lambda: WorkerMetrics(8))
 
     def manager(self, worker: Worker) -> ModelManager:
-        return ModelManager(self.loader, self.control, self.queue, worker.models, worker.device)
+        return ModelManager(self.loader, self.control, self.queue, worker.models, worker.device, self.metrics)
 
     async def served(self) -> list[str]:
         return [model.version for worker in await self.registry.workers() for model in worker.models]

@@ -24,18 +24,23 @@ def command(model: str | None, **options: str | None) -> None:
     from msf_engine.backends import default_backends, get_backend
     from msf_engine.errors import EngineError
     from msf_engine.plan_loader import compile_plans
-    from msf_engine.repository import find_models, read_version
+    from msf_engine.repository import list_versions, read_version
 
     settings = read_settings(**{name: value for name, value in options.items() if value is not None})
     configure_logging(settings.log_level, "compile", settings.log_format)
+    failures: list[EngineError] = []
     try:
         backend = get_backend(settings.backend or default_backends()[0], settings.precision, settings.threads)
-        if model is None:
-            versions = find_models(settings.model_repo)
-        else:
-            name, _, number = model.partition(":")
-            versions = [read_version(settings.model_repo, name, number or None)]
-        for version in versions:
-            compile_plans(version, backend, plan_cache(settings), settings.buckets)
+        name, _, number = (model or "").partition(":")
+        for key in [(name, number or None)] if model else list_versions(settings.model_repo):
+            try:
+                version = read_version(settings.model_repo, *key)
+                compile_plans(version, backend, plan_cache(settings), settings.buckets)
+            except EngineError as error:  # of this version alone
+                failures.append(error)
     except EngineError as error:
         raise engine_failure(error) from error
+    if len(failures) == 1:
+        raise engine_failure(failures[0]) from failures[0]
+    if failures:
+        raise click.ClickException("; ".join(map(str, failures)))

@@ -81,13 +81,13 @@ def _request(url: str, api_key: str | None, request: dict[str, object]) -> list[
 
 def _find_model(model: str | None) -> ModelVersion:
     from msf_engine.errors import EngineError
-    from msf_engine.repository import find_models, read_version
+    from msf_engine.repository import list_versions, read_version
 
     repository = read_settings().model_repo
     require_models(repository)
     name, _, version = (model or "").partition(":")
     try:
-        return read_version(repository, name or find_models(repository)[0].name, version or None)
+        return read_version(repository, name or list_versions(repository)[0][0], version or None)
     except EngineError as error:
         raise click.ClickException(str(error)) from error
 

@@ -18,21 +18,28 @@ def command(context: click.Context) -> None:
     if context.invoked_subcommand is not None:
         return
     from msf_engine.errors import EngineError
-    from msf_engine.repository import find_models, verify
+    from msf_engine.repository import read_version, verify
+    from msf_engine.repository_scan import scan
 
     repository = read_settings().model_repo
     require_models(repository)
-    try:
-        for model in find_models(repository):
+    contents = scan(repository)
+    problems = [f"{':'.join(filter(None, key))}: {reason}" for key, reason in contents.refusals.items()]
+    for key in contents.versions:
+        try:
+            model = read_version(repository, *key)
             verify(model.folder)
+        except EngineError as error:
+            problems.append(f"{':'.join(key)}: {error}")
+        else:
             config = model.config
             click.echo(
                 f"{model.name} {model.version}  {config.image.size}x{config.image.size}x{config.image.channels}  "
                 f"{config.num_classes} classes  {config.base.default_num_steps}+{config.residual.default_num_steps} "
                 f"steps  {config.description}"
             )
-    except EngineError as error:
-        raise click.ClickException(str(error)) from error
+    if problems:
+        raise click.ClickException("; ".join(problems))
 
 
 @command.command()

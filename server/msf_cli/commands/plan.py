@@ -74,11 +74,11 @@ def _measure_costs() -> StepCosts:
     from msf_cli.loading import load_model
     from msf_cli.settings import read_settings
     from msf_engine.errors import EngineError
-    from msf_engine.repository import find_models
+    from msf_engine.repository import list_versions, read_version
 
     settings = read_settings()
     try:
-        version = find_models(settings.model_repo)[0]
+        version = read_version(settings.model_repo, *list_versions(settings.model_repo)[0])
         _, plans = load_model(settings, version)
     except EngineError as error:
         raise engine_failure(error) from error

@@ -122,6 +122,7 @@ async def _announce(registry: Registry, supervisor: Supervisor, url: str, starte
         await asyncio.sleep(0.05)
         with contextlib.suppress(QueueUnavailable):
             ready = [worker for worker in await registry.workers() if supervisor.owns(worker.pid)]
+    supervisor.has_served = True
     models = ", ".join(f"{model.name} {model.version}" for model in ready[0].models)
     seconds = time.monotonic() - started_at
     click.echo(f"\n  msf-serve is ready at {url}   ({models}; {seconds:.1f} s)\n")

@@ -24,7 +24,8 @@ EXIT_HUNG = 3
 
 @click.command(cls=WorkerCommand)
 @click.option("--owner-fd", type=int, hidden=True, help="Exit when the other end of this pipe is closed.")
-def command(owner_fd: int | None, flags: dict[str, str]) -> None:
+@click.option("--is-restart", is_flag=True, hidden=True, help="Serve even if no model can be served yet.")
+def command(owner_fd: int | None, is_restart: bool, flags: dict[str, str]) -> None:
     """Run one worker: claim jobs from MSF_REDIS_URL and run them on this machine's device.
 
     On SIGTERM or SIGINT it finishes its running jobs within MSF_DRAIN_TIMEOUT_S and requeues the others.
@@ -36,10 +37,10 @@ def command(owner_fd: int | None, flags: dict[str, str]) -> None:
     configure_logging(settings.log_level, "worker", settings.log_format)
     if settings.redis_url is None:
         raise click.UsageError("MSF_REDIS_URL is not set. A worker needs the Redis that its servers use.")
-    asyncio.run(_run(settings, settings.redis_url))
+    asyncio.run(_run(settings, settings.redis_url, is_restart=is_restart))
 
 
-async def _run(settings: WorkerProcessSettings, redis_url: str) -> None:
+async def _run(settings: WorkerProcessSettings, redis_url: str, *, is_restart: bool) -> None:
     from msf_engine.errors import EngineError
     from msf_worker.errors import StepTimeout, WorkerError
     from msf_worker.main import run_worker
@@ -48,7 +49,7 @@ async def _run(settings: WorkerProcessSettings, redis_url: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
-        await run_worker(settings, redis_url, stop)
+        await run_worker(settings, redis_url, stop, is_restart=is_restart)
     except (EngineError, WorkerError) as error:
         logging.error("%s", error)
         sys.exit(EXIT_MISCONFIGURED)

@@ -7,14 +7,14 @@ server itself loads nothing.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Collection, Sequence
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
 
 from msf_scheduler.error_codes import ErrorCode
-from msf_scheduler.jobs import ModelKey
-from msf_scheduler.model_control import ModelControl, VersionReport, VersionState, WorkerReport
+from msf_scheduler.model_control import ModelControl, VersionState, WorkerReport
 from msf_scheduler.registry import Registry
 from msf_server.dependencies import CatalogDep, ModelControlDep, RegistryDep, SettingsDep
 from msf_server.errors import ApiError, InvalidRequest, quoted
@@ -33,9 +33,9 @@ from msf_server.oip.schemas import (
 )
 from msf_server.schemas.body import RequestBody, parse_json
 
+VERSION = re.compile(r"0|[1-9][0-9]*")
 POLL_S = 0.1
 REPORTS_WITHIN_S = 10.0  # workers report every second, unless they are very busy
-BEST_FIRST = (VersionState.READY, VersionState.UNLOADING, VersionState.LOADING, VersionState.UNAVAILABLE)
 
 Body = TypeVar("Body", bound=RequestBody)
 
@@ -106,22 +106,17 @@ WorkerReportsDep = Annotated[WorkerReports, Depends(_worker_reports)]
     summary="List every version that could be served",
     openapi_extra=body_of(IndexRequest, required=False),
 )
-async def index(body: BodyDep, workers: WorkerReportsDep, catalog: CatalogDep) -> list[IndexEntry]:
-    """Versions in the workers' model repositories, each with the best state that any worker reports."""
+async def index(body: BodyDep, catalog: CatalogDep) -> list[IndexEntry]:
+    """Versions in the workers' model repositories, each with the best state that any worker reports.
+
+    A folder of the repository that is no version of a model is UNAVAILABLE, with the reason.
+    """
     only_ready = _parsed(IndexRequest, body).ready
-    best: dict[ModelKey, VersionReport] = {}
-    for worker in await workers.latest():
-        for report in worker.versions:
-            key = report.name, report.version
-            best[key] = min(best.get(key, report), report, key=lambda candidate: BEST_FIRST.index(candidate.state))
-    for model in await catalog.models():  # of workers that report no model repository
-        if (model.name, model.version) not in best and catalog.is_served(model):
-            best[model.name, model.version] = VersionReport(
-                name=model.name, version=model.version, state=VersionState.READY
-            )
+    catalog.forget()
+    await catalog.refresh()
     return [
         IndexEntry(**report.model_dump())
-        for report in sorted(best.values(), key=lambda report: (report.name, len(report.version), report.version))
+        for report in catalog.reports()
         if report.state is VersionState.READY or not only_ready
     ]
 
@@ -229,7 +224,8 @@ def _selected(policy: VersionPolicy, available: Sequence[str], name: str) -> lis
 
 
 def _versions_of(name: str, reports: Sequence[WorkerReport]) -> list[str]:
-    return _ordered({version.version for report in reports for version in report.versions if version.name == name})
+    versions = {version.version for report in reports for version in report.versions if version.name == name}
+    return _ordered({version for version in versions if VERSION.fullmatch(version)})  # not folders of other names
 
 
 def _ordered(versions: Collection[str]) -> list[str]:

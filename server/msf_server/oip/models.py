@@ -20,3 +20,8 @@ async def find_newest(name: ModelName, catalog: CatalogDep) -> ModelInfo:
 async def find_version(name: ModelName, version: str, catalog: CatalogDep) -> ModelInfo:
     """Return the version of the model in the path."""
     return await catalog.find(f"{name}:{version}")
+
+
+async def follow_operators(catalog: CatalogDep) -> None:
+    """Know what was loaded and unloaded at any server; for all but the busiest routes."""
+    await catalog.refresh()

@@ -20,7 +20,7 @@ from msf_server.errors import ApiError
 from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
 from msf_server.oip.inference import INPUTS, LABEL, OUTPUT, make_orders, wants_binary
-from msf_server.oip.models import find_newest, find_version
+from msf_server.oip.models import find_newest, find_version, follow_operators
 from msf_server.oip.schemas import (
     OIP_ERRORS,
     ConfigTensor,
@@ -85,7 +85,7 @@ async def _body(request: Request) -> bytes:
 
 def _routes_of(find: Any, path: str) -> list[BaseRoute]:
     """Return the routes of a model, which `find` looks up from `path`."""
-    routes = APIRouter(prefix=path, **_about)
+    routes = APIRouter(prefix=path, dependencies=[Depends(follow_operators)], **_about)
 
     @routes.get("", summary="Model metadata: inputs and outputs")
     async def metadata(catalog: CatalogDep, model: ModelInfo = Depends(find)) -> ModelMetadata:  # noqa: B008
@@ -128,7 +128,11 @@ def _routes_of(find: Any, path: str) -> list[BaseRoute]:
         if submission.draining:
             raise ApiError("This server is shutting down.", code=ErrorCode.DRAINING)
         if not catalog.is_served(model):
-            raise ApiError(f"No worker serves {model.name}:{model.version} now.", code=ErrorCode.NO_WORKER)
+            problem = catalog.problem(model)
+            raise ApiError(
+                f"No worker serves {model.name}:{model.version} now{': ' * bool(problem)}{problem}.",
+                code=ErrorCode.NO_WORKER,
+            )
         return ModelReady(name=model.name, ready=True)
 
     measured = APIRouter(prefix=path, route_class=MeasuredRoute, **_about)

@@ -32,9 +32,12 @@ async def live() -> dict[str, bool]:
     summary="Check that a request can be served now",
     responses={503: {"description": "Not ready; the body gives the reason."}},
 )
-async def ready(submission: SubmissionDep, registry: RegistryDep) -> JSONResponse:
-    """Answer 200 if Redis answers, a live worker is registered and this server is not draining; otherwise 503."""
-    reason = "This server is shutting down." if submission.draining else await _without_workers(registry)
+async def ready(submission: SubmissionDep, registry: RegistryDep, catalog: CatalogDep) -> JSONResponse:
+    """Answer 200 if Redis answers, a live worker serves a model and this server is not draining; otherwise 503.
+
+    If operators have unloaded every model, a live worker is enough: models can be loaded.
+    """
+    reason = "This server is shutting down." if submission.draining else await _unready(registry, catalog)
     if reason is None:
         return JSONResponse({"ready": True})
     return JSONResponse({"ready": False, "error": reason}, 503, headers={"Retry-After": "5"})
@@ -62,10 +65,16 @@ async def _shared_state(catalog: Catalog, queue: JobQueue, registry: Registry, r
     return SharedState(dict(zip(models, depths, strict=True)), len(workers), storage, round_trip_s)
 
 
-async def _without_workers(registry: Registry) -> str | None:
-    """Return why no worker can be reached, or None if one is registered."""
+async def _unready(registry: Registry, catalog: Catalog) -> str | None:
+    """Return why no request can be served, or None if a worker serves a model."""
     try:
         workers = await registry.workers()
+        if not workers:
+            return "No live worker is registered."
+        if any(worker.models for worker in workers):
+            return None
+        await catalog.refresh()
+        wanted = [model for model in await catalog.models() if catalog.is_loaded(model)]
     except SchedulerError as error:
         return str(error)
-    return None if workers else "No live worker is registered."
+    return "No worker serves a model; the repository index says why." if wanted or catalog.refused() else None

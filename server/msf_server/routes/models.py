@@ -28,6 +28,7 @@ class ModelObject(BaseModel):
     name: str = Field(description="Name without version.")
     version: str = Field(description="A whole number; the highest that is served is the default.")
     served: bool = Field(description="Whether a worker serves it now; otherwise requests to it get 503.")
+    reason: str = Field(description="Why it is not served, if a worker says so; else empty.")
     description: str = Field(description="What it generates.")
     labels: tuple[str, ...] = Field(description="Class names; the id of a class is its position, from 0.")
     image_size: int = Field(description="Pixels along one side.")
@@ -44,17 +45,32 @@ class ModelObject(BaseModel):
     )
 
 
+class RefusedVersion(BaseModel):
+    """A version in a worker's model repository that no worker can serve."""
+
+    id: str = Field(description='"name:version".')
+    reason: str = Field(description="What is wrong with it.")
+
+
 class ModelList(BaseModel):
-    """Every registered model version."""
+    """Every registered model version, and beside them the versions that cannot be served."""
 
     object: Literal["list"] = "list"
     data: list[ModelObject]
+    refused: list[RefusedVersion] = Field(description="Damaged and foreign folders of the workers' model repositories.")
 
 
 @router.get("/v1/models", summary="List the models", responses={503: {"model": ErrorResponse}})
 async def list_models(catalog: CatalogDep, settings: SettingsDep) -> ModelList:
     """Every version that a worker has registered, including those that no worker serves now."""
-    return ModelList(data=[_model_object(model, catalog, settings) for model in await catalog.models()])
+    await catalog.refresh()
+    return ModelList(
+        data=[_model_object(model, catalog, settings) for model in await catalog.models()],
+        refused=[
+            RefusedVersion(id=":".join(filter(None, (report.name, report.version))), reason=report.reason)
+            for report in catalog.refused()
+        ],
+    )
 
 
 @router.get(
@@ -66,6 +82,7 @@ async def get_model(
     model: Annotated[str, Path(description='"name" or "name:version".')], catalog: CatalogDep, settings: SettingsDep
 ) -> ModelObject:
     """Look a model up by "name" (its newest served version) or "name:version"."""
+    await catalog.refresh()
     return _model_object(await catalog.find(model), catalog, settings)
 
 
@@ -73,6 +90,7 @@ def _model_object(model: ModelInfo, catalog: Catalog, settings: ServerSettings) 
     return ModelObject(
         id=f"{model.name}:{model.version}",
         served=catalog.is_served(model),
+        reason=catalog.problem(model),
         max_n=settings.max_images_per_request,
         num_steps_by_quality=num_steps_by_quality(model),
         **model.model_dump(),
