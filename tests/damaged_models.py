@@ -140,16 +140,18 @@ def _as_file(folder: Path) -> None:
     folder.write_text("not a folder")
 
 
-def _as_link(target: str) -> Damage:
-    def apply(folder: Path) -> None:
-        shutil.rmtree(folder)
-        folder.symlink_to(target)
+def _as_link(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.symlink_to("nowhere")
 
-    return apply
+
+def _as_loop(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.symlink_to(folder.name)
 
 
 IN_FOLDERS: Mapping[str, Damage] = {
     "a file in the place of a folder": _as_file,
-    "a folder that links nowhere": _as_link("nowhere"),
-    "a folder that links to itself": _as_link("9"),
+    "a folder that links nowhere": _as_link,
+    "a folder that links to itself": _as_loop,
 }

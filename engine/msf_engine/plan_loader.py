@@ -37,6 +37,7 @@ def load_plans(
     started_at = time.monotonic()
     builder = PlanBuilder(version, backend, plan_cache, buckets)
     plans, records = {}, {}
+    time_embeddings = builder.time_embeddings  # first: it verifies the version's files
     for stage in Stage:
         plans[stage], records[stage] = builder.obtain(builder.spec(stage))
         num_ready = len(plans)
@@ -52,7 +53,7 @@ def load_plans(
         {stage: _strict_buckets(record.validations) for stage, record in records.items()},
         {(stage, v.bucket): v.seconds for stage, record in records.items() for v in record.validations},
         _fingerprint(version, backend, list(records.values())),
-        builder.time_embeddings,
+        time_embeddings,
         backend.fingerprint,
         needs_warm_up=backend.needs_warm_up,
         num_loaded=len(Stage) - builder.num_built,

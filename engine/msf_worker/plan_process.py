@@ -22,10 +22,13 @@ from msf_worker.settings import WorkerSettings
 def build_plans(settings: WorkerSettings, model: ModelVersion) -> BackendName:
     """Fill the plan cache; return the backend whose plans were accepted. Raises EngineError as `load_version` does."""
     receiver, sender = Pipe(duplex=False)
-    arguments = (str(sender.fileno()), str(logging.getLogger().level), settings.model_dump_json(), model.name)
-    command = (sys.executable, "-m", __name__, *arguments, model.version)
+    arguments = (str(sender.fileno()), str(logging.getLogger().level), model.name, model.version)
+    command = (sys.executable, "-m", __name__, *arguments)
     with receiver, subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[sender.fileno()]) as process:
         sender.close()
+        assert process.stdin is not None  # it stays open for as long as this process lives
+        process.stdin.write(settings.model_dump_json(include={*WorkerSettings.model_fields}).encode() + b"\n")
+        process.stdin.flush()
         try:
             while isinstance(message := receiver.recv(), logging.LogRecord):
                 logging.getLogger(message.name).handle(message)
@@ -50,12 +53,12 @@ class _LogSender(QueueHandler):
         self._sender.send(record)
 
 
-def _main(descriptor: str, log_level: str, settings_json: str, name: str, version: str) -> None:
+def _main(descriptor: str, log_level: str, name: str, version: str) -> None:
     """Build one version's plans, and send the name of their backend, or the EngineError."""
+    settings = WorkerSettings.model_validate_json(sys.stdin.readline())
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     with Connection(int(descriptor), readable=False) as sender:
-        logging.basicConfig(level=int(log_level), handlers=[_LogSender(sender)])
-        settings = WorkerSettings.model_validate_json(settings_json)
+        logging.basicConfig(level=int(log_level), format="%(message)s", handlers=[_LogSender(sender)])
         cache = PlanCache(settings.cache_dir / "plans", settings.plan_cache_bytes)
         outcome: BackendName | EngineError
         try:
