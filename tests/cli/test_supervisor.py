@@ -83,6 +83,20 @@ async def test_a_worker_that_cannot_start_ends_it_with_its_status(program: Stand
     assert await asyncio.wait_for(supervise(workers=2).run(), 60) == 2
 
 
+async def test_after_one_good_start_no_worker_ends_the_others(
+    program: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "MIN_BACKOFF_S", 0.01)
+    monkeypatch.setattr(supervisor, "MAX_BACKOFF_S", 0.01)
+    program('echo "$@" >> log; exit 2')
+    supervised = supervise()
+    supervised.has_served = True
+    running = asyncio.create_task(supervised.run())
+    await until(lambda: content(tmp_path / "log").count("--is-restart") >= 3)
+    supervised.stop()
+    assert await running == 0
+
+
 async def test_stopping_waits_for_no_backoff(
     program: StandIn, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -107,6 +107,68 @@ async def test_the_old_version_is_unloaded_once_the_new_one_is_served(
     assert (await client.get("/v2/models/fashion/versions/1/ready")).status_code == 404
 
 
+async def test_every_server_agrees_at_once_after_a_load(
+    settings: ServerSettings, client: httpx.AsyncClient, worker: FakeWorker, reports: Reports
+) -> None:
+    second = FASHION.model_copy(update={"version": "2"})
+    await worker.registry.register(worker.info.model_copy(update={"models": (FASHION, second)}))
+    reports.states["2"] = (READY, "")
+    async with serving(settings) as other_app, client_of(other_app) as other:
+        for version, former in (("2", "1"), ("1", "2"), ("2", "1")):
+            config = f'{{"version_policy": {{"specific": {{"versions": [{version}]}}}}}}'
+            assert (await client.post(LOAD, json={"parameters": {"config": config}})).status_code == 200
+            for server in (other, client):
+                path = "/v2/models/fashion/versions"
+                assert (await server.get(f"{path}/{version}/ready")).status_code == 200
+                assert (await server.get(f"{path}/{former}/ready")).status_code == 404
+                states = {each["version"]: each["state"] for each in (await server.post(INDEX)).json()}
+                assert states == {version: "READY", former: "UNLOADING"}
+                served = {each["id"]: each["served"] for each in (await server.get("/v1/models")).json()["data"]}
+                assert served == {f"fashion:{version}": True, f"fashion:{former}": False}
+                assert (await server.get("/v2/health/ready")).status_code == 200
+
+
+async def test_a_refused_version_is_named_with_its_reason(client: httpx.AsyncClient, reports: Reports) -> None:
+    reports.states |= {
+        "2": (UNAVAILABLE, "its weights are damaged"),
+        "3": (LOADING, ""),
+        "²": (UNAVAILABLE, "no number"),
+    }
+
+    async def refused() -> list[dict[str, str]]:
+        answer: list[dict[str, str]] = (await client.get("/v1/models")).json()["refused"]
+        return answer
+
+    expected = [
+        {"id": "fashion:2", "reason": "its weights are damaged"},
+        {"id": "fashion:²", "reason": "no number"},
+    ]
+    await until(refused, expected)
+    body = {"prompt": "bag", "model": "fashion:2"}
+    answer = await client.post(IMAGES, json=body)
+    assert answer.status_code == 404
+    assert "Version 2 cannot be served: its weights are damaged." in answer.json()["error"]["message"]
+    answer = await client.post(IMAGES, json=body | {"model": "fashion:3"})
+    assert answer.status_code == 503
+    assert "is still being loaded" in answer.json()["error"]["message"]
+    assert await status(client, "fashion") == (200, "1")
+
+    reports.states["2"] = reports.states["3"] = (READY, "")  # what is no version is not selected
+    assert (await client.post(LOAD)).status_code == 200
+    assert await reports.wanted() == ("1", "2", "3")
+
+
+async def test_a_worker_without_models_is_not_ready_unless_operators_unloaded_them(
+    client: httpx.AsyncClient, worker: FakeWorker
+) -> None:
+    await worker.registry.register(worker.info.model_copy(update={"models": ()}))
+    answer = await client.get("/v2/health/ready")
+    assert answer.status_code == 503
+    assert "No worker serves a model" in answer.json()["error"]
+    await client.post(UNLOAD)
+    assert (await client.get("/v2/health/ready")).status_code == 200
+
+
 async def test_a_read_that_started_before_a_load_ended_is_not_cached(
     app: FastAPI, client: httpx.AsyncClient, worker: FakeWorker, reports: Reports, monkeypatch: pytest.MonkeyPatch
 ) -> None:

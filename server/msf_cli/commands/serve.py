@@ -25,8 +25,8 @@ from msf_cli.supervisor import Supervisor
 from msf_scheduler.connection import RedisClient, check, connect
 from msf_scheduler.embedded_valkey import EmbeddedValkey
 from msf_scheduler.errors import QueueUnavailable
-from msf_scheduler.jobs import WorkerInfo
 from msf_scheduler.leases import Leases
+from msf_scheduler.model_control import ModelControl, VersionState
 from msf_scheduler.registry import Registry
 from msf_scheduler.tracing import TracingUnavailable
 from msf_server.app import create_app
@@ -73,7 +73,9 @@ async def _serve(
         await check(redis)
         supervisor = Supervisor(settings, environment, on_death=partial(_bury, app, redis))
         url = f"http://{_reachable(host)}:{port}"
-        announce_task = asyncio.create_task(_announce(Registry(redis), supervisor, url, started_at))
+        announce_task = asyncio.create_task(
+            _announce(Registry(redis), ModelControl(redis), supervisor, url, started_at)
+        )
         supervisor_task = asyncio.create_task(supervisor.run())
         supervisor_task.add_done_callback(lambda _: server.stop())
         try:
@@ -115,15 +117,23 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def _announce(registry: Registry, supervisor: Supervisor, url: str, started_at: float) -> None:
-    """Print the URL once a worker is ready: a supervised one, or any when there are none."""
-    ready: list[WorkerInfo] = []
-    while not ready:
+async def _announce(
+    registry: Registry, control: ModelControl, supervisor: Supervisor, url: str, started_at: float
+) -> None:
+    """Print the URL once a worker, a supervised one if there are any, serves every version that it can."""
+    models = ""
+    while not models:
         await asyncio.sleep(0.05)
         with contextlib.suppress(QueueUnavailable):
             ready = [worker for worker in await registry.workers() if supervisor.owns(worker.pid)]
-    supervisor.has_served = True
-    models = ", ".join(f"{model.name} {model.version}" for model in ready[0].models)
+            supervisor.has_served |= bool(ready)
+            reports = [
+                version
+                for report in await control.reports([each.id for each in ready[:1]])
+                for version in report.versions
+            ]
+            if reports and all(version.state is not VersionState.LOADING for version in reports):
+                models = ", ".join(f"{model.name} {model.version}" for model in ready[0].models) or "no model"
     seconds = time.monotonic() - started_at
     click.echo(f"\n  msf-serve is ready at {url}   ({models}; {seconds:.1f} s)\n")
 
