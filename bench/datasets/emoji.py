@@ -3,7 +3,8 @@
     python -m bench.datasets.emoji --packages data/npm --out data/emoji
 
 reads the two packages that `npm pack` fetches and writes `<out>/<class>/<image>--<variant>.webp`. Skin tones are
-variants of one image, so that a held-out image is held out in every tone.
+variants of one image, so that a held-out image is held out in every tone. `--server-names FILE` writes the names by
+emoji that the server knows: server/msf_server/emoji_names.json.
 """
 
 from __future__ import annotations
@@ -21,6 +22,14 @@ IMAGES = "lobehub-fluent-emoji-3d-*.tgz"
 NAMES = "unicode-emoji-json-*.tgz"
 _SKIN_TONES = {f"{code:x}" for code in range(0x1F3FB, 0x1F400)}
 _IGNORED_CODES = _SKIN_TONES | {"fe0f"}  # fe0f asks for a colour emoji, which all of these are
+_PAIRS = {  # with two skin tones, these are sequences of several characters; without, one
+    "👩‍🤝‍👩": "women holding hands",
+    "👩‍🤝‍👨": "woman and man holding hands",
+    "👨‍🤝‍👨": "men holding hands",
+    "🫱‍🫲": "handshake",
+    "🧑‍❤‍💋‍🧑": "kiss",
+    "🧑‍❤‍🧑": "couple with heart",
+}
 
 # Unicode (CLDR) orders emoji by kind: the slug of the first emoji of each run, and the class of the run.
 STARTS = (
@@ -113,14 +122,26 @@ def names_of(emoji: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     return {_codes(character): entry["slug"].replace("_", " ") for character, entry in emoji.items()}
 
 
+def server_names_of(emoji: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Return the name of each emoji by its characters, without tones."""
+    names = names_of(emoji)
+    return {"".join(chr(int(code, 16)) for code in codes.split("-")): name for codes, name in names.items()} | _PAIRS
+
+
 def _codes(emoji: str) -> str:
     return without_tones("-".join(f"{ord(character):04x}" for character in emoji))
 
 
+def read_emoji(packages: Path) -> dict[str, dict[str, str]]:
+    """Return unicode-emoji-json's data by emoji. Raises FileNotFoundError if the package is missing."""
+    with tarfile.open(_newest(packages, NAMES)) as archive:
+        emoji: dict[str, dict[str, str]] = json.loads(_read(archive, "package/data-by-emoji.json"))
+    return emoji
+
+
 def write_class_folders(packages: Path, out: Path) -> int:
     """Write the folders and return the number of images. Raises FileNotFoundError if a package is missing."""
-    with tarfile.open(_newest(packages, NAMES)) as archive:
-        emoji = json.loads(_read(archive, "package/data-by-emoji.json"))
+    emoji = read_emoji(packages)
     classes = classes_of(emoji)
     out.mkdir(parents=True, exist_ok=True)
     (out / NAMES_FILE).write_text(json.dumps(names_of(emoji), indent=0), "utf-8")
@@ -156,8 +177,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write colour emoji as class folders.")
     parser.add_argument("--packages", type=Path, required=True, help="folder of the two npm packages")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--server-names", type=Path, help="file for the names by emoji")
     arguments = parser.parse_args()
     try:
+        if arguments.server_names:
+            names = server_names_of(read_emoji(arguments.packages))
+            arguments.server_names.write_text(json.dumps(names, ensure_ascii=False, indent=0) + "\n", "utf-8")
         num_images = write_class_folders(arguments.packages, arguments.out)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +15,7 @@ from msf_server.class_names import label_id
 from msf_server.errors import InvalidRequest
 from tests.server.fake_worker import FASHION, FakeWorker
 
+ROOT = Path(__file__).parents[2]
 LABELS = (
     *("red apple", "t shirt", "woman s hat", "mrs claus", "thumbs up", "woman health worker", "red heart"),
     *("woman and man holding hands", "keycap 1", "café crème", "version 1.5", "version 15", "telephone", "C++", "C"),
@@ -83,6 +86,14 @@ def test_no_other_name_is_taken_for_a_class(name: str) -> None:
     with pytest.raises(InvalidRequest, match="Unknown class") as raised:
         class_of(name)
     assert raised.value.detail.isascii()
+
+
+def test_every_image_of_the_shipped_model_may_be_requested_by_its_emoji() -> None:
+    labels = tuple(json.loads((ROOT / "model_repo/emoji/labels.json").read_text()))
+    names = json.loads((ROOT / "server/msf_server/emoji_names.json").read_text())
+    drawn = {emoji: name for emoji, name in names.items() if name in labels}
+    assert len({*drawn.values()}) > 1700
+    assert {emoji: class_of(f" {emoji}\ufe0f", labels) for emoji in drawn} == drawn
 
 
 def test_a_near_miss_names_the_closest() -> None:
