@@ -16,7 +16,7 @@ def test_examples_run_after_any_other_and_twice(
     attempts: Attempts,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Guides followed one after the other, and again"""
+    """Guides followed one after the other, and again."""
     monkeypatch.setenv("WEBHOOK_SECRET", "whsec_c2VjcmV0IG9mIGEgdGVuYW50")
     for guide in (API, README, OIP, README, API, OIP):
         with attempts.attempt(guide.name):
