@@ -52,10 +52,10 @@ class IdempotencyConflict(SchedulerError):
 
 
 class LimitExceeded(SchedulerError):
-    """A limit of the API key is used up for `retry_after_s`; nothing was stored."""
+    """A limit of the API key or tenant is used up for `retry_after_s`; nothing was stored."""
 
     def __init__(self, name: str, limit: int, retry_after_s: float) -> None:
-        super().__init__(f"this API key's {name} of {limit} is used up; try again in {retry_after_s:.0f} s")
+        super().__init__(f"the caller's {name} of {limit} is used up; try again in {retry_after_s:.0f} s")
         self.name = name
         self.limit = limit
         self.retry_after_s = retry_after_s

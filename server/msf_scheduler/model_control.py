@@ -71,6 +71,7 @@ class ModelControl:
     def __init__(self, redis: RedisClient) -> None:
         self._redis = redis
         self._set_versions = Script(redis, "set_versions")
+        self._keep = Script(redis, "keep")
 
     async def revision(self) -> int:
         """Return the latest revision."""
@@ -103,7 +104,7 @@ class ModelControl:
 
     async def report(self, worker_id: str, report: WorkerReport) -> None:
         """Store a worker's report for REPORT_TTL_S."""
-        await call(self._redis, "SET", f"{keys.REPORT}{worker_id}", report.model_dump_json(), "EX", REPORT_TTL_S)
+        await self._keep({"name": f"{keys.REPORT}{worker_id}"}, report.model_dump_json().encode(), ttl_s=REPORT_TTL_S)
 
     async def reports(self, worker_ids: Iterable[str]) -> list[WorkerReport]:
         """Return the reports of those workers that have made one."""

@@ -23,7 +23,15 @@ from msf_scheduler.job_codec import decode_job
 from msf_scheduler.jobs import SCHEMA_VERSION, JobError, JobRecord, JobSpec, JobState, Terms
 from msf_scheduler.keys import QueueKeys
 from msf_scheduler.scripts import Script, by_name
-from msf_scheduler.tunables import MAX_QUEUED_SAMPLES, MAX_RETRY_AFTER_S, MIN_RETRY_AFTER_S, RESULT_TTL_S
+from msf_scheduler.tunables import (
+    MAX_PENDING_WEBHOOKS,
+    MAX_QUEUED_SAMPLES,
+    MAX_RETRY_AFTER_S,
+    MAX_STORED_JOBS,
+    MIN_RETRY_AFTER_S,
+    RESULT_TTL_S,
+)
+from msf_scheduler.webhook_queue import receiver
 
 _JOB_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 EXPIRED = JobError(code=ErrorCode.DEADLINE, message="the job could not end within its timeout_s")
@@ -64,9 +72,17 @@ class JobQueue:
     """
 
     def __init__(
-        self, redis: RedisClient, *, max_queued_samples: int = MAX_QUEUED_SAMPLES, result_ttl_s: float = RESULT_TTL_S
+        self,
+        redis: RedisClient,
+        *,
+        max_queued_samples: int = MAX_QUEUED_SAMPLES,
+        result_ttl_s: float = RESULT_TTL_S,
+        max_stored_jobs: int = MAX_STORED_JOBS,
+        max_pending_webhooks: int = MAX_PENDING_WEBHOOKS,
     ) -> None:
+        """`max_stored_jobs`, ended ones included, and `max_pending_webhooks` are limits of each tenant."""
         self._redis = redis
+        self._tenant_limits = {"stored_jobs": max_stored_jobs, "pending_webhooks": max_pending_webhooks}
         self._max_queued_samples = max_queued_samples
         self._result_ttl_s = result_ttl_s
         self._admit = Script(redis, "admit")
@@ -120,7 +136,7 @@ class JobQueue:
             "cost": spec.num_samples * spec.num_steps,
             "least_s": least_s,
             "result_bytes": result_bytes,
-            "webhook": 1 if terms.webhook_url else None,
+            "webhook": receiver(terms.webhook_url) if terms.webhook_url else None,
             "bound_to": bound_to,
             "fingerprint": fingerprint,
             "share": share,
@@ -143,6 +159,7 @@ class JobQueue:
             reply_to=reply_to,
             ttl_s=self._result_ttl_s,
             max_open_steps=max_open_steps,
+            **{f"max_{name}": limit for name, limit in self._tenant_limits.items()},
         )
         match by_name(reply):
             case {"outcome": b"accepted", "job": job}:
@@ -153,8 +170,9 @@ class JobQueue:
                 raise DeadlineTooShort(terms.timeout_s or 0.0, least_s)
             case {"outcome": b"memory", "used_bytes": used_bytes, "limit_bytes": limit_bytes}:
                 raise MemoryFull(used_bytes, limit_bytes)
-            case {"outcome": b"limited", "retry_after_s": retry_after_s}:
-                raise LimitExceeded("concurrent_sample_steps", max_open_steps or 0, _bounded(retry_after_s))
+            case {"outcome": b"limited", "limit": name, "retry_after_s": retry_after_s}:
+                limits = self._tenant_limits | {"concurrent_sample_steps": max_open_steps or 0}
+                raise LimitExceeded(name.decode(), limits[name.decode()], _bounded(retry_after_s))
             case full:
                 raise QueueFull(
                     spec.model,

@@ -20,6 +20,7 @@ class Registry:
         self._worker_ttl_s = worker_ttl_s
         self._registered: dict[str, WorkerInfo] = {}
         self._write_lock = asyncio.Lock()  # an older list of a worker's models must not arrive last
+        self._register = Script(redis, "register")
         self._heartbeat = Script(redis, "heartbeat")
         self._clock = Script(redis, "now")
 
@@ -38,10 +39,14 @@ class Registry:
             worker = self._registered.get(worker_id)
             if worker is None:  # unregistered in the meantime
                 return
-            for model in worker.models:
-                name = QueueKeys.of(model.name, model.version).name
-                await call(self._redis, "HSET", keys.MODELS, name, model.model_dump_json())
-            await call(self._redis, "HSET", keys.WORKERS, worker.id, worker.model_dump_json())
+            await self._register(
+                {"workers": keys.WORKERS, "models": keys.MODELS},
+                worker=worker.id,
+                info=worker.model_dump_json(),
+                models=[
+                    (QueueKeys.of(model.name, model.version).name, model.model_dump_json()) for model in worker.models
+                ],
+            )
             await self._beat(worker.id)  # last: the heartbeat makes the worker visible
 
     async def _beat(self, worker_id: str, load: WorkerLoad | None = None) -> bool:
@@ -97,4 +102,5 @@ class Registry:
         return None if last_seen is None else max(await self._now() - float(last_seen), 0.0)
 
     async def _now(self) -> float:
-        return float(await self._clock({"clock": keys.CLOCK}))
+        now, _ = await self._clock({"clock": keys.CLOCK})
+        return float(now)

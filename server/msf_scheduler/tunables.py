@@ -8,6 +8,8 @@ RESULT_TTL_S = 600.0
 MAX_RESULT_TTL_S = 365 * 86400.0
 MAX_QUEUED_SAMPLES = 4096  # of one model version
 MAX_SAMPLE_STEPS = 16_384  # of one request
+MAX_STORED_JOBS = 100_000  # of one tenant
+MAX_PENDING_WEBHOOKS = 10_000  # of one tenant
 
 DEAD_LETTER_TTL_S = 7 * 86400.0
 MAX_DEAD_LETTERS = 1000  # of one model version
@@ -27,6 +29,10 @@ POISONED_AFTER = 3  # workers lost to a job that ran alone before it fails
 GONE_AFTER_S = 60.0  # a strict job fails when no worker has had its fingerprint for this long
 MAX_CLOCK_GAP_S = 60.0  # sweeps run every second: a longer gap means that Redis's clock was set
 
+MAX_WEBHOOKS_OF_TENANT = 32  # that one server delivers at once
+MAX_WEBHOOKS_OF_HOST = 8  # of those, to one host
+MAX_WEBHOOKS_TAKEN = 32  # by one call
+WEBHOOK_BUSY_S = 1.0  # a tenant or host with that many is looked at again after this
 WEBHOOK_LEASE_S = 60.0  # another server repeats a delivery whose server died after this
 WEBHOOK_CHECK_S = 60.0  # a job's webhook is looked at this often before the job ends
 WEBHOOK_TTL_S = 4 * 86400  # longer than any delivery is repeated

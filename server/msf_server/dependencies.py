@@ -66,7 +66,13 @@ async def open_services(
     redis = connect(settings.redis_url)
     registry = Registry(redis)
     replies = ReplyReader(redis, f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
-    queue = JobQueue(redis, max_queued_samples=settings.max_queued_samples, result_ttl_s=settings.result_ttl_s)
+    queue = JobQueue(
+        redis,
+        max_queued_samples=settings.max_queued_samples,
+        result_ttl_s=settings.result_ttl_s,
+        max_stored_jobs=settings.max_stored_jobs,
+        max_pending_webhooks=settings.max_pending_webhooks,
+    )
     meter = UsageMeter(redis)
     model_control = ModelControl(redis)
     metrics = Metrics(asyncio.get_running_loop())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from http import HTTPStatus
 from typing import Any
@@ -22,6 +23,8 @@ from msf_scheduler.errors import (
     QueueFull,
     SchedulerError,
 )
+
+logger = logging.getLogger(__name__)
 
 MEMORY_RETRY_AFTER_S = 30.0  # results expire gradually, after some minutes
 UNAVAILABLE_RETRY_AFTER_S = 5.0
@@ -167,7 +170,9 @@ def translate(error: Exception) -> ApiError:
         case IdempotencyConflict():
             return ApiError(f"Refused: {error}.", code=ErrorCode.IDEMPOTENCY_CONFLICT, param="Idempotency-Key")
         case SchedulerError():
-            return ApiError(str(error), code=ErrorCode.QUEUE_UNAVAILABLE)
+            logger.warning("answered 503: %s", error)  # which may name hosts and files that are not for callers
+            message = "The job store cannot be used now; the server's log has the cause. Try again."
+            return ApiError(message, code=ErrorCode.QUEUE_UNAVAILABLE)
         case RequestValidationError():
             return _invalid_parameter(error)
         case HTTPException():

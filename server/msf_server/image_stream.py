@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from base64 import b64encode
 from collections.abc import AsyncGenerator
@@ -33,11 +34,12 @@ async def image_events(
         "output_format": pending.order.spec.output_format,
     }
     job = pending.job
+    late_at = time.monotonic() + (math.inf if job.terms.timeout_s is None else job.terms.timeout_s + LATE_S)
     try:
         async with aclosing(watcher.follow(job.id)) as reports:
             async for report in reports:
                 yield b"".join(_preview(preview, report.job, common) for preview in report.previews)
-                if job.deadline_at is not None and time.time() > job.deadline_at + LATE_S:
+                if time.monotonic() > late_at:
                     await submission.expire(job.id)
         job, images = await submission.result(job.id)
         yield b"".join(_completed(position, image, job, common) for position, image in enumerate(images))

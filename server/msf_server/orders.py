@@ -191,8 +191,8 @@ def _webhook_url(url: str | None, settings: ServerSettings) -> str | None:
         message = "Invalid webhook_url. Allowed: none, as the operator has not set MSF_WEBHOOK_SECRET."
         raise InvalidRequest(message, param="webhook_url", code=ErrorCode.WEBHOOKS_OFF)
     try:
-        check_url(url, settings.webhook_networks)
+        check_url(url, settings.webhook_networks, settings.webhook_ports)
     except AddressRefused as error:
-        message = f"Invalid webhook_url: {quoted(url)}; {error}. Allowed: a public address."
+        message = f"Invalid webhook_url: {quoted(url)}; {error}. Allowed: an http or https URL of a public address."
         raise InvalidRequest(message, param="webhook_url") from error
     return url

@@ -14,11 +14,14 @@ from msf_scheduler.tracing import ENDPOINT_PATTERN
 from msf_scheduler.tunables import (
     DRAIN_TIMEOUT_S,
     MAX_DRAIN_TIMEOUT_S,
+    MAX_PENDING_WEBHOOKS,
     MAX_QUEUED_SAMPLES,
     MAX_RESULT_TTL_S,
     MAX_SAMPLE_STEPS,
+    MAX_STORED_JOBS,
     RESULT_TTL_S,
 )
+from msf_server.ssrf import PORTS
 
 MIN_SECRET = 24  # characters
 
@@ -72,11 +75,26 @@ class ServerOptions(BaseModel):
     webhook_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         (), description="private networks that webhooks may reach, such as 10.1.0.0/16"
     )
+    webhook_ports: Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], NoDecode] = Field(
+        PORTS, description="ports of public addresses that webhooks may use"
+    )
+    max_stored_jobs: int = Field(
+        MAX_STORED_JOBS,
+        ge=1,
+        le=10_000_000,
+        description="jobs of one tenant, ended ones included, above which its requests get 429",
+    )
+    max_pending_webhooks: int = Field(
+        MAX_PENDING_WEBHOOKS,
+        ge=1,
+        le=10_000_000,
+        description="undelivered webhooks of one tenant above which further ones get 429",
+    )
     otlp_endpoint: str | None = Field(
         None, pattern=ENDPOINT_PATTERN, description="OTLP/HTTP endpoint for OpenTelemetry spans; default: none"
     )
 
-    @field_validator("cors_origins", "webhook_networks", mode="before")
+    @field_validator("cors_origins", "webhook_networks", "webhook_ports", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value

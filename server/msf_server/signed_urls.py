@@ -9,8 +9,9 @@ import secrets
 from fastapi import Request
 
 from msf_scheduler import keys
-from msf_scheduler.connection import RedisClient, call
+from msf_scheduler.connection import RedisClient
 from msf_scheduler.jobs import JobRecord
+from msf_scheduler.scripts import Script
 
 FILES = "/v1/files"
 SECRET_BYTES = 32
@@ -23,8 +24,9 @@ class UrlSigner:
     """
 
     def __init__(self, redis: RedisClient, lifetime_s: float) -> None:
-        self._redis = redis
         self._lifetime_s = lifetime_s
+        self._get_or_set = Script(redis, "get_or_set")
+        self._clock = Script(redis, "now")
 
     async def image_urls(self, job: JobRecord, request: Request) -> list[str]:
         """Return one URL for each image of a job that has succeeded, valid for as long as its result is kept.
@@ -41,11 +43,14 @@ class UrlSigner:
         """Return whether this service signed `path` until `expires` (Unix seconds)."""
         return hmac.compare_digest(_sign(await self._secret(), path, expires).encode(), signature.encode())
 
+    async def lifetime_s(self, expires: int) -> int:
+        """Return the seconds until `expires` by Redis's clock, which set it."""
+        _, redis_time = await self._clock({"clock": keys.CLOCK})
+        return expires - int(float(redis_time))
+
     async def _secret(self) -> bytes:
         """Return the shared secret, which the first caller draws."""
-        while not (secret := await call(self._redis, "GET", keys.URL_SECRET)):
-            await call(self._redis, "SET", keys.URL_SECRET, secrets.token_bytes(SECRET_BYTES), "NX")
-        return bytes(secret)
+        return bytes(await self._get_or_set({"name": keys.URL_SECRET}, secrets.token_bytes(SECRET_BYTES)))
 
 
 def image_path(job_id: str, name: str) -> str:

@@ -31,7 +31,7 @@ from msf_scheduler.redis_info import read_storage
 from msf_scheduler.registry import Registry
 from msf_scheduler.reply_reader import ReplyReader
 from msf_scheduler.stage import Stage
-from msf_scheduler.webhook_queue import WebhookQueue
+from msf_scheduler.webhook_queue import DueWebhook, Lane, WebhookQueue
 from tests.polling import until
 from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, ids, images_of, spec, stored, try_claim
 from tests.scheduler.test_registry import model, worker
@@ -182,15 +182,16 @@ async def test_jobs_of_dead_workers_and_late_jobs_are_swept(cluster: RedisClient
 async def test_webhooks_are_due_until_they_are_settled(cluster: RedisClient) -> None:
     queue, leases, webhooks = JobQueue(cluster), Leases(cluster), WebhookQueue(cluster)
     job = await queue.admit(spec(), Terms(webhook_url="https://example.com"), job_id=new_job_id(), reply_to=None)
-    assert await webhooks.take(9) == []
+    assert await webhooks.take(9, {}) == []
     [lease] = await claim(leases)
     await leases.succeed(lease, [b"image"], TIMINGS)
-    assert await webhooks.take(9) == [job.id]
-    await webhooks.keep(job.id, b"message")
-    assert await webhooks.message(job.id) == b"message"
+    [webhook] = await webhooks.take(9, {})
+    assert webhook == DueWebhook(job.id, Lane("", "example.com"))
+    await webhooks.keep(webhook, b"message")
+    assert await webhooks.message(webhook) == b"message"
     delivery = Delivery(state="delivered", num_attempts=1)
-    await webhooks.settle(job.id, delivery, retry_in_s=None)
-    assert await webhooks.message(job.id) is None
+    await webhooks.settle(webhook, delivery, retry_in_s=None)
+    assert await webhooks.message(webhook) is None
     assert (await stored(queue, job.id)).delivery == delivery
 
 

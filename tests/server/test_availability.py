@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from redis.asyncio import Redis
 
 from msf_scheduler.connection import connect
 from msf_scheduler.embedded_valkey import EmbeddedValkey
@@ -166,7 +167,10 @@ async def test_requests_are_refused_during_an_outage_of_redis(stoppable_valkey: 
         assert response.status_code == 503
         assert response.headers["retry-after"]
         assert response.json()["error"]["code"] == "queue_unavailable"
-        assert (await client.get("/v2/health/ready")).status_code == 503
+        ready = await client.get("/v2/health/ready")
+        assert ready.status_code == 503
+        for answer in (response, ready, await client.get("/v2"), await client.get("/v1/models")):
+            assert not any(word in answer.text for word in (str(stoppable_valkey.url), ".sock", "Connect", "Errno"))
         assert (await client.get("/v2/health/live")).status_code == 200
         assert "msf_redis_up 0.0" in (await client.get("/metrics")).text
 
@@ -259,3 +263,39 @@ async def test_an_expired_result_is_reported(
 def test_contradictory_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="max_images_per_request 5000 must not exceed max_queued_samples 4096"):
         ServerSettings(redis_url="redis://nowhere", max_images_per_request=5000)
+
+
+@pytest.mark.parametrize("is_beyond", [False, True], ids=["nearly full", "over its limit"])
+async def test_a_full_store_is_told_in_words_on_every_path_and_accepted_work_still_ends(
+    client: httpx.AsyncClient, worker: FakeWorker, redis: Redis, redis_url: str, is_beyond: bool
+) -> None:
+    seeded, repeated = {**BAG, "seed": 1}, {"Idempotency-Key": "order-17"}
+    for headers in (None, repeated):
+        assert (await client.post(PATH, json=seeded, headers=headers)).status_code == 200  # cached from now on
+    worker.holding = True
+    running = asyncio.create_task(client.post(PATH, json={**BAG, "n": 64}))
+    await until(lambda: len(worker.claimed) == 2)
+    try:
+        used_bytes = (await redis.info("memory"))["used_memory"]
+        await redis.config_set("maxmemory", used_bytes - 100_000 if is_beyond else used_bytes + 300_000)
+        answers = [
+            await client.post(PATH, json=seeded),
+            await client.post(PATH, json={**BAG, "n": 64}),
+            await client.post("/v1/jobs", json=seeded),
+            await client.post("/v1/jobs", json={**BAG, "seed": 3}),
+            await client.post(PATH, json={**seeded, "stream": True}),
+            await client.get("/v2/health/ready"),
+        ]
+        for answer in answers:
+            assert answer.status_code in (429, 503), answer.text
+            assert "retry-after" in answer.headers
+            assert not any(word in answer.text for word in (redis_url, ".sock", "OOM", "maxmemory", "script"))
+        worker.holding = False
+        assert (await running).status_code == 200
+    finally:
+        await redis.config_set("maxmemory", "1gb")
+    await until(lambda: _is_ready(client))
+
+
+async def _is_ready(client: httpx.AsyncClient) -> bool:
+    return (await client.get("/v2/health/ready")).status_code == 200

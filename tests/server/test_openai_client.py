@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -66,18 +65,6 @@ async def test_urls_work_without_a_key_until_they_expire(ai: AsyncOpenAI) -> Non
         ):
             refused = await anybody.get(changed)
             assert (refused.status_code, refused.json()["error"]["code"]) == (403, code)
-
-
-async def test_an_expired_url(settings: ServerSettings, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with listening(settings) as url, AsyncOpenAI(base_url=f"{url}/v1", api_key="any") as ai:
-        images = await ai.images.generate(prompt="bag", response_format="url")
-        assert images.data is not None
-        address = str(images.data[0].url)
-        expires = int(urlsplit(address).query.partition("&")[0].partition("=")[2])
-        monkeypatch.setattr("msf_server.routes.files.time.time", lambda: expires + 1)
-        async with httpx.AsyncClient() as anybody:
-            answer = await anybody.get(address)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "url_expired")
 
 
 async def test_a_stream_with_previews(ai: AsyncOpenAI, worker: FakeWorker) -> None:

@@ -1,9 +1,10 @@
 -- Accept a job, or refuse it without a trace. A known id or idempotency key is answered with the stored job.
 -- KEYS: queue, job, tenant_jobs; idempotency and share where the job has them
 -- ARGV: id, fields (of the record), name ("model/version"), limit (samples), digest (of the idempotent request),
---       timeout_s, reply_to (stream), ttl_s (of a result that is there at once), max_open_steps (of the tenant)
+--       timeout_s, reply_to (stream), ttl_s (of a result that is there at once); limits of the tenant: max_open_steps,
+--       max_stored_jobs, max_pending_webhooks
 -- → outcome "accepted" with job (name, value, …) · "conflict" with job_id · "late" · "full" with num_samples and
---   retry_after_s · "limited" with retry_after_s · "memory" with used_bytes and limit_bytes
+--   retry_after_s · "limited" with limit (its name) and retry_after_s · "memory" with used_bytes and limit_bytes
 local capacity = require 'capacity'
 local clock = require 'clock'
 local jobs = require 'jobs'
@@ -14,6 +15,7 @@ local states = require 'states'
 local throughput = require 'throughput'
 local tunables = require 'tunables'
 local waking = require 'waking'
+local webhooks = require 'webhooks'
 
 local key, args = require 'arguments'(KEYS, ARGV)
 local queue, fields = keys.queue(key.queue), args.fields
@@ -33,7 +35,7 @@ local function store(state, now, offset)
     'admitted_at', clock.stamp(now), 'clock_offset', clock.stamp(offset))
   redis.call('ZADD', key.tenant_jobs, clock.stamp(now), args.id)
   if fields.webhook then
-    redis.call('ZADD', keys.WEBHOOKS, clock.stamp(now + tunables.WEBHOOK_CHECK_S), args.id)  -- the end makes it due
+    webhooks.schedule(fields.tenant, fields.webhook, args.id, now + tunables.WEBHOOK_CHECK_S)  -- the end makes it due
   end
   if args.timeout_s then
     redis.call('HSET', key.job, 'deadline_at', clock.stamp(now + args.timeout_s))
@@ -47,7 +49,12 @@ end
 -- Estimate when this many samples will be done. Before the first is, estimate as if it were about to be.
 local function retry_after_s(num_samples, now)
   local done, seconds = throughput.read(queue, now)
-  return clock.stamp(num_samples * seconds / math.max(done, 1))
+  return num_samples * seconds / math.max(done, 1)
+end
+
+-- Refuse the job for a limit of its tenant.
+local function refuse(limit, seconds)
+  return {'outcome', 'limited', 'limit', limit, 'retry_after_s', clock.stamp(seconds)}
 end
 
 -- Answer with the result of an identical job.
@@ -99,13 +106,19 @@ local num_samples = capacity.num_samples(queue)
 local num_open = num_samples + capacity.num_follower_samples(queue)
 local excess = num_open + fields.num_samples - args.limit
 if excess > 0 and not is_made then
-  return {'outcome', 'full', 'num_samples', num_open, 'retry_after_s', retry_after_s(excess, now)}
+  return {'outcome', 'full', 'num_samples', num_open, 'retry_after_s', clock.stamp(retry_after_s(excess, now))}
+end
+if redis.call('ZCARD', key.tenant_jobs) >= args.max_stored_jobs then
+  return refuse('stored_jobs', tunables.MAX_RETRY_AFTER_S)
+end
+if fields.webhook and webhooks.count(fields.tenant) >= args.max_pending_webhooks then
+  return refuse('pending_webhooks', tunables.MAX_RETRY_AFTER_S)
 end
 if args.max_open_steps and not is_made and not can_follow then
   local excess_steps = capacity.open_steps(fields.tenant) + fields.cost - args.max_open_steps
   if excess_steps > 0 then
     redis.call('HINCRBY', keys.USAGE .. fields.tenant, 'refused', 1)
-    return {'outcome', 'limited', 'retry_after_s', retry_after_s(excess_steps * fields.num_samples / fields.cost, now)}
+    return refuse('concurrent_sample_steps', retry_after_s(excess_steps * fields.num_samples / fields.cost, now))
   end
 end
 local used_bytes, limit_bytes = capacity.memory()

@@ -1,6 +1,7 @@
--- Read the clock that never jumps.
+-- Read the clock that never jumps, and Redis's own.
 -- KEYS: clock
--- → seconds
+-- → seconds of each
 local clock = require 'clock'
 
-return clock.stamp(clock.now())
+local now, offset = clock.now()
+return {clock.stamp(now), clock.stamp(now - offset)}

@@ -1,14 +1,15 @@
 -- Record a delivery in its job, if that still exists, and schedule the next attempt, if any.
--- KEYS: webhooks, webhook (the stored message), job
--- ARGV: id, delivery, retry_in_s (none: there is no further attempt)
+-- KEYS: webhook (the stored message), job
+-- ARGV: id, tenant, host, delivery, retry_in_s (none: there is no further attempt)
 -- → nothing
 local clock = require 'clock'
+local webhooks = require 'webhooks'
 
 local key, args = require 'arguments'(KEYS, ARGV)
 if args.retry_in_s then
-  redis.call('ZADD', key.webhooks, clock.stamp(clock.now() + args.retry_in_s), args.id)
+  webhooks.schedule(args.tenant, args.host, args.id, clock.now() + args.retry_in_s)
 else
-  redis.call('ZREM', key.webhooks, args.id)
+  webhooks.remove(args.tenant, args.host, args.id)
   redis.call('DEL', key.webhook)
 end
 if args.delivery and redis.call('EXISTS', key.job) == 1 then

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
@@ -39,7 +38,8 @@ async def read(
     if not await url_signer.is_signed(image_path(job_id, name), expires, signature):
         message = "Invalid URL signature; use the URL exactly as returned."
         raise InvalidRequest(message, code=ErrorCode.INVALID_SIGNATURE)
-    if time.time() > expires:
+    lifetime_s = await url_signer.lifetime_s(expires)
+    if lifetime_s < 0:
         raise InvalidRequest("This URL has expired; request the image again.", code=ErrorCode.URL_EXPIRED)
     job, files = await queue.read(job_id) or (None, [])
     if job is None or not files:
@@ -49,7 +49,7 @@ async def read(
         files[index - job.spec.first_index],
         media_type=f"image/{job.spec.output_format}",
         headers={
-            "Cache-Control": f"private, immutable, max-age={expires - int(time.time())}",
+            "Cache-Control": f"private, immutable, max-age={lifetime_s}",
             "Cross-Origin-Resource-Policy": "cross-origin",  # the URL alone is permission to show the image
         },
     )

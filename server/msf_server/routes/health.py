@@ -16,6 +16,7 @@ from msf_scheduler.redis_info import read_storage
 from msf_scheduler.registry import Registry
 from msf_server.catalog import Catalog
 from msf_server.dependencies import CatalogDep, MetricsDep, QueueDep, RedisDep, RegistryDep, SubmissionDep
+from msf_server.errors import translate
 from msf_server.metrics import SharedState
 
 router = APIRouter(tags=["health"])
@@ -32,12 +33,12 @@ async def live() -> dict[str, bool]:
     summary="Check that a request can be served now",
     responses={503: {"description": "Not ready; the body gives the reason."}},
 )
-async def ready(submission: SubmissionDep, registry: RegistryDep, catalog: CatalogDep) -> JSONResponse:
-    """Answer 200 if Redis answers, a live worker serves a model and this server is not draining; otherwise 503.
+async def ready(submission: SubmissionDep, registry: RegistryDep, catalog: CatalogDep, redis: RedisDep) -> JSONResponse:
+    """Answer 200 if Redis can store a job, a live worker serves a model and this server is not draining; else 503.
 
     If operators have unloaded every model, a live worker is enough: models can be loaded.
     """
-    reason = "This server is shutting down." if submission.draining else await _unready(registry, catalog)
+    reason = "This server is shutting down." if submission.draining else await _unready(registry, catalog, redis)
     if reason is None:
         return JSONResponse({"ready": True})
     return JSONResponse({"ready": False, "error": reason}, 503, headers={"Retry-After": "5"})
@@ -65,10 +66,12 @@ async def _shared_state(catalog: Catalog, queue: JobQueue, registry: Registry, r
     return SharedState(dict(zip(models, depths, strict=True)), len(workers), storage, round_trip_s)
 
 
-async def _unready(registry: Registry, catalog: Catalog) -> str | None:
+async def _unready(registry: Registry, catalog: Catalog, redis: RedisClient) -> str | None:
     """Return why no request can be served, or None if a worker serves a model."""
     try:
-        workers = await registry.workers()
+        workers, storage = await asyncio.gather(registry.workers(), read_storage(redis))
+        if storage.is_full:
+            return "The job store is full: it accepts no jobs until results expire, or the operator makes room."
         if not workers:
             return "No live worker is registered."
         if any(worker.models for worker in workers):
@@ -76,5 +79,5 @@ async def _unready(registry: Registry, catalog: Catalog) -> str | None:
         await catalog.refresh()
         wanted = [model for model in await catalog.models() if catalog.is_loaded(model)]
     except SchedulerError as error:
-        return str(error)
+        return str(translate(error).detail)
     return "No worker serves a model; the repository index says why." if wanted or catalog.refused() else None

@@ -8,6 +8,7 @@ local queueing = require 'queueing'
 local states = require 'states'
 local streams = require 'streams'
 local tunables = require 'tunables'
+local webhooks = require 'webhooks'
 
 local lifecycle = {}
 
@@ -17,8 +18,9 @@ function lifecycle.close(queue, job, id, state, now, ttl_s)
   redis.call('HSET', job, 'state', state, 'finished_at', clock.stamp(now))
   redis.call('HDEL', job, 'worker', 'leader', 'charged_to', 'served_as')
   redis.call('ZADD', queue.ends, clock.stamp(now + ttl_s), id)
-  if redis.call('HEXISTS', job, 'webhook') == 1 then
-    redis.call('ZADD', keys.WEBHOOKS, clock.stamp(now), id)
+  local receiver, tenant = unpack(redis.call('HMGET', job, 'webhook', 'tenant'))
+  if receiver then
+    webhooks.schedule(tenant, receiver, id, now)
   end
   streams.notify_end(job, id, state)
 end
