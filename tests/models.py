@@ -9,6 +9,7 @@ import torch
 from msf_engine.config import (
     AutoencoderConfig,
     DenoiserConfig,
+    GuidanceConfig,
     ImageConfig,
     LatentStatistics,
     ModelConfig,
@@ -69,10 +70,22 @@ def tiny_config() -> ModelConfig:
     )
 
 
-def tiny_model(seed: int = 0) -> MsfModel:
+def flow_map_config() -> ModelConfig:
+    """The tiny model as one of flow maps, in 2 + 1 steps."""
+    config = tiny_config()
+    unguided = GuidanceConfig(interval=None)
+    stages = {
+        "base": config.base.model_copy(update={"guidance": unguided, "default_num_steps": 2}),
+        "residual": config.residual.model_copy(update={"guidance": unguided, "default_num_steps": 1}),
+    }
+    sampling = {"solver": "flow_map", "max_guidance_scale": 2.0, "max_num_steps": 16}
+    return config.model_copy(update={**stages, "sampling": config.sampling.model_copy(update=sampling)})
+
+
+def tiny_model(seed: int = 0, config: ModelConfig | None = None) -> MsfModel:
     """Random weights, none of them zero: untrained DiT blocks would predict nothing."""
     torch.manual_seed(seed)
-    model = MsfModel(tiny_config()).eval().requires_grad_(False)
+    model = MsfModel(config or tiny_config()).eval().requires_grad_(False)
     for parameter in (*model.base.parameters(), *model.residual.parameters()):
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)

@@ -23,6 +23,7 @@ from msf_training.augmentation import flip, shift
 from msf_training.class_folders import ClassFolders
 from msf_training.dataset import Split, to_unit_range
 from msf_training.latents import weights_digest
+from msf_training.mixed_precision import autocast
 from msf_training.recipe import Recipe
 from msf_training.trainer import Trainer, TrainerConfig
 
@@ -163,7 +164,7 @@ def classifier_loss(
     """Return the cross-entropy on images that are flipped, moved, resized and recoloured."""
     images, labels, may_flip = batches.draw(batch_size, generator)
     augmented = erase(_augment(images, may_flip, (0.8, 1.2), generator), 0.4, generator)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(torch.device("cpu")):
         logits = classifier(augmented).float()
     loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
     return {"loss": loss, "accuracy": (logits.argmax(1) == labels).float().mean()}
@@ -175,7 +176,7 @@ def self_supervised_loss(
     """Return VICReg's loss on two views of each image."""
     images, _, may_flip = batches.draw(batch_size, generator)
     views = [erase(_augment(images, may_flip, (0.7, 1.2), generator), 0.5, generator) for _ in range(2)]
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(torch.device("cpu")):
         projected = network(torch.cat(views)).float()
     return vicreg_loss(*projected.chunk(2))
 

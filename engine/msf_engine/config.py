@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from msf_engine.schedule import Solver
 from msf_scheduler.stage import Stage
 
 PositiveInt = Annotated[int, Field(gt=0, le=1_000_000)]  # a typing error must not take all memory
@@ -115,10 +116,13 @@ class StageConfig(_Config):
     guidance: GuidanceConfig = GuidanceConfig()
 
 
-class SamplingConfig(_Config):
-    """Defaults and limits of requests."""
+TOLD_SCALE_STEP = 0.05  # each scale that a flow map is told has step tables of its own, so they are few
 
-    solver: Literal["euler", "ab2"]
+
+class SamplingConfig(_Config):
+    """Defaults and limits of requests. With solver `flow_map` the denoisers are flow maps, told the guidance scale."""
+
+    solver: Solver
     time_shift: Annotated[float, Field(gt=0)] = 1.0
     default_guidance_scale: float
     max_guidance_scale: float = 10.0
@@ -144,6 +148,21 @@ class ModelConfig(_Config):
     @property
     def latent_channels(self) -> int:
         return self.autoencoder.latent_channels
+
+    @property
+    def is_flow_map(self) -> bool:
+        """True if the denoisers are flow maps, which jump from a timestep to any later one."""
+        return self.sampling.solver == "flow_map"
+
+    def told_scale(self, guidance_scale: float) -> float:
+        """Return the guidance scale that a flow map is told: a multiple of TOLD_SCALE_STEP, at least 1 (unguided).
+
+        Velocity networks are told nothing; theirs is 1.
+        """
+        if not self.is_flow_map:
+            return 1.0
+        steps = round((min(guidance_scale, self.sampling.max_guidance_scale) - 1) / TOLD_SCALE_STEP)
+        return 1 + max(steps, 0) * TOLD_SCALE_STEP
 
     @property
     def num_classes(self) -> int:
@@ -177,6 +196,8 @@ class ModelConfig(_Config):
             "residual.statistics": (len(self.residual.statistics.mean), 3 * channels),
             "residual.denoiser.num_classes": (self.residual.denoiser.num_classes, self.num_classes),
         }
+        if self.is_flow_map and any(stage.guidance.interval is not None for stage in (self.base, self.residual)):
+            raise ValueError("guidance.interval must be null in both stages of a flow map, which is told the scale")
         for name, (value, required) in values_and_requirements.items():
             if value != required:
                 raise ValueError(f"{name} is {value}; this latent ({channels} channels, {2 * half}²) needs {required}")

@@ -7,13 +7,14 @@ timestep, so it is computed once, and in float32 even if the rest of the network
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msf_engine.time_embedding import TIME_FEATURES
+from msf_engine.time_embedding import TIME_FEATURES, TimeInput, time_inputs
 
 SIZES = {
     "S": (384, 12, 6),
@@ -67,24 +68,31 @@ class DenoiserShape(Protocol):
 
 
 class TimeEmbedding(nn.Module):
-    """Embedding of the timestep and, for a denoiser with a condition, of the condition's noise level.
+    """Embedding of its inputs: the timestep, the noise level of a condition, and what a flow map is told.
 
-    Both (B,) in [0, 1] -> (B, width) float32.
+    All (B,) -> (B, width) float32.
     """
 
-    def __init__(self, config: DenoiserShape) -> None:
+    def __init__(self, width: int, inputs: Sequence[TimeInput]) -> None:
         super().__init__()
-        num_features = TIME_FEATURES * (2 if config.cond_channels else 1)
-        self.conditioned = config.cond_channels > 0
-        self.layers = nn.Sequential(
-            nn.Linear(num_features, config.width), nn.SiLU(), nn.Linear(config.width, config.width)
-        )
+        self.inputs = inputs
+        self.layers = nn.Sequential(nn.Linear(TIME_FEATURES * len(inputs), width), nn.SiLU(), nn.Linear(width, width))
 
-    def forward(self, timesteps: Tensor, cond_levels: Tensor) -> Tensor:
-        features = time_features(timesteps)
-        if self.conditioned:
-            features = torch.cat((features, time_features(cond_levels)), dim=1)
-        out: Tensor = self.layers(features)
+    def forward(
+        self,
+        timesteps: Tensor,
+        cond_levels: Tensor,
+        intervals: Tensor | None = None,
+        guidance_scales: Tensor | None = None,
+    ) -> Tensor:
+        values = {
+            "timestep": timesteps,
+            "cond_level": cond_levels,
+            "interval": intervals,
+            "guidance_scale": guidance_scales,
+        }
+        features = [time_features(value) for name in self.inputs if (value := values[name]) is not None]
+        out: Tensor = self.layers(torch.cat(features, dim=1))
         return out
 
 
@@ -135,18 +143,20 @@ class Block(nn.Module):
 class Denoiser(nn.Module):
     """Predicts the velocity of `x` from its time embedding (`self.time` makes it), class and conditioning latent.
 
-    Label `num_classes` is the null label of classifier-free guidance.
+    A flow map predicts the average velocity on the way to another timestep. Label `num_classes` is the null label of
+    classifier-free guidance.
     """
 
     positions: Tensor
 
-    def __init__(self, config: DenoiserShape) -> None:
+    def __init__(self, config: DenoiserShape, *, is_flow_map: bool = False) -> None:
         super().__init__()
         self.config = config
+        inputs = time_inputs(has_condition=config.cond_channels > 0, is_flow_map=is_flow_map)
         width, patch = config.width, config.patch_size
         self.patches = nn.Linear((config.in_channels + config.cond_channels) * patch**2, width)
         self.register_buffer("positions", position_embedding(config.size // patch, width), persistent=False)
-        self.time = TimeEmbedding(config)
+        self.time = TimeEmbedding(width, inputs)
         self.labels = nn.Embedding(config.num_classes + 1, width)
         self.blocks = nn.ModuleList(Block(width, config.num_heads, config.mlp_ratio) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)

@@ -96,7 +96,10 @@ class Executor:
         slots = [self._free.pop() for _ in requests]
         for slot, request in zip(slots, requests, strict=True):
             num_steps = request.num_base_steps, request.num_residual_steps
-            starts = [table.offset(count) for table, count in zip(self._tables, num_steps, strict=True)]
+            starts = [
+                table.offset(count, request.guidance_scale)
+                for table, count in zip(self._tables, num_steps, strict=True)
+            ]
             self._stages[slot] = _BASE
             self._steps[slot], self._residual_starts[slot] = starts
             self._ends[:, slot] = np.add(starts, num_steps)

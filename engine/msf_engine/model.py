@@ -19,8 +19,8 @@ class MsfModel(nn.Module):
         super().__init__()
         self.config = config
         self.autoencoder = Autoencoder(config.autoencoder)
-        self.base = Denoiser(config.base.denoiser)
-        self.residual = Denoiser(config.residual.denoiser)
+        self.base = Denoiser(config.base.denoiser, is_flow_map=config.is_flow_map)
+        self.residual = Denoiser(config.residual.denoiser, is_flow_map=config.is_flow_map)
 
     def denoiser(self, stage: Stage) -> Denoiser:
         return {Stage.BASE: self.base, Stage.RESIDUAL: self.residual}[stage]

@@ -94,7 +94,7 @@ def make_validation_inputs(
             arrays.append(np.append(np.arange(1, NUM_SAMPLES) * 7 % num_classes, num_classes))
         elif len(shape) == 1:
             assert embed is not None
-            arrays.append(embed(1 - unit, np.full(NUM_SAMPLES, 0.1)))
+            arrays.append(embed(1 - unit, np.full(NUM_SAMPLES, 0.1), (1 - unit) / 2, np.full(NUM_SAMPLES, 1.5)))
         else:
             arrays.append(
                 np.stack(

@@ -16,6 +16,7 @@ from msf_engine.config import ModelConfig
 from msf_engine.noise import NoiseKey, NoiseStream, flat_noise
 from msf_engine.plan import Array
 from msf_engine.schedule import Solver, Update, timesteps, updates
+from msf_engine.step_table import embed_steps
 from msf_engine.time_embedding import HostTimeEmbedding
 from msf_scheduler.stage import Stage
 
@@ -44,10 +45,11 @@ def make_trajectory(
     *,
     solver: Solver,
     conditioning_noise: float,
+    told_scale: float = 1.0,
 ) -> Trajectory:
-    """Return the trajectory along `times` (N + 1) with a guidance scale for each step."""
-    levels = np.full(len(times) - 1, conditioning_noise)
-    return Trajectory(tuple(times), embed(np.array(times[:-1]), levels), tuple(guidance_scales), updates(solver, times))
+    """Return the trajectory along `times` (N + 1) with a guidance scale for each step; flow maps have `told_scale`."""
+    embedding = embed_steps(embed, times, conditioning_noise, told_scale)
+    return Trajectory(tuple(times), embedding, tuple(guidance_scales), updates(solver, times))
 
 
 def stage_trajectory(
@@ -62,6 +64,7 @@ def stage_trajectory(
         [guidance.scale_at(t, guidance_scale) for t in times[:-1]],
         solver=config.sampling.solver,
         conditioning_noise=config.conditioning_noise,
+        told_scale=config.told_scale(guidance_scale),
     )
 
 

@@ -1,7 +1,8 @@
 """Timesteps and solvers. Time runs from 1 (noise) to 0 (data) along x_t = (1 - t) data + t noise.
 
-The network predicts the velocity d = dx/dt = noise - data. Every solver makes one evaluation per step and is an
-update x' = a x + b d + c d_prev, so one compiled plan serves all of them: only the coefficients differ.
+The network predicts the velocity d = dx/dt = noise - data; a flow map predicts its average over the step. Every solver
+makes one evaluation per step and is an update x' = a x + b d + c d_prev, so one compiled plan serves all of them: only
+the coefficients differ.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Solver = Literal["euler", "ab2"]
+VelocitySolver = Literal["euler", "ab2"]
+Solver = Literal[VelocitySolver, "flow_map"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ def euler(times: Sequence[float], step: int) -> Update:
     return Update(1.0, times[step + 1] - times[step], 0.0)
 
 
+def flow_map(times: Sequence[float], step: int) -> Update:
+    """Return the update of a flow map (Boffi et al., arXiv 2406.07507): with the average velocity, Euler's is exact."""
+    return euler(times, step)
+
+
 def ab2(times: Sequence[float], step: int) -> Update:
     """Return the second-order update: Adams-Bashforth with variable steps (Hairer et al., Solving ODEs I, §III.5).
 
@@ -49,5 +56,5 @@ def ab2(times: Sequence[float], step: int) -> Update:
 
 def updates(solver: Solver, times: Sequence[float]) -> tuple[Update, ...]:
     """Return the update of every step along `times`."""
-    rule = {"euler": euler, "ab2": ab2}[solver]
+    rule = {"euler": euler, "ab2": ab2, "flow_map": flow_map}[solver]
     return tuple(rule(times, step) for step in range(len(times) - 1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,8 +13,18 @@ from msf_engine.time_embedding import HostTimeEmbedding
 from msf_scheduler.stage import Stage
 
 
+def embed_steps(
+    embed: HostTimeEmbedding, times: Sequence[float], conditioning_noise: float, told_scale: float
+) -> NDArray[np.float32]:
+    """Return the time embeddings (N, D) of the steps along `times` (N + 1)."""
+    starts, ends = np.array(times[:-1]), np.array(times[1:])
+    return embed(starts, np.full(len(starts), conditioning_noise), starts - ends, np.full(len(starts), told_scale))
+
+
 class StepTable:
-    """Table of one stage. Schedules differ by their number of steps alone, so it has at most N² / 2 rows.
+    """Table of one stage. Schedules differ by their number of steps, of at most N: N² / 2 rows.
+
+    Those of a flow map differ by the scale that it is told, too; such scales are few.
 
     `times` (T,), `time_embedding` (T, D), `updates` (T, 3) = a, b, c, and `in_interval` (T,): whether guidance acts.
     """
@@ -22,22 +34,24 @@ class StepTable:
         self._guidance = config.stage(stage).guidance
         self.has_guidance = self._guidance.interval is not None
         self._embed = embed
-        self._offsets: dict[int, int] = {}
+        self._offsets: dict[tuple[int, float], int] = {}
         self.times = np.empty(0)
         self.time_embedding: NDArray[np.float32] = np.empty((0, config.stage(stage).denoiser.width), np.float32)
         self.updates: NDArray[np.float32] = np.empty((0, 3), np.float32)
         self.in_interval = np.empty(0, bool)
 
-    def offset(self, num_steps: int) -> int:
+    def offset(self, num_steps: int, guidance_scale: float) -> int:
         """Return the row of a schedule's first step; the other steps follow."""
-        if num_steps not in self._offsets:
-            self._offsets[num_steps] = len(self.times)
-            self._append(timesteps(num_steps, self._config.sampling.time_shift))
-        return self._offsets[num_steps]
+        told_scale = self._config.told_scale(guidance_scale)
+        schedule = num_steps, told_scale
+        if schedule not in self._offsets:
+            self._offsets[schedule] = len(self.times)
+            self._append(timesteps(num_steps, self._config.sampling.time_shift), told_scale)
+        return self._offsets[schedule]
 
-    def _append(self, times: tuple[float, ...]) -> None:
+    def _append(self, times: tuple[float, ...], told_scale: float) -> None:
         starts = np.array(times[:-1])
-        embedding = self._embed(starts, np.full(len(starts), self._config.conditioning_noise))
+        embedding = embed_steps(self._embed, times, self._config.conditioning_noise, told_scale)
         rows = [(update.a, update.b, update.c) for update in updates(self._config.sampling.solver, times)]
         in_interval = [self._guidance.contains(t) for t in starts]
         self.times = np.concatenate((self.times, starts))

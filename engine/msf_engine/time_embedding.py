@@ -8,12 +8,33 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 TIME_FEATURES = 256
+
+TimeInput = Literal["timestep", "cond_level", "interval", "guidance_scale"]
+
+
+def time_inputs(*, has_condition: bool, is_flow_map: bool = False) -> tuple[TimeInput, ...]:
+    """Return what a denoiser's time embedding is computed from, in the order of its features.
+
+    A flow map is given the interval that it crosses and the guidance scale in addition.
+    """
+    velocity: tuple[TimeInput, ...] = ("timestep", "cond_level") if has_condition else ("timestep",)
+    return (*velocity, "interval", "guidance_scale") if is_flow_map else velocity
+
+
+_INPUTS_BY_NUMBER = {
+    len(inputs): inputs
+    for inputs in (
+        time_inputs(has_condition=has_condition, is_flow_map=is_flow_map)
+        for has_condition in (False, True)
+        for is_flow_map in (False, True)
+    )
+}
 
 
 def time_features(timesteps: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -28,7 +49,7 @@ def time_features(timesteps: NDArray[np.float64]) -> NDArray[np.float32]:
 class HostTimeEmbedding:
     """The layers of `denoiser.TimeEmbedding` as arrays: two linear layers with SiLU between them."""
 
-    weight1: NDArray[np.float64]  # (D, 256), or (D, 512) with a condition
+    weight1: NDArray[np.float64]  # (D, 256 x number of inputs)
     bias1: NDArray[np.float64]
     weight2: NDArray[np.float64]
     bias2: NDArray[np.float64]
@@ -39,11 +60,36 @@ class HostTimeEmbedding:
         names = ("layers.0.weight", "layers.0.bias", "layers.2.weight", "layers.2.bias")
         return cls(*(weights[f"time.{name}"].astype(np.float64) for name in names))
 
-    def __call__(self, timesteps: NDArray[np.float64], cond_levels: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return the embedding (B, D) of timesteps (B,) and, with a condition, of its noise levels (B,)."""
-        features = time_features(timesteps)
-        if self.weight1.shape[1] > TIME_FEATURES:
-            features = np.concatenate((features, time_features(cond_levels)), axis=1)
+    @property
+    def inputs(self) -> tuple[TimeInput, ...]:
+        """Names of the values that the embedding is computed from."""
+        return _INPUTS_BY_NUMBER[self.weight1.shape[1] // TIME_FEATURES]
+
+    def __call__(
+        self,
+        timesteps: NDArray[np.float64],
+        cond_levels: NDArray[np.float64],
+        intervals: NDArray[np.float64] | None = None,
+        guidance_scales: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float32]:
+        """Return the embedding (B, D) of those of its inputs (B,) that the denoiser takes.
+
+        `cond_levels` are noise levels of the condition; `intervals` and `guidance_scales` are for flow maps.
+        """
+        values: dict[TimeInput, NDArray[np.float64] | None] = {
+            "timestep": timesteps,
+            "cond_level": cond_levels,
+            "interval": intervals,
+            "guidance_scale": guidance_scales,
+        }
+        features = np.concatenate([time_features(_required(values, name)) for name in self.inputs], axis=1)
         hidden = features @ self.weight1.T + self.bias1
         hidden /= 1 + np.exp(-hidden)
         return (hidden @ self.weight2.T + self.bias2).astype(np.float32)
+
+
+def _required(values: Mapping[TimeInput, NDArray[np.float64] | None], name: TimeInput) -> NDArray[np.float64]:
+    value = values[name]
+    if value is None:
+        raise ValueError(f"a flow map's time embedding needs its {name}")
+    return value

@@ -17,6 +17,7 @@ from msf_engine.autoencoder import Autoencoder
 from msf_engine.factorization import decompose, down, up
 from msf_training.augmentation import Augmentation
 from msf_training.dataset import Split
+from msf_training.mixed_precision import autocast
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def autoencoder_loss(
     images, labels = data.batch(torch.randint(len(data), (objective.batch_size,), generator=generator))
     images = (augmentation.draw(images, labels, generator) if augmentation else images).to(device)
     num_low = int(objective.batch_size * objective.low_pass_fraction)
-    with torch.autocast(device.type, torch.bfloat16):
+    with autocast(device):
         posterior = autoencoder.posterior(images)
         mean, std = posterior.mean.float(), posterior.std.float()
         latents = mean + std * torch.randn(mean.shape, generator=generator).to(device)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from msf_engine.denoiser import Denoiser
 from msf_training.latents import Latents
+from msf_training.mixed_precision import autocast
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def denoiser_loss(
     noisy = torch.lerp(clean, noise, timesteps[:, None, None, None])
     device = next(denoiser.parameters()).device
     time_embedding = denoiser.time(timesteps.to(device), level.to(device))
-    with torch.autocast(device.type, torch.bfloat16):
+    with autocast(device):
         velocity = denoiser(noisy.to(device), time_embedding, labels.to(device), cond.to(device)).float()
     return {"loss": (velocity - (noise - clean).to(device)).square().mean()}
 

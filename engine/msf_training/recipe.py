@@ -5,8 +5,9 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -21,11 +22,12 @@ from msf_engine.config import (
     StageConfig,
 )
 from msf_engine.denoiser import SIZES
-from msf_engine.schedule import Solver
+from msf_engine.schedule import VelocitySolver
 from msf_training.image_files import ImageFormat
 from msf_training.trainer import TrainerConfig
 
 PositiveInt = Annotated[int, Field(gt=0)]
+RecipeKind = TypeVar("RecipeKind", bound=BaseModel)
 _SHIPPED = files("msf_training") / "recipes"
 
 
@@ -133,7 +135,7 @@ class Recipe(_Part):
     named_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0  # above 0, image names are labels too
     conditioning_noise: Annotated[float, Field(ge=0, lt=1)] = 0.1
     guidance_scale: Annotated[float, Field(ge=0)] = 1.5
-    solver: Solver = "ab2"
+    solver: VelocitySolver = "ab2"
     autoencoder: AutoencoderRecipe
     base: StageRecipe
     residual: StageRecipe
@@ -181,16 +183,22 @@ class Recipe(_Part):
 
 def read_recipe(name_or_file: str) -> Recipe:
     """Read a shipped recipe by name, or a TOML file. Raises ValueError that names the field, or lists the recipes."""
+    return read_toml(Recipe, _SHIPPED, name_or_file)
+
+
+def read_toml(kind: type[RecipeKind], shipped: Traversable, name_or_file: str) -> RecipeKind:
+    """Read a recipe of any kind, as `read_recipe` does."""
     file = Path(name_or_file)
+    names = toml_names(shipped)
     if file.suffix == ".toml" and file.is_file():
         text = file.read_text()
-    elif name_or_file in shipped_recipes():
-        text = (_SHIPPED / f"{name_or_file}.toml").read_text()
+    elif name_or_file in names:
+        text = (shipped / f"{name_or_file}.toml").read_text()
     else:
-        allowed = ", ".join(shipped_recipes())
+        allowed = ", ".join(names)
         raise ValueError(f"unknown recipe {name_or_file!r}; allowed: {allowed}, or the path of a TOML file")
     try:
-        return Recipe.model_validate(tomllib.loads(text))
+        return kind.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"recipe {name_or_file}: {error}") from error
     except ValidationError as error:
@@ -201,4 +209,9 @@ def read_recipe(name_or_file: str) -> Recipe:
 
 def shipped_recipes() -> list[str]:
     """Return the names of the recipes that come with the package."""
-    return sorted(file.name.removesuffix(".toml") for file in _SHIPPED.iterdir() if file.name.endswith(".toml"))
+    return toml_names(_SHIPPED)
+
+
+def toml_names(folder: Traversable) -> list[str]:
+    """Return the names of a folder's recipes."""
+    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))

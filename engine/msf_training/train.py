@@ -54,7 +54,7 @@ def train(
                 folder, out / "images.npy", recipe.image_format, recipe.held_out_percent, max_unreadable_percent
             )
         run = TrainingRun(recipe, data, out, own_device, initial)
-        version = _next_version(repository, name, run.labels)
+        version = next_version(repository, name, run.labels)
         _check_labels(run)
 
         autoencoder = autoencoder.to(own_device) if autoencoder is not None else run.train_autoencoder()
@@ -76,7 +76,8 @@ def train(
         return save_version(repository, name, version, model, run.labels)
 
 
-def _next_version(repository: Path, name: str, labels: tuple[str, ...]) -> str:
+def next_version(repository: Path, name: str, labels: tuple[str, ...]) -> str:
+    """Return the number of a model's next version. Raises ModelRepositoryError if its labels are others."""
     if not repository.is_dir() or not any(repository.iterdir()):
         return "1"
     versions = [int(version) for model, version in list_versions(repository) if model == name]

@@ -15,6 +15,7 @@ _COMMANDS = {
     "generate": "Generate images of one class into a file, here or on a server",
     "reproduce": "Regenerate an image from the metadata in its PNG, and compare",
     "train": "Train a model on a folder of images",
+    "distill": "Turn a model into one that needs few steps",
     "models": "List the models of the repository, or pull one into it",
     "jobs": "List, show, cancel or requeue jobs",
     "keys": "Create API keys, or check the file of them",

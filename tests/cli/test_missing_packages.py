@@ -18,7 +18,13 @@ MISSING: Any = None  # as a value of sys.modules, it makes an import fail
 
 @pytest.mark.parametrize(
     "arguments",
-    [GENERATE, ("compile",), ("train", "--data", "."), ("plan", "--images-per-s", "1", "--p99-s", "1")],
+    [
+        GENERATE,
+        ("compile",),
+        ("train", "--data", "."),
+        ("distill", "--model", "x"),
+        ("plan", "--images-per-s", "1", "--p99-s", "1"),
+    ],
     ids=lambda arguments: str(arguments[0]),
 )
 def test_a_command_without_torch_says_what_to_install(

@@ -87,6 +87,7 @@ def test_the_wheel_has_the_packages_with_their_data_and_nothing_else(wheel: Path
         ("server", "msf_scheduler/lua/**/*.lua"),
         ("server", "msf_server/page/**/*.*"),
         ("engine", "msf_training/recipes/*.toml"),
+        ("engine", "msf_training/distillation_recipes/*.toml"),
     ):
         files = {str(file.relative_to(REPOSITORY / source)) for file in (REPOSITORY / source).glob(pattern)}
         assert files
