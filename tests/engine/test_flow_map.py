@@ -56,7 +56,7 @@ def test_exact_average_velocities_reach_the_same_data_in_any_number_of_steps(num
     def sigma(t: float) -> float:
         return float(np.hypot((1 - t) * deviation, t))
 
-    noise = np.random.default_rng(0).normal(size=(3, 2, 2, 2)).astype(np.float32)
+    noise = np.random.default_rng(0).normal(size=(3, 2, 2, 2))
 
     x = noise
     for (t, r), update in zip(pairwise(times), updates("flow_map", times), strict=True):
