@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -86,6 +87,16 @@ def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> Fast
         add_tracing(app, tracing)
     app.add_middleware(RequestId)  # added last, so outermost
     return app
+
+
+def prepare(app: FastAPI) -> None:
+    """Build the API's description, and exempt what lives as long as the process from garbage collection.
+
+    Later, either would hold the event loop: a full collection of all that is imported takes 80 ms.
+    """
+    app.openapi()
+    gc.collect()
+    gc.freeze()
 
 
 class _App(FastAPI):

@@ -72,6 +72,8 @@ ANSWERS: dict[str, tuple[int, str]] = {
     ErrorCode.POISONED: (500, "failed"),
     ErrorCode.FINGERPRINT_GONE: (500, "failed"),
 }
+_MAX_QUOTED = 80  # characters of a value in a message
+_ENCODER = json.JSONEncoder(default=repr)
 _TYPES = {429: "rate_limit_error", 499: "cancelled"}  # otherwise by class of status
 _HEADERS = {  # x-should-retry keeps OpenAI's clients from retries that would fail again or queue the same work twice
     ErrorCode.INVALID_API_KEY: {"WWW-Authenticate": "Bearer"},
@@ -145,9 +147,13 @@ class InvalidRequest(ApiError):
 
 
 def quoted(value: object) -> str:
-    """Return `value` as JSON in printable ASCII, truncated to 80 characters."""
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    """Return `value` as JSON in printable ASCII, truncated."""
+    text = ""
+    for chunk in _ENCODER.iterencode(value):  # stops early: a caller's value may be long, or nested deeply
+        text += chunk
+        if len(text) > _MAX_QUOTED:
+            return f"{text[: _MAX_QUOTED - 3]}..."
+    return text
 
 
 def translate(error: Exception) -> ApiError:

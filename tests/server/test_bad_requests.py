@@ -10,6 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from msf_server.errors import quoted
 from msf_server.settings import ServerSettings
 from tests.server.conftest import client_of, serving
 from tests.server.fake_worker import FakeWorker
@@ -305,3 +306,20 @@ async def test_the_sample_steps_of_a_request_are_limited(
     async with serving(settings.model_copy(update={"max_sample_steps": 64})) as app, client_of(app) as client:
         error = await refused(await client.post(PATH, json={"prompt": "bag", **body}), 400, client)
         assert (error["param"], error["message"]) == (next(iter(body)), message)
+
+
+@pytest.mark.parametrize("path", [PATH, "/v1/jobs", "/v2/models/fashion/infer"])
+async def test_thousands_of_fields_are_refused_in_a_few_words(client: httpx.AsyncClient, path: str) -> None:
+    answer = await client.post(path, json={f"num_step{number}": 1 for number in range(3000)})
+    assert answer.status_code == 400
+    assert "an object has 3000 fields, and at most 64 are allowed" in answer.text
+    assert len(answer.text) < 300
+
+
+def test_a_value_is_quoted_as_far_as_it_is_shown() -> None:
+    nested: list[Any] = []
+    for _ in range(100_000):
+        nested = [nested]
+    assert quoted(nested) == "[" * 77 + "..."
+    assert quoted({"a": [1, None, "é"]}) == '{"a": [1, null, "\\u00e9"]}'
+    assert len(quoted("x" * 10**6)) == 80

@@ -29,7 +29,7 @@ from msf_scheduler.leases import Leases
 from msf_scheduler.model_control import ModelControl, VersionState
 from msf_scheduler.registry import Registry
 from msf_scheduler.tracing import TracingUnavailable
-from msf_server.app import create_app
+from msf_server.app import create_app, prepare
 from msf_server.middleware.http_protocol import server_config
 from msf_server.settings import ServerOptions, ServerSettings
 
@@ -101,6 +101,7 @@ def _create_app(settings: Settings, redis_url: str, host: str, port: int) -> Fas
             host,
             port,
         )
+    prepare(app)
     return app
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from msf_scheduler.model_control import VersionState
 from msf_server.schemas.body import RequestBody
 
+MAX_TENSORS = 16  # more than any model has
 Parameters = dict[str, str | bool | int | float]
 
 
@@ -34,8 +35,13 @@ class InferRequest(RequestBody):
 
     id: str | None = Field(default=None, description="a string that the answer repeats.")
     parameters: Parameters = Field(default={}, description="an object of strings, numbers and booleans.")
-    inputs: Annotated[list[InputTensor], Field(min_length=1, description="a list of tensors that includes label.")]
-    outputs: list[RequestedOutput] | None = Field(default=None, description='a list with {"name": "images"}.')
+    inputs: Annotated[
+        list[InputTensor],
+        Field(min_length=1, max_length=MAX_TENSORS, description="a list of tensors that includes label."),
+    ]
+    outputs: list[RequestedOutput] | None = Field(
+        default=None, max_length=MAX_TENSORS, description='a list with {"name": "images"}.'
+    )
 
 
 class OutputTensor(BaseModel):

@@ -53,7 +53,8 @@ async def metrics(
         metrics.set_shared(await _shared_state(catalog, queue, registry, redis))
     except SchedulerError:
         metrics.set_shared(None)
-    return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    text = await asyncio.to_thread(generate_latest, metrics.registry)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
 async def _shared_state(catalog: Catalog, queue: JobQueue, registry: Registry, redis: RedisClient) -> SharedState:

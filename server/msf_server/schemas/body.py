@@ -17,6 +17,8 @@ from msf_scheduler.error_codes import ErrorCode
 from msf_server.errors import InvalidRequest, quoted
 
 JSON = "application/json"
+MAX_FIELDS = 64  # of an object: more than any request has, and few enough to explain each
+MAX_MEDIA_TYPE = 256  # characters
 _CHARSETS = ("utf-8", "utf8", "us-ascii")
 
 
@@ -38,7 +40,7 @@ def check_media_type(headers: Headers, allowed: Sequence[str]) -> None:
     if field == JSON or not (field or "origin" in headers):
         return
     header = Message()
-    header["content-type"] = field
+    header["content-type"] = field[:MAX_MEDIA_TYPE]
     media_type, charset = header.get_content_type(), header.get_content_charset("utf-8")
     is_json = media_type == JSON or (media_type.startswith("application/") and media_type.endswith("+json"))
     if not (is_json or media_type in allowed) or charset not in _CHARSETS:
@@ -63,6 +65,8 @@ def parse_json(body: bytes) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_FIELDS:
+        raise ValueError(f"an object has {len(pairs)} fields, and at most {MAX_FIELDS} are allowed")
     fields = dict(pairs)
     if len(fields) < len(pairs):
         [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
