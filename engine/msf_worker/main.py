@@ -27,9 +27,11 @@ SWITCH_INTERVAL_S = 0.0005  # the event loop must not keep the device's thread, 
 
 
 async def run_worker(
-    settings: WorkerSettings, redis_url: str, stop: asyncio.Event, *, is_restart: bool = False
+    settings: WorkerSettings, redis_url: str, stop: asyncio.Event, hurry: asyncio.Event, *, is_restart: bool = False
 ) -> None:
-    """Serve until `stop` is set. A worker that `is_restart` waits for a load request if no model can be served.
+    """Serve until `stop` is set, and drain until `hurry` is.
+
+    A worker that `is_restart` waits for a load request if no model can be served.
 
     Raises QueueUnavailable if Redis cannot be used at the start, EngineError, WorkerError for a bad setting, and
     StepTimeout when the device hangs.
@@ -68,13 +70,13 @@ async def run_worker(
         manager.resume(first, revision)
         if metrics_server is not None:
             metrics_server.is_ready = True
-        await first_done(worker.run(stop), manager.run())
+        await first_done(worker.run(stop, hurry), manager.run())
     finally:
         if tracing is not None:
             tracing.close()
         await redis.aclose()
-    if manager.is_loading:
-        os._exit(0)  # as above
+    if manager.is_loading or worker.device.busy_since is not None:
+        os._exit(0)  # as above; a batch under way cannot be interrupted either, and its jobs are handed back
 
 
 def _start_tracing(otlp_endpoint: str | None) -> Tracing | None:

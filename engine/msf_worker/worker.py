@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 WAIT_FOR_WORK_S = 5.0
 LOW_WATER_SHARE = 0.75  # of `HELD_S`: below it a full worker claims again
+HAND_BACK_S = 5.0
 MAX_BUDGET_STEPS = 2**31
 MAX_HELD_SAMPLES = 4096  # of one model: more than a claim brings, as only active samples take memory on the device
 
@@ -72,8 +73,11 @@ class Worker:
         self._awaited: tuple[bool, tuple[ModelKey, ...]] = (False, ())  # by `_arrival`: full, models
         self._loop: asyncio.AbstractEventLoop
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set; then finish running jobs, hand back waiting ones, and leave."""
+    async def run(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
+        """Serve until `stop` is set; then finish running jobs, hand back waiting ones, and leave.
+
+        Once `hurry` is set, the running jobs are handed back too.
+        """
         self._loop = asyncio.get_running_loop()
         await first_done(self.models.register(), stop.wait())
         self.device.start()
@@ -82,7 +86,7 @@ class Worker:
         serving = [asyncio.create_task(loop) for loop in loops]
         try:
             await first_done(claiming, *serving)
-            await first_done(self._drain(), *serving)
+            await first_done(self._drain(hurry), *serving)
         finally:
             await self._close([claiming, *serving])
 
@@ -181,21 +185,25 @@ class Worker:
 
     # Stopping
 
-    async def _drain(self) -> None:
+    async def _drain(self, hurry: asyncio.Event) -> None:
         """Hand back jobs that have not started, wait for the others, and hand back those that take too long."""
         logger.info("draining: %d jobs are held", len(self._keeper.claims))
         deadline = asyncio.get_running_loop().time() + self._drain_timeout_s
         idle: list[ActiveJob] = []
         with suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
-                idle = await asyncio.wrap_future(self.device.call(self.device.drop_idle_jobs))
+                dropping = asyncio.wrap_future(self.device.call(self.device.drop_idle_jobs))
+                await first_done(dropping, hurry.wait())
+                idle = dropping.result() if dropping.done() else []
         await self._keeper.release(*(job.claim for job in idle))
         if self._keeper.claims:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):
-                    await self._keeper.nothing_held.wait()
-        await self._keeper.release(*self._keeper.claims.values())
-        await self.models.leave()
+                    await first_done(self._keeper.nothing_held.wait(), hurry.wait())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(HAND_BACK_S):  # without Redis, the leases expire
+                await self._keeper.release(*self._keeper.claims.values())
+                await self.models.leave()
 
     async def _close(self, tasks: Sequence[asyncio.Task[None]]) -> None:
         self._forget_arrival()

@@ -10,10 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
-import click
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from msf_cli.setup_checks import IncompleteSetup
 from msf_server.settings import ServerOptions
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 PREFIX = "MSF_"
 ENVIRONMENT = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True)
 REFUSED_RATIO = 0.87  # similarity to a setting's name above which nothing else can be meant
+PRIVATE_UMASK = 0o077  # what the service writes is its user's alone
 MAX_SHOWN = 120  # characters of a value in a message
 SECRETS = ("redis_url", "webhook_secret")  # values that no message shows
 TEST_HOOKS = ("fatal_seed", "hanging_seed")
@@ -111,8 +112,8 @@ def read_settings(**overrides: object) -> Settings:
 def read(kind: type[AnySettings], flags: Mapping[str, object]) -> AnySettings:
     """Read the settings of one command from its flags, by name, and from the environment.
 
-    Raises UsageError with one line that names the flag or variable, its value (unless it may hold a secret) and what is
-    allowed.
+    Raises IncompleteSetup with one line that names the flag or variable, its value (unless it may hold a secret), and
+    what is allowed.
     """
     check_names(os.environ)
     try:
@@ -121,13 +122,13 @@ def read(kind: type[AnySettings], flags: Mapping[str, object]) -> AnySettings:
         first = error.errors()[0]
         reason = first["msg"].removeprefix("Value error, ")
         if not first["loc"]:
-            raise click.UsageError(reason) from None
+            raise IncompleteSetup(reason) from None
         name, *place = (str(part) for part in first["loc"])
         label = flag_of(name) if name in flags else variable_of(name)
         text = repr(flags.get(name, os.environ.get(variable_of(name))))
         value = "" if name in SECRETS else f"={text}" if len(text) <= MAX_SHOWN else f"={text[:MAX_SHOWN]}..."
         where = f" ({'.'.join(place)})" if place else ""
-        raise click.UsageError(f"{label}{value}{where}: {reason}") from None
+        raise IncompleteSetup(f"{label}{value}{where}: {reason}") from None
 
 
 def variable_of(name: str) -> str:
@@ -141,14 +142,14 @@ def flag_of(name: str) -> str:
 
 
 def check_names(environment: Mapping[str, str]) -> None:
-    """Raise UsageError for a variable that is almost the name of a setting; warn of others that are none."""
+    """Raise IncompleteSetup for a variable that is almost the name of a setting; warn of others that are none."""
     names = [*map(variable_of, Settings.model_fields), *OTHER_VARIABLES]
     for variable in sorted(environment):
         if not variable.upper().startswith(PREFIX) or variable.upper() in names:
             continue
         closest = difflib.get_close_matches(variable.upper(), names, n=1)
         if closest and difflib.SequenceMatcher(a=closest[0], b=variable.upper()).ratio() >= REFUSED_RATIO:
-            raise click.UsageError(f"Unknown setting {variable}. Closest: {closest[0]}.")
+            raise IncompleteSetup(f"Unknown setting {variable}. Closest: {closest[0]}.")
         hint = f" Closest: {closest[0]}." if closest else ""
         logger.warning("Ignoring %s, which is not a setting here.%s", variable, hint)
 

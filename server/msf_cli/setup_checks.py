@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+if TYPE_CHECKING:
+    from msf_cli.settings import WorkerProcessSettings
+
 
 class IncompleteSetup(click.ClickException):
-    """A missing model or library: one line that says what to do, and exit status 2."""
+    """Something that a command cannot start without: one line that says what to do, and exit status 2."""
 
     exit_code = 2
 
@@ -28,8 +32,8 @@ def require_package(command: str, module: str) -> None:
 
 
 def engine_failure(error: Exception) -> click.ClickException:
-    """Return the error of a command for one of the engine: an IncompleteSetup if a package is missing."""
-    return (IncompleteSetup if isinstance(error.__cause__, ImportError) else click.ClickException)(str(error))
+    """Return the error of a command for one of the engine: of a model, a plan or a package."""
+    return IncompleteSetup(str(error))
 
 
 def require_models(repository: Path) -> None:
@@ -47,3 +51,14 @@ def require_models(repository: Path) -> None:
         f"MSF_MODEL_REPO={str(repository)!r} {problem}. Get a model with 'msf models pull SOURCE', "
         "or set MSF_MODEL_REPO to a folder that has one."
     )
+
+
+def require_worker_folders(settings: WorkerProcessSettings) -> None:
+    """Create the folders of plans and of timelines. Raises IncompleteSetup."""
+    for variable, folder in (("MSF_CACHE_DIR", settings.cache_dir), ("MSF_TRACE_DIR", settings.trace_dir)):
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"{variable}={str(folder)!r}: {error.strerror}. Allowed: a folder that can be written."
+            raise IncompleteSetup(message) from error

@@ -14,11 +14,12 @@ from msf_cli.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-EXIT_MISCONFIGURED = 2  # a worker that exits with it at the first start would do so again
+EXIT_MISCONFIGURED = 2  # a worker that exits with it would do so again
 STABLE_S = 30.0  # a worker that lived this long restarts at once
 MIN_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 10.0
-KILL_AFTER_S = 5.0  # beyond the time that a worker has to drain
+HAND_BACK_S = 5.0  # for a worker to hand its jobs back when its time to drain is over
+BURIAL_TIMEOUT_S = 3.0
 
 
 class Supervisor:
@@ -32,31 +33,38 @@ class Supervisor:
         self, settings: Settings, environment: Mapping[str, str], on_death: Callable[[int], Awaitable[None]]
     ) -> None:
         """`environment` is that of a worker; `on_death` is called with the pid of a worker that ended by itself."""
+        self.has_served = False  # set once a worker was ready: from then on, none that fails ends the service
         self._settings = settings
         self._environment = environment
         self._on_death = on_death
         self._owner_fd, self._alive_fd = os.pipe()
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._stopping = asyncio.Event()
-        self.has_served = False  # a worker has once been ready; from then on only `stop` ends the others
+        self._hurrying = asyncio.Event()
+        self._hand_back_s = HAND_BACK_S
 
     def owns(self, pid: int) -> bool:
         """Return whether a worker is supervised here; without any to supervise, every worker counts."""
         return not self._settings.workers or any(process.pid == pid for process in self._processes.values())
 
     async def run(self) -> int:
-        """Run the workers until `stop` is called (returns 0).
-
-        Before any was ready, one that is misconfigured ends them all, too (returns its exit status).
-        """
+        """Run the workers until `stop` is called (returns 0) or none can start (returns the exit status of one)."""
         async with asyncio.TaskGroup() as group:
             keepers = [group.create_task(self._keep(number)) for number in range(self._settings.workers)]
             await self._stopping.wait()
         return max((keeper.result() for keeper in keepers), default=0)
 
-    def stop(self) -> None:
-        """Let the workers drain; `run` kills those that take too long, then returns."""
+    def stop(self, drain_timeout_s: float) -> None:
+        """Let the workers drain; `run` returns when they have ended, or have handed back their jobs after the time."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            asyncio.get_running_loop().call_later(drain_timeout_s, self._hurrying.set)
+
+    def hurry(self, hand_back_s: float) -> None:
+        """Let the workers hand back their jobs at once, and kill them after `hand_back_s`."""
+        self._hand_back_s = hand_back_s
         self._stopping.set()
+        self._hurrying.set()
 
     async def _keep(self, number: int) -> int:
         """Run worker `number`, restarting it when it dies; returns `run`'s result."""
@@ -66,11 +74,14 @@ class Supervisor:
             process = self._processes[number] = await self._start(number)
             status = await self._wait_for(process)
             if status:
-                await self._on_death(process.pid)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(BURIAL_TIMEOUT_S):
+                        await self._on_death(process.pid)
             if self._stopping.is_set():
                 break
             if status == EXIT_MISCONFIGURED and not self.has_served:
                 self._stopping.set()
+                self._hurrying.set()
                 return status
             lifetime_s = time.monotonic() - started_at
             backoff_s = 0.0 if lifetime_s > STABLE_S else min(max(2 * backoff_s, MIN_BACKOFF_S), MAX_BACKOFF_S)
@@ -93,12 +104,19 @@ class Supervisor:
     async def _wait_for(self, process: asyncio.subprocess.Process) -> int:
         """Return the exit status, once the worker has ended by itself or has been stopped."""
         exit_task = asyncio.create_task(process.wait())
-        stop_task = asyncio.create_task(self._stopping.wait())
-        await asyncio.wait({exit_task, stop_task}, return_when=asyncio.FIRST_COMPLETED)
-        stop_task.cancel()
+        await _first_done(exit_task, self._stopping)
         if process.returncode is None:
             process.terminate()
-            await asyncio.wait({exit_task}, timeout=self._settings.drain_timeout_s + KILL_AFTER_S)
+            await _first_done(exit_task, self._hurrying)
+        if process.returncode is None:
+            process.terminate()  # the second signal lets it hand back what it runs
+            await asyncio.wait({exit_task}, timeout=self._hand_back_s)
         if process.returncode is None:
             process.kill()
         return await exit_task
+
+
+async def _first_done(task: asyncio.Task[int], event: asyncio.Event) -> None:
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()

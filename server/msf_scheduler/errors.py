@@ -11,6 +11,13 @@ class QueueUnavailable(SchedulerError):
     """Redis cannot be used now: it is unreachable, loading, read-only or out of memory."""
 
 
+class ServerStopping(SchedulerError):
+    """This server stops before the job ends; another server can tell its end."""
+
+    def __init__(self) -> None:
+        super().__init__("This server is shutting down.")
+
+
 class QueueFull(SchedulerError):
     """Admission was refused; nothing was stored.
 

@@ -21,6 +21,7 @@ from msf_scheduler.errors import SchedulerError
 from msf_scheduler.tracing import Tracing, TracingUnavailable
 from msf_server.api_keys import KeyRing
 from msf_server.dependencies import open_services
+from msf_server.drain import Drain
 from msf_server.errors import respond, translate
 from msf_server.middleware.auth import DOCS_ASSETS, ApiKeyAuth
 from msf_server.middleware.body_limit import BodyLimit
@@ -39,14 +40,17 @@ DESCRIPTION = "Images by class from two-stage latent diffusion models, in the sh
 def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> FastAPI:
     """Build the application; it connects to Redis once its lifespan starts, which sets `app.state.services`.
 
+    `app.state.drain` shuts it down in good order.
     Raises ValueError if the file of API keys is invalid, TracingUnavailable if OpenTelemetry is not installed.
     """
     keys = KeyRing(settings.api_keys_file) if settings.api_keys_file else None
     tracing = tracing or (Tracing("msf-server", settings.otlp_endpoint) if settings.otlp_endpoint else None)
 
+    drain = Drain()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_services(settings, keys, tracing) as services:
+        async with open_services(settings, keys, tracing, drain) as services:
             app.state.services = services
             yield
         if tracing is not None:
@@ -61,6 +65,7 @@ def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> Fast
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.state.drain = drain
     for module in (images, files, jobs, models, usage, statistics, oip, model_control, health, stats, pages):
         app.router.routes.extend(module.router.routes)  # `include_router` would match and wrap every request twice
     app.mount("/page", pages.page_files)
@@ -85,7 +90,7 @@ def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> Fast
         except ModuleNotFoundError as error:
             raise TracingUnavailable(error.name) from error
         add_tracing(app, tracing)
-    app.add_middleware(RequestId)  # added last, so outermost
+    app.add_middleware(RequestId, drain=drain)  # added last, so outermost
     return app
 
 

@@ -28,6 +28,7 @@ from msf_scheduler.webhook_queue import WebhookQueue
 from msf_server.api_keys import KeyRing
 from msf_server.callers import Caller, identify
 from msf_server.catalog import Catalog
+from msf_server.drain import Drain
 from msf_server.metrics import Metrics
 from msf_server.settings import ServerSettings
 from msf_server.signed_urls import UrlSigner
@@ -56,11 +57,12 @@ class Services:
     meter: UsageMeter
     keys: KeyRing | None
     submission: Submission
+    drain: Drain
 
 
 @asynccontextmanager
 async def open_services(
-    settings: ServerSettings, keys: KeyRing | None, tracing: Tracing | None
+    settings: ServerSettings, keys: KeyRing | None, tracing: Tracing | None, drain: Drain
 ) -> AsyncIterator[Services]:
     """Run the services and their background tasks; until Redis answers, requests get 503."""
     redis = connect(settings.redis_url)
@@ -93,7 +95,8 @@ async def open_services(
             metrics=metrics,
             meter=meter,
             keys=keys,
-            submission=Submission(queue, replies, meter, metrics, tracing),
+            submission=Submission(queue, replies, meter, metrics, tracing, drain),
+            drain=drain,
         )
     finally:
         for task in tasks:
@@ -153,6 +156,7 @@ ModelControlDep = Annotated[ModelControl, _service(lambda services: services.mod
 MetricsDep = Annotated[Metrics, _service(lambda services: services.metrics)]
 MeterDep = Annotated[UsageMeter, _service(lambda services: services.meter)]
 KeyRingDep = Annotated[KeyRing | None, _service(lambda services: services.keys)]
+DrainDep = Annotated[Drain, _service(lambda services: services.drain)]
 SubmissionDep = Annotated[Submission, _service(lambda services: services.submission)]
 
 CallerDep = Annotated[Caller, Depends(_caller)]

@@ -22,6 +22,7 @@ from msf_scheduler.errors import (
     MemoryFull,
     QueueFull,
     SchedulerError,
+    ServerStopping,
 )
 
 logger = logging.getLogger(__name__)
@@ -175,6 +176,8 @@ def translate(error: Exception) -> ApiError:
             return ApiError(f"Refused: {error}.", code=ErrorCode.TIMEOUT)
         case IdempotencyConflict():
             return ApiError(f"Refused: {error}.", code=ErrorCode.IDEMPOTENCY_CONFLICT, param="Idempotency-Key")
+        case ServerStopping():
+            return ApiError(str(error), code=ErrorCode.DRAINING)
         case SchedulerError():
             logger.warning("answered 503: %s", error)  # which may name hosts and files that are not for callers
             message = "The job store cannot be used now; the server's log has the cause. Try again."

@@ -10,7 +10,7 @@ from contextlib import aclosing
 
 import anyio
 
-from msf_scheduler.errors import SchedulerError
+from msf_scheduler.errors import SchedulerError, ServerStopping
 from msf_scheduler.job_events import JobWatcher, StoredPreview
 from msf_scheduler.jobs import JobRecord
 from msf_server.errors import ApiError, translate
@@ -38,12 +38,16 @@ async def image_events(
     try:
         async with aclosing(watcher.follow(job.id)) as reports:
             async for report in reports:
+                if not report.job.state.is_terminal:
+                    submission.drain.check_cut_short()
                 yield b"".join(_preview(preview, report.job, common) for preview in report.previews)
                 if time.monotonic() > late_at:
                     await submission.expire(job.id)
         job, images = await submission.result(job.id)
         yield b"".join(_completed(position, image, job, common) for position, image in enumerate(images))
     except (ApiError, SchedulerError) as error:
+        if isinstance(error, ServerStopping):
+            await submission.abandon(pending)
         log.outcome = translate(error).outcome
         yield error_frame(error)
     except BaseException:

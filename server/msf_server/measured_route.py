@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
 from typing import Any, get_type_hints
@@ -10,6 +11,7 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 
+from msf_scheduler.errors import ServerStopping
 from msf_server.errors import translate
 from msf_server.metrics import Metrics
 from msf_server.request_log import log_of
@@ -38,8 +40,8 @@ class MeasuredRoute(APIRoute):
 
             try:
                 response = await handle(request)
-            except BaseException as error:
-                log.outcome = translate(error).outcome if isinstance(error, Exception) else "error"
+            except (Exception, asyncio.CancelledError) as error:
+                log.outcome = translate(error if isinstance(error, Exception) else ServerStopping()).outcome
                 observe()
                 raise
             if isinstance(response, StreamingResponse):

@@ -12,12 +12,13 @@ from typing import Any
 from fastapi import Request
 
 from msf_scheduler.error_codes import ErrorCode
-from msf_scheduler.errors import QueueUnavailable, SchedulerError
+from msf_scheduler.errors import QueueUnavailable, SchedulerError, ServerStopping
 from msf_scheduler.jobs import JobRecord, JobState
 from msf_scheduler.queue import JobQueue, new_job_id
 from msf_scheduler.rate_limits import UsageMeter
 from msf_scheduler.reply_reader import ReplyReader
 from msf_scheduler.tracing import Tracing
+from msf_server.drain import Drain
 from msf_server.errors import ApiError
 from msf_server.metrics import Metrics
 from msf_server.orders import Order
@@ -38,12 +39,18 @@ class PendingJob:
 
 
 class Submission:
-    """Jobs of one server process. While `draining`, new jobs are refused and accepted ones are still answered."""
+    """Jobs of one server process. During a drain, new jobs are refused and accepted ones are still answered."""
 
     def __init__(
-        self, queue: JobQueue, replies: ReplyReader, meter: UsageMeter, metrics: Metrics, tracing: Tracing | None
+        self,
+        queue: JobQueue,
+        replies: ReplyReader,
+        meter: UsageMeter,
+        metrics: Metrics,
+        tracing: Tracing | None,
+        drain: Drain,
     ) -> None:
-        self.draining = False
+        self.drain = drain
         self._queue = queue
         self._replies = replies
         self._meter = meter
@@ -54,10 +61,11 @@ class Submission:
         """Admit a job and note its id; with `notify`, `wait` may follow.
 
         A job whose admission could not be confirmed is cancelled, unless an idempotency key lets its caller ask again.
-        Raises ApiError, QueueUnavailable, LimitExceeded, QueueFull, MemoryFull, DeadlineTooShort, IdempotencyConflict.
+        Raises ServerStopping, QueueUnavailable, LimitExceeded, QueueFull, MemoryFull, DeadlineTooShort and
+        IdempotencyConflict.
         """
-        if self.draining:
-            raise ApiError("This server is shutting down.", code=ErrorCode.DRAINING)
+        if self.drain.has_begun:
+            raise ServerStopping
         job_id = new_job_id()
         end = self._replies.expect(job_id) if notify else None  # before admission: the job may end at once
         try:

@@ -164,8 +164,8 @@ def test_compile_takes_its_options(settings: dict[str, str], counting: type[Coun
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        (("--buckets", "1,two"), ("MSF_BUCKETS", "two")),
-        (("--buckets", "0"), ("MSF_BUCKETS", "0")),
+        (("--buckets", "1,two"), ("--buckets", "two")),
+        (("--buckets", "0"), ("--buckets", "0")),
         (("--model", "nothing"), ("nothing", "model_repo")),
         (("--backend", "tensorflow"), ("tensorflow", "openvino")),
         (("--backend", "openvino", "--precision", "fp16"), ("fp16", "fp32")),

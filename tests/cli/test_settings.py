@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import annotated_types
-import click
 import pytest
 from click.testing import CliRunner
 
 from msf_cli.main import main
 from msf_cli.setting_options import GROUPS
 from msf_cli.settings import TEST_HOOKS, Settings, WorkerProcessSettings, read, read_settings, worker_environment
+from msf_cli.setup_checks import IncompleteSetup
 
 NUMBERS = [
     name
@@ -28,7 +28,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def refusal(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> str:
     """Return the one line that refuses a variable's value."""
     monkeypatch.setenv(variable, value)
-    with pytest.raises(click.UsageError) as refused:
+    with pytest.raises(IncompleteSetup) as refused:
         read_settings()
     assert refused.value.exit_code == 2
     assert "\n" not in refused.value.message
@@ -117,7 +117,7 @@ def test_empty_variables_are_unset_and_empty_flags_are_refused(monkeypatch: pyte
     for name in Settings.model_fields:
         monkeypatch.setenv(f"MSF_{name.upper()}", "")
     assert read_settings() == Settings()
-    with pytest.raises(click.UsageError, match="--data-dir='': empty"):
+    with pytest.raises(IncompleteSetup, match="--data-dir='': empty"):
         read(Settings, {"data_dir": ""})
 
 
@@ -126,7 +126,7 @@ def test_a_flag_takes_precedence_over_its_variable(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MSF_WORKERS", "2")
     settings = read(Settings, {"port": "3", "tenant_weights": '{"a": 2}', "buckets": "1,2"})
     assert (settings.port, settings.workers, settings.tenant_weights, settings.buckets) == (3, 2, {"a": 2.0}, (1, 2))
-    with pytest.raises(click.UsageError, match="--port='x': "):
+    with pytest.raises(IncompleteSetup, match="--port='x': "):
         read(Settings, {"port": "x"})
 
 

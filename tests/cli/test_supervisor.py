@@ -15,6 +15,7 @@ from msf_cli.settings import Settings
 from msf_cli.supervisor import Supervisor
 
 StandIn = Callable[[str], None]
+STOPPED = "touch ready; kill -STOP $$"
 
 
 @pytest.fixture
@@ -40,8 +41,8 @@ class Died(list[int]):
 died = Died()
 
 
-def supervise(workers: int = 1, drain_timeout_s: float = 60.0) -> Supervisor:
-    settings = Settings(workers=workers, drain_timeout_s=drain_timeout_s, worker_metrics_port=9100)
+def supervise(workers: int = 1) -> Supervisor:
+    settings = Settings(workers=workers, worker_metrics_port=9100)
     return Supervisor(settings, {**os.environ, "MSF_REDIS_URL": "redis://host"}, died.append_pid)
 
 
@@ -60,7 +61,7 @@ async def test_each_worker_knows_redis_and_has_its_own_metrics_port(program: Sta
     supervised = supervise(workers=2)
     running = asyncio.create_task(supervised.run())
     await until(lambda: all(content(tmp_path / port) == "redis://host\n" for port in ("9100", "9101")))
-    supervised.stop()
+    supervised.stop(60.0)
     assert await running == 0
 
 
@@ -74,7 +75,7 @@ async def test_a_worker_that_dies_is_started_again(
     num_died = len(died)
     await until(lambda: content(tmp_path / "log").count("started") >= 3)
     assert len(died) > num_died
-    supervised.stop()
+    supervised.stop(60.0)
     assert await running == 0
 
 
@@ -93,7 +94,7 @@ async def test_after_one_good_start_no_worker_ends_the_others(
     supervised.has_served = True
     running = asyncio.create_task(supervised.run())
     await until(lambda: content(tmp_path / "log").count("--is-restart") >= 3)
-    supervised.stop()
+    supervised.stop(60.0)
     assert await running == 0
 
 
@@ -106,20 +107,56 @@ async def test_stopping_waits_for_no_backoff(
     supervised = supervise()
     running = asyncio.create_task(supervised.run())
     await until(lambda: "restarting it" in caplog.text)
-    supervised.stop()
+    supervised.stop(60.0)
     assert await asyncio.wait_for(running, 60) == 0
 
 
-async def test_a_worker_that_does_not_drain_in_time_is_killed(
-    program: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_worker_that_does_not_drain_in_time_is_told_again_and_hands_its_jobs_back(
+    program: StandIn, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(supervisor, "KILL_AFTER_S", 0.05)
-    program("trap '' TERM; touch ready; while true; do sleep 0.05; done")
-    supervised = supervise(drain_timeout_s=0)
+    program("trap 'echo told >> log; [ $(wc -l < log) = 2 ] && exit 0' TERM; touch ready; while :; do sleep 0.05; done")
+    supervised = supervise()
     running = asyncio.create_task(supervised.run())
     await until((tmp_path / "ready").exists)
-    supervised.stop()
+    supervised.stop(0.2)
     assert await asyncio.wait_for(running, 60) == 0
+    assert content(tmp_path / "log").count("told") == 2
+
+
+@pytest.mark.parametrize("script", ["trap '' TERM; touch ready; while :; do sleep 0.05; done", STOPPED])
+async def test_a_worker_that_ends_by_no_signal_is_killed(
+    script: str, program: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "HAND_BACK_S", 0.05)
+    program(script)
+    supervised = supervise()
+    running = asyncio.create_task(supervised.run())
+    await until((tmp_path / "ready").exists)
+    supervised.stop(0)
+    assert await asyncio.wait_for(running, 60) == 0
+
+
+async def test_a_second_signal_ends_the_time_to_drain(program: StandIn, tmp_path: Path) -> None:
+    program("trap '' TERM; touch ready; while :; do sleep 0.05; done")
+    supervised = supervise()
+    running = asyncio.create_task(supervised.run())
+    await until((tmp_path / "ready").exists)
+    supervised.stop(600.0)
+    supervised.hurry(0.05)
+    assert await asyncio.wait_for(running, 60) == 0
+
+
+async def test_a_queue_that_does_not_answer_does_not_delay_the_restart(
+    program: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "MIN_BACKOFF_S", 0.01)
+    monkeypatch.setattr(supervisor, "BURIAL_TIMEOUT_S", 0.01)
+    program("echo started >> log; exit 1")
+    supervised = Supervisor(Settings(workers=1), {**os.environ}, lambda _: asyncio.sleep(600))
+    running = asyncio.create_task(supervised.run())
+    await until(lambda: content(tmp_path / "log").count("started") >= 3)
+    supervised.stop(60.0)
+    assert await running == 0
 
 
 async def test_stopping_at_once_leaves_no_worker(program: StandIn) -> None:
@@ -127,5 +164,5 @@ async def test_stopping_at_once_leaves_no_worker(program: StandIn) -> None:
     supervised = supervise(workers=3)
     running = asyncio.create_task(supervised.run())
     await asyncio.sleep(0)  # its workers are just being started
-    supervised.stop()
+    supervised.stop(60.0)
     assert await asyncio.wait_for(running, 60) == 0

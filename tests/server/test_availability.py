@@ -146,7 +146,7 @@ async def test_draining_refuses_new_work_and_answers_accepted_work(
     worker.holding = True
     accepted = asyncio.create_task(client.post(PATH, json=BAG))
     await until(lambda: len(worker.claimed) == 1)
-    services.submission.draining = True
+    services.drain.begin()
     response = await client.post(PATH, json=BAG)
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "draining"

@@ -116,7 +116,7 @@ async def running(
     )
     worker = Worker(worker_settings, info, runners, redis, metrics, tracing)
     stop = asyncio.Event()
-    loops = [worker.run(stop)] + ([managed_by(worker).run()] if managed_by else [])
+    loops = [worker.run(stop, asyncio.Event())] + ([managed_by(worker).run()] if managed_by else [])
     ended = asyncio.create_task(first_done(*loops))
     try:
         yield RunningWorker(worker, runners[0], redis, metrics, ended, stop)

@@ -6,7 +6,7 @@ import click
 
 from msf_cli.logs import configure_logging
 from msf_cli.settings import read_settings
-from msf_cli.setup_checks import engine_failure
+from msf_cli.setup_checks import engine_failure, require_models
 from msf_engine.options import BACKENDS, PRECISIONS
 
 
@@ -27,6 +27,7 @@ def command(model: str | None, **options: str | None) -> None:
     from msf_engine.repository import list_versions, read_version
 
     settings = read_settings(**{name: value for name, value in options.items() if value is not None})
+    require_models(settings.model_repo)
     configure_logging(settings.log_level, "compile", settings.log_format)
     failures: list[EngineError] = []
     try:

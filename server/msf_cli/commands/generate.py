@@ -89,7 +89,7 @@ def _find_model(model: str | None) -> ModelVersion:
     try:
         return read_version(repository, name or list_versions(repository)[0][0], version or None)
     except EngineError as error:
-        raise click.ClickException(str(error)) from error
+        raise engine_failure(error) from error
 
 
 def _find_label(version: ModelVersion, prompt: str) -> int:

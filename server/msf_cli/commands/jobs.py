@@ -10,6 +10,7 @@ from typing import TypeVar
 import click
 
 from msf_cli.settings import read_settings
+from msf_cli.setup_checks import IncompleteSetup
 from msf_scheduler.connection import connect
 from msf_scheduler.errors import SchedulerError
 from msf_scheduler.jobs import JobRecord, JobState
@@ -96,7 +97,7 @@ def _redis_url() -> str:
         return settings.redis_url
     owner = settings.data_dir / "owner"  # holds the URL of a running embedded Valkey
     if not owner.is_file():
-        raise click.UsageError(
+        raise IncompleteSetup(
             f"MSF_REDIS_URL is not set, and no service runs on MSF_DATA_DIR={str(settings.data_dir)!r}."
         )
     return owner.read_text()

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from msf_cli.settings import read_settings
+from msf_cli.setup_checks import IncompleteSetup
 from msf_server.api_keys import NAME_PATTERN, Scope, digest, new_key, read_keys
 from msf_server.webhook_delivery import tenant_secret
 
@@ -82,7 +83,7 @@ def webhook_secret(name: str) -> None:
     """Print the secret that verifies a key's webhooks, derived from MSF_WEBHOOK_SECRET."""
     master = read_settings().webhook_secret
     if master is None:
-        raise click.UsageError("MSF_WEBHOOK_SECRET is not set.")
+        raise IncompleteSetup("MSF_WEBHOOK_SECRET is not set.")
     click.echo(tenant_secret(master, name))
 
 
@@ -92,7 +93,7 @@ def check(file: Path | None) -> None:
     """List the keys of FILE (default: MSF_API_KEYS_FILE), or print its error."""
     file = file or read_settings().api_keys_file
     if file is None:
-        raise click.UsageError("No file, and MSF_API_KEYS_FILE is not set.")
+        raise IncompleteSetup("No file, and MSF_API_KEYS_FILE is not set.")
     try:
         keys = read_keys(file)
     except ValueError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from msf_cli.settings import read_settings
-from msf_cli.setup_checks import require_models
+from msf_cli.setup_checks import IncompleteSetup, require_models
 
 
 @click.group(invoke_without_command=True)
@@ -39,7 +39,7 @@ def command(context: click.Context) -> None:
                 f"steps  {config.description}"
             )
     if problems:
-        raise click.ClickException("; ".join(problems))
+        raise IncompleteSetup("; ".join(problems))
 
 
 @command.command()

@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
 import click
-import uvicorn
 import uvloop
 from fastapi import FastAPI
 
+from msf_cli.http_server import HttpServer, listen
 from msf_cli.logs import configure_logging
 from msf_cli.setting_options import ServeCommand
-from msf_cli.settings import Settings, read, worker_environment
-from msf_cli.setup_checks import require_models, require_package
+from msf_cli.settings import PRIVATE_UMASK, Settings, read, worker_environment
+from msf_cli.setup_checks import IncompleteSetup, require_models, require_package, require_worker_folders
+from msf_cli.stop_signals import handle_stop_signals
 from msf_cli.supervisor import Supervisor
 from msf_scheduler.connection import RedisClient, check, connect
 from msf_scheduler.embedded_valkey import EmbeddedValkey
@@ -30,48 +33,64 @@ from msf_scheduler.model_control import ModelControl, VersionState
 from msf_scheduler.registry import Registry
 from msf_scheduler.tracing import TracingUnavailable
 from msf_server.app import create_app, prepare
-from msf_server.middleware.http_protocol import server_config
 from msf_server.settings import ServerOptions, ServerSettings
 
 logger = logging.getLogger(__name__)
 
-GRACEFUL_SHUTDOWN_S = 30  # for requests in progress
+HURRIED_HAND_BACK_S = 1.0
 
 
 @click.command(cls=ServeCommand)
 def command(flags: dict[str, str]) -> None:
-    """Serve images over HTTP until SIGINT or SIGTERM.
+    """Serve images over HTTP until SIGINT, SIGTERM or SIGHUP; a second SIGINT or SIGTERM ends it at once.
 
     Starts MSF_WORKERS workers and, unless MSF_REDIS_URL is set, a Valkey that keeps its data in MSF_DATA_DIR. They end
     when this process ends, however it ends. A flag takes precedence over its variable, which workers get too.
     """
     settings = read(Settings, flags)
     configure_logging(settings.log_level, "server", settings.log_format)
+    os.umask(PRIVATE_UMASK)
     if settings.workers:
         require_package("serve with MSF_WORKERS above 0", "msf_worker")
         require_models(settings.model_repo)
+        require_worker_folders(settings)
     try:
         with contextlib.ExitStack() as stack:
-            listeners = [stack.enter_context(_bind(settings.host, settings.port))]
+            listeners = [stack.enter_context(listen(settings.host, settings.port))]
             if settings.metrics_port:
-                listeners.append(stack.enter_context(_bind(settings.host, settings.metrics_port, "MSF_METRICS_PORT")))
+                listeners.append(stack.enter_context(listen(settings.host, settings.metrics_port, "MSF_METRICS_PORT")))
             redis_url = settings.redis_url or _start_valkey(settings.data_dir, stack)
             exit_status = uvloop.run(_serve(settings, worker_environment(flags, redis_url), redis_url, listeners))
     except QueueUnavailable as error:
-        raise click.ClickException(f"MSF_REDIS_URL: {error}" if settings.redis_url else str(error)) from error
+        raise IncompleteSetup(f"MSF_REDIS_URL: {error}" if settings.redis_url else str(error)) from error
     sys.exit(exit_status)
 
 
 async def _serve(
-    settings: Settings, environment: dict[str, str], redis_url: str, listeners: list[socket.socket]
+    settings: Settings, environment: Mapping[str, str], redis_url: str, listeners: Sequence[socket.socket]
 ) -> int:
     started_at = time.monotonic()
     host, port = listeners[0].getsockname()[:2]
     app = _create_app(settings, redis_url, host, port)
-    server = _Server(server_config(app, graceful_shutdown_s=GRACEFUL_SHUTDOWN_S))
+    server = HttpServer(app, settings.drain_timeout_s)
     async with connect(redis_url) as redis:
         await check(redis)
         supervisor = Supervisor(settings, environment, on_death=partial(_bury, app, redis))
+        exit_status, drain_until = 0, float("inf")
+
+        def drain() -> None:
+            nonlocal drain_until
+            drain_until = time.monotonic() + settings.drain_timeout_s
+            logger.info("draining for at most %g s; a second signal ends at once", settings.drain_timeout_s)
+            server.stop()
+
+        def end(number: int) -> None:
+            nonlocal exit_status
+            exit_status = 128 + number
+            server.cut_short()
+            supervisor.hurry(HURRIED_HAND_BACK_S)
+
+        handle_stop_signals(drain, end)
         url = f"http://{_reachable(host)}:{port}"
         announce_task = asyncio.create_task(
             _announce(Registry(redis), ModelControl(redis), supervisor, url, started_at)
@@ -79,12 +98,12 @@ async def _serve(
         supervisor_task = asyncio.create_task(supervisor.run())
         supervisor_task.add_done_callback(lambda _: server.stop())
         try:
-            await server.serve(sockets=listeners)
+            await server.serve(sockets=list(listeners))
         finally:
             announce_task.cancel()
-            supervisor.stop()
-            exit_status = await supervisor_task
-    return exit_status
+            supervisor.stop(max(0.0, min(drain_until - time.monotonic(), settings.drain_timeout_s)))
+            supervisor_status = await supervisor_task
+    return exit_status or supervisor_status
 
 
 def _create_app(settings: Settings, redis_url: str, host: str, port: int) -> FastAPI:
@@ -92,9 +111,9 @@ def _create_app(settings: Settings, redis_url: str, host: str, port: int) -> Fas
     try:
         app = create_app(ServerSettings(redis_url=redis_url, **options))
     except TracingUnavailable as error:
-        raise click.UsageError(f"MSF_OTLP_ENDPOINT={settings.otlp_endpoint}: {error}") from error
+        raise IncompleteSetup(f"MSF_OTLP_ENDPOINT={settings.otlp_endpoint}: {error}") from error
     except ValueError as error:
-        raise click.UsageError(f"MSF_API_KEYS_FILE={error}") from error
+        raise IncompleteSetup(f"MSF_API_KEYS_FILE={error}") from error
     if settings.api_keys_file is None and not ip_address(host).is_loopback:
         logger.warning(
             "anyone who reaches %s port %d can use this service: MSF_API_KEYS_FILE is not set (msf keys new)",
@@ -103,19 +122,6 @@ def _create_app(settings: Settings, redis_url: str, host: str, port: int) -> Fas
         )
     prepare(app)
     return app
-
-
-class _Server(uvicorn.Server):
-    """uvicorn that reports itself not ready before it stops accepting."""
-
-    def handle_exit(self, sig: int, frame: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        services = getattr(self.config.app.state, "services", None)  # type: ignore[union-attr]
-        if services is not None:
-            services.submission.draining = True
-        self.should_exit = True
 
 
 async def _announce(
@@ -136,7 +142,8 @@ async def _announce(
             if reports and all(version.state is not VersionState.LOADING for version in reports):
                 models = ", ".join(f"{model.name} {model.version}" for model in ready[0].models) or "no model"
     seconds = time.monotonic() - started_at
-    click.echo(f"\n  msf-serve is ready at {url}   ({models}; {seconds:.1f} s)\n")
+    with contextlib.suppress(OSError):  # nobody reads standard output any more, or its disk is full
+        click.echo(f"\n  msf-serve is ready at {url}   ({models}; {seconds:.1f} s)\n")
 
 
 async def _bury(app: FastAPI, redis: RedisClient, pid: int) -> None:
@@ -156,21 +163,7 @@ def _start_valkey(data_dir: Path, stack: contextlib.ExitStack) -> str:
     try:
         return stack.enter_context(EmbeddedValkey(data_dir)).url
     except OSError as error:
-        raise click.ClickException(f"MSF_DATA_DIR={data_dir}: {error.strerror}") from error
-
-
-def _bind(host: str, port: int, variable: str = "MSF_PORT") -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio disables Nagle's algorithm, 40 ms per answer, only on sockets created as TCP.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen()  # another process could still bind a port that is only bound
-    except OSError as error:
-        listener.close()
-        raise click.ClickException(f"MSF_HOST={host} {variable}={port}: cannot listen: {error.strerror}") from error
-    return listener
+        raise IncompleteSetup(f"MSF_DATA_DIR={str(data_dir)!r}: {error.strerror}") from error
 
 
 def _reachable(host: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import sys
 import threading
 
@@ -14,7 +13,9 @@ import setproctitle
 
 from msf_cli.logs import configure_logging
 from msf_cli.setting_options import WorkerCommand
-from msf_cli.settings import WorkerProcessSettings, read
+from msf_cli.settings import PRIVATE_UMASK, WorkerProcessSettings, read
+from msf_cli.setup_checks import IncompleteSetup, require_worker_folders
+from msf_cli.stop_signals import handle_stop_signals
 from msf_scheduler.errors import QueueUnavailable
 
 EXIT_UNAVAILABLE = 1  # a restart may help
@@ -28,28 +29,32 @@ EXIT_HUNG = 3
 def command(owner_fd: int | None, is_restart: bool, flags: dict[str, str]) -> None:
     """Run one worker: claim jobs from MSF_REDIS_URL and run them on this machine's device.
 
-    On SIGTERM or SIGINT it finishes its running jobs within MSF_DRAIN_TIMEOUT_S and requeues the others.
+    On SIGTERM, SIGINT or SIGHUP it finishes its running jobs within MSF_DRAIN_TIMEOUT_S and requeues the others; on a
+    second SIGTERM or SIGINT it requeues them all. A flag takes precedence over its variable.
     """
     if owner_fd is not None:
         threading.Thread(target=_exit_with_owner, args=(owner_fd,), daemon=True).start()
     setproctitle.setproctitle("msf worker")
     settings = read(WorkerProcessSettings, flags)
     configure_logging(settings.log_level, "worker", settings.log_format)
+    os.umask(PRIVATE_UMASK)
     if settings.redis_url is None:
-        raise click.UsageError("MSF_REDIS_URL is not set. A worker needs the Redis that its servers use.")
-    asyncio.run(_run(settings, settings.redis_url, is_restart=is_restart))
+        raise IncompleteSetup("MSF_REDIS_URL is not set. A worker needs the Redis that its servers use.")
+    require_worker_folders(settings)
+    # A supervised worker's Redis has answered before, and will again.
+    exit_without_redis = EXIT_MISCONFIGURED if owner_fd is None else EXIT_UNAVAILABLE
+    asyncio.run(_run(settings, settings.redis_url, exit_without_redis, is_restart=is_restart))
 
 
-async def _run(settings: WorkerProcessSettings, redis_url: str, *, is_restart: bool) -> None:
+async def _run(settings: WorkerProcessSettings, redis_url: str, exit_without_redis: int, *, is_restart: bool) -> None:
     from msf_engine.errors import EngineError
     from msf_worker.errors import StepTimeout, WorkerError
     from msf_worker.main import run_worker
 
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop, hurry = asyncio.Event(), asyncio.Event()
+    handle_stop_signals(stop.set, lambda _: hurry.set())
     try:
-        await run_worker(settings, redis_url, stop, is_restart=is_restart)
+        await run_worker(settings, redis_url, stop, hurry, is_restart=is_restart)
     except (EngineError, WorkerError) as error:
         logging.error("%s", error)
         sys.exit(EXIT_MISCONFIGURED)
@@ -58,7 +63,7 @@ async def _run(settings: WorkerProcessSettings, redis_url: str, *, is_restart: b
         os._exit(EXIT_HUNG)  # an orderly exit would wait for the hung thread
     except QueueUnavailable as error:
         logging.error("MSF_REDIS_URL: %s", error)
-        sys.exit(EXIT_UNAVAILABLE)
+        sys.exit(exit_without_redis)
 
 
 def _exit_with_owner(owner_fd: int) -> None:

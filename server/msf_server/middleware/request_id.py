@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
 import time
+from typing import cast
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from msf_scheduler.errors import ServerStopping
+from msf_server.drain import Drain
 from msf_server.errors import ApiError, InvalidRequest, quoted, respond, translate
 from msf_server.middleware.http_protocol import MAX_HEAD_BYTES, MAX_HEADERS, head_too_large
 from msf_server.request_log import RequestLog, start_log
@@ -32,8 +36,9 @@ _HEADERS = (
 class RequestId:
     """Gives every answer an `x-request-id` (the caller's, if well-formed), and every exception an answer."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, drain: Drain) -> None:
         self.app = app
+        self._drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -41,6 +46,7 @@ class RequestId:
             return
         proposed = Headers(scope=scope).get("x-request-id", "")
         log = start_log(scope, proposed if _REQUEST_ID.fullmatch(proposed) else f"req-{secrets.token_hex(8)}")
+        task = cast("asyncio.Task[None]", asyncio.current_task())
         status = 0
         started_at = time.perf_counter()
 
@@ -48,6 +54,7 @@ class RequestId:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                self._drain.answered(task)
                 headers = message["headers"]
                 names = {name for name, _ in headers}
                 headers += [header for header in _HEADERS if header[0] not in names]
@@ -56,7 +63,14 @@ class RequestId:
 
         try:
             _check_head(scope)
-            await self.app(scope, receive, send_with_id)
+            with self._drain.awaiting_answer(task):
+                await self.app(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            if not self._drain.is_cut_short:
+                raise
+            task.uncancel()
+            if not status:
+                await respond(translate(ServerStopping()), scope["path"])(scope, receive, send_with_id)
         except ClientDisconnect:
             return  # while its body was read
         except ApiError as error:

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.routing import BaseRoute
 
 from msf_scheduler.error_codes import ErrorCode
+from msf_scheduler.errors import ServerStopping
 from msf_scheduler.jobs import JobRecord, ModelInfo
 from msf_scheduler.queue import Idempotency
 from msf_server.callers import identify
@@ -125,8 +126,8 @@ def _routes_of(find: Any, path: str) -> list[BaseRoute]:
         catalog: CatalogDep,
         model: ModelInfo = Depends(find),  # noqa: B008
     ) -> ModelReady:
-        if submission.draining:
-            raise ApiError("This server is shutting down.", code=ErrorCode.DRAINING)
+        if submission.drain.has_begun:
+            raise ServerStopping
         if not catalog.is_served(model):
             problem = catalog.problem(model)
             raise ApiError(

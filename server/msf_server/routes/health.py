@@ -38,7 +38,8 @@ async def ready(submission: SubmissionDep, registry: RegistryDep, catalog: Catal
 
     If operators have unloaded every model, a live worker is enough: models can be loaded.
     """
-    reason = "This server is shutting down." if submission.draining else await _unready(registry, catalog, redis)
+    is_draining = submission.drain.has_begun
+    reason = "This server is shutting down." if is_draining else await _unready(registry, catalog, redis)
     if reason is None:
         return JSONResponse({"ready": True})
     return JSONResponse({"ready": False, "error": reason}, 503, headers={"Retry-After": "5"})

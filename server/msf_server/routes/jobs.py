@@ -17,7 +17,8 @@ from msf_scheduler.job_events import EventId, JobWatcher, StoredPreview
 from msf_scheduler.jobs import JobRecord, JobState, Progress
 from msf_scheduler.queue import JobQueue
 from msf_server.callers import identify
-from msf_server.dependencies import CallerDep, CatalogDep, QueueDep, WatcherDep, services_of
+from msf_server.dependencies import CallerDep, CatalogDep, DrainDep, QueueDep, WatcherDep, services_of
+from msf_server.drain import Drain
 from msf_server.errors import REFUSALS, ApiError, InvalidRequest, quoted
 from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
@@ -151,6 +152,7 @@ async def events(
     job_id: JobId,
     jobs: JobReaderDep,
     watcher: WatcherDep,
+    drain: DrainDep,
     last_event_id: Annotated[
         str | None, Header(description="Id of the last event received; the stream resumes after it.")
     ] = None,
@@ -168,7 +170,7 @@ async def events(
     if after is None:
         return Response(status_code=HTTPStatus.NO_CONTENT)
     open_stream(request.scope, job.id)
-    return event_stream(_events(job.id, after, jobs, watcher))
+    return event_stream(_events(job.id, after, jobs, watcher, drain))
 
 
 _LAST = "end"  # in place of a sequence number: sorts after all previews
@@ -186,12 +188,16 @@ def _event_id(text: str | None) -> EventId | None:
     return None if match[2] == _LAST else (int(match[1]), int(match[2]))
 
 
-async def _events(job_id: str, after: EventId, jobs: JobReader, watcher: JobWatcher) -> AsyncGenerator[bytes, None]:
+async def _events(
+    job_id: str, after: EventId, jobs: JobReader, watcher: JobWatcher, drain: Drain
+) -> AsyncGenerator[bytes, None]:
     position, progress = None, None
     try:
         async with aclosing(watcher.follow(job_id, after)) as reports:
             async for report in reports:
                 job = report.job
+                if not job.state.is_terminal:
+                    drain.check_begun()
                 frames = [_preview(preview, job) for preview in report.previews]
                 if report.position is not None and report.position != position:
                     frames.append(frame("queued", QueuedEvent(job_id=job_id, position=report.position)))
