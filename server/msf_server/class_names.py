@@ -49,24 +49,28 @@ def _index_of(labels: tuple[str, ...]) -> _Index:
 
 
 def label_id(name: str, model: ModelInfo, param: str = "prompt") -> int:
-    """Return the id of the class with this name or id; a name wins, so classes may be named by digits.
+    """Return the id of the class with this name or id. Raises InvalidRequest, which names the closest classes."""
+    label = find_class(name, model.labels)
+    if label is None:
+        message = f"Unknown class {quoted(name)} for model {model.name}. {allowed_classes(name, model.labels)}"
+        raise InvalidRequest(message, param=param, code=ErrorCode.UNKNOWN_CLASS)
+    return label
 
-    Raises InvalidRequest, which names the closest classes.
-    """
-    index = _index_of(model.labels)
-    if (label := index.find(name)) is not None:
-        return label
-    num_labels = len(model.labels)
-    if (match := _ID.fullmatch(name.strip())) and int(match[0]) < num_labels:
-        return int(match[0])
-    closest = [model.labels[index.folded[key]] for key in _closest(folded(spelled_out(name)), index.folded)]
-    examples = f"Closest: {_listed(closest)}." if closest else f"Examples: {_listed(model.labels[:5])}."
-    raise InvalidRequest(
-        f"Unknown class {quoted(name)} for model {model.name}. Allowed: one of its {num_labels} class names, "
-        f"or an id from 0 to {num_labels - 1}. {examples}",
-        param=param,
-        code=ErrorCode.UNKNOWN_CLASS,
-    )
+
+def find_class(name: str, labels: tuple[str, ...]) -> int | None:
+    """Return the position of the label that `name` stands for; a name wins, so classes may be named by digits."""
+    label = _index_of(labels).find(name)
+    if label is None and (digits := _ID.fullmatch(name.strip())) and int(digits[0]) < len(labels):
+        return int(digits[0])
+    return label
+
+
+def allowed_classes(name: str, labels: tuple[str, ...]) -> str:
+    """Say what may be sent instead of `name`, which no class has."""
+    ids = _index_of(labels).folded
+    closest = [labels[ids[match]] for match in _closest(folded(spelled_out(name)), ids)]
+    examples = f"Closest: {_listed(closest)}." if closest else f"Examples: {_listed(labels[:5])}."
+    return f"Allowed: one of its {len(labels)} class names, or an id from 0 to {len(labels) - 1}. {examples}"
 
 
 def folded(name: str) -> str:

@@ -19,7 +19,7 @@ from tests.hostile.conftest import Attempts
 ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(__file__).parent / "clients"
 CACHE = ROOT / ".cache/clients"
-INSTALL_S = 300.0
+INSTALL_S = 600.0
 RUN_S = 120.0
 
 

@@ -93,15 +93,14 @@ def _find_model(model: str | None) -> ModelVersion:
 
 
 def _find_label(version: ModelVersion, prompt: str) -> int:
-    names = [label.casefold() for label in version.labels]
-    if prompt.casefold() in names:
-        return names.index(prompt.casefold())
-    if prompt.isdecimal() and int(prompt) < len(names):
-        return int(prompt)
-    raise ValueError(
-        f"Unknown class --prompt {prompt!r} for model {version.name}. Allowed: {', '.join(version.labels)}, "
-        f"or 0 to {len(names) - 1}."
-    )
+    from msf_server.class_names import allowed_classes, find_class
+
+    labels = tuple(version.labels)
+    label = find_class(prompt, labels)
+    if label is None:
+        allowed = allowed_classes(prompt, labels)
+        raise ValueError(f"Unknown class --prompt {prompt!r} for model {version.name}. {allowed}")
+    return label
 
 
 def _generate(

@@ -85,7 +85,7 @@ WholeNumber = Annotated[int, BeforeValidator(whole)]
 class RequestBody(BaseModel):
     """Base of all request bodies: strict JSON types, and error messages that quote the field's description.
 
-    An optional field that is null has its default.
+    A field that is null is ignored, unless it is required.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -94,16 +94,15 @@ class RequestBody(BaseModel):
     @classmethod
     def _explain(cls, value: object, parse: ModelWrapValidatorHandler[Self]) -> Self:
         if isinstance(value, dict):
-            value = {name: each for name, each in value.items() if each is not None or not cls._has_default(name)}
+            value = {name: each for name, each in value.items() if each is not None or cls._is_required(name)}
         try:
             return parse(value)
         except ValidationError as error:
             raise cls._explained(error) from error
 
     @classmethod
-    def _has_default(cls, name: object) -> bool:
-        field = cls.model_fields.get(name) if isinstance(name, str) else None
-        return field is not None and not field.is_required()
+    def _is_required(cls, name: str) -> bool:
+        return name in cls.model_fields and cls.model_fields[name].is_required()
 
     @classmethod
     def _explained(cls, error: ValidationError) -> InvalidRequest:
