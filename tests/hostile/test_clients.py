@@ -54,8 +54,8 @@ class Client:
         if self.is_node:
             (folder / "package.json").write_text(json.dumps({"private": True}))
             return [["npm", "install", "--no-audit", "--no-fund", *self.packages]]
-        into = [sys.executable, "-m", "pip", "--python", str(folder), "install", "--quiet", "--prefer-binary"]
-        return [[sys.executable, "-m", "venv", "--without-pip", str(folder)], [*into, *self.packages]]
+        pip = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "--prefer-binary"]
+        return [[sys.executable, "-m", "venv", str(folder)], [*pip, *self.packages]]
 
 
 OLD_TRITON = ("tritonclient==2.10.0", "geventhttpclient<2", "numpy<2", "python-rapidjson<2")

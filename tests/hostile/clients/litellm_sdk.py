@@ -2,9 +2,12 @@
 
 import asyncio
 import base64
+import os
 import sys
 
-import litellm
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # otherwise its import downloads prices
+
+import litellm  # noqa: E402
 
 TO = {"model": "openai/fashion-mnist", "api_base": f"{sys.argv[1]}/v1", "api_key": "any"}
 
