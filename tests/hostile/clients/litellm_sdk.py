@@ -7,7 +7,7 @@ import sys
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # otherwise its import downloads prices
 
-import litellm  # noqa: E402
+import litellm
 
 TO = {"model": "openai/fashion-mnist", "api_base": f"{sys.argv[1]}/v1", "api_key": "any"}
 
