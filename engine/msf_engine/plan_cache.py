@@ -117,12 +117,15 @@ class PlanCache:
     def building(self, spec: PlanSpec, fingerprint: str) -> Iterator[Path]:
         """Exclude other processes while one builds the plan, in an empty folder; they can then read it.
 
-        Raises PlanError when the cache is not writable.
+        Removes what a process left that was killed meanwhile. Raises PlanError when the cache is not writable.
         """
+        entry = self._entry(spec, fingerprint)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self._entry(spec, fingerprint).with_suffix(".lock")).acquire()
-            partial = tempfile.TemporaryDirectory(prefix=".partial-", dir=self.folder, ignore_cleanup_errors=True)
+            lock = FileLock(entry.with_suffix(".lock")).acquire()
+            for abandoned in self.folder.glob(f"{_partial(entry)}*"):
+                shutil.rmtree(abandoned, ignore_errors=True)
+            partial = tempfile.TemporaryDirectory(prefix=_partial(entry), dir=self.folder, ignore_cleanup_errors=True)
         except OSError as error:
             raise self._not_writable(error) from error
         with lock, partial as folder:
@@ -139,7 +142,7 @@ class PlanCache:
         return sorted(records, key=lambda record: (record.model, record.backend, record.precision, record.plan))
 
     def _write(self, entry: Path, record: PlanRecord, files: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=self.folder, ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(prefix=_partial(entry), dir=self.folder, ignore_cleanup_errors=True) as folder:
             partial = Path(folder) / "entry"
             partial.mkdir()
             (partial / _RECORD).write_text(_to_json(record))
@@ -174,6 +177,11 @@ class PlanCache:
 
     def _not_writable(self, error: OSError) -> PlanError:
         return PlanError(f"plan cache {self.folder} cannot be written: {error.strerror}")
+
+
+def _partial(entry: Path) -> str:
+    """Return how the names of folders begin in which an entry is made."""
+    return f".partial-{entry.name}-"
 
 
 def folder_digest(folder: Path) -> str:

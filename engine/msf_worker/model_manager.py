@@ -75,7 +75,8 @@ class ModelManager:
     async def _check(self) -> None:
         revision, desired = await self.control.read()
         contents, changed = await asyncio.to_thread(self._look)
-        pending = [key for key in contents.versions if self._must_load(key, desired)]
+        owed = [key for key in contents.versions if await self._has_jobs_left(key, desired)]
+        pending = [key for key in contents.versions if key in owed or self._must_load(key, desired)]
         if pending and not self._loading:
             name, _ = key = pending[0]
             self._loading[key] = asyncio.create_task(
@@ -114,6 +115,12 @@ class ModelManager:
         if name not in desired:
             return key in self._waiting and key not in self._failures
         return key not in self._failures or self._failures[key][0] < desired[name].revision
+
+    async def _has_jobs_left(self, key: ModelKey, desired: Mapping[str, DesiredVersions]) -> bool:
+        """Return whether jobs of a version were accepted before it was unloaded, and their worker has died."""
+        if key in self.models.runners or key in self._failures or is_desired(key, desired):
+            return False
+        return (await self.queue.depth(*key)).num_jobs_queued > 0
 
     async def _load(self, key: ModelKey, revision: int) -> None:
         name = ":".join(key)
