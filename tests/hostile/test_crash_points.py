@@ -10,7 +10,7 @@ import multiprocessing
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,7 +40,7 @@ from tests.polling import eventually
 
 MOMENTS: tuple[Moment, ...] = get_args(Moment)
 NO_CRASH = CrashPoint(0)
-NUM_LANES = 3  # attempts at once: most of the time is spent waiting for leases to expire
+NUM_LANES = 4  # attempts at once: most of the time is spent waiting for leases to expire
 MAX_POINTS = 500
 REPLIES = f"{keys.REPLIES}test"
 BODY = {"prompt": "star", "model": "tiny", "n": 2, "num_steps": 2}
@@ -210,7 +210,9 @@ async def load_and_unload(lane: Lane, point: CrashPoint) -> bool:
     return lane.num_mended > 0
 
 
-async def try_every_point(lanes: list[Lane], attempts: Attempts, victim: Callable[[Lane], int]) -> None:
+async def try_every_point(
+    lanes: list[Lane], attempts: Attempts, moments: Sequence[Moment], victim: Callable[[Lane], int]
+) -> None:
     """Try each write at each moment, until a run is not hit any more."""
 
     async def run(lane: Lane, moment: Moment, numbers: Iterator[int]) -> None:
@@ -222,7 +224,7 @@ async def try_every_point(lanes: list[Lane], attempts: Attempts, victim: Callabl
                 for _ in numbers:  # nor would a later one be
                     pass
 
-    for moment in MOMENTS:
+    for moment in moments:
         numbers = iter(range(1, MAX_POINTS))
         await asyncio.gather(*(run(lane, moment, numbers) for lane in lanes))
 
@@ -230,13 +232,13 @@ async def try_every_point(lanes: list[Lane], attempts: Attempts, victim: Callabl
 @pytest.mark.timeout(600)
 async def test_a_worker_is_killed_at_every_write(lanes: list[Lane], attempts: Attempts) -> None:
     """Worker killed at each write to Redis of load, claim, finish and unload."""
-    await try_every_point(lanes, attempts, lambda lane: 0)
+    await try_every_point(lanes, attempts, MOMENTS, lambda lane: 0)
 
 
 @pytest.mark.timeout(600)
 async def test_valkey_is_killed_at_every_write(lanes: list[Lane], attempts: Attempts) -> None:
     """Valkey killed at each write of a worker."""
-    await try_every_point(lanes, attempts, lambda lane: lane.valkey.pid)
+    await try_every_point(lanes, attempts, ("before", "after"), lambda lane: lane.valkey.pid)
 
 
 @pytest.mark.timeout(600)
