@@ -68,7 +68,7 @@ def serve_models(point: CrashPoint, redis_url: str, settings: WorkerSettings) ->
     async def run() -> None:
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-        await run_worker(settings, redis_url, stop, is_restart=True)
+        await run_worker(settings, redis_url, stop, asyncio.Event(), is_restart=True)
 
     asyncio.run(run())
 
