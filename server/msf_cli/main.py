@@ -17,6 +17,7 @@ _COMMANDS = {
     "train": "Train a model on a folder of images",
     "distill": "Turn a model into one that needs few steps",
     "models": "List the models of the repository, or pull one into it",
+    "data": "Repair the embedded Valkey's data",
     "jobs": "List, show, cancel or requeue jobs",
     "keys": "Create API keys, or check the file of them",
     "load": "Send a load to a server and report its latencies",

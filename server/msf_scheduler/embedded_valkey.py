@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import logging
 import os
 import shutil
+import signal
 import socket
+import string
 import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
+from urllib.parse import quote
 
+from msf_scheduler import aof
 from msf_scheduler import valkey_supervisor as supervisor
 from msf_scheduler.errors import QueueUnavailable
 
-START_TIMEOUT_S = 30.0  # it answers only after loading its data
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 30.0  # beyond the time in which it loads its data
+OWNER_TIMEOUT_S = 1.0  # for the end of a service that is ending
+OWNER = "owner"  # file that the owner locks, with the server's URL and the owner's pid
+SERVER_LOCK = "server"
+OWN_NAMES = (OWNER, SERVER_LOCK, "valkey.", "temp-", aof.FOLDER, "damaged-")
+OTHERS_CAN_WRITE = 0o022
 MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 108 on Linux and 104 on macOS
 MAX_MEMORY = "1gb"
 
@@ -26,9 +40,9 @@ MAX_MEMORY = "1gb"
 class EmbeddedValkey:
     """Server of `data_dir`, as a context manager; pass `url` to `connect`.
 
-    The first process to start the server owns it: the server ends when that process ends, however it ends. Others
-    attach. Accepted jobs survive in an append-only file that is synced every second. Start other processes by
-    *spawn*: a forked child would keep the server alive.
+    The process that starts the server owns it: the server ends when that process ends, however it ends. Accepted jobs
+    survive in an append-only file that is synced every second. Start other processes by *spawn*: a forked child would
+    keep the server alive.
     """
 
     url: str
@@ -49,64 +63,190 @@ class EmbeddedValkey:
         self.stop()
 
     def start(self) -> str:
-        """Start the server, or attach to the one that runs. Raises `QueueUnavailable` when that fails."""
-        self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._owner_file = (self._data_dir / "owner").open("a+")
-        deadline = time.monotonic() + START_TIMEOUT_S
+        """Start the server. Raises OSError for an unusable folder, and QueueUnavailable."""
+        make_private(self._data_dir)
         try:
-            while time.monotonic() < deadline:
-                if self._supervisor is None and _lock(self._owner_file):
-                    self._launch()
-                self._owner_file.seek(0)
-                self.url = self._owner_file.read()
-                if _answers(self.url.removeprefix("unix://")):
-                    return self.url
-                if self._supervisor is not None and self._supervisor.poll() is not None:
-                    break
-                time.sleep(0.01)
+            self._take_ownership()
+            try:
+                aof.check_manifest(self._data_dir)
+                return self._launch_and_wait()
+            except _NotStarted:
+                if self._is_server_alive() or not self._cut_empty_tail():
+                    raise
+                self._stop_supervisor()
+                return self._launch_and_wait()
+        except aof.DataDamaged as damage:
+            self.stop()
+            raise QueueUnavailable(
+                f"{damage}. Repair it with 'msf data repair', which keeps what can be read"
+            ) from damage
+        except _NotStarted as error:
+            self.stop()
+            raise QueueUnavailable(f"The embedded Valkey in {self._data_dir} did not start: {error}") from error
         except BaseException:
             self.stop()
             raise
-        self.stop()
-        raise QueueUnavailable(f"The embedded Valkey in {self._data_dir} did not start: {self._log()}")
 
     def stop(self) -> None:
-        """Stop the server if this process owns it; otherwise only detach."""
-        if self._supervisor is not None:
-            assert self._supervisor.stdin is not None
-            self._supervisor.stdin.close()
-            self._supervisor.wait()
-            self._supervisor = None
+        """Stop the server."""
+        self._stop_supervisor()
         if self._socket_dir is not None:
             shutil.rmtree(self._socket_dir, ignore_errors=True)
             self._socket_dir = None
         if self._owner_file is not None:
+            self._owner_file.truncate(0)
             self._owner_file.close()
             self._owner_file = None
 
-    def _launch(self) -> None:
+    def _stop_supervisor(self) -> None:
+        if self._supervisor is not None:
+            assert self._supervisor.stdin is not None
+            self._supervisor.stdin.close()
+            try:
+                self._supervisor.wait(supervisor.STOP_TIMEOUT_S + 1)
+            except subprocess.TimeoutExpired:  # it was stopped itself
+                os.killpg(self._supervisor.pid, signal.SIGKILL)
+                self._supervisor.wait()
+            self._supervisor = None
+
+    def _take_ownership(self) -> None:
+        """Lock the folder for this process. Raises QueueUnavailable if another one has it."""
+        (self._data_dir / OWNER).touch(mode=0o600)
+        owner_file = (self._data_dir / OWNER).open("a+")
+        deadline = time.monotonic() + OWNER_TIMEOUT_S
+        while not _lock(owner_file):
+            if time.monotonic() > deadline:
+                owner_file.seek(0)
+                pid = owner_file.read().partition("\n")[2] or "another process"
+                owner_file.close()
+                raise QueueUnavailable(
+                    f"MSF_DATA_DIR={str(self._data_dir)!r} is in use by process {pid}, which may still be draining. "
+                    "Wait until it has ended, or set another MSF_DATA_DIR"
+                )
+            time.sleep(0.05)
+        self._owner_file = owner_file
+
+    def _launch_and_wait(self) -> str:
+        """Start the server and wait until it answers. Raises _NotStarted."""
         assert self._owner_file is not None
+        log_bytes = self._log_path.stat().st_size if self._log_path.exists() else 0
+        socket_path = self._launch()
+        assert self._supervisor is not None
+        assert self._supervisor.stdin is not None
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            answer = _ping(socket_path)
+            if answer.startswith(b"+PONG"):
+                self._supervisor.stdin.write(b"\n")  # from now on, it restarts a server that ends
+                self._supervisor.stdin.flush()
+                self.url = f"unix://{quote(str(socket_path))}"
+                self._owner_file.truncate(0)
+                self._owner_file.write(f"{self.url}\n{os.getpid()}")
+                self._owner_file.flush()
+                return self.url
+            if answer.startswith(b"-LOADING"):  # of a large file
+                deadline = time.monotonic() + START_TIMEOUT_S
+            if not self._is_server_alive():
+                raise _NotStarted(self._log_since(log_bytes))
+            time.sleep(0.01)
+        raise _NotStarted(self._log_since(log_bytes))
+
+    def _launch(self) -> Path:
+        """Start the supervisor; return the path of the server's socket."""
         socket_path = self._data_dir / "valkey.sock"
         if len(os.fsencode(socket_path)) > MAX_SOCKET_PATH_BYTES:
-            self._socket_dir = Path(tempfile.mkdtemp(prefix="msf-"))
+            self._socket_dir = Path(tempfile.mkdtemp(prefix="msf-", dir="/tmp"))
             socket_path = self._socket_dir / "valkey.sock"
         socket_path.unlink(missing_ok=True)  # a server that is still ending must not answer instead of ours
         config = self._data_dir / "valkey.conf"
+        config.touch(mode=0o600)
         config.write_text(_config(self._data_dir, socket_path))
         self._supervisor = subprocess.Popen(
-            [sys.executable, "-I", supervisor.__file__, self._data_dir / "server", find_server(), config],
+            [sys.executable, "-I", supervisor.__file__, self._data_dir / SERVER_LOCK, find_server(), config],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C in the terminal is for this process only
         )
-        self._owner_file.truncate(0)
-        self._owner_file.write(f"unix://{socket_path}")
-        self._owner_file.flush()
+        return socket_path
 
-    def _log(self) -> str:
+    def _is_server_alive(self) -> bool:
+        return self._supervisor is not None and self._supervisor.poll() is None
+
+    def _cut_empty_tail(self) -> bool:
+        """Cut NUL bytes behind the last command; return whether there were any. Raises DataDamaged for other bytes."""
+        tail = aof.find_tail(self._data_dir, find_server())
+        if tail is None:
+            return False
+        if not tail.is_empty():
+            raise aof.DataDamaged(f"{tail.file} cannot be read beyond byte {tail.num_valid_bytes} of {tail.num_bytes}")
+        tail.cut(backup_folder(self._data_dir))
+        logger.warning(
+            "cut %d NUL bytes, as a power failure leaves them, behind the last job in %s",
+            tail.num_bytes - tail.num_valid_bytes,
+            tail.file,
+        )
+        return True
+
+    @property
+    def _log_path(self) -> Path:
+        return self._data_dir / "valkey.log"
+
+    def _log_since(self, num_bytes: int) -> str:
+        """Return the last warnings in the log after its first `num_bytes` bytes."""
         with contextlib.suppress(OSError):
-            return " / ".join((self._data_dir / "valkey.log").read_text().splitlines()[-3:])
-        return "no log was written"
+            lines = self._log_path.read_bytes()[num_bytes:].decode(errors="replace").splitlines()
+            reasons = [line.partition(" # ")[2] for line in lines if " # " in line]
+            return " / ".join((reasons or lines)[-3:]) or "it wrote no log"
+        return "it wrote no log"
+
+
+class _NotStarted(Exception):
+    """The server has ended, or does not answer; the message has what its log says."""
+
+
+def make_private(folder: Path) -> None:
+    """Create the folder, and make what it holds unreadable for other users.
+
+    Raises OSError if it cannot be used, PermissionError too if other users could replace what is in it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    names = {entry.name for entry in folder.iterdir()}
+    if status.st_uid != os.geteuid():
+        reason = f"belongs to another user ({status.st_uid}). Allowed: a folder of your own, such as one in it"
+        raise PermissionError(errno.EPERM, reason)
+    if status.st_mode & OTHERS_CAN_WRITE:
+        if any(not name.startswith(OWN_NAMES) for name in names):
+            reason = "can be written by other users, and holds more than this service's data. Allowed: a folder in it"
+            raise PermissionError(errno.EPERM, reason)
+        folder.chmod(0o700)
+    for name in names:
+        if name.startswith(OWN_NAMES):
+            _make_private(folder / name)
+
+
+def _make_private(path: Path) -> None:
+    if path.is_symlink():
+        return
+    if path.is_dir():
+        path.chmod(0o700)
+        for entry in path.iterdir():
+            _make_private(entry)
+    elif not path.is_socket():
+        path.chmod(0o600)
+
+
+def backup_folder(data_dir: Path) -> Path:
+    """Return a new folder for what a repair removes."""
+    return data_dir / f"damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+
+
+def running_url(data_dir: Path) -> str | None:
+    """Return the URL of the server that runs on `data_dir`, None if none does."""
+    with contextlib.suppress(OSError):
+        return (data_dir / OWNER).read_text().partition("\n")[0] or None
+    return None
 
 
 def find_server() -> str:
@@ -128,10 +268,10 @@ def find_server() -> str:
 def _config(data_dir: Path, socket_path: Path) -> str:
     settings = {
         "port": "0",
-        "unixsocket": f'"{socket_path}"',
+        "unixsocket": _quoted(socket_path),
         "unixsocketperm": "700",
         "daemonize": "no",
-        "dir": f'"{data_dir}"',
+        "dir": _quoted(data_dir),
         "logfile": "valkey.log",
         "save": '""',
         "appendonly": "yes",
@@ -150,10 +290,17 @@ def _lock(file: TextIO) -> bool:
     return True
 
 
-def _answers(socket_path: str) -> bool:
+def _quoted(path: Path) -> str:
+    """Quote a path for Valkey's configuration, whatever characters it has."""
+    plain = string.ascii_letters + string.digits + "/._-"
+    text = "".join(chr(byte) if chr(byte) in plain else f"\\x{byte:02x}" for byte in os.fsencode(path))
+    return f'"{text}"'
+
+
+def _ping(socket_path: Path) -> bytes:
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(1.0)
-        connection.connect(socket_path)
+        connection.connect(str(socket_path))
         connection.sendall(b"PING\r\n")
-        return connection.recv(16).startswith(b"+PONG")
-    return False
+        return connection.recv(16)
+    return b""

@@ -65,11 +65,14 @@ async def test_it_serves_what_the_scheduler_needs(tmp_path: Path) -> None:
     assert await is_gone(valkey.url)
 
 
-async def test_others_attach_and_leave_it_running(tmp_path: Path) -> None:
+async def test_a_second_service_on_its_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "OWNER_TIMEOUT_S", 0.0)
     with EmbeddedValkey(tmp_path) as owner:
-        with EmbeddedValkey(tmp_path) as guest:
-            assert guest.url == owner.url
+        with pytest.raises(QueueUnavailable, match=f"is in use by process {os.getpid()}, which may still be draining"):
+            EmbeddedValkey(tmp_path).start()
         assert await answers(owner.url)
+        assert embedded.running_url(tmp_path) == owner.url
+    assert embedded.running_url(tmp_path) is None
 
 
 @pytest.mark.slow
@@ -130,9 +133,41 @@ async def test_a_killed_server_restarts_with_its_data(tmp_path: Path) -> None:
             assert await redis.get("kept") == b"data"
 
 
-async def test_a_data_dir_may_have_a_long_or_odd_name(tmp_path: Path) -> None:
-    with EmbeddedValkey(tmp_path / "it's a name with spaces" / ("x" * 100)) as valkey:
+@pytest.mark.parametrize(
+    "name", ["it's a name with spaces", 'a"b', "100%41 sure?#x", "two\nlines", "é 漢", "back\\slash", "x" * 100]
+)
+async def test_a_data_dir_may_have_a_long_or_odd_name(tmp_path: Path, name: str) -> None:
+    with EmbeddedValkey(tmp_path / name) as valkey:
         assert await answers(valkey.url)
+        assert (tmp_path / name / "appendonlydir").is_dir()
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o777])
+def test_its_data_is_private_in_a_folder_of_any_mode(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "data"
+    (folder / "appendonlydir").mkdir(parents=True)
+    (folder / "valkey.log").touch(mode=0o644)
+    folder.chmod(mode)
+    with EmbeddedValkey(folder):
+        modes = {path.name: path.stat().st_mode & 0o777 for path in folder.rglob("*")}
+    assert modes["appendonlydir"] == 0o700
+    assert {mode & 0o077 for mode in modes.values()} == {0}, modes
+    assert folder.stat().st_mode & 0o022 == 0
+
+
+def test_a_folder_that_others_can_write_is_refused_if_it_holds_more(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    tmp_path.chmod(0o777)
+    with pytest.raises(PermissionError, match="written by other users"):
+        EmbeddedValkey(tmp_path).start()
+    assert tmp_path.stat().st_mode & 0o777 == 0o777
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
+    os.chown(tmp_path, 12345, -1)
+    with pytest.raises(PermissionError, match="belongs to another user"):
+        EmbeddedValkey(tmp_path).start()
 
 
 async def test_it_can_be_restarted(tmp_path: Path) -> None:

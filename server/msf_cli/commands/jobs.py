@@ -12,6 +12,7 @@ import click
 from msf_cli.settings import read_settings
 from msf_cli.setup_checks import IncompleteSetup
 from msf_scheduler.connection import connect
+from msf_scheduler.embedded_valkey import running_url
 from msf_scheduler.errors import SchedulerError
 from msf_scheduler.jobs import JobRecord, JobState
 from msf_scheduler.queue import JobQueue
@@ -95,12 +96,12 @@ def _redis_url() -> str:
     settings = read_settings()
     if settings.redis_url:
         return settings.redis_url
-    owner = settings.data_dir / "owner"  # holds the URL of a running embedded Valkey
-    if not owner.is_file():
+    url = running_url(settings.data_dir)
+    if url is None:
         raise IncompleteSetup(
             f"MSF_REDIS_URL is not set, and no service runs on MSF_DATA_DIR={str(settings.data_dir)!r}."
         )
-    return owner.read_text()
+    return url
 
 
 def _time(seconds: float | None) -> str:
