@@ -26,7 +26,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
 .PHONY: help serve check check-all lint types contracts test test-slow test-bench data train-fashion data-emoji train-emoji evaluate evaluate-emoji reproduce ablate bench-serve \
-  bench-overhead bench-engine bench-batching bench-choosing bench-peers bench-simulation bench-gpu gpu-check dashboard-test chaos hostile soak compose-test sweep audit sbom licences lock tensorrt-build clean
+  bench-overhead bench-engine bench-scripts bench-batching bench-choosing bench-peers bench-simulation bench-gpu gpu-check dashboard-test chaos hostile soak compose-test sweep audit sbom licences lock tensorrt-build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -89,6 +89,9 @@ bench-engine: $(VENV)/.dev ## measure a step on each backend against eager torch
 
 bench-choosing: $(VENV)/.dev ## measure the host time of choosing a step batch, without an engine
 	$(BIN)/python -m bench.service.choosing
+
+bench-scripts: $(VENV)/.dev ## measure every Lua script over 10 to 100,000 jobs, followers, tenants, webhooks and so on (SCRIPTS="--most 1000")
+	$(BIN)/python -m bench.service.scripts $(SCRIPTS)
 
 bench-batching: $(VENV)/.dev ## compare step-level with request-level batching
 	$(BIN)/python -m bench.batching

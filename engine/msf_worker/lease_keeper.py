@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from msf_scheduler.connection import RedisClient
 from msf_scheduler.errors import QueueUnavailable
-from msf_scheduler.jobs import JobRecord, ModelKey, Priority
+from msf_scheduler.jobs import JobRecord, ModelKey, Priority, Terms
 from msf_scheduler.leases import Claim, Leases
 from msf_scheduler.notices import notices
 from msf_worker.device_loop import DeviceLoop
@@ -39,15 +39,26 @@ class LeaseKeeper:
     metrics: WorkerMetrics
     device: DeviceLoop
     claims: dict[str, Claim] = field(default_factory=dict)
+    overtaking_terms: dict[str, Terms] = field(default_factory=dict)  # of jobs whose claim may still be on its way
+    is_short_of_room: bool = False  # the last claim left work for which too many samples were held
     work_wanted: asyncio.Event = field(default_factory=asyncio.Event)  # wakes the claiming loop
     nothing_held: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def hold(self, claim: Claim) -> None:
-        """Add a new claim."""
-        self.claims[claim.job.id] = claim
-        if claim.job.is_watched:
-            self._watch({claim.job.id})
-        self.nothing_held.clear()
+    def hold(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Add the new claims of one call, and return them under the terms that they have by now."""
+        current = [self._under_latest_terms(claim) for claim in claims]
+        for claim in current:
+            self.claims[claim.job.id] = claim
+            if claim.job.is_watched:
+                self._watch({claim.job.id})
+            self.nothing_held.clear()
+        return current
+
+    def _under_latest_terms(self, claim: Claim) -> Claim:
+        terms = self.overtaking_terms.get(claim.job.id)
+        if terms is None:
+            return claim
+        return replace(claim, job=claim.job.model_copy(update={"terms": claim.job.terms.served_as(terms)}))
 
     def held_terms(self, model: ModelKey) -> set[tuple[Priority, str]]:
         """Return the priority and tenant of every job of a model that is held."""
@@ -66,6 +77,7 @@ class LeaseKeeper:
             self.device.watched = self.device.watched - {claim.job.id}
         if not self.claims:
             self.nothing_held.set()
+        if not self.claims or self.is_short_of_room:
             self.work_wanted.set()
         return True
 
@@ -99,7 +111,10 @@ class LeaseKeeper:
                     for claim in [self.claims[job_id] for job_id in notice.cancelled if job_id in self.claims]:
                         self._lose(claim)
                     for job_id, terms in notice.raised.items():
-                        self.device.raise_terms(job_id, terms)
+                        if job_id in self.claims:
+                            self.device.raise_terms(job_id, terms)
+                        else:
+                            self.overtaking_terms[job_id] = terms
             except QueueUnavailable as error:
                 logger.warning("cannot read which jobs are cancelled and watched: %s", error)
                 await asyncio.sleep(RETRY_S)

@@ -120,11 +120,12 @@ class Worker:
         results = await self._leases.claim_many(self.models.info.id, requests, idle=not self._keeper.claims)
         self._claims_alone = any(result.alone for result in results)
         for (key, runner), result in zip(runners.items(), results, strict=True):
-            for claim in result.claims:
-                self._keeper.hold(claim)
+            for claim in self._keeper.hold(result.claims):
                 self.device.add(*runner.make_job(claim))
             self._metrics.claims.labels(*key).inc(len(result.claims))
             self._metrics.expired.inc(result.num_expired)
+        self._keeper.overtaking_terms.clear()  # every job that was claimed is known by now
+        self._keeper.is_short_of_room = any(result.lacks_room for result in results)
         return self._claims_alone and not self._keeper.claims
 
     def _claim_request(self, runner: ModelRunner) -> ClaimRequest:

@@ -9,7 +9,7 @@ import asyncio
 import secrets
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from msf_scheduler import keys
@@ -32,7 +32,7 @@ from msf_scheduler.jobs import (
 from msf_scheduler.keys import QueueKeys
 from msf_scheduler.queue import EXPIRED
 from msf_scheduler.scripts import Invocation, Script, by_name, call_all
-from msf_scheduler.tunables import DEAD_LETTER_TTL_S, LEASE_S, RESULT_TTL_S
+from msf_scheduler.tunables import DEAD_LETTER_TTL_S, LEASE_S, MAX_LEASES_RENEWED, MAX_STORED_BYTES, RESULT_TTL_S
 
 GONE = JobError(
     code=ErrorCode.FINGERPRINT_GONE,
@@ -66,12 +66,14 @@ class Claim:
 class ClaimResult:
     """Jobs that a worker may run now. `alone`: a suspect waits or was claimed, so the worker must hold nothing else.
 
-    `num_expired` jobs ended because their deadlines could not be met any more.
+    `num_expired` jobs ended because their deadlines could not be met any more. `lacks_room`: the next job did not fit
+    into `max_samples`.
     """
 
     claims: tuple[Claim, ...] = ()
     alone: bool = False
     num_expired: int = 0
+    lacks_room: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,8 @@ class Leases:
                 Claim(_served_under(Terms.model_validate_json(terms), decode_job(fields)), worker_id)
                 for fields, terms in zip(reply["jobs"], reply["terms"], strict=True)
             )
-            results.append(ClaimResult(claims, bool(reply["alone"]), reply["num_expired"]))
+            lacks_room = reply["limit"] == b"room"
+            results.append(ClaimResult(claims, bool(reply["alone"]), reply["num_expired"], lacks_room))
         return results
 
     def _claim_command(self, worker_id: str, request: ClaimRequest, idle: bool) -> Invocation:
@@ -245,14 +248,15 @@ class Leases:
             leases[claim.queue].append((claim.job.id, claim.job.attempt))
         lost: set[str] = set()
         for queue, pairs in leases.items():
-            job_ids = await self._renew(
-                {"queue": queue.prefix},
-                worker=worker_id,
-                lease_s=self._lease_s,
-                leases=pairs,
-                fingerprint=self._fingerprints.get(queue),
-            )
-            lost.update(job_id.decode() for job_id in job_ids)
+            for start in range(0, len(pairs), MAX_LEASES_RENEWED):
+                job_ids = await self._renew(
+                    {"queue": queue.prefix},
+                    worker=worker_id,
+                    lease_s=self._lease_s,
+                    leases=pairs[start : start + MAX_LEASES_RENEWED],
+                    fingerprint=self._fingerprints.get(queue),
+                )
+                lost.update(job_id.decode() for job_id in job_ids)
         return lost
 
     async def publish_progress(self, claim: Claim, progress: Progress) -> bool:
@@ -294,9 +298,12 @@ class Leases:
 
         After `QueueUnavailable` some may have ended; to repeat the call returns False for these.
         """
-        return [bool(reply) for reply in await call_all(self._redis, [self._finish_command(end) for end in ends])]
+        commands = [self._finish_commands(end) for end in ends]
+        replies = iter(await call_all(self._redis, [command for each in commands for command in each]))
+        return [bool([next(replies) for _ in each][-1]) for each in commands]
 
-    def _finish_command(self, end: JobEnd) -> Invocation:
+    def _finish_commands(self, end: JobEnd) -> list[Invocation]:
+        """Return the commands that store the images piece by piece, of which the last ends the job."""
         job_id, queue, provenance = end.claim.job.id, end.claim.queue, end.provenance
         arguments = {
             **end.claim.token,
@@ -307,8 +314,14 @@ class Leases:
             "provenance": provenance and provenance.model_dump_json(),
             "ttl_s": DEAD_LETTER_TTL_S if end.state is JobState.FAILED else self._result_ttl_s,
         }
-        names = {"queue": queue.prefix, "job": keys.job(job_id), "images": keys.images(job_id)}
-        return Invocation("finish", names, arguments, end.images)
+        names = {"job": keys.job(job_id), "images": keys.images(job_id)}
+        *earlier, last = _pieces(end.images)
+        commands = [
+            Invocation("store_images", names, {**end.claim.token, "is_first": number == 0}, piece)
+            for number, piece in enumerate(earlier)
+        ]
+        names = {"queue": queue.prefix, **names}
+        return [*commands, Invocation("finish", names, {**arguments, "is_first": not earlier}, last)]
 
     async def release(self, claim: Claim) -> bool:
         """Return the job to its place in the queue without prejudice. Return False if the lease was lost."""
@@ -338,13 +351,27 @@ class Leases:
     async def _for_each_queue(self, script: Script, **arguments: Any) -> SweepResult:
         total = SweepResult()
         for name in await call(self._redis, "SMEMBERS", keys.QUEUES):
-            is_done = False
+            queue, is_done, start = QueueKeys(name.decode()), False, 0
             while not is_done:
-                counts = by_name(await script({"queue": QueueKeys(name.decode()).prefix}, **arguments))
-                is_done = bool(counts.pop("is_done"))
+                reply = await script({"queue": queue.prefix}, name=queue.name, start=start, **arguments)
+                counts = by_name(reply)
+                is_done, start = bool(counts.pop("is_done")), counts.pop("start", 0)
                 total += SweepResult(**counts)
         return total
 
 
 def _served_under(terms: Terms, job: JobRecord) -> JobRecord:
     return job.model_copy(update={"terms": job.terms.served_as(terms)})
+
+
+def _pieces(images: Sequence[bytes]) -> list[list[bytes]]:
+    """Divide images into pieces of at most MAX_STORED_BYTES, or one image; without images there is one empty piece."""
+    pieces: list[list[bytes]] = [[]]
+    num_bytes = 0
+    for image in images:
+        num_bytes += len(image)
+        if pieces[-1] and num_bytes > MAX_STORED_BYTES:
+            pieces.append([])
+            num_bytes = len(image)
+        pieces[-1].append(image)
+    return pieces

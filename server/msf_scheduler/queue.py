@@ -201,6 +201,8 @@ class JobQueue:
         if not fields:
             return None
         job = decode_job(fields)
+        if job.state is not JobState.SUCCEEDED:
+            return job, []  # its worker may be storing them
         return job, await self.images(job) if job.images_of else files
 
     async def _get_all(self, job_ids: Sequence[bytes]) -> list[JobRecord]:

@@ -7,10 +7,23 @@ import asyncio
 from redis.asyncio import Redis
 
 from msf_scheduler.jobs import JobError, JobState
-from msf_scheduler.keys import CLOCK, RESERVED
-from msf_scheduler.leases import ClaimResult, Leases, SweepResult
+from msf_scheduler.keys import CLOCK, RESERVED, QueueKeys
+from msf_scheduler.leases import Claim, ClaimResult, JobEnd, Leases, SweepResult
 from msf_scheduler.queue import JobQueue, QueueDepth
-from tests.scheduler.support import MODEL, REPLIES, TIMINGS, VERSION, admit, claim, ids, replies, stored, try_claim
+from msf_scheduler.scripts import call_all
+from tests.scheduler.support import (
+    MODEL,
+    REPLIES,
+    TIMINGS,
+    VERSION,
+    admit,
+    claim,
+    ids,
+    images_of,
+    replies,
+    stored,
+    try_claim,
+)
 
 
 async def claim_idle(leases: Leases, worker_id: str = "idle") -> ClaimResult:
@@ -173,3 +186,47 @@ async def test_all_jobs_of_a_dead_worker_are_taken_back(queue: JobQueue, leases:
             pass
         assert await returns() == SweepResult(num_requeued=100)
     assert (await queue.depth(MODEL, VERSION)).num_jobs_queued == 100
+
+
+async def test_images_of_many_bytes_are_stored_in_pieces(queue: JobQueue, leases: Leases, redis: Redis) -> None:
+    images = [bytes([index]) * 1_000_000 for index in range(7)]
+    first, second = await admit(queue, 7), await admit(queue, 7)
+    stale, lost = await claim(Leases(redis, lease_s=0.0), "dead", num_samples=14)
+    await call_all(redis, leases._finish_commands(JobEnd(stale, JobState.SUCCEEDED, TIMINGS, images))[:2])
+    assert await queue.read(first.id) == (await stored(queue, first.id), []), "nobody sees some of them"
+    await leases.sweep()
+    assert not await leases.succeed(lost, images, TIMINGS)
+    [again, other] = await claim(leases, num_samples=14)
+    assert await leases.finish_many(
+        [JobEnd(again, JobState.SUCCEEDED, TIMINGS, images), JobEnd(other, JobState.SUCCEEDED, TIMINGS, images[:1])]
+    ) == [True, True]
+    assert await images_of(queue, first.id) == images
+    assert await images_of(queue, second.id) == images[:1]
+
+
+async def test_a_dead_workers_many_jobs_are_all_taken_back(queue: JobQueue, leases: Leases) -> None:
+    for _ in range(100):
+        await admit(queue)
+    num_claimed = 0
+    while claims := await claim(leases, "dead", num_samples=100):
+        num_claimed += len(claims)
+    assert num_claimed == 100
+    assert await leases.reclaim("another") == SweepResult()
+    assert await leases.reclaim("dead") == SweepResult(num_requeued=100)
+
+
+async def test_running_jobs_that_could_not_start_any_more_do_not_keep_sweeps_busy(
+    queue: JobQueue, leases: Leases, redis: Redis
+) -> None:
+    """They have started; only if they are queued again does their deadline to start count again."""
+    for _ in range(40):
+        await admit(queue, timeout_s=100.0)
+    running: list[Claim] = []
+    while claims := await claim(leases, "dying", num_samples=100):
+        running += claims
+    deadlines = f"{QueueKeys.of(MODEL, VERSION).prefix}deadlines"
+    await redis.zadd(deadlines, dict.fromkeys(ids(running), 1.0))
+    async with asyncio.timeout(20):
+        assert await leases.sweep() == SweepResult()
+    assert await leases.reclaim("dying") == SweepResult(num_requeued=40)
+    assert await redis.zcard(deadlines) == 40

@@ -12,6 +12,7 @@ local keys = require 'keys'
 local lifecycle = require 'lifecycle'
 local queueing = require 'queueing'
 local states = require 'states'
+local streams = require 'streams'
 local throughput = require 'throughput'
 local tunables = require 'tunables'
 local waking = require 'waking'
@@ -22,7 +23,7 @@ local queue, fields = keys.queue(key.queue), args.fields
 
 local function answer(job)
   if args.reply_to and not jobs.is_terminal(redis.call('HGET', job, 'state')) then
-    redis.call('SADD', job .. keys.WAITERS, args.reply_to)
+    streams.subscribe(job, keys.WAITERS, args.reply_to)
   end
   return {'outcome', 'accepted', 'job', redis.call('HGETALL', job)}
 end
@@ -39,7 +40,7 @@ local function store(state, now, offset)
   end
   if args.timeout_s then
     redis.call('HSET', key.job, 'deadline_at', clock.stamp(now + args.timeout_s))
-    redis.call('ZADD', queue.deadlines, clock.stamp(now + args.timeout_s - fields.least_s), args.id)
+    queueing.set_deadline(queue, key.job, args.id)
   end
   if key.idempotency then
     redis.call('HSET', key.idempotency, 'job', args.id, 'digest', args.digest)

@@ -26,8 +26,21 @@ local own_fingerprints = {'', args.fingerprint}
 local alone, claimed, terms, held = 0, {}, {}, {}
 local num_samples, num_steps, num_expired, num_ended, num_dropped = 0, 0, 0, 0, 0
 fingerprints.refresh(queue, args.fingerprint, now)
+local num_held = {}
+for _, class in ipairs(priority_classes) do
+  num_held[class] = 0
+end
+
+local function hold(class, tenant)
+  local lane = lanes.name(class, tenant)
+  if not held[lane] then
+    held[lane] = true
+    num_held[class] = num_held[class] + 1
+  end
+end
+
 for _, lane in ipairs(args.held) do
-  held[lanes.name(unpack(lane))] = true
+  hold(unpack(lane))
 end
 
 local queued_fingerprints = {}
@@ -37,18 +50,20 @@ for _, fingerprint in ipairs(own_fingerprints) do
   end
 end
 
--- Return the turns of a class in their order, as far as the first `limit` tenants of each fingerprint have them:
--- place, tenant, and what sorts them. Lanes in `excluded` have no turn.
-local function turns_of(class, limit, excluded)
+-- Return the first `limit` turns of a class for each fingerprint, in their order: place, tenant, and what sorts them.
+-- Lanes in `excluded`, of which the class has `num_excluded`, have no turn.
+local function turns_of(class, limit, excluded, num_excluded)
   local turns = {}
   for _, fingerprint in ipairs(queued_fingerprints) do
     local place = fingerprints.qualify(class, fingerprint)
-    local tenants = redis.call('ZRANGE', lanes.tenants(queue, place), 0, limit - 1, 'WITHSCORES')
+    local tenants = redis.call('ZRANGE', lanes.tenants(queue, place), 0, limit + num_excluded - 1, 'WITHSCORES')
+    local num_turns = 0
     for i = 1, #tenants, 2 do
       local tenant, pass = tenants[i], tonumber(tenants[i + 1])
-      if not excluded[lanes.name(class, tenant)] then
+      if num_turns < limit and not excluded[lanes.name(class, tenant)] then
         local _, seq = lanes.first(queue, place, tenant)
         turns[#turns + 1] = {class = class, place = place, tenant = tenant, pass = pass, seq = seq}
+        num_turns = num_turns + 1
       end
     end
   end
@@ -209,7 +224,7 @@ local function serve_turns()
   while num_steps < args.budget_steps do
     local turns = {}
     for _, class in ipairs(priority_classes) do
-      turns[class] = turns_of(class, 1, {})
+      turns[class] = turns_of(class, 1, {}, 0)
     end
     local class = next_class(turns)
     if not class or is_exhausted() then
@@ -225,7 +240,7 @@ local function serve_turns()
       lanes.advance(queue, turn.pass)
       end_turn(turn)
       lease(id, waiter_id)
-      held[lanes.name(class, turn.tenant)] = true
+      hold(class, turn.tenant)
     end
   end
   return 'budget'
@@ -240,7 +255,7 @@ local function serve_newcomer(turn)
       if has_room(id) then
         end_turn(turn)
         lease(id, waiter_id)
-        held[lanes.name(turn.class, turn.tenant)] = true
+        hold(turn.class, turn.tenant)
       end
       return
     end
@@ -252,7 +267,7 @@ end
 local function serve_newcomers()
   local turns, max_claimed = {}, #claimed + tunables.MAX_NEWCOMERS
   for _, class in ipairs(priority_classes) do
-    turns[class] = turns_of(class, #args.held + #claimed + tunables.MAX_NEWCOMERS + 1, held)
+    turns[class] = turns_of(class, tunables.MAX_NEWCOMERS + 1, held, num_held[class])
   end
   local class = next_class(turns)
   while class do

@@ -1,7 +1,7 @@
 -- Store a worker's result and give up its lease.
 -- KEYS: queue, job, images
 -- ARGV: id, worker, attempt, state, result ("timings" or "error"), value (of that), fingerprint and provenance (of what
---       made the images), ttl_s; then the encoded images
+--       made the images), ttl_s, is_first (no images were stored before); then the encoded images, or the last of them
 -- → 1, or 0 if the lease was lost and the result is dropped
 local clock = require 'clock'
 local jobs = require 'jobs'
@@ -22,9 +22,7 @@ redis.call('HSET', job, args.result, args.value)
 if args.provenance then
   redis.call('HSET', job, 'provenance', args.provenance)
 end
-if #ARGV > 1 then
-  redis.call('RPUSH', key.images, unpack(ARGV, 2))
-end
+lifecycle.store_images(key.images, args.is_first, ARGV)
 local share, fingerprint, num_samples = unpack(redis.call('HMGET', job, 'share', 'fingerprint', 'num_samples'))
 if share and args.state == states.SUCCEEDED then
   if fingerprint == args.fingerprint then

@@ -3,10 +3,12 @@
 -- ARGV: worker, load, ttl_s
 -- → 1, or 0 if the worker is not registered
 local clock = require 'clock'
+local tunables = require 'tunables'
 
 local key, args = require 'arguments'(KEYS, ARGV)
 local now = clock.now()
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', key.heartbeats, '-inf', clock.stamp(now - args.ttl_s))) do
+local silent = clock.stamp(now - args.ttl_s)
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', key.heartbeats, '-inf', silent, 'LIMIT', 0, tunables.MAX_SWEPT)) do
   if id ~= args.worker then
     redis.call('HDEL', key.workers, id)
     redis.call('HDEL', key.loads, id)

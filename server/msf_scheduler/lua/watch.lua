@@ -13,7 +13,7 @@ local function watch(job, id)
   if not state or jobs.is_terminal(state) then
     return
   end
-  redis.call('SADD', job .. keys.WATCHERS, args.reply_to)
+  streams.subscribe(job, keys.WATCHERS, args.reply_to)
   if not is_watched then
     redis.call('HSET', job, 'is_watched', 1)
     if worker then

@@ -17,12 +17,25 @@ function lifecycle.close(queue, job, id, state, now, ttl_s)
   redis.call('ZREM', queue.deadlines, id)
   redis.call('HSET', job, 'state', state, 'finished_at', clock.stamp(now))
   redis.call('HDEL', job, 'worker', 'leader', 'charged_to', 'served_as')
+  if state ~= states.SUCCEEDED then
+    redis.call('UNLINK', job .. keys.IMAGES)  -- of a worker that did not store all of them
+  end
   redis.call('ZADD', queue.ends, clock.stamp(now + ttl_s), id)
   local receiver, tenant = unpack(redis.call('HMGET', job, 'webhook', 'tenant'))
   if receiver then
     webhooks.schedule(tenant, receiver, id, now)
   end
   streams.notify_end(job, id, state)
+end
+
+-- Store the images that come after ARGV[1]; the first replace what another attempt left.
+function lifecycle.store_images(images, is_first, ARGV)
+  if is_first then
+    redis.call('UNLINK', images)
+  end
+  if #ARGV > 1 then
+    redis.call('RPUSH', images, unpack(ARGV, 2))
+  end
 end
 
 -- Facts about the work of a job, whoever asked for it.

@@ -17,6 +17,14 @@ function queueing.join_lanes(queue, job, id, fingerprint)
   end
 end
 
+-- Have a job that is queued end when it is too late to run it.
+function queueing.set_deadline(queue, job, id)
+  local deadline_at, least_s = unpack(redis.call('HMGET', job, 'deadline_at', 'least_s'))
+  if deadline_at then
+    redis.call('ZADD', queue.deadlines, clock.stamp(deadline_at - least_s), id)
+  end
+end
+
 -- Queue a job, and its followers with it.
 function queueing.enqueue(queue, job, id)
   local fingerprint = fingerprints.of_job(job)
@@ -55,6 +63,7 @@ function queueing.requeue(queue, job, id)
   redis.call('HSET', job, 'state', states.QUEUED)
   redis.call('HDEL', job, 'worker', 'progress', 'charged_to', 'served_as')
   redis.call('DEL', job .. keys.PREVIEWS)
+  queueing.set_deadline(queue, job, id)
   queueing.enqueue(queue, job, id)
 end
 

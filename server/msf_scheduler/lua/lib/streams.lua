@@ -9,6 +9,13 @@ local function append(stream, max_length, ...)
   redis.call('EXPIRE', stream, tunables.STREAM_TTL_S)
 end
 
+-- Have a stream notified of a job's end (`set` is keys.WAITERS) or changes (keys.WATCHERS), unless too many are.
+function streams.subscribe(job, set, stream)
+  if redis.call('SCARD', job .. set) < tunables.MAX_SUBSCRIBERS then
+    redis.call('SADD', job .. set, stream)
+  end
+end
+
 -- Notify a worker that one of its jobs was cancelled.
 function streams.notify_cancelled(worker, id)
   append(keys.NOTICES .. worker, tunables.MAX_NOTICES, 'job', id)

@@ -52,7 +52,8 @@ local function announce_unseen(queue, fingerprint, is_to_all)
     return
   end
   local full = fingerprints.qualify(queue.full, fingerprint)
-  for _, waiter in ipairs(redis.call('ZRANGEBYSCORE', full, '-inf', '(' .. came_at)) do
+  local waiters = redis.call('ZRANGEBYSCORE', full, '-inf', '(' .. came_at, 'LIMIT', 0, tunables.MAX_ANNOUNCED)
+  for _, waiter in ipairs(waiters) do
     if waking.announce_newcomers(queue, waiter) and not is_to_all then
       return
     end
