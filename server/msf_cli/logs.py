@@ -12,6 +12,7 @@ Format = Literal["text", "json"]
 
 def configure_logging(level: str, process: str, form: Format = "text") -> None:
     """Log as `process` (server, worker or compile) from `level` upwards."""
+    logging.raiseExceptions = False  # a full disk loses log lines, and must not fill what is left with tracebacks
     logging.basicConfig(level=level.upper(), handlers=[make_handler(process, form)])
     logging.captureWarnings(True)
 

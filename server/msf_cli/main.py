@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 from typing import Any
 
 import click
 
-from msf_cli.setup_checks import missing_package
+from msf_cli.setup_checks import EXIT_INTERRUPTED, missing_package
 
 _COMMANDS = {
     "serve": "Serve images over HTTP: a server, its workers and, unless MSF_REDIS_URL is set, a Valkey",
@@ -46,6 +47,13 @@ class _LazyGroup(click.Group):
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
             raise missing_package(str(ctx.invoked_subcommand), str(error.name)) from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(EXIT_INTERRUPTED)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # nobody reads the output any more; click ends without a word
+                raise
+            raise click.ClickException(str(error)) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from msf_cli.settings import WorkerProcessSettings
 
 
+EXIT_INTERRUPTED = 130  # as shells report SIGINT
+
+
 class IncompleteSetup(click.ClickException):
     """Something that a command cannot start without: one line that says what to do, and exit status 2."""
 

@@ -20,8 +20,7 @@ from msf_cli.load.mix import Mix, Weighted, parse_weighted
 from msf_cli.load.page import page
 from msf_cli.load.sweep import Sweep
 from msf_cli.load.text import report_text, sweep_text
-
-EXIT_INTERRUPTED = 130
+from msf_cli.setup_checks import EXIT_INTERRUPTED
 
 Callback = Callable[[click.Context, click.Parameter, str | None], Any]
 
