@@ -20,7 +20,7 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from msf_scheduler.embedded_valkey import find_server
+from msf_scheduler.embedded_valkey import OWNER, find_server
 
 MODEL = "fashion-mnist"  # small and fast: benchmarks measure the service, not the network
 TIMEOUT_S = 300.0  # generous: machines may be slow and busy
@@ -132,6 +132,11 @@ def local_service(folder: Path, core: int | None = None, /, **settings: str) -> 
         if core is not None:
             os.sched_setaffinity(running.process.pid, {core})
         yield LocalService(running.url(), running, time.monotonic() - started_at)
+
+
+def embedded_redis_url(data_dir: Path) -> str:
+    """Return the URL of the Valkey that a running service keeps in `data_dir`."""
+    return (data_dir / OWNER).read_text().splitlines()[0]
 
 
 def single_model_repository(folder: Path) -> Path:

@@ -23,7 +23,7 @@ from tabulate import tabulate
 
 from bench.dashboard.expected import LoadRecord, SeriesCheck, check_series
 from bench.dashboard.queries import PanelQuery, PrometheusClient, read_board
-from bench.local_stack import SCRAPE_S, free_port, local_service, prometheus, until_idle
+from bench.local_stack import SCRAPE_S, embedded_redis_url, free_port, local_service, prometheus, until_idle
 from msf_cli.load.arrivals import bursty
 from msf_cli.load.chart import Panel, chart
 from msf_cli.load.generator import LoadClient, open_loop
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> tuple[LoadRecord, list[S
     for subfolder in folders:
         subfolder.mkdir()
     with local_service(folders[0], MSF_WORKERS="2", **settings) as first:
-        redis_url = (folders[0] / "owner").read_text()
+        redis_url = embedded_redis_url(folders[0])
         with local_service(folders[1], MSF_REDIS_URL=redis_url, MSF_WORKERS="0", **settings) as second:
             urls = [first.url, second.url]
             targets = {

@@ -24,7 +24,7 @@ from statistics import median
 import httpx
 from tabulate import tabulate
 
-from bench.local_stack import LocalService, free_port, local_service, read_metric, resident_mb
+from bench.local_stack import LocalService, embedded_redis_url, free_port, local_service, read_metric, resident_mb
 from msf_scheduler.connection import connect
 
 NUM_CALLERS = 12
@@ -111,7 +111,7 @@ def main() -> None:
     port = free_port()
     settings = {"MSF_WORKER_METRICS_PORT": str(port), "MSF_RESULT_TTL_S": "60"}
     with tempfile.TemporaryDirectory(prefix="msf-") as folder, local_service(Path(folder), **settings) as service:
-        redis_url = (Path(folder) / "owner").read_text()
+        redis_url = embedded_redis_url(Path(folder))
         rows = assess(asyncio.run(soak(service, redis_url, f"http://127.0.0.1:{port}", arguments.minutes)))
     head = ["process", "measure", "second quarter", "last quarter", "maximum", "verdict"]
     print(tabulate(rows, head, tablefmt="github", floatfmt=".0f"))
