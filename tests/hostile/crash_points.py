@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,12 +26,17 @@ from msf_worker.main import run_worker
 from msf_worker.settings import WorkerSettings
 
 Moment = Literal["before", "half sent", "after"]
+COMMANDS = re.compile(rb"\*\d+\r\n\$\d+\r\n(\w+\r\n(?:\$\d+\r\nmsf_\w+)?)")  # with the function that is called
+MAX_OF_A_KIND = 2
 FILE_CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.utime", "os.truncate")
 
 
 @dataclass(frozen=True)
 class CrashPoint:
-    """The `number`th write to Redis, from 1, and the moment of it; `victim` is a process, 0 this one."""
+    """The `number`th write to Redis, from 1, and the moment of it; `victim` is a process, 0 this one.
+
+    Only the first writes of each kind count: heartbeats and reports are repeated for as long as a process lives.
+    """
 
     number: int
     moment: Moment = "before"
@@ -39,13 +46,16 @@ class CrashPoint:
         """Kill the victim when this process gets there."""
         send = AbstractConnection.send_packed_command
         num_writes = 0
+        seen: Counter[tuple[bytes, ...]] = Counter()
 
         async def send_and_crash(connection: Any, command: bytes, check_health: bool = True) -> None:
             nonlocal num_writes
-            num_writes += 1
-            if num_writes != self.number:
-                return await send(connection, command, check_health)
             data = command if isinstance(command, bytes) else b"".join(command)
+            kind = tuple(COMMANDS.findall(data))
+            seen[kind] += 1
+            num_writes += seen[kind] <= MAX_OF_A_KIND
+            if num_writes != self.number or seen[kind] > MAX_OF_A_KIND:
+                return await send(connection, data, check_health)
             if self.moment == "half sent":
                 connection._writer.write(data[: len(data) // 2])
                 await connection._writer.drain()
