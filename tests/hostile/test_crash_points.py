@@ -21,7 +21,7 @@ from typing import Any, get_args
 import pytest
 from redis.exceptions import RedisError
 
-from bench.local_stack import start_valkey
+from bench.local_stack import TIMEOUT_S, start_valkey
 from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import load_version
 from msf_engine.repository import read_version
@@ -102,7 +102,7 @@ class Lane:
         async def is_empty() -> bool:
             return bool(await self.redis.flushall())
 
-        await eventually(lambda: _answered(is_empty()))
+        await eventually(lambda: _answered(is_empty()), TIMEOUT_S)
 
     async def reach(self, jobs: dict[str, JobSpec], versions: tuple[str, ...], *, served: set[str]) -> None:
         """Admit jobs and select versions, both idempotent; wait until the jobs have ended and `served` are."""
@@ -124,7 +124,7 @@ class Lane:
             records = [await queue.get(job_id) for job_id in jobs]
             return all(record is not None and record.state.is_terminal for record in records)
 
-        await eventually(lambda: _answered(is_reached()))
+        await eventually(lambda: _answered(is_reached()), TIMEOUT_S)
 
     async def check(self, jobs: dict[str, JobSpec]) -> None:
         """Check that each job has succeeded once, and that nothing is still counted."""
@@ -229,19 +229,19 @@ async def try_every_point(
         await asyncio.gather(*(run(lane, moment, numbers) for lane in lanes))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2 * TIMEOUT_S)
 async def test_a_worker_is_killed_at_every_write(lanes: list[Lane], attempts: Attempts) -> None:
     """Worker killed at each write to Redis of load, claim, finish and unload."""
     await try_every_point(lanes, attempts, MOMENTS, lambda lane: 0)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2 * TIMEOUT_S)
 async def test_valkey_is_killed_at_every_write(lanes: list[Lane], attempts: Attempts) -> None:
     """Valkey killed at each write of a worker."""
     await try_every_point(lanes, attempts, ("before", "after"), lambda lane: lane.valkey.pid)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2 * TIMEOUT_S)
 async def test_a_server_is_killed_at_every_write_of_an_admission(lanes: list[Lane], attempts: Attempts) -> None:
     """Server killed at each write to Redis of an admission."""
     [lane, *_] = lanes
@@ -263,7 +263,7 @@ async def test_a_server_is_killed_at_every_write_of_an_admission(lanes: list[Lan
             with attempts.attempt(f"{moment} write {number}"):
                 assert await submit(lane.url, body, key) == 202
 
-                await eventually(partial(is_idle, num_jobs))
+                await eventually(partial(is_idle, num_jobs), TIMEOUT_S)
             if process.exitcode == 0:
                 break
     lane.stop_worker()
