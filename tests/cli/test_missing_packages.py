@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,21 +49,23 @@ def test_a_command_without_torch_says_what_to_install(
     ],
 )
 def test_a_worker_says_what_its_plans_need(
-    backend: str,
-    package: str,
-    problem: str,
-    valkey: EmbeddedValkey,
-    settings: dict[str, str],
-    tmp_path: Path,
-    no_title: None,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    backend: str, package: str, problem: str, valkey: EmbeddedValkey, settings: dict[str, str], tmp_path: Path
 ) -> None:
-    hide(package, monkeypatch)
-    changes = {"MSF_REDIS_URL": valkey.url, "MSF_BACKEND": backend, "MSF_CACHE_DIR": str(tmp_path)}
-    result = CliRunner().invoke(main, ["worker"], env=settings | changes)
-    assert (result.exit_code, caplog.messages[-1]) == (2, f"{problem}Install it: pip install 'msf-serve[worker]'")
-    assert "Traceback" not in caplog.text
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules['{package}'] = None")  # in its children too
+    changes = {
+        "MSF_REDIS_URL": valkey.url,
+        "MSF_BACKEND": backend,
+        "MSF_CACHE_DIR": str(tmp_path / "cache"),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
+    }
+    command = (sys.executable, "-m", "msf_cli.main", "worker")
+    worker = subprocess.run(
+        command, env={**os.environ, **settings, **changes}, capture_output=True, text=True, check=False
+    )
+    assert worker.returncode == 2, worker.stderr
+    last = worker.stderr.splitlines()[-1]
+    assert last.endswith(f" can be served: tiny:1: {problem}Install it: pip install 'msf-serve[worker]'")
+    assert "Traceback" not in worker.stderr
 
 
 def hide(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
