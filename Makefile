@@ -55,7 +55,7 @@ test: $(VENV)/.dev
 	$(PYTEST) -m 'not slow and not hostile'
 
 test-slow: $(VENV)/.dev
-	$(PYTEST) -m slow --ignore tests/bench
+	$(PYTEST) -n 3 -m slow --ignore tests/bench  # they wait half of the time
 
 test-bench: $(VENV)/.dev ## the slow tests of the benchmarks, which train and compile
 	$(PYTEST) -m slow tests/bench
