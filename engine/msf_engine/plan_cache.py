@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -25,6 +25,7 @@ from msf_engine.revisions import network_fingerprint
 logger = logging.getLogger(__name__)
 
 _RECORD, _FILES = "plan.json", "plan"
+_PARTIAL = ".partial-"
 
 
 @dataclass(frozen=True)
@@ -117,19 +118,24 @@ class PlanCache:
     def building(self, spec: PlanSpec, fingerprint: str) -> Iterator[Path]:
         """Exclude other processes while one builds the plan, in an empty folder; they can then read it.
 
-        Removes what a process left that was killed meanwhile. Raises PlanError when the cache is not writable.
+        Raises PlanError when the cache is not writable.
         """
         entry = self._entry(spec, fingerprint)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(entry.with_suffix(".lock")).acquire()
-            for abandoned in self.folder.glob(f"{_partial(entry)}*"):
-                shutil.rmtree(abandoned, ignore_errors=True)
+            lock = _lock(entry).acquire()
             partial = tempfile.TemporaryDirectory(prefix=_partial(entry), dir=self.folder, ignore_cleanup_errors=True)
         except OSError as error:
             raise self._not_writable(error) from error
         with lock, partial as folder:
             yield Path(folder)
+
+    def remove_abandoned(self) -> None:
+        """Remove the folders in which processes made entries that were killed meanwhile."""
+        for folder in self.folder.glob(f"{_PARTIAL}*"):
+            entry = self.folder / folder.name.removeprefix(_PARTIAL).partition("-")[0]
+            with suppress(OSError), _lock(entry).acquire(blocking=False):  # whoever makes an entry holds its lock
+                shutil.rmtree(folder, ignore_errors=True)
 
     def records(self) -> list[PlanRecord]:
         """Return the metadata of every plan in the cache."""
@@ -181,7 +187,11 @@ class PlanCache:
 
 def _partial(entry: Path) -> str:
     """Return how the names of folders begin in which an entry is made."""
-    return f".partial-{entry.name}-"
+    return f"{_PARTIAL}{entry.name}-"
+
+
+def _lock(entry: Path) -> FileLock:
+    return FileLock(entry.with_suffix(".lock"))
 
 
 def folder_digest(folder: Path) -> str:

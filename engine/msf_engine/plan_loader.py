@@ -35,6 +35,7 @@ def load_plans(
     be built, PlanRejected when one does not agree with the reference.
     """
     started_at = time.monotonic()
+    plan_cache.remove_abandoned()
     builder = PlanBuilder(version, backend, plan_cache, buckets)
     plans, records = {}, {}
     time_embeddings = builder.time_embeddings  # first: it verifies the version's files

@@ -269,6 +269,7 @@ async def test_a_server_is_killed_at_every_write_of_an_admission(lanes: list[Lan
     lane.stop_worker()
 
 
+@pytest.mark.timeout(600)
 def test_the_plan_cache_is_whole_after_a_kill_at_every_change(
     settings: WorkerSettings, tmp_path: Path, attempts: Attempts
 ) -> None:

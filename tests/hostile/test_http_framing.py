@@ -109,7 +109,9 @@ def is_alive(address: tuple[str, int]) -> bool:
         return False
 
 
-def exchange(address: tuple[str, int], pieces: Sequence[bytes], *, half_close: bool = False) -> bytes:
+def exchange(
+    address: tuple[str, int], pieces: Sequence[bytes], *, half_close: bool = False, silence_s: float = SILENCE_S
+) -> bytes:
     """Send the pieces, and return everything that the server answers until it closes or falls silent."""
     received = bytearray()
     with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
@@ -119,7 +121,7 @@ def exchange(address: tuple[str, int], pieces: Sequence[bytes], *, half_close: b
                 connection.sendall(piece)
             if half_close:
                 connection.shutdown(socket.SHUT_WR)
-            connection.settimeout(SILENCE_S)
+            connection.settimeout(silence_s)
             while data := connection.recv(65_536):
                 received += data
         except (TimeoutError, ConnectionError):
@@ -170,7 +172,7 @@ def test_pipelined_requests_are_answered_alike_however_they_are_split(
     @given(requests=st.lists(st.sampled_from(GOOD), min_size=1, max_size=6), cuts=cuts)
     def ask(requests: list[bytes], cuts: list[int]) -> None:
         attempts.num_tried += 1
-        answers = answers_in(exchange(address, split(b"".join([*requests, LAST]), cuts)))
+        answers = answers_in(exchange(address, split(b"".join([*requests, LAST]), cuts), silence_s=TIMEOUT_S))
         assert [answer.status for answer in answers] == [*(alone[request].status for request in requests), 200]
 
     ask()
@@ -187,7 +189,9 @@ def test_a_malformed_request_ends_the_connection_after_the_answers_before_it(
     def ask(requests: list[bytes], bad: bytes, cuts: list[int]) -> None:
         attempts.num_tried += 1
         data = b"".join([*requests, bad, LAST])
-        whole, pieces = (answers_in(exchange(address, sent)) for sent in ([data], split(data, cuts)))
+        whole, pieces = (
+            answers_in(exchange(address, sent, silence_s=TIMEOUT_S)) for sent in ([data], split(data, cuts))
+        )
         assert len(whole) == len(requests) + 1, "a malformed request has one answer, and none after it"
         assert whole[-1].status in (400, 404, 405)
         assert whole == pieces
