@@ -38,7 +38,7 @@ VARIABLE = re.compile(r"MSF_[A-Z_]+[A-Z]")
 VARIABLES = ROOT / "tests/system/records/variables.json"
 ADDRESS = "localhost:8000"
 ELLIPSIS = "…"  # in an output: any text
-VARYING = re.compile(r"created|url|job_id|reproducibility|fingerprint|\w+_ms")  # by machine or request
+VARYING = re.compile(r"created|cached|url|job_id|reproducibility|fingerprint|\w+_ms")  # by machine or request
 
 
 @dataclass(frozen=True)
