@@ -121,7 +121,7 @@ chaos: $(VENV)/.dev ## kill, hang, fill and disconnect processes under load, and
 	$(BIN)/python -m bench.faults.chaos
 
 hostile: $(VENV)/.dev ## try bad inputs, clients, signals and crashes on real processes, and print what held
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m hostile tests/hostile
+	$(PYTEST) -n 3 -m hostile tests/hostile  # they wait half of the time
 
 soak: $(VENV)/.dev ## apply mixed load for an hour; memory, keys, files and tasks may not grow
 	$(BIN)/python -m bench.faults.soak

@@ -72,10 +72,10 @@ class Store:
 
     async def claim(self, leases: Leases, num_jobs: int, num_held_lanes: int = 0) -> list[Claim]:
         """Claim until there are `num_jobs`, or no more work."""
-        held = [(Priority.NORMAL, f"held-{number}") for number in range(num_held_lanes)]
+        lanes = [(Priority.NORMAL, f"held-{number}") for number in range(num_held_lanes)]
         claims: list[Claim] = []
         while len(claims) < num_jobs:
-            request = ClaimRequest(MODEL, 2 * min(num_jobs - len(claims), 10_000), held, 10**6)
+            request = ClaimRequest(MODEL, 2 * min(num_jobs - len(claims), 10_000), lanes, 10**6)
             [result] = await leases.claim_many("worker", [request], idle=not claims)
             if not result.claims:
                 break

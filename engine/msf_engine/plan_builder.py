@@ -59,7 +59,7 @@ class PlanBuilder:
 
     @cached_property
     def time_embeddings(self) -> dict[Stage, HostTimeEmbedding]:
-        """What the host computes for the denoisers. Raises ModelRepositoryError for damaged weights of any network."""
+        """Time embeddings, computed on the host. Raises ModelRepositoryError for damaged weights of any network."""
         try:
             weights = self.version.read_time_embeddings()
             return {stage: HostTimeEmbedding.of(weights[stage]) for stage in weights}

@@ -56,15 +56,15 @@ class ModelLoader:
                 raise
             logger.error("%s", error)
             return first
-        wanted = [key for key in contents.versions if is_desired(key, desired)]
+        desired_keys = [key for key in contents.versions if is_desired(key, desired)]
         for key in contents.versions:
-            if key not in wanted:
+            if key not in desired_keys:
                 logger.info("not serving %s, which is unloaded or was never loaded by name", ":".join(key))
-        first.waiting = [key for key in wanted if not self._load_cached(key, first)]
+        first.waiting = [key for key in desired_keys if not self._load_cached(key, first)]
         while first.waiting and not first.runners:
             self._try(first.waiting.pop(0), first)
             first.waiting = [key for key in first.waiting if not self._load_cached(key, first)]  # of the same network
-        if not first.runners and len(wanted) == len(contents.versions) and not may_be_none:
+        if not first.runners and len(desired_keys) == len(contents.versions) and not may_be_none:
             raise ModelRepositoryError(self._nothing_to_serve(contents, first.failures))
         return first
 

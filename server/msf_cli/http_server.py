@@ -56,9 +56,9 @@ class HttpServer(uvicorn.Server):
 
 def listen(host: str, port: int, setting: str = "MSF_PORT") -> socket.socket:
     """Return a listening socket. Raises IncompleteSetup if the address cannot be bound."""
-    wanted = socket.AF_INET6 if ":" in host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, wanted, socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0]
         # asyncio disables Nagle's algorithm, 40 ms per answer, only on sockets created as TCP.
         listener = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:

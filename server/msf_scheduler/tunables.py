@@ -19,7 +19,7 @@ THROUGHPUT_WINDOW_S = 60.0  # busy time over which samples per second are averag
 
 HELD_S = 2.0  # device seconds of work that a worker claims in advance; less leaves large batches unfilled
 AGEING_S = 5.0  # a waiting priority class rises by one level each time this long passes without service
-MAX_CLAIMED_JOBS = 25  # by one call, so that no script runs long
+MAX_CLAIMED_JOBS = 16  # by one call, so that no script runs long
 MAX_ENDED_JOBS = 16  # by one claim, followers included
 MAX_FOLLOWERS = 16  # of one job: a script that ends it ends them all
 MAX_NEWCOMERS = 16  # jobs beyond its budget that a worker gets by one call

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import pytest
 from tabulate import tabulate
 
-_ATTEMPTS = pytest.StashKey["list[Attempts]"]()
+_ATTEMPTS = "attempts"  # user property of a test's report, which also reaches the process that prints the table
 
 
 @dataclass
@@ -35,8 +35,8 @@ def attempts(request: pytest.FixtureRequest) -> Iterator[Attempts]:
     """Count the attempts of one test; its docstring's first line names the kind."""
     docstring = getattr(request.function, "__doc__", None) or request.node.name
     counted = Attempts(docstring.strip().partition("\n")[0])
-    request.config.stash.setdefault(_ATTEMPTS, []).append(counted)
     yield counted
+    request.node.user_properties.append((_ATTEMPTS, asdict(counted)))
     assert counted.num_tried, "the test tried nothing"
     assert not counted.failures, "\n".join(counted.failures)
 
@@ -49,9 +49,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    counted = [
+        Attempts(**value)
+        for report in reports
+        if getattr(report, "when", "") == "teardown"
+        for name, value in report.user_properties
+        if name == _ATTEMPTS
+    ]
     rows = [
-        (counted.kind, counted.num_tried, counted.num_tried - len(counted.failures), "; ".join(counted.failures))
-        for counted in terminalreporter.config.stash.get(_ATTEMPTS, [])
+        (attempts.kind, attempts.num_tried, attempts.num_tried - len(attempts.failures), "; ".join(attempts.failures))
+        for attempts in counted
     ]
     if rows:
         terminalreporter.section("hostile behaviour")

@@ -79,7 +79,7 @@ async def _unready(registry: Registry, catalog: Catalog, redis: RedisClient) -> 
         if any(worker.models for worker in workers):
             return None
         await catalog.refresh()
-        wanted = [model for model in await catalog.models() if catalog.is_loaded(model)]
+        models = [model for model in await catalog.models() if catalog.is_loaded(model)]
     except SchedulerError as error:
         return str(translate(error).detail)
-    return "No worker serves a model; the repository index says why." if wanted or catalog.refused() else None
+    return "No worker serves a model; the repository index says why." if models or catalog.refused() else None
