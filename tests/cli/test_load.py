@@ -55,9 +55,11 @@ def test_ctrl_c_reports_the_results_so_far(tmp_path: Path) -> None:
         return succeed(body)
 
     file = tmp_path / "load.json"
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     with serving(Fake(interrupt_at_the_third)) as fake:
         result = run("--url", fake.url, "--rate", "20", "--duration-s", "600", "--alone-runs", "0", "--json", str(file))
         resume.set()
+    signal.signal(signal.SIGINT, handler)
     assert result.exit_code == 130, result.output
     assert "unfinished in" in result.stdout
     (only,) = json.loads(file.read_text())["runs"]
