@@ -22,10 +22,11 @@ COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --generate-hashes --no-annotat
   --python-version 3.11 --python-platform x86_64-unknown-linux-gnu --constraint requirements/constraints.in --no-emit-package torch
 # One process per core and one thread per process: more threads would only compete.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+HEAVY = tests/bench tests/engine/test_inductor.py tests/engine/test_tensorrt.py
 # Ends the service when make is killed.
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
-.PHONY: help serve check check-all lint types contracts test test-slow test-bench data train-fashion data-emoji train-emoji evaluate evaluate-emoji reproduce ablate bench-serve \
+.PHONY: help serve check check-all lint types contracts test test-slow test-heavy data train-fashion data-emoji train-emoji evaluate evaluate-emoji reproduce ablate bench-serve \
   bench-overhead bench-engine bench-scripts bench-batching bench-choosing bench-peers bench-simulation bench-gpu gpu-check dashboard-test chaos hostile soak compose-test sweep audit sbom licences lock tensorrt-build clean
 
 help: ## list the targets
@@ -37,7 +38,7 @@ serve: $(VENV)/.worker ## install and serve images at http://127.0.0.1:8000
 check: $(VENV)/.dev ## lint, types, import contracts and tests: what every change must pass
 	@$(MAKE) --no-print-directory --jobs=2 lint types contracts test
 
-check-all: check test-slow ## also the tests that start whole services, train models or build TensorRT plans
+check-all: check test-slow ## also the tests that start whole services or train models
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
@@ -55,10 +56,10 @@ test: $(VENV)/.dev
 	$(PYTEST) -m 'not slow and not hostile'
 
 test-slow: $(VENV)/.dev
-	$(PYTEST) -n 3 -m slow --ignore tests/bench  # they wait half of the time
+	$(PYTEST) -n 3 -m slow $(addprefix --ignore ,$(HEAVY))  # they wait half of the time
 
-test-bench: $(VENV)/.dev ## the slow tests of the benchmarks, which train and compile
-	$(PYTEST) -m slow tests/bench
+test-heavy: $(VENV)/.dev ## the slow tests of the benchmarks, and of the compilers that the default on a CPU does not use
+	$(PYTEST) -m slow $(HEAVY)
 
 data: $(DATA)/.fashion-mnist ## download Fashion-MNIST from Debian's archive and write its class folders
 
