@@ -96,6 +96,8 @@ def _default_text(name: str, field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
     if default in ((), {}):
         return "none"
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
