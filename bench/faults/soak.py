@@ -4,7 +4,8 @@
 
 starts `msf serve` with results that live for a minute, keeps a dozen callers busy (one image and many, few steps and
 many, deadlines, cancelled jobs, connections closed early, invalid requests), samples every process, and prints a row
-for each measure. Keys in Redis are counted per stored job that has ended, as their number follows the rate of requests.
+for each measure. Keys in Redis are counted by kind, per stored job that has ended, as their number follows the rate of
+requests.
 A measure has grown if its median in the last quarter exceeds that of the second quarter by more than its tolerance;
 then the test fails.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import re
 import sys
 import tempfile
 import time
@@ -34,8 +36,8 @@ from bench.local_stack import (
     read_metric,
     resident_mb,
 )
-from msf_scheduler.connection import connect
-from msf_scheduler.keys import QueueKeys
+from msf_scheduler.connection import RedisClient, connect
+from msf_scheduler.keys import PREFIX, QueueKeys
 
 NUM_CALLERS = 12
 NUM_SAMPLES = 120
@@ -46,6 +48,7 @@ TOLERANCE = {
     "tasks": (0.0, 8.0),
     "keys per job": (0.25, 0.2),
 }  # relative, absolute
+KEY_KIND = re.compile(rf"{PREFIX}(?P<kind>\w+)(?::(?P<name>[^:]*)(?::(?P<part>[a-z_]+))?)?")
 BEHAVIOURS = ("wait", "wait", "wait", "leave", "cancel", "deadline", "invalid", "idempotent")
 Samples = dict[tuple[str, str], list[float]]  # (process, measure) -> values
 
@@ -86,6 +89,15 @@ async def _call(client: httpx.AsyncClient, body: dict[str, object], rng: random.
     return f"status {answer.status_code}"
 
 
+async def count_keys(redis: RedisClient) -> Counter[str]:
+    """Return the number of keys by kind: "job", "job images", "queue lane", "idempotency" and so on."""
+    counts: Counter[str] = Counter()
+    async for key in redis.scan_iter(count=1000):
+        match = KEY_KIND.match(key.decode())
+        counts[" ".join(filter(None, match.group("kind", "part"))) if match else key.decode()] += 1
+    return counts
+
+
 async def soak(service: LocalService, redis_url: str, worker_url: str, minutes: float) -> Samples:
     samples: Samples = defaultdict(list)
     outcomes: Counter[str] = Counter()
@@ -97,7 +109,12 @@ async def soak(service: LocalService, redis_url: str, worker_url: str, minutes: 
                 samples[role, "MB"].append(resident_mb(process))
                 samples[role, "files"].append(process.num_fds())
             num_jobs = await redis.zcard(f"{QueueKeys.of(MODEL, '1').prefix}ends")
-            samples["valkey", "keys per job"].append(await redis.dbsize() / max(num_jobs, 1))
+            num_keys = await count_keys(redis)
+            for kind in num_keys.keys() | {kind for kind, measure in samples if measure == "keys per job"}:
+                samples[kind, "keys per job"].append(num_keys[kind] / max(num_jobs, 1))
+            samples["all keys", "keys per job"].append(num_keys.total() / max(num_jobs, 1))
+            samples["all keys", "keys"].append(num_keys.total())
+            samples["ended jobs", "keys"].append(num_jobs)
             for role, url in (("server", service.url), ("worker", worker_url)):
                 samples[role, "tasks"].append(await asyncio.to_thread(read_metric, url, "msf_asyncio_tasks"))
             print(f"{elapsed_s:6.0f} s  {dict(outcomes)}", file=sys.stderr)
@@ -114,9 +131,11 @@ def assess(samples: Samples) -> list[list[object]]:
     for (role, measure), values in sorted(samples.items()):
         quarter = max(len(values) // 4, 1)
         early, late = median(values[quarter : 2 * quarter] or values), median(values[-quarter:])
-        relative, absolute = TOLERANCE[measure]
-        has_grown = late - early > max(relative * early, absolute)
-        rows.append([role, measure, early, late, max(values), "GROWN" if has_grown else "steady"])
+        verdict = "follows the load"
+        if measure in TOLERANCE:
+            relative, absolute = TOLERANCE[measure]
+            verdict = "GROWN" if late - early > max(relative * early, absolute) else "steady"
+        rows.append([role, measure, early, late, max(values), verdict])
     return rows
 
 
