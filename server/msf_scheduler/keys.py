@@ -56,7 +56,7 @@ QUEUE_PARTS = (
     "leases",  # sorted set: running job ids by expiry of the lease
     "ends",  # sorted set: ended job ids by the time at which they are forgotten
     "dead_letters",  # sorted set: failed job ids by the time of their end
-    "counters",  # hash: samples of jobs and of followers, admission number, virtual time, turns, throughput
+    "counters",  # hash: samples of jobs and followers, queued steps, admission number, virtual time, turns, throughput
     "wake",  # list: one token while there is work, which wakes one waiting worker; by fingerprint
     "full",  # sorted set: workers that wait for newcomers alone by the time of their last claim; by fingerprint
     "newcomers",  # sorted set: lanes (priority class and tenant) by the time of their first job; by fingerprint

@@ -47,11 +47,16 @@ class Idempotency:
 
 @dataclass(frozen=True)
 class QueueDepth:
-    """One model version's queue. `num_samples` counts queued and running; `oldest_age_s` is of the queued, or 0."""
+    """One model version's queue.
+
+    `num_samples` counts queued and running. `num_steps_queued` counts the sample steps of the queued, decodes included;
+    `oldest_age_s` is of the queued, or 0.
+    """
 
     num_jobs_queued: int
     num_jobs_running: int
     num_samples: int
+    num_steps_queued: int
     oldest_age_s: float
 
 

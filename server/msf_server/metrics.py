@@ -84,6 +84,7 @@ class Metrics(ProcessMetrics):
         self.jobs_queued = self._gauge("msf_jobs_queued", "Jobs waiting for a worker." + SHARED, MODEL)
         self.jobs_running = self._gauge("msf_jobs_running", "Jobs claimed by workers." + SHARED, MODEL)
         self.samples = self._gauge("msf_samples", "Samples of queued and running jobs." + SHARED, MODEL)
+        self.steps_queued = self._gauge("msf_steps_queued", "Steps of queued jobs, decodes included." + SHARED, MODEL)
         self.oldest_s = self._gauge("msf_queue_oldest_seconds", "Age of the oldest queued job." + SHARED, MODEL)
         self.workers = self._gauge("msf_workers", "Workers with a recent heartbeat." + SHARED)
         self.memory = self._gauge("msf_redis_memory_bytes", "Memory that Redis uses." + SHARED)
@@ -157,7 +158,7 @@ class Metrics(ProcessMetrics):
     def set_shared(self, shared: SharedState | None) -> None:
         """Set the shared gauges; without an answer from Redis, they become absent or NaN instead of stale."""
         self.redis_up.set(shared is not None)
-        for gauge in (self.jobs_queued, self.jobs_running, self.samples, self.oldest_s):
+        for gauge in (self.jobs_queued, self.jobs_running, self.samples, self.steps_queued, self.oldest_s):
             gauge.clear()
         for gauge in (self.workers, self.memory, self.memory_limit, self.aof_size, self.aof_ok):
             gauge.set(math.nan)
@@ -169,6 +170,7 @@ class Metrics(ProcessMetrics):
             self.jobs_queued.labels(*labels).set(depth.num_jobs_queued)
             self.jobs_running.labels(*labels).set(depth.num_jobs_running)
             self.samples.labels(*labels).set(depth.num_samples)
+            self.steps_queued.labels(*labels).set(depth.num_steps_queued)
             self.oldest_s.labels(*labels).set(depth.oldest_age_s)
         self.workers.set(shared.num_workers)
         self.memory.set(shared.storage.memory_bytes)

@@ -37,7 +37,7 @@ async def test_a_refusal_leaves_no_trace(redis: Redis) -> None:
         await queue.admit(spec(2), job_id="refused", reply_to=REPLIES)
 
     assert await queue.get("refused") is None
-    assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
+    assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0, 0.0)
     assert not await redis.exists(REPLIES)
 
 

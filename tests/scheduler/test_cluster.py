@@ -134,7 +134,7 @@ async def test_a_job_runs_from_admission_to_reply(cluster: RedisClient) -> None:
     assert record is not None
     assert record[1] == [b"first", b"second"]
     assert [job.id for job in await queue.jobs_of("", limit=9)] == ["job"]
-    assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
+    assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0, 0.0)
 
 
 async def test_identical_jobs_share_a_result(cluster: RedisClient) -> None:

@@ -17,7 +17,7 @@ from tests.scheduler.support import MODEL, REPLIES, TIMINGS, VERSION, admit, cla
 async def test_a_job_that_cannot_end_in_time_is_refused(queue: JobQueue, leases: Leases) -> None:
     with pytest.raises(DeadlineTooShort, match=r"timeout_s is 1, .*at least 2 s"):
         await admit(queue, timeout_s=1.0, least_s=2.0)
-    assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
+    assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0, 0.0)
     assert await claim(leases) == []
 
 

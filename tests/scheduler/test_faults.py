@@ -98,7 +98,7 @@ async def test_a_job_is_poisoned_after_three_deaths_alone(queue: JobQueue, lease
     record = await stored(queue, job.id)
     assert (record.state, record.error and record.error.code) == (JobState.FAILED, "poisoned")
     assert not await leases.succeed(lease, [b"late"], TIMINGS)
-    assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
+    assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0, 0.0)
     assert await queue.dead_letters(MODEL, VERSION) == [record]
     assert await replies(redis) == [(job.id, "failed")]
 

@@ -19,7 +19,7 @@ from msf_scheduler.jobs import JobError, JobState, Priority, Provenance, Terms
 from msf_scheduler.keys import RESERVED, QueueKeys, job
 from msf_scheduler.leases import Claim, Leases
 from msf_scheduler.queue import Idempotency, JobQueue, QueueDepth
-from tests.scheduler.support import MODEL, REPLIES, TIMINGS, VERSION, queue_keys, replies, spec, try_claim
+from tests.scheduler.support import MODEL, NUM_STEPS, REPLIES, TIMINGS, VERSION, queue_keys, replies, spec, try_claim
 
 LIMIT = 16
 BYTES_PER_SAMPLE = 10
@@ -192,6 +192,8 @@ class Play:
         assert int(await self.redis.get(RESERVED) or 0) == BYTES_PER_SAMPLE * num_samples
 
         queued = {job_id for job_id in open_jobs if states[job_id] is JobState.QUEUED}
+        num_steps_queued = sum(self.admitted[job_id] * (NUM_STEPS + 1) for job_id in queued)
+        assert (await self.queue.depth(MODEL, VERSION)).num_steps_queued == num_steps_queued
         suspects, in_lanes = await self.members("suspects*"), await self.members("lane*")
         assert await self.members("waiting") == queued == suspects | (in_lanes - self.leaders.keys())
         assert not suspects & in_lanes
@@ -257,7 +259,7 @@ async def test_invariants_hold_after_every_operation(redis: Redis, seed: int) ->
     await play.check()
 
     assert all(state.is_terminal for state in play.states.values())
-    assert await play.queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
+    assert await play.queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0, 0.0)
     tokens = {f"newcomer_token{waiter}" for waiter in await play.members("full*")}
     assert await queue_keys(redis) <= {"counters", *WAKING, *tokens, "fingerprints", "ends", "dead_letters"}
     for job_id, num_samples in play.admitted.items():

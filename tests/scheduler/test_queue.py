@@ -39,7 +39,7 @@ async def test_success_stores_images_timings_and_time(queue: JobQueue, leases: L
     assert record.finished_at is not None
     assert record.admitted_at <= record.claimed_at <= record.finished_at
     assert await images_of(queue, lease.job.id) == images
-    assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
+    assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0, 0.0)
 
 
 async def test_a_second_finish_is_dropped(queue: JobQueue, leases: Leases) -> None:

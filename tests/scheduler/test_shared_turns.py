@@ -238,7 +238,7 @@ async def test_any_number_of_identical_jobs_is_run_once(queue: JobQueue, leases:
         assert await claim(leases) == []
     for job in jobs:
         assert await images_of(queue, job.id) == [b"image"]
-    assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
+    assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0, 0.0)
     assert await redis.get(keys.RESERVED) == b"0"
 
 

@@ -94,7 +94,7 @@ async def test_identical_work_is_done_once(queue: JobQueue, leases: Leases, redi
 
     assert await images_of(queue, follower.id) == await images_of(queue, leader.id) == [leader.id.encode(), b"2"]
     assert sorted(await replies(redis)) == sorted((job.id, "succeeded") for job in (leader, follower, other))
-    assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
+    assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0, 0.0)
     assert int(await redis.get(RESERVED) or 0) == 0
 
 
@@ -128,7 +128,7 @@ async def test_ending_one_of_several_identical_jobs_keeps_the_others(
     await leases.succeed(lease, [b"1", b"2"], TIMINGS, PROVENANCE)
     for job in (jobs[1], jobs[3]):
         assert await images_of(queue, job.id) == [b"1", b"2"]
-    assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0.0)
+    assert await queue.depth(MODEL, VERSION) == QueueDepth(0, 0, 0, 0, 0.0)
     assert int(await redis.get(RESERVED) or 0) == 0
     assert len(await replies(redis)) == 5
 

@@ -118,7 +118,7 @@ async def test_jobs_are_counted_by_route_not_by_id(client: httpx.AsyncClient) ->
 async def test_metrics_show_the_queue(app: FastAPI, client: httpx.AsyncClient) -> None:
     metrics = await samples(client)
     assert metrics["msf_redis_up", frozenset()] == 1
-    for gauge in ("msf_jobs_queued", "msf_jobs_running", "msf_samples", "msf_queue_oldest_seconds"):
+    for gauge in ("msf_jobs_queued", "msf_jobs_running", "msf_samples", "msf_steps_queued", "msf_queue_oldest_seconds"):
         assert metrics[gauge, of_model()] == 0
     assert metrics["msf_workers", frozenset()] == 1
     assert metrics["msf_redis_memory_bytes", frozenset()] > 0

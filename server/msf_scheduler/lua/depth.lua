@@ -1,6 +1,7 @@
 -- Measure a queue.
 -- KEYS: queue
--- → num_jobs_queued, num_jobs_running, num_samples (of both), oldest_age_s (of the queued jobs, or 0)
+-- → num_jobs_queued, num_jobs_running, num_samples (of both), num_steps_queued (with decodes), oldest_age_s (of the
+--   queued jobs, or 0)
 local capacity = require 'capacity'
 local clock = require 'clock'
 local jobs = require 'jobs'
@@ -17,5 +18,6 @@ return {
   'num_jobs_queued', redis.call('ZCARD', queue.waiting),
   'num_jobs_running', redis.call('ZCARD', queue.leases),
   'num_samples', capacity.num_samples(queue),
+  'num_steps_queued', math.max(tonumber(redis.call('HGET', queue.counters, 'queued_steps') or 0), 0),
   'oldest_age_s', clock.stamp(age_s),
 }

@@ -10,6 +10,12 @@ local waking = require 'waking'
 
 local queueing = {}
 
+-- Count the steps, decodes included, of a job that enters the queue or leaves it (sign -1).
+local function count_steps(queue, job, sign)
+  local num_samples, cost = unpack(redis.call('HMGET', job, 'num_samples', 'cost'))
+  redis.call('HINCRBY', queue.counters, 'queued_steps', sign * (num_samples + cost))
+end
+
 -- Add a job or a follower to the lanes.
 function queueing.join_lanes(queue, job, id, fingerprint)
   if lanes.join(queue, job, id) then
@@ -33,7 +39,9 @@ function queueing.enqueue(queue, job, id)
   end
   waking.wake_one(queue, fingerprint)
   local is_suspect, seq = unpack(redis.call('HMGET', job, 'is_suspect', 'seq'))
-  redis.call('ZADD', queue.waiting, seq, id)
+  if redis.call('ZADD', queue.waiting, seq, id) == 1 then
+    count_steps(queue, job, 1)
+  end
   if is_suspect then
     redis.call('ZADD', fingerprints.qualify(queue.suspects, fingerprint), seq, id)
     lanes.leave(queue, job, id)  -- where a follower that leads now may have been
@@ -47,12 +55,15 @@ end
 
 -- Remove a job, or a follower, wherever it waits.
 function queueing.dequeue(queue, job, id)
-  redis.call('ZREM', queue.waiting, id)
+  if redis.call('ZREM', queue.waiting, id) == 1 then
+    count_steps(queue, job, -1)
+  end
   if redis.call('ZREM', fingerprints.qualify(queue.suspects, fingerprints.of_job(job)), id) == 0 then
     lanes.leave(queue, job, id)
   end
   if redis.call('EXISTS', queue.waiting) == 0 then
     redis.call('DEL', queue.passes)  -- an empty queue owes nothing to any tenant
+    redis.call('HDEL', queue.counters, 'queued_steps')  -- which an earlier release did not count
   end
 end
 
