@@ -18,7 +18,7 @@ def row_flops(size: DenoiserShape) -> float:
     A step of a guided sample takes two rows.
     """
     tokens, width, patch = (size.size // size.patch_size) ** 2, size.width, size.patch_size**2
-    hidden = int(width * size.mlp_ratio)
+    hidden = round(width * size.mlp_ratio)
     attention = tokens * width * 4 * width + 2 * tokens * tokens * width
     block = attention + 2 * tokens * width * hidden + 6 * width * width
     ends = tokens * (2 * size.in_channels + size.cond_channels) * patch * width + 2 * width * width

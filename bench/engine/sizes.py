@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from msf_engine.config import DenoiserVariant, TimeConfig
 from msf_engine.denoiser import SIZES as WIDTH_DEPTH_HEADS
 from msf_engine.denoiser import Denoiser
 from msf_scheduler.stage import Stage
@@ -19,11 +20,12 @@ from msf_scheduler.stage import Stage
 LATENT_CHANNELS = 4
 DOWNSAMPLING = 8
 NUM_CLASSES = 1000
+_TIME, _VARIANT = TimeConfig(), DenoiserVariant()
 
 
 @dataclass(frozen=True)
 class DenoiserSize:
-    """Fields of `msf_engine.config.DenoiserConfig`, without pydantic."""
+    """Fields of `msf_engine.config.DenoiserConfig`, with the defaults of a benchmark."""
 
     in_channels: int
     cond_channels: int
@@ -34,6 +36,8 @@ class DenoiserSize:
     patch_size: int = 2
     mlp_ratio: float = 4.0
     num_classes: int = NUM_CLASSES
+    time: TimeConfig = _TIME
+    variant: DenoiserVariant = _VARIANT
 
     @property
     def num_tokens(self) -> int:

@@ -17,6 +17,7 @@ from msf_engine.backends import Backend
 from msf_engine.config import ModelConfig
 from msf_engine.denoiser import Denoiser
 from msf_engine.device_plan import DevicePlan
+from msf_engine.eager_network import host_time_embedding
 from msf_engine.model import DecodeModule
 from msf_engine.model_plans import ModelPlans
 from msf_engine.plan import Input, PlanSpec, decode_inputs, denoiser_inputs
@@ -113,4 +114,4 @@ def network_config(network: GpuNetwork) -> ModelConfig:
 
 def _host_embedding(module: nn.Module) -> HostTimeEmbedding:
     assert isinstance(module, Denoiser)
-    return HostTimeEmbedding.of({f"time.{name}": t.cpu().numpy() for name, t in module.time.state_dict().items()})
+    return host_time_embedding(module)

@@ -27,4 +27,5 @@ def eager_network(denoiser: Denoiser) -> Network:
 def host_time_embedding(denoiser: Denoiser) -> HostTimeEmbedding:
     """Return a copy of the denoiser's time embedding."""
     weights = denoiser.time.state_dict(prefix="time.")
-    return HostTimeEmbedding.of({name: weight.float().cpu().numpy() for name, weight in weights.items()})
+    arrays = {name: weight.float().cpu().numpy() for name, weight in weights.items()}
+    return HostTimeEmbedding.of(arrays, denoiser.config.time)

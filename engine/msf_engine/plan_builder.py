@@ -62,7 +62,8 @@ class PlanBuilder:
         """Time embeddings, computed on the host. Raises ModelRepositoryError for damaged weights of any network."""
         try:
             weights = self.version.read_time_embeddings()
-            return {stage: HostTimeEmbedding.of(weights[stage]) for stage in weights}
+            config = self.version.config
+            return {stage: HostTimeEmbedding.of(weights[stage], config.stage(stage).denoiser.time) for stage in weights}
         except KeyError as error:
             raise ModelRepositoryError(
                 f"{self.version.folder} does not hold this model's weights: no {error}"

@@ -13,6 +13,8 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from msf_engine.config import TimeConfig
+
 TIME_FEATURES = 256
 
 TimeInput = Literal["timestep", "cond_level", "interval", "guidance_scale"]
@@ -37,14 +39,6 @@ _INPUTS_BY_NUMBER = {
 }
 
 
-def time_features(timesteps: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return sinusoidal features of `timesteps` (B,) in [0, 1]: (B, 256) float32, computed in float64."""
-    half = TIME_FEATURES // 2
-    frequencies = np.exp(-math.log(10_000) * np.arange(half) / half)
-    angles = 1000 * timesteps[:, None] * frequencies[None]
-    return np.concatenate((np.cos(angles), np.sin(angles)), axis=1).astype(np.float32)
-
-
 @dataclass(frozen=True)
 class HostTimeEmbedding:
     """The layers of `denoiser.TimeEmbedding` as arrays: two linear layers with SiLU between them."""
@@ -53,12 +47,14 @@ class HostTimeEmbedding:
     bias1: NDArray[np.float64]
     weight2: NDArray[np.float64]
     bias2: NDArray[np.float64]
+    time: TimeConfig
 
     @classmethod
-    def of(cls, weights: Mapping[str, NDArray[np.float32]]) -> Self:
+    def of(cls, weights: Mapping[str, NDArray[np.float32]], time: TimeConfig) -> Self:
         """Take the layers from a denoiser's weights by name. Raises KeyError."""
         names = ("layers.0.weight", "layers.0.bias", "layers.2.weight", "layers.2.bias")
-        return cls(*(weights[f"time.{name}"].astype(np.float64) for name in names))
+        weight1, bias1, weight2, bias2 = (weights[f"time.{name}"].astype(np.float64) for name in names)
+        return cls(weight1, bias1, weight2, bias2, time)
 
     @property
     def inputs(self) -> tuple[TimeInput, ...]:
@@ -82,10 +78,17 @@ class HostTimeEmbedding:
             "interval": intervals,
             "guidance_scale": guidance_scales,
         }
-        features = np.concatenate([time_features(_required(values, name)) for name in self.inputs], axis=1)
+        features = np.concatenate([self.features(_required(values, name)) for name in self.inputs], axis=1)
         hidden = features @ self.weight1.T + self.bias1
         hidden /= 1 + np.exp(-hidden)
         return (hidden @ self.weight2.T + self.bias2).astype(np.float32)
+
+    def features(self, timesteps: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return sinusoidal features of `timesteps` (B,): (B, 256) float32, computed in float64."""
+        half = TIME_FEATURES // 2
+        frequencies = np.exp(-math.log(10_000) * np.arange(half) / (half - self.time.downscale_freq_shift))
+        angles = self.time.scale * timesteps[:, None] * frequencies[None]
+        return np.concatenate((np.cos(angles), np.sin(angles)), axis=1).astype(np.float32)
 
 
 def _required(values: Mapping[TimeInput, NDArray[np.float64] | None], name: TimeInput) -> NDArray[np.float64]:

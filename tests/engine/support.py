@@ -33,7 +33,9 @@ def spec_of(model: MsfModel, stage: Stage, *buckets: int) -> PlanSpec:
 def inputs_of(version: ModelVersion, stage: Stage) -> ValidationInputs:
     """Return the inputs that validate a stage's plan."""
     weights = version.read_time_embeddings()
-    embed = None if stage is Stage.DECODE else HostTimeEmbedding.of(weights[stage])
+    embed = None
+    if stage is not Stage.DECODE:
+        embed = HostTimeEmbedding.of(weights[stage], version.config.stage(stage).denoiser.time)
     return make_validation_inputs(stage_inputs(version.config, stage), version.config.num_classes, embed)
 
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import pytest
 import torch
+from pydantic import ValidationError
 
-from msf_engine.denoiser import Denoiser
+from msf_engine.config import DenoiserConfig, DenoiserVariant
+from msf_engine.denoiser import Denoiser, rotary_embedding, rotate
 from tests.models import tiny_config, tiny_model
 
 
@@ -45,3 +48,72 @@ def test_the_time_embedding_distinguishes_time_from_noise_level() -> None:
     half, zero = torch.tensor([0.5]), torch.tensor([0.0])
     assert not torch.allclose(model.residual.time(half, zero), model.residual.time(zero, half))
     torch.testing.assert_close(model.base.time(half, zero), model.base.time(half, half))  # it has no condition
+
+
+OPTIONS: list[dict[str, object]] = [
+    {"variant": {"positions": "columns_first"}},
+    {"variant": {"positions": "stored"}},
+    {"variant": {"rotary": True}},
+    {"variant": {"norm": "rms"}},
+    {"variant": {"qk_norm": "layer"}},
+    {"variant": {"qk_norm": "rms"}},
+    {"variant": {"mlp": "swiglu"}},
+    {"time": {"scale": 1}},
+    {"time": {"downscale_freq_shift": 1}},
+]
+
+
+def _denoiser(**options: object) -> Denoiser:
+    torch.manual_seed(0)
+    shape = {"in_channels": 2, "size": 4, "width": 32, "depth": 1, "num_heads": 2, "num_classes": 3}
+    denoiser = Denoiser(DenoiserConfig.model_validate({**shape, **options})).eval()
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return denoiser
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_option_changes_the_output(options: dict[str, object]) -> None:
+    x, zero, labels = torch.randn(2, 2, 4, 4), torch.zeros(2), torch.tensor([0, 1])
+    ours, other = _denoiser(), _denoiser(**options)
+    if other.config.variant.positions == "stored":
+        other.positions.normal_()
+    outputs = [denoiser(x, denoiser.time(zero + 0.3, zero), labels) for denoiser in (ours, other)]
+    assert not torch.allclose(outputs[0], outputs[1], rtol=1e-3)
+
+
+def test_positions_are_among_the_weights_only_where_they_are_stored() -> None:
+    assert "positions" in _denoiser(variant={"positions": "stored"}).state_dict()
+    assert not {"positions", "rotary"} & set(_denoiser(variant={"rotary": True}).state_dict())
+
+
+def test_a_config_without_options_does_not_mention_them() -> None:
+    """The digests of today's networks are those of their configs' text."""
+    config = tiny_config().base.denoiser
+    assert not {"time", "variant"} & set(config.model_dump())
+    other = config.model_copy(update={"variant": DenoiserVariant(mlp="swiglu")})
+    assert DenoiserConfig.model_validate_json(other.model_dump_json()) == other
+
+
+def test_rotation_depends_on_the_distance_between_tokens_alone() -> None:
+    """The product of a query and a key stays the same if both tokens move by the same rows and columns."""
+    rotary = rotary_embedding(4, 8)
+    q, k = torch.randn(2, 1, 1, 1, 8).expand(2, 1, 1, 16, 8)
+    products = (rotate(q, rotary) @ rotate(k, rotary).transpose(-1, -2)).reshape(4, 4, 4, 4)
+    torch.testing.assert_close(products[0, 0, 1, 2], products[2, 1, 3, 3])
+    assert not torch.isclose(products[0, 0, 1, 2], products[0, 0, 2, 1])
+
+
+def test_a_rotary_width_must_divide_into_pairs_of_rows_and_columns() -> None:
+    with pytest.raises(ValidationError, match="width 36 must be a multiple of 4 num_heads"):
+        DenoiserConfig.model_validate(
+            {
+                "in_channels": 2,
+                "size": 4,
+                "width": 36,
+                "depth": 1,
+                "num_heads": 6,
+                "num_classes": 3,
+                "variant": {"rotary": True},
+            }
+        )

@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from msf_engine.backends import get_backend
-from msf_engine.config import GuidanceConfig, ModelConfig
+from msf_engine.config import GuidanceConfig, ModelConfig, TimeConfig
 from msf_engine.eager_network import host_time_embedding
 from msf_engine.executor import Executor, SampleRequest
 from msf_engine.generate import generate
@@ -69,7 +69,8 @@ def test_the_hosts_embedding_is_that_of_the_denoiser(flow_map_version: ModelVers
     denoiser = flow_map_version.load().denoiser(stage)
     inputs = np.random.default_rng(0).random((4, 50))
     expected = denoiser.time(*torch.from_numpy(inputs)).numpy()
-    for embed in (host_time_embedding(denoiser), HostTimeEmbedding.of(flow_map_version.read_time_embeddings()[stage])):
+    stored = HostTimeEmbedding.of(flow_map_version.read_time_embeddings()[stage], TimeConfig())
+    for embed in (host_time_embedding(denoiser), stored):
         np.testing.assert_allclose(embed(*inputs), expected, rtol=1e-5, atol=1e-5)
         with pytest.raises(ValueError, match="a flow map's time embedding needs its interval"):
             embed(*inputs[:2])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from msf_engine.config import TimeConfig
 from msf_engine.plan import Array, FunctionPlan, Plan, PlanSpec, stage_inputs
 from msf_engine.plan_validation import (
     FULL,
@@ -142,7 +143,7 @@ def test_a_plan_whose_rows_depend_on_their_neighbours_is_accepted_without_a_row_
 
 @pytest.mark.parametrize("stage", [Stage.BASE, Stage.RESIDUAL])
 def test_a_denoiser_is_validated_at_several_times_and_labels(version: ModelVersion, stage: Stage) -> None:
-    embed = HostTimeEmbedding.of(version.read_time_embeddings()[stage])
+    embed = HostTimeEmbedding.of(version.read_time_embeddings()[stage], TimeConfig())
     inputs = stage_inputs(version.config, stage)
     arrays = make_validation_inputs(inputs, version.config.num_classes, embed).arrays
     assert [(array.shape[1:], str(array.dtype)) for array in arrays] == list(inputs)
