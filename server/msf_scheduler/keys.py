@@ -43,6 +43,7 @@ URL_SECRET = f"{PREFIX}url_secret"  # signs the URLs of images
 CLOCK = f"{PREFIX}clock"  # hash: Redis's time when last read, and the offset that keeps ours from jumping
 DESIRED = f"{PREFIX}desired"  # hash: model name → DesiredVersions
 REVISION = f"{PREFIX}desired:revision"  # of the latest change to `DESIRED`
+ALIASES = f"{PREFIX}aliases"  # hash: alias → its versions' weights
 OPEN_STEPS = f"{PREFIX}open_steps"  # hash: sample steps of the queued and running jobs, by tenant
 RESERVED = f"{PREFIX}reserved"  # bytes set aside for the results of accepted jobs
 

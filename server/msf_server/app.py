@@ -28,7 +28,7 @@ from msf_server.middleware.body_limit import BodyLimit
 from msf_server.middleware.caller_limits import CallerLimits
 from msf_server.middleware.head import HeadAsGet
 from msf_server.middleware.request_id import RequestId
-from msf_server.oip import model_control, statistics
+from msf_server.oip import aliases, model_control, statistics
 from msf_server.oip import routes as oip
 from msf_server.oip.tensors import HEADER_LENGTH
 from msf_server.routes import files, health, images, jobs, models, pages, stats, usage
@@ -66,7 +66,7 @@ def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> Fast
         redirect_slashes=False,
     )
     app.state.drain = drain
-    for module in (images, files, jobs, models, usage, statistics, oip, model_control, health, stats, pages):
+    for module in (images, files, jobs, models, usage, statistics, oip, model_control, aliases, health, stats, pages):
         app.router.routes.extend(module.router.routes)  # `include_router` would match and wrap every request twice
     app.mount("/page", pages.page_files)
     app.mount(DOCS_ASSETS, pages.docs_files)

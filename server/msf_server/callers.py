@@ -41,6 +41,11 @@ def identify(request: Request) -> Caller:
     return Caller(None, f"address-{network_of(request.scope)}")
 
 
+def routing_key_of(request: Request) -> str:
+    """Return what decides between the versions of an alias: equal keys get the same one."""
+    return request.headers.get("idempotency-key") or log_of(request.scope).request_id
+
+
 def network_of(scope: AsgiScope) -> str:
     """Return the address of a request's client as limits count it: of IPv6, the /64 that one subscriber has."""
     try:

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from msf_scheduler.aliases import Aliases, Weights, choose_version
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import ModelInfo, ModelKey
@@ -33,6 +34,7 @@ class Catalog:
         self,
         registry: Registry,
         model_control: ModelControl,
+        aliases: Aliases,
         *,
         worker_absence_s: float,
         max_age_s: float = 1.0,
@@ -40,6 +42,7 @@ class Catalog:
     ) -> None:
         self._registry = registry
         self._model_control = model_control
+        self._aliases = aliases
         self._worker_absence_s = worker_absence_s
         self._max_age_s = max_age_s
         self._clock = clock
@@ -50,6 +53,7 @@ class Catalog:
         self._models: tuple[ModelInfo, ...] = ()
         self._revision = -1  # of `_desired`
         self._desired: dict[str, DesiredVersions] = {}
+        self._weights: dict[str, Weights] = {}  # by alias
         self._reports: dict[ModelKey, VersionReport] = {}
         self._served_at: dict[ModelKey, float] = {}
         self._fingerprints: dict[ModelKey, set[str]] = {}
@@ -70,11 +74,12 @@ class Catalog:
             self.forget()
         await self.models()
 
-    async def find(self, name: str | None) -> ModelInfo:
-        """Return the model "name:version", the newest version of "name", or that of the first model.
+    async def find(self, name: str | None, routing_key: str | None = None) -> ModelInfo:
+        """Return the model "name:version", the version that an alias stands for, or the newest version of "name".
 
-        Versions that no worker serves are chosen last (a version stays registered after a rollback), unloaded ones
-        never. Raises ApiError, QueueUnavailable.
+        Without a name, it is that of the first model. Of an alias with several versions, `routing_key` chooses one by
+        their weights; without it, it is the heaviest. Versions that no worker serves are chosen last (a version stays
+        registered after a rollback), unloaded ones never. Raises ApiError, QueueUnavailable.
         """
         models = await self.models()
         if not models:
@@ -85,7 +90,12 @@ class Catalog:
         served = [model for model in models if self.is_served(model)]
         if name is None:
             name = (served or models)[0].name
-        matches = [model for model in models if name in (model.name, ":".join(_key(model)))]
+        weights = self._weights.get(name)
+        if weights is None:
+            matches = [model for model in models if name in (model.name, ":".join(_key(model)))]
+        else:
+            base = name.partition(":")[0]
+            matches = [model for model in models if model.name == base and weights.get(model.version, 0) > 0]
         if not matches:
             raise self._unknown(name)
         loaded = [model for model in matches if self.is_loaded(model)]
@@ -96,7 +106,13 @@ class Catalog:
                 param="model",
                 code=ErrorCode.MODEL_NOT_LOADED,
             )
+        if weights is not None:
+            return _routed([model for model in loaded if model in served] or loaded, weights, routing_key)
         return max(loaded, key=lambda model: (model in served, *_version_order(model)))
+
+    def aliases(self) -> dict[str, Weights]:
+        """Return the weights of each alias's versions."""
+        return self._weights
 
     def forget(self) -> None:
         """Refresh at the next call, even if a refresh is in progress now."""
@@ -159,7 +175,7 @@ class Catalog:
         if any(report.state is VersionState.LOADING for report in reports):
             return ApiError(f"Model {quoted(name)} is still being loaded.", code=ErrorCode.NO_WORKER)
         reasons = "".join(f" Version {report.version} cannot be served: {report.reason}." for report in reports)
-        allowed = ", ".join(":".join(_key(model)) for model in self._models)
+        allowed = ", ".join((*(":".join(_key(model)) for model in self._models), *self._weights))
         return InvalidRequest(
             f"Unknown model {quoted(name)}. Allowed: {allowed}.{reasons}", param="model", code=ErrorCode.MODEL_NOT_FOUND
         )
@@ -169,8 +185,11 @@ class Catalog:
         try:
             # First: a version's successor is registered before the version is unloaded, and must not appear later.
             revision, desired = await self._model_control.read()
-            models, workers, last_seen_s = await asyncio.gather(
-                self._registry.models(), self._registry.workers(), self._registry.last_seen_s()
+            models, workers, last_seen_s, weights = await asyncio.gather(
+                self._registry.models(),
+                self._registry.workers(),
+                self._registry.last_seen_s(),
+                self._aliases.read(),
             )
             reports = await self._model_control.reports([worker.id for worker in workers])
         except QueueUnavailable as error:
@@ -179,6 +198,7 @@ class Catalog:
             self._failure = None
             self._models = tuple(models)
             self._revision, self._desired = revision, desired
+            self._weights = weights
             self._reports = best_reports(reports)
             now = self._clock()
             # Before this server started: workers that are all absent may be restarting, and served everything.
@@ -195,6 +215,14 @@ class Catalog:
                         self._strict[_key(model)][model.fingerprint] += worker.num_slots
         if not self._is_stale:
             self._read_at = self._clock()
+
+
+def _routed(models: list[ModelInfo], weights: Weights, routing_key: str | None) -> ModelInfo:
+    """Return the model that `routing_key` chooses among `models`, which share the weight of those that are absent."""
+    versions = {model.version: model for model in models}
+    if routing_key is None:
+        return max(models, key=lambda model: (weights[model.version], *_version_order(model)))
+    return versions[choose_version({version: weights[version] for version in versions}, routing_key)]
 
 
 def _key(model: ModelInfo) -> ModelKey:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from msf_scheduler.aliases import Aliases
 from msf_scheduler.connection import RedisClient, connect
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.job_events import JobWatcher
@@ -52,6 +53,7 @@ class Services:
     watcher: JobWatcher
     url_signer: UrlSigner
     model_control: ModelControl
+    aliases: Aliases
     catalog: Catalog
     metrics: Metrics
     meter: UsageMeter
@@ -77,6 +79,7 @@ async def open_services(
     )
     meter = UsageMeter(redis)
     model_control = ModelControl(redis)
+    aliases = Aliases(redis)
     metrics = Metrics(asyncio.get_running_loop())
     background = [_read_replies(replies), _sweep(Leases(redis, result_ttl_s=settings.result_ttl_s), metrics)]
     if settings.webhook_secret:
@@ -91,7 +94,8 @@ async def open_services(
             watcher=JobWatcher(redis, replies),
             url_signer=UrlSigner(redis, settings.result_ttl_s),
             model_control=model_control,
-            catalog=Catalog(registry, model_control, worker_absence_s=settings.worker_absence_s),
+            aliases=aliases,
+            catalog=Catalog(registry, model_control, aliases, worker_absence_s=settings.worker_absence_s),
             metrics=metrics,
             meter=meter,
             keys=keys,
@@ -153,6 +157,7 @@ WatcherDep = Annotated[JobWatcher, _service(lambda services: services.watcher)]
 UrlSignerDep = Annotated[UrlSigner, _service(lambda services: services.url_signer)]
 CatalogDep = Annotated[Catalog, _service(lambda services: services.catalog)]
 ModelControlDep = Annotated[ModelControl, _service(lambda services: services.model_control)]
+AliasesDep = Annotated[Aliases, _service(lambda services: services.aliases)]
 MetricsDep = Annotated[Metrics, _service(lambda services: services.metrics)]
 MeterDep = Annotated[UsageMeter, _service(lambda services: services.meter)]
 KeyRingDep = Annotated[KeyRing | None, _service(lambda services: services.keys)]

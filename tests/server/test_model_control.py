@@ -25,6 +25,7 @@ LOAD, UNLOAD, INDEX = (
     *(f"/v2/repository/models/fashion/{verb}" for verb in ("load", "unload")),
     "/v2/repository/index",
 )
+ALIAS = "/v2/repository/aliases/fashion"
 IMAGES = "/v1/images/generations"
 READY, LOADING, UNAVAILABLE = VersionState.READY, VersionState.LOADING, VersionState.UNAVAILABLE
 
@@ -294,6 +295,8 @@ async def test_only_admins_load_and_unload(settings: ServerSettings, worker: Fak
         assert await statuses("GET", "/v2/models/fashion/stats") == (401, 200, 403)
         assert await statuses("POST", "/v2/models/fashion/infer", infer) == (401, 200, 403)
         assert await statuses("POST", INDEX) == (401, 200, 200)
+        assert await statuses("PUT", ALIAS, {"versions": {"1": 1}}) == (401, 403, 200)
+        assert await statuses("DELETE", ALIAS) == (401, 403, 200)
         assert await statuses("POST", UNLOAD) == (401, 403, 200)
 
 
@@ -304,6 +307,7 @@ async def test_models_are_loaded_on_the_operations_port_only(
     async with listening_to(app) as url, httpx.AsyncClient(base_url=url) as public:
         for path in (LOAD, UNLOAD):
             assert (await public.post(path)).status_code == 404
+        assert (await public.delete(ALIAS)).status_code == 404
         assert (await public.post(INDEX)).status_code == 200
 
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TypeVar
 
 import click
 
-from msf_cli.settings import read_settings
-from msf_cli.setup_checks import IncompleteSetup
-from msf_scheduler.connection import connect
-from msf_scheduler.embedded_valkey import running_url
-from msf_scheduler.errors import SchedulerError
+from msf_cli.operator_redis import run_with_redis
 from msf_scheduler.jobs import JobRecord, JobState
 from msf_scheduler.queue import JobQueue
 from msf_scheduler.registry import Registry
@@ -82,26 +77,7 @@ def _unknown(job_id: str) -> click.ClickException:
 
 
 def _with_queue(operation: Callable[[JobQueue, Registry], Awaitable[T]]) -> T:
-    async def run() -> T:
-        async with connect(_redis_url()) as redis:
-            return await operation(JobQueue(redis), Registry(redis))
-
-    try:
-        return asyncio.run(run())
-    except SchedulerError as error:
-        raise click.ClickException(str(error)) from error
-
-
-def _redis_url() -> str:
-    settings = read_settings()
-    if settings.redis_url:
-        return settings.redis_url
-    url = running_url(settings.data_dir)
-    if url is None:
-        raise IncompleteSetup(
-            f"MSF_REDIS_URL is not set, and no service runs on MSF_DATA_DIR={str(settings.data_dir)!r}."
-        )
-    return url
+    return run_with_redis(lambda redis: operation(JobQueue(redis), Registry(redis)))
 
 
 def _time(seconds: float | None) -> str:

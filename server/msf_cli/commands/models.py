@@ -1,4 +1,4 @@
-"""`msf models`: list the model repository, or copy a model into it."""
+"""`msf models`: list the model repository, copy models into it, or set the aliases of a running service."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 
 import click
 
+from msf_cli.operator_redis import run_with_redis
 from msf_cli.settings import read_settings
 from msf_cli.setup_checks import IncompleteSetup, require_models
+from msf_scheduler.aliases import Aliases, InvalidAlias, Weights
+from msf_scheduler.connection import RedisClient
 
 
 @click.group(invoke_without_command=True)
@@ -60,6 +63,56 @@ def pull(source: str, repo: Path | None, name: str | None) -> None:
     except (model_pull.PullError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(str(folder))
+
+
+@command.command()
+@click.argument("name", required=False)
+@click.argument("versions", nargs=-1, metavar="[VERSION[=WEIGHT]]...")
+@click.option("--delete", "is_deletion", is_flag=True, help="Delete the alias NAME.")
+def alias(name: str | None, versions: tuple[str, ...], is_deletion: bool) -> None:
+    """Set what NAME stands for: a version, or several by weight; without arguments, list the aliases.
+
+    NAME is a model or MODEL:TAG. All servers follow within a second or two, without a restart.
+
+    \b
+    msf models alias emoji 1=0.9 2=0.1     a canary: a tenth of the requests to emoji get version 2
+    msf models alias emoji:stable 1        one more name of version 1
+    msf models alias emoji --delete        emoji stands for its newest version again
+    """
+    if is_deletion and (name is None or versions):
+        raise click.UsageError("--delete needs NAME, and no versions.")
+    if name and not versions and not is_deletion:
+        raise click.UsageError(f"Missing versions of {name}. Allowed: VERSION, VERSION=WEIGHT ..., or --delete.")
+    weights = _weights(versions)
+
+    async def apply(redis: RedisClient) -> dict[str, Weights]:
+        aliases = Aliases(redis)
+        if name and is_deletion:
+            await aliases.delete(name)
+        elif name:
+            await aliases.set(name, weights)
+        return await aliases.read()
+
+    try:
+        aliases = run_with_redis(apply)
+    except InvalidAlias as error:
+        raise click.ClickException(str(error)) from error
+    for each, shares in aliases.items():
+        click.echo(f"{each}  " + " ".join(f"{version}={weight:g}" for version, weight in shares.items()))
+
+
+def _weights(texts: tuple[str, ...]) -> dict[str, float]:
+    """Parse VERSION or VERSION=WEIGHT; a single version has all requests."""
+    weights: dict[str, float] = {}
+    for text in texts:
+        version, separator, weight = text.partition("=")
+        try:
+            weights[version] = float(weight) if separator or len(texts) > 1 else 1.0
+        except ValueError:
+            raise click.UsageError(f"Invalid weight in {text!r}. Allowed: VERSION=WEIGHT, such as 2=0.1.") from None
+    if len(weights) < len(texts):
+        raise click.UsageError("A version occurs twice. Allowed: once.")
+    return weights
 
 
 def _show_progress(file: str, num_bytes: int, size: int) -> None:

@@ -23,9 +23,9 @@ DOCS_ASSETS = "/docs-assets"
 _OPEN = frozenset({"/", "/docs", "/openapi.json", "/metrics", "/v1/stats", "/v1/models", "/v2"})
 _OPEN_BELOW = ("/page/", f"{FILES}/", f"{DOCS_ASSETS}/", "/v1/models/", "/v2/health/")
 
-# With an operations port, these are absent from the public port; load and unload also need the scope admin.
+# With an operations port, these are absent from the public port; administration also needs the scope admin.
 _OPERATIONS = frozenset({"/metrics", "/v1/stats"})
-_ADMINISTRATION = "/v2/repository/models/"
+_ADMINISTRATION = ("/v2/repository/models/", "/v2/repository/aliases/")
 
 # Probes and scrapes come from few addresses and must be answered when callers exceed their limits.
 _UNLIMITED = frozenset({"/metrics"})

@@ -21,7 +21,7 @@ from msf_server.errors import ApiError
 from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
 from msf_server.oip.inference import INPUTS, LABEL, OUTPUT, make_orders, wants_binary
-from msf_server.oip.models import find_newest, find_version, follow_operators
+from msf_server.oip.models import find_default, find_version, follow_operators
 from msf_server.oip.schemas import (
     OIP_ERRORS,
     ConfigTensor,
@@ -104,9 +104,22 @@ def _routes_of(find: Any, path: str) -> list[BaseRoute]:
         )
 
     @routes.get("/config", summary="Model configuration in Triton's format")
-    async def configuration(settings: SettingsDep, model: ModelInfo = Depends(find)) -> ModelConfiguration:  # noqa: B008
-        """`parameters` hold the class names, and the defaults and limits of requests."""
-        parameters = {"labels": json.dumps(model.labels), **{name: str(getattr(model, name)) for name in LIMITS}}
+    async def configuration(
+        settings: SettingsDep,
+        catalog: CatalogDep,
+        model: ModelInfo = Depends(find),  # noqa: B008
+    ) -> ModelConfiguration:
+        """`parameters` hold the class names, the defaults and limits of requests, and the model's aliases."""
+        aliases = {
+            alias: dict(weights)
+            for alias, weights in catalog.aliases().items()
+            if alias.partition(":")[0] == model.name
+        }
+        parameters = {
+            "labels": json.dumps(model.labels),
+            "aliases": json.dumps(aliases),
+            **{name: str(getattr(model, name)) for name in LIMITS},
+        }
         return ModelConfiguration(
             name=model.name,
             platform=PLATFORM,
@@ -170,7 +183,7 @@ def _routes_of(find: Any, path: str) -> list[BaseRoute]:
         answer = InferResponse(
             id=call.id,
             model_name=model.name,
-            model_version=model.version,
+            model_version=results[0][0].spec.version,  # not `model`'s if an idempotency key was used before
             parameters=_common_parameters([job for job, _ in results]),
             outputs=[],
         )
@@ -218,5 +231,5 @@ def _common_parameters(jobs: Sequence[JobRecord]) -> Parameters:
     }
 
 
-for _path, _find in (("/v2/models/{model}", find_newest), ("/v2/models/{model}/versions/{version}", find_version)):
+for _path, _find in (("/v2/models/{model}", find_default), ("/v2/models/{model}/versions/{version}", find_version)):
     router.routes.extend(_routes_of(_find, _path))

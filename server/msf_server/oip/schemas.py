@@ -242,6 +242,14 @@ class LoadConfig(RequestBody):
     )
 
 
+class AliasRequest(RequestBody):
+    """Body of `PUT /v2/repository/aliases/{alias}`."""
+
+    versions: dict[str, float] = Field(
+        min_length=1, description='an object of weights that sum to 1, by version, such as {"1": 0.9, "2": 0.1}.'
+    )
+
+
 def body_of(model: type[RequestBody], *media_types: dict[str, Any], required: bool, **example: Any) -> dict[str, Any]:
     """Return the OpenAPI description of a body that the route parses itself, as JSON or one of `media_types`."""
     schema = model.model_json_schema()

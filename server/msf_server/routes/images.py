@@ -9,7 +9,7 @@ from http import HTTPStatus
 from fastapi import APIRouter, Request, Response
 
 from msf_scheduler.jobs import JobRecord, ModelInfo, Timings
-from msf_server.callers import identify
+from msf_server.callers import identify, routing_key_of
 from msf_server.dependencies import services_of
 from msf_server.errors import REFUSALS, InvalidRequest
 from msf_server.image_stream import image_events
@@ -59,7 +59,7 @@ async def generate(body: ImageRequest, request: Request) -> Response:
         )
     services, log = services_of(request), log_of(request.scope)
     patience_s = _patience_s(request)
-    log.model = model = await services.catalog.find(body.model)
+    log.model = model = await services.catalog.find(body.model, routing_key_of(request))
     order = make_order(
         body,
         model,

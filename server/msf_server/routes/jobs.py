@@ -16,7 +16,7 @@ from msf_scheduler.errors import SchedulerError
 from msf_scheduler.job_events import EventId, JobWatcher, StoredPreview
 from msf_scheduler.jobs import JobRecord, JobState, Progress
 from msf_scheduler.queue import JobQueue
-from msf_server.callers import identify
+from msf_server.callers import identify, routing_key_of
 from msf_server.dependencies import CallerDep, CatalogDep, DrainDep, QueueDep, WatcherDep, services_of
 from msf_server.drain import Drain
 from msf_server.errors import REFUSALS, ApiError, InvalidRequest, quoted
@@ -88,7 +88,7 @@ async def create(body: ImageRequest, request: Request) -> Response:
         message = "Invalid stream: true. Allowed: false; /v1/jobs/{id}/events streams the events of a job."
         raise InvalidRequest(message, param="stream")
     services, log = services_of(request), log_of(request.scope)
-    log.model = model = await services.catalog.find(body.model)
+    log.model = model = await services.catalog.find(body.model, routing_key_of(request))
     order = make_order(
         body,
         model,

@@ -26,7 +26,7 @@ class ModelObject(BaseModel):
     created: int = Field(description="Time of first registration, in Unix seconds.")
     owned_by: str = "msf-serve"
     name: str = Field(description="Name without version.")
-    version: str = Field(description="A whole number; the highest that is served is the default.")
+    version: str = Field(description="A whole number; without an alias, the highest that is served is the default.")
     served: bool = Field(description="Whether a worker serves it now; otherwise requests to it get 503.")
     reason: str = Field(description="Why it is not served, if a worker says so; else empty.")
     description: str = Field(description="What it generates.")
@@ -53,10 +53,13 @@ class RefusedVersion(BaseModel):
 
 
 class ModelList(BaseModel):
-    """Every registered model version, and beside them the versions that cannot be served."""
+    """Every registered model version, the aliases, and the versions that cannot be served."""
 
     object: Literal["list"] = "list"
     data: list[ModelObject]
+    aliases: dict[str, dict[str, float]] = Field(
+        description="Weight of each version by alias; a request's `model` takes an alias, too."
+    )
     refused: list[RefusedVersion] = Field(description="Damaged and foreign folders of the workers' model repositories.")
 
 
@@ -66,6 +69,7 @@ async def list_models(catalog: CatalogDep, settings: SettingsDep) -> ModelList:
     await catalog.refresh()
     return ModelList(
         data=[_model_object(model, catalog, settings) for model in await catalog.models()],
+        aliases={alias: dict(weights) for alias, weights in catalog.aliases().items()},
         refused=[
             RefusedVersion(id=":".join(filter(None, (report.name, report.version))), reason=report.reason)
             for report in catalog.refused()
@@ -79,9 +83,11 @@ async def list_models(catalog: CatalogDep, settings: SettingsDep) -> ModelList:
     responses={status: {"model": ErrorResponse} for status in ("default", 404, 503)},
 )
 async def get_model(
-    model: Annotated[str, Path(description='"name" or "name:version".')], catalog: CatalogDep, settings: SettingsDep
+    model: Annotated[str, Path(description='"name", "name:version" or an alias.')],
+    catalog: CatalogDep,
+    settings: SettingsDep,
 ) -> ModelObject:
-    """Look a model up by "name" (its newest served version) or "name:version"."""
+    """Look a model up by "name" (its newest served version), "name:version" or an alias (its heaviest version)."""
     await catalog.refresh()
     return _model_object(await catalog.find(model), catalog, settings)
 
