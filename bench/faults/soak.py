@@ -46,9 +46,11 @@ TOLERANCE = {
     "MB": (0.05, 8.0),
     "files": (0.0, 6.0),
     "tasks": (0.0, 8.0),
+    "restarts": (0.0, 0.0),
     "keys per job": (0.25, 0.2),
 }  # relative, absolute
 KEY_KIND = re.compile(rf"{PREFIX}(?P<kind>\w+)(?::(?P<name>[^:]*)(?::(?P<part>[a-z_]+))?)?")
+RESTARTING = "restarting it"  # in the service's log
 BEHAVIOURS = ("wait", "wait", "wait", "leave", "cancel", "deadline", "invalid", "idempotent")
 Samples = dict[tuple[str, str], list[float]]  # (process, measure) -> values
 
@@ -116,7 +118,9 @@ async def soak(service: LocalService, redis_url: str, worker_url: str, minutes: 
             samples["all keys", "keys"].append(num_keys.total())
             samples["ended jobs", "keys"].append(num_jobs)
             for role, url in (("server", service.url), ("worker", worker_url)):
-                samples[role, "tasks"].append(await asyncio.to_thread(read_metric, url, "msf_asyncio_tasks"))
+                with suppress(httpx.TransportError):  # while a worker is restarted
+                    samples[role, "tasks"].append(await asyncio.to_thread(read_metric, url, "msf_asyncio_tasks"))
+            samples["worker", "restarts"].append(service.msf.output.count(RESTARTING))
             print(f"{elapsed_s:6.0f} s  {dict(outcomes)}", file=sys.stderr)
             await asyncio.sleep(max(60 * minutes / NUM_SAMPLES, MIN_PERIOD_S))
     for caller in callers:

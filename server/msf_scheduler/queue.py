@@ -228,6 +228,12 @@ class JobQueue:
         """Return the encoded files in the order of the samples; empty if there are none, or none any more."""
         return list(await call(self._redis, "LRANGE", keys.images(job.images_of or job.id), 0, -1))
 
+    async def image(self, job: JobRecord, index: int) -> bytes | None:
+        """Return the encoded file of one sample of a job that has succeeded; None if it is no longer kept."""
+        position = index - job.spec.first_index
+        file: bytes | None = await call(self._redis, "LINDEX", keys.images(job.images_of or job.id), position)
+        return file
+
     async def cancel(self, job_id: str) -> JobState | None:
         """End the job now unless it has ended. Return the state it is left in, or None if there is no such job.
 

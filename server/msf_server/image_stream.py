@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from base64 import b64encode
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 
 import anyio
 
@@ -14,6 +16,7 @@ from msf_scheduler.errors import SchedulerError, ServerStopping
 from msf_scheduler.job_events import JobWatcher, StoredPreview
 from msf_scheduler.jobs import JobRecord
 from msf_server.errors import ApiError, translate
+from msf_server.large_results import off_loop_if_large
 from msf_server.request_log import RequestLog
 from msf_server.schemas.images import CompletedEvent, ImageRequest, PartialImageEvent, TokenUsage, size_of
 from msf_server.sse import error_frame, frame
@@ -44,7 +47,9 @@ async def image_events(
                 if time.monotonic() > late_at:
                     await submission.expire(job.id)
         job, images = await submission.result(job.id)
-        yield b"".join(_completed(position, image, job, common) for position, image in enumerate(images))
+        for position, image in enumerate(images):
+            yield await off_loop_if_large([image], partial(_completed, position, image, job, common))
+            await asyncio.sleep(0)  # others' turn
     except (ApiError, SchedulerError) as error:
         if isinstance(error, ServerStopping):
             await submission.abandon(pending)

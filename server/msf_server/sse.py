@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
-from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
 from pydantic import BaseModel
 
 from msf_server.errors import error_response, translate
@@ -20,9 +20,11 @@ def event_stream(frames: AsyncGenerator[bytes, None]) -> EventSourceResponse:
     return EventSourceResponse(_with_heartbeat(frames), headers=_HEADERS)
 
 
-def frame(event: str, data: BaseModel, event_id: str | None = None) -> bytes:
-    """Encode one server-sent event."""
-    return format_sse_event(event=event, data_str=data.model_dump_json(), id=event_id)
+def frame(event: str, data: BaseModel | bytes, event_id: str | None = None) -> bytes:
+    """Encode one server-sent event; `data` is a model or its JSON, which has no line ends."""
+    content = data if isinstance(data, bytes) else data.model_dump_json().encode()
+    name, number = f"event: {event}\ndata: ".encode(), f"id: {event_id}\n".encode() if event_id else b""
+    return b"".join((name, content, b"\n", number, b"\n"))
 
 
 def error_frame(error: Exception) -> bytes:

@@ -1,4 +1,4 @@
-"""What hostile tests share: a count of what was tried and held, and the table that `make hostile` prints at its end."""
+"""Attempts of hostile behaviour: a count of those tried and held, and the table that `make hostile` prints."""
 
 from __future__ import annotations
 

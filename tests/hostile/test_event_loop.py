@@ -1,10 +1,11 @@
-"""How long one request can hold the event loop of a server, and with it everybody else's."""
+"""Longest time that one request holds the event loop of a server, and with it everybody else's requests."""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -18,10 +19,12 @@ from starlette.types import ASGIApp
 from msf_server.app import prepare
 from msf_server.settings import ServerSettings
 from tests.hostile.conftest import Attempts
+from tests.server import fake_worker
 from tests.server.conftest import client_of, listening_to, serving
 from tests.server.fake_worker import FASHION, FakeWorker
 
 HELD_MS = 40.0  # of the processor's time: twice what is promised, as other processes slow a shared core
+LARGE_BYTES = 500_000  # of one image
 ROUNDS = 2  # of which the shorter counts: the first may fill caches
 LABELS = tuple(f"{number} a class with quite a long name as some data sets have {number}" for number in range(1000))
 JSON = {"content-type": "application/json"}
@@ -159,6 +162,39 @@ async def test_no_request_holds_the_event_loop(client: httpx.AsyncClient, attemp
             assert figures[name] < HELD_MS, f"held the loop for {figures[name]:.0f} ms"
     worst = sorted(figures.items(), key=lambda figure: -figure[1])
     print(*(f"{ms:6.1f} ms  {name}" for name, ms in worst[:8]), sep="\n")
+
+
+async def test_no_large_result_holds_the_event_loop(
+    redis_url: str, attempts: Attempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results of tens of megabytes, in every form in which they can be read."""
+    files = [os.urandom(LARGE_BYTES) for _ in range(64)]
+    monkeypatch.setattr(fake_worker, "draw", lambda spec: files)
+    request = {"prompt": "1", "n": 64, "num_steps": 2, "seed": 2}
+    async with (
+        FakeWorker(redis_url),
+        serving(ServerSettings(redis_url=redis_url, port=0)) as app,
+        listening_to(_started(app)) as url,
+    ):
+        prepare(app)
+        urls = request | {"response_format": "url"}
+        answer = (await asyncio.to_thread(httpx.post, url + IMAGES, json=urls, timeout=60)).json()
+        job = f"{url}{JOBS}/{answer['job_id']}"
+        for name, method, address, content in (
+            ("images in an answer", "POST", url + IMAGES, request),
+            ("a stream of images", "POST", url + IMAGES, request | {"stream": True}),
+            ("a job that was cached", "POST", url + JOBS, request),
+            ("a job", "GET", job, None),
+            ("the events of a job", "GET", f"{job}/events", None),
+            ("one image of many", "GET", answer["data"][63]["url"], None),
+        ):
+            async with held() as longest:
+                read = await asyncio.to_thread(httpx.request, method, address, json=content, timeout=60)
+            assert read.is_success, read.text[:200]
+            assert len(read.content) >= (LARGE_BYTES if name == "one image of many" else 64 * LARGE_BYTES)
+            print(f"{longest[0]:6.1f} ms  {name}")
+            with attempts.attempt(name):
+                assert longest[0] < HELD_MS, f"held the loop for {longest[0]:.0f} ms"
 
 
 async def test_no_connection_holds_the_event_loop(redis_url: str, attempts: Attempts) -> None:

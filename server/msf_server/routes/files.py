@@ -41,12 +41,12 @@ async def read(
     lifetime_s = await url_signer.lifetime_s(expires)
     if lifetime_s < 0:
         raise InvalidRequest("This URL has expired; request the image again.", code=ErrorCode.URL_EXPIRED)
-    job, files = await queue.read(job_id) or (None, [])
-    if job is None or not files:
+    job = await queue.get(job_id)
+    file = await queue.image(job, int(name.partition(".")[0])) if job else None
+    if job is None or file is None:
         raise InvalidRequest("The image is no longer kept.", param="job_id", code=ErrorCode.JOB_NOT_FOUND)
-    index = int(name.partition(".")[0])
     return Response(
-        files[index - job.spec.first_index],
+        file,
         media_type=f"image/{job.spec.output_format}",
         headers={
             "Cache-Control": f"private, immutable, max-age={lifetime_s}",

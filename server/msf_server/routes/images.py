@@ -13,12 +13,13 @@ from msf_server.callers import identify, routing_key_of
 from msf_server.dependencies import services_of
 from msf_server.errors import REFUSALS, InvalidRequest
 from msf_server.image_stream import image_events
+from msf_server.large_results import write_answer
 from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
 from msf_server.middleware.caller_limits import open_stream
 from msf_server.orders import make_order
 from msf_server.request_log import log_of
-from msf_server.schemas.images import ImageRequest, ImagesResponse, images_of
+from msf_server.schemas.images import ImageRequest, ImagesResponse
 from msf_server.schemas.jobs import JobObject
 from msf_server.sse import event_stream
 
@@ -78,10 +79,10 @@ async def generate(body: ImageRequest, request: Request) -> Response:
     if not job.state.is_terminal:
         return _accepted(job, model, request)
     urls = [] if body.response_format == "b64_json" else await services.url_signer.image_urls(job, request)
-    images = images_of(job, [] if body.response_format == "url" else files, urls)
+    inline = [] if body.response_format == "url" else files
     headers = {"Server-Timing": _server_timing(job.timings)}
-    answer = ImagesResponse.of(job, images, model)
-    return Response(answer.model_dump_json(), headers=headers, media_type="application/json")
+    answer = await write_answer(ImagesResponse.of(job, model), job, inline, urls)
+    return Response(answer, headers=headers, media_type="application/json")
 
 
 def _preferences(request: Request) -> list[str]:

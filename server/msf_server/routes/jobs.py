@@ -6,6 +6,7 @@ import re
 from base64 import b64encode
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated
 
@@ -20,12 +21,13 @@ from msf_server.callers import identify, routing_key_of
 from msf_server.dependencies import CallerDep, CatalogDep, DrainDep, QueueDep, WatcherDep, services_of
 from msf_server.drain import Drain
 from msf_server.errors import REFUSALS, ApiError, InvalidRequest, quoted
+from msf_server.large_results import off_loop_if_large, write_answer
 from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
 from msf_server.middleware.caller_limits import open_stream
 from msf_server.orders import make_order
 from msf_server.request_log import log_of
-from msf_server.schemas.images import ImageRequest, images_of
+from msf_server.schemas.images import ImageRequest
 from msf_server.schemas.jobs import JobList, JobObject, PreviewEvent, ProgressEvent, QueuedEvent
 from msf_server.sse import error_frame, event_stream, frame
 
@@ -65,13 +67,13 @@ class JobReader:
             )
         return job
 
-    async def describe(self, job: JobRecord, files: list[bytes]) -> JobObject:
-        """Return the answer about a job."""
+    async def describe(self, job: JobRecord, files: list[bytes]) -> bytes:
+        """Return the answer about a job as JSON."""
         models = await self._catalog.models()
         if job.state is not JobState.SUCCEEDED or not files:
-            return JobObject.of(job, models)
+            return JobObject.of(job, models).model_dump_json().encode()
         urls = await self._url_signer.image_urls(job, self._request)
-        return JobObject.of(job, models, images_of(job, files, urls))
+        return await write_answer(JobObject.of(job, models, has_images=True), job, files, urls)
 
 
 async def _job_reader(request: Request) -> JobReader:
@@ -102,9 +104,8 @@ async def create(body: ImageRequest, request: Request) -> Response:
     files: list[bytes] = []
     if job.state is JobState.SUCCEEDED:
         job, files = await jobs.read(job.id)
-    answer = await jobs.describe(job, files)
     headers = {"Location": f"/v1/jobs/{job.id}"}
-    return Response(answer.model_dump_json(), HTTPStatus.ACCEPTED, headers, "application/json")
+    return Response(await jobs.describe(job, files), HTTPStatus.ACCEPTED, headers, "application/json")
 
 
 @router.get("", summary="List your jobs, newest first")
@@ -124,18 +125,18 @@ async def list_jobs(
     return JobList(data=[JobObject.of(job, models) for job in jobs[:limit]], has_more=len(jobs) > limit)
 
 
-@router.get("/{job_id}", summary="Get a job")
-async def read(job_id: JobId, jobs: JobReaderDep) -> JobObject:
+@router.get("/{job_id}", response_model=JobObject, summary="Get a job")
+async def read(job_id: JobId, jobs: JobReaderDep) -> Response:
     """Report a job's state, progress and result. Ended jobs are kept for ten minutes, failed ones for a week."""
-    return await jobs.describe(*await jobs.read(job_id))
+    return Response(await jobs.describe(*await jobs.read(job_id)), media_type="application/json")
 
 
-@router.delete("/{job_id}", summary="Cancel a job")
-async def cancel(job_id: JobId, jobs: JobReaderDep, queue: QueueDep) -> JobObject:
+@router.delete("/{job_id}", response_model=JobObject, summary="Cancel a job")
+async def cancel(job_id: JobId, jobs: JobReaderDep, queue: QueueDep) -> Response:
     """Its samples leave the device before the next step; a job that has ended stays unchanged."""
     await jobs.find(job_id)
     await queue.cancel(job_id)
-    return await jobs.describe(*await jobs.read(job_id))
+    return Response(await jobs.describe(*await jobs.read(job_id)), media_type="application/json")
 
 
 @router.get(
@@ -203,11 +204,12 @@ async def _events(
                     frames.append(frame("queued", QueuedEvent(job_id=job_id, position=report.position)))
                 if job.progress is not None and job.progress != progress:
                     frames.append(_progress(job, job.progress))
+                yield b"".join(frames)
                 if job.state.is_terminal:
                     answer = await jobs.describe(*await jobs.read(job_id))
-                    frames.append(frame(job.state, answer, f"{job.attempt}-{_LAST}"))
+                    event = partial(frame, job.state, answer, f"{job.attempt}-{_LAST}")
+                    yield await off_loop_if_large([answer], event)
                 position, progress = report.position, job.progress
-                yield b"".join(frames)
     except (ApiError, SchedulerError) as error:
         yield error_frame(error)  # the client reconnects with Last-Event-ID
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -169,12 +169,10 @@ def size_of(model: ModelInfo) -> str:
     return f"{model.image_size}x{model.image_size}"
 
 
-def images_of(job: JobRecord, files: Sequence[bytes] = (), urls: Sequence[str] = ()) -> list[Image]:
+def images_of(job: JobRecord, files: Sequence[bytes], urls: Sequence[str]) -> Iterator[Image]:
     """Describe the images of `job` by their files, their URLs or both, each in the order of its samples."""
-    return [
-        Image(b64_json=file and b64encode(file).decode(), url=url, index=index)
-        for index, file, url in zip_longest(job.spec.indices, files, urls)
-    ]
+    for index, file, url in zip_longest(job.spec.indices, files, urls):
+        yield Image(b64_json=file and b64encode(file).decode(), url=url, index=index)
 
 
 class ImagesResponse(BaseModel):
@@ -196,13 +194,13 @@ class ImagesResponse(BaseModel):
     timings: Timings
 
     @classmethod
-    def of(cls, job: JobRecord, data: list[Image], model: ModelInfo) -> Self:
-        """Describe `job` of `model`, which has succeeded, and its images `data`."""
+    def of(cls, job: JobRecord, model: ModelInfo) -> Self:
+        """Describe `job` of `model`, which has succeeded, without its images."""
         spec, provenance = job.spec, job.provenance
         assert job.timings is not None
         return cls(
             created=int(job.finished_at or 0),
-            data=data,
+            data=[],
             model=spec.model,
             version=spec.version,
             seed=spec.seed,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Literal, Self
 
 from pydantic import BaseModel, Field
@@ -46,8 +46,8 @@ class JobObject(BaseModel):
     data: list[Image] | None = Field(description="The images, once it has succeeded.")
 
     @classmethod
-    def of(cls, job: JobRecord, models: Iterable[ModelInfo] = (), data: Sequence[Image] = ()) -> Self:
-        """Describe `job`, whose model is looked up in `models`, with the images `data` if there are any."""
+    def of(cls, job: JobRecord, models: Iterable[ModelInfo] = (), *, has_images: bool = False) -> Self:
+        """Describe `job`, whose model is looked up in `models`, with an empty list for its images if it has any."""
         key = job.spec.model, job.spec.version
         return cls(
             id=job.id,
@@ -64,7 +64,7 @@ class JobObject(BaseModel):
             provenance=job.provenance,
             webhook=job.delivery,
             error=job.error,
-            data=list(data) or None,
+            data=[] if has_images else None,
         )
 
 
