@@ -103,11 +103,11 @@ bench-peers: $(VENV)/.dev ## compare with mosec, LitServe, BentoML and Ray Serve
 bench-simulation: $(VENV)/.dev ## compare the simulator with a real service, then simulate up to 1,000 workers
 	$(BIN)/python -m bench.service.simulation
 
-reproduce: $(VENV)/.dev $(DATA)/.fashion-mnist ## MSF against single-stage DiTs under equal training (SCALE=short: minutes; seeds: four hours; full: days)
-	$(BIN)/python -m bench.reproduction.compare --scale $(SCALE) --data $(DATA)/fashion-mnist --out runs/reproduction
+reproduce: $(VENV)/.dev $(DATA)/.fashion-mnist ## MSF/2 against DiT/2 by PROTOCOL.md (SCALE=short: minutes; seeds: hours; full: days; REPRODUCE=--held-out-only: no test images)
+	$(BIN)/python -m bench.reproduction.compare --scale $(SCALE) --data $(DATA)/fashion-mnist --out runs/reproduction $(REPRODUCE)
 
-ablate: $(VENV)/.dev $(DATA)/.fashion-mnist ## effect of each of MSF's choices, changed one at a time (resumes from SCALE=seeds)
-	$(BIN)/python -m bench.reproduction.ablation --data $(DATA)/fashion-mnist --out runs/reproduction --seeds $(SEEDS)
+ablate: $(VENV)/.dev $(DATA)/.fashion-mnist ## effect of each of MSF's choices on held-out images (ABLATE=--candidates: only those that PROTOCOL.md chooses from)
+	$(BIN)/python -m bench.reproduction.ablation --data $(DATA)/fashion-mnist --out runs/reproduction --seeds $(SEEDS) $(ABLATE)
 
 bench-gpu: ## measure the engine on an NVIDIA GPU; needs torch, diffusers and pydantic (BENCH_GPU=--minutes 20)
 	PYTHONPATH=engine:server $(PYTHON) -m bench.gpu $(BENCH_GPU)

@@ -1,14 +1,15 @@
-"""Change each of MSF's design choices alone; train and judge as in the comparison with DiTs.
+"""Change each of MSF's design choices alone, at equal training operations; judge on held-out images.
 
-    python -m bench.reproduction.ablation --data data/fashion-mnist --out runs/reproduction
+    python -m bench.reproduction.ablation --data data/fashion-mnist --out runs/reproduction --candidates
 
-Choices of training are retrained, those of sampling only sampled again. Figures are on held-out images.
+Choices of training are retrained, those of sampling only sampled again. `--candidates` are those of PROTOCOL.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +19,11 @@ import torch
 
 from bench.evaluation.comparison import Quality, ReferenceImages, balanced
 from bench.evaluation.feature_networks import FeatureNetworks, train_feature_networks
+from bench.evaluation.imagenet import load_imagenet_encoder
 from bench.evaluation.report import markdown_table
 from bench.reproduction.architectures import (
     LATENT_CHANNELS,
+    LATENT_SIZE,
     SCALES,
     Architecture,
     Scale,
@@ -30,7 +33,7 @@ from bench.reproduction.architectures import (
     marks,
 )
 from bench.reproduction.latent_trainer import LatentTrainer
-from bench.reproduction.report import mean_fids
+from bench.reproduction.report import mean_fids, mean_log_fid
 from bench.reproduction.results_cache import ResultsCache
 from bench.reproduction.sampling import Sampling, Speed, measure_speeds
 from msf_engine.config import DenoiserConfig
@@ -46,24 +49,33 @@ from msf_training.recipe import Recipe
 from msf_training.stages import TrainingRun
 
 SAMPLING = Sampling((16, 4), (1.5, 1.5))
+DIT_SAMPLING = Sampling((20,), (1.5,))
+BUDGET = "half of FLOPs"  # every trained variant spends half of the operations that BASELINE spends
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One choice changed. The autoencoder is `regularised` to put little energy into the residual, or is not."""
+    """One choice changed. The autoencoder is `regularised` to put little energy into the residual, or is not.
+
+    `parts` are trained one after another: a stage each, or all stages that share blocks.
+    """
 
     choice: str
     name: str
-    base: Architecture
-    residual: Architecture
+    parts: tuple[Architecture, ...]
     sampling: Sampling = SAMPLING
     max_conditioning_noise: float = 0.5
     regularised: bool = True
 
     @property
     def stages(self) -> tuple[DenoiserConfig, ...]:
-        """Denoisers of both stages."""
-        return self.base.stages + self.residual.stages
+        """Denoisers of all stages."""
+        return tuple(stage for part in self.parts for stage in part.stages)
+
+    @property
+    def flops(self) -> float:
+        """Operations of one forward pass of every stage for one image."""
+        return sum(part.flops for part in self.parts)
 
     @property
     def cost(self) -> str:
@@ -71,29 +83,48 @@ class Variant:
         return f"{self.stages} {self.sampling.steps} {[scale != 1 for scale in self.sampling.guidance]}"
 
 
-def variants(scale: Scale) -> list[Variant]:
-    """Return the variant from which all others differ by one choice, then those."""
-    msf = architectures(scale)[0]
-    base, residual = (Architecture(msf.name, (stage,)) for stage in msf.stages)
-    [conditioned] = residual.stages
-    blind = denoiser_config(scale, 3 * LATENT_CHANNELS, 0, conditioned.size, 1, conditioned.depth)
-    large_base, large_residual = (
-        Architecture("MSF-2", (stage.model_copy(update={"patch_size": 2}),)) for stage in msf.stages
+def _separate(name: str, *stages: DenoiserConfig) -> tuple[Architecture, ...]:
+    return tuple(Architecture(name, (stage,)) for stage in stages)
+
+
+def candidates(scale: Scale) -> list[Variant]:
+    """Return MSF/2, the candidates of PROTOCOL.md that differ from it by one choice, and DiT/2 on both autoencoders."""
+    ours, dit, *_ = architectures(scale)
+    base, residual = ours.stages
+    msf = _separate(ours.name, base, residual)
+    channels, depths = LATENT_CHANNELS, (base.depth, residual.depth)
+    shallow, deep = (
+        stage.model_copy(update={"depth": depth}) for stage, depth in zip(ours.stages, reversed(depths), strict=True)
     )
-    trained = [
-        Variant("", "as compared", base, residual),
-        Variant("residual's share", "autoencoder not regularised", base, residual, regularised=False),
-        Variant("conditioning", "residual without the base", base, Architecture("MSF blind", (blind,))),
-        Variant(
-            "conditioning",
-            "no noise on the base, in training and sampling",
-            base,
-            Architecture("MSF clean", (conditioned,)),
-            replace(SAMPLING, conditioning_noise=0.0),
-            max_conditioning_noise=0.0,
-        ),
-        Variant("patch", "2 in both stages", large_base, large_residual),
+    whole = denoiser_config(scale, channels, channels, LATENT_SIZE, 2, residual.depth)
+    shared = tuple(stage.model_copy(update={"depth": scale.depth}) for stage in ours.stages)
+    fine = (stage.model_copy(update={"patch_size": 1}) for stage in ours.stages)
+    without_noise = Variant(
+        "conditioning",
+        "no noise on the base, in training and sampling",
+        (msf[0], *_separate("MSF/2, no noise", residual)),
+        replace(SAMPLING, conditioning_noise=0.0),
+        max_conditioning_noise=0.0,
+    )
+    return [
+        Variant("", "MSF/2", msf),
+        Variant("residual's share", "autoencoder not regularised", msf, regularised=False),
+        Variant("depth", f"{shallow.depth} + {deep.depth} blocks", _separate("MSF/2, deep residual", shallow, deep)),
+        without_noise,
+        Variant("weights", "shared blocks", (Architecture("MSF/2, shared", shared, shares_blocks=True),)),
+        Variant("residual", "full resolution", _separate("MSF/2, full-resolution residual", base, whole)),
+        Variant("patch", "1 in both stages", _separate("MSF/1", *fine)),
+        Variant("rival", dit.name, (dit,), DIT_SAMPLING),
+        Variant("rival", f"{dit.name}, autoencoder not regularised", (dit,), DIT_SAMPLING, regularised=False),
     ]
+
+
+def variants(scale: Scale) -> list[Variant]:
+    """Return the candidates, and what else is changed alone: the residual's condition, and how MSF/2 samples."""
+    trained = candidates(scale)
+    msf = trained[0].parts
+    [residual] = msf[1].stages
+    blind = residual.model_copy(update={"cond_channels": 0})
     samplings: list[tuple[str, str, Sampling]] = [
         *(
             ("conditioning", f"noise {level:g} when sampling", replace(SAMPLING, conditioning_noise=level))
@@ -106,7 +137,11 @@ def variants(scale: Scale) -> list[Variant]:
         ),
         ("solver", "Euler", replace(SAMPLING, solver="euler")),
     ]
-    return trained + [Variant(choice, name, base, residual, sampling) for choice, name, sampling in samplings]
+    return [
+        *trained,
+        Variant("conditioning", "residual without the base", (msf[0], *_separate("MSF/2, blind", blind))),
+        *(Variant(choice, name, msf, sampling) for choice, name, sampling in samplings),
+    ]
 
 
 class Ablation:
@@ -131,7 +166,6 @@ class Ablation:
             for regularised, model in models.items()
         }
         context = {"networks": networks.digest(), "denoisers": scale.denoisers}
-        context["autoencoders"] = " ".join(weights_digest(model.autoencoder) for model in models.values())
         self.cache = ResultsCache(out / "ablation.jsonl", context)
 
     def quality(self, variant: Variant, seed: int) -> Quality:
@@ -160,17 +194,21 @@ class Ablation:
         return residual_share(latents).item(), self.reference.quality(images)
 
     def _denoisers(self, variant: Variant, seed: int) -> list[Denoiser]:
-        num_images = marks(self.scale, architectures(self.scale)[0])["flops"]
+        """Train on as many images as the budget allows, and keep the averages at the comparison's marks on the way."""
+        whole = Architecture(variant.name, variant.stages)
+        numbers = marks(self.scale, whole)
         objective = DenoiserObjective(self.scale.batch_size, max_conditioning_noise=variant.max_conditioning_noise)
-        return [
-            denoiser
-            for stage in (variant.base, variant.residual)
-            for denoiser in self.trainers[variant.regularised].denoisers(stage, seed, num_images, objective)
-        ]
+        trainer, denoisers = self.trainers[variant.regularised], []
+        for part in variant.parts:
+            for num_images in sorted(number for number in numbers.values() if number <= numbers[BUDGET]):
+                trained = trainer.denoisers(part, seed, num_images, objective)
+            denoisers += trained
+        return denoisers
 
     def _measure(self, variant: Variant, seed: int, name: str, images: Callable[[], Split]) -> Quality:
+        autoencoder = weights_digest(self.trainers[variant.regularised].model.autoencoder)
         return self.cache.get(
-            f"{variant}, seed {seed}",
+            f"{variant}, autoencoder {autoencoder}, seed {seed}, {self.scale.num_images} images",
             name,
             len(self.unseen),
             lambda: self.reference.quality(self.reference.describe(name, images())),
@@ -185,19 +223,21 @@ def report(
     `speeds` are by the variants' costs.
     """
     cells, autoencoder_cells = [], []
+    reference = mean_log_fid([ablation.quality(rows[0], seed) for seed in seeds])
     for variant in rows:
         by_seed = [ablation.quality(variant, seed) for seed in seeds]
-        mflop = f"{(variant.base.flops + variant.residual.flops) / 1e6:.1f}"
+        change = math.exp(mean_log_fid(by_seed) - reference) - 1
         accuracy = f"{fmean(quality.top_1 for quality in by_seed):.3f}"
         speed = f"{speeds[variant.cost].best:.0f}" if speeds else ""
-        cells.append((variant.choice, variant.name, mflop, mean_fids(by_seed), accuracy, speed))
-        if variant is next(other for other in rows if other.regularised == variant.regularised):
+        mflop = f"{variant.flops / 1e6:.1f}"
+        cells.append((variant.choice, variant.name, mflop, mean_fids(by_seed), f"{change:+.1%}", accuracy, speed))
+        if variant.parts == rows[0].parts and variant.sampling == rows[0].sampling:
             share, reconstructed = ablation.reconstruction(variant)
             with_real = [ablation.quality_with_real_bases(variant, seed) for seed in seeds]
             fids = (mean_fids(qualities) for qualities in ([reconstructed], with_real, by_seed))
             autoencoder_cells.append((variant.name, f"{100 * share:.1f} %", *fids))
     networks = " / ".join(by_seed[0].fid)
-    header = ("choice", "changed to", "MFLOP", f"FID ({networks})", "accuracy", "images/s")
+    header = ("choice", "changed to", "MFLOP", f"FID ({networks})", "geometric mean", "accuracy", "images/s")
     parts = ("autoencoder", "residual's share", "FID, reconstructed", "residuals generated", "bases generated too")
     return markdown_table(header, cells) + "\n\n" + markdown_table(parts, autoencoder_cells)
 
@@ -219,19 +259,24 @@ def main() -> None:
     parser.add_argument("--model-repo", type=Path, default=Path("model_repo"), help="repository of the autoencoder")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduction"))
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--candidates", action="store_true", help="only what PROTOCOL.md chooses from")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(arguments.threads)
     recipe, data, _ = load_fashion_mnist(arguments.data, arguments.out)
     out, scale = arguments.out / arguments.scale, SCALES[arguments.scale]
-    networks = train_feature_networks(data, recipe, arguments.out)
+    networks = replace(train_feature_networks(data, recipe, arguments.out), imagenet=load_imagenet_encoder())
     model = read_version(arguments.model_repo, "fashion-mnist").load()
     unregularised = _train_unregularised(model, recipe, data, arguments.out / "not-regularised")
     ablation = Ablation(scale, data, {True: model, False: unregularised}, networks, out)
-    rows = variants(scale)
+    rows = (candidates if arguments.candidates else variants)(scale)
+    seeds = range(arguments.seeds)
+    for variant in rows:
+        for seed in seeds:
+            ablation.quality(variant, seed)
     speeds = measure_speeds({variant.cost: (variant.stages, variant.sampling) for variant in rows}, model)
-    text = report(ablation, rows, range(arguments.seeds), speeds)
+    text = report(ablation, rows, seeds, speeds)
     (out / "ablation.md").write_text(text + "\n")
     print(text)
 

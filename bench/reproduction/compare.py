@@ -1,11 +1,10 @@
-"""Compare MSF with single-stage DiTs of the same code: quality at equal training, and images per second.
+"""Compare MSF/2 with DiT/2 by PROTOCOL.md: quality at equal training, and images per second.
 
     python -m bench.reproduction.compare --scale short --data data/fashion-mnist --out runs/reproduction
 
 All share one autoencoder, the data, the optimiser, and the number of tuned settings. The learning rate is constant
-and weights are averaged, so that every run can be evaluated anywhere along it: after equally many images, after equally
-many floating-point operations, and after the images that these operations allow the cheapest of equal parameters.
-Finished work is not repeated when it is run again.
+and weights are averaged, so that every run can be evaluated anywhere along it. Test images are used once all networks
+are trained and all guidance scales chosen; `--held-out-only` stops before. Finished work is not repeated.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ import torch
 
 from bench.evaluation.comparison import Quality, ReferenceImages, balanced
 from bench.evaluation.feature_networks import FeatureNetworks, train_feature_networks
+from bench.evaluation.imagenet import load_imagenet_encoder
 from bench.reproduction.architectures import (
-    BASELINE,
     SCALES,
     Architecture,
     Scale,
@@ -30,7 +29,7 @@ from bench.reproduction.architectures import (
     sampling_of,
 )
 from bench.reproduction.latent_trainer import LatentTrainer
-from bench.reproduction.report import BUDGETS, ArchitectureResult, write_report
+from bench.reproduction.report import BUDGETS, ArchitectureResult, mean_log_fid, write_report
 from bench.reproduction.results_cache import ResultsCache
 from bench.reproduction.sampling import Sampling, measure_speeds
 from msf_engine.repository import ModelVersion, read_version
@@ -38,7 +37,6 @@ from msf_training.class_folders import ClassFolders
 from msf_training.dataset import Split
 from msf_training.latents import weights_digest
 
-STEPS_EACH = (20, 20)  # the other way to count: 20 in each stage
 CURVE_GUIDANCE = 1.5  # of every learning curve
 
 
@@ -80,42 +78,50 @@ class Reproduction:
         phase = f"{split} {architecture.name}, seed {seed}, {num_images} images"
         return self.cache.get(phase, str(sampling), count, measure)
 
-    def tune(self, architecture: Architecture, mark: str) -> float:
-        """Return the guidance scale with the least FID on held-out images, for the first seed."""
+    def guidance(self, architecture: Architecture, mark: str) -> float:
+        """Return the scale with the least geometric mean of the FIDs on held-out images, for the first seed."""
 
-        def total_fid(guidance: float) -> float:
-            sampling = sampling_of(architecture, guidance)
-            return sum(self.quality(architecture, self.scale.seeds[0], mark, sampling, "tuning").fid.values())
+        def log_fid(scale: float) -> float:
+            sampling = sampling_of(architecture, scale)
+            return mean_log_fid([self.quality(architecture, self.scale.seeds[0], mark, sampling, "tuning")])
 
-        return min(self.scale.guidance, key=total_fid)
+        return min(self.scale.guidance, key=log_fid)
+
+    def train(self, architecture: Architecture) -> None:
+        """Train every seed along its marks, and choose the guidance scales."""
+        numbers = marks(self.scale, architecture)
+        for seed in self.scale.seeds:
+            for num_images in numbers.values():
+                self.trainer.denoisers(architecture, seed, num_images)
+        for mark in numbers:
+            self.by_seed(architecture, mark, sampling_of(architecture, CURVE_GUIDANCE), "tuning")
+        for mark in budgets_of(architecture, self.scale):
+            self.guidance(architecture, mark)
+
+    def by_seed(self, architecture: Architecture, mark: str, sampling: Sampling, split: str) -> list[Quality]:
+        """Measure all seeds."""
+        return [self.quality(architecture, seed, mark, sampling, split) for seed in self.scale.seeds]
 
     def result(self, architecture: Architecture) -> ArchitectureResult:
-        """Train in the order of the marks, so that each run passes them on its way, and measure."""
-        num_images = marks(self.scale, architecture)
-        order = sorted(num_images, key=num_images.__getitem__)
-        for seed in self.scale.seeds:
-            for mark in order:
-                self.trainer.denoisers(architecture, seed, num_images[mark])
-        guidance = {mark: self.tune(architecture, mark) for mark in BUDGETS if mark in num_images}
+        """Judge a trained architecture by test images."""
+        numbers = marks(self.scale, architecture)
+        guidance = {mark: self.guidance(architecture, mark) for mark in budgets_of(architecture, self.scale)}
         samplings = {mark: sampling_of(architecture, scale) for mark, scale in guidance.items()}
-
-        def by_seed(mark: str, sampling: Sampling, split: str) -> list[Quality]:
-            return [self.quality(architecture, seed, mark, sampling, split) for seed in self.scale.seeds]
-
-        steps_each: list[Quality] = []
-        if len(architecture.stages) == 2:
-            steps_each = by_seed("longer", replace(samplings["longer"], steps=STEPS_EACH), "test")
         curve_sampling = sampling_of(architecture, CURVE_GUIDANCE)
         return ArchitectureResult(
             name=architecture.name,
             num_parameters=architecture.num_parameters,
             flops=architecture.flops,
-            num_images=num_images,
+            num_images=numbers,
             guidance=guidance,
-            curve={mark: by_seed(mark, curve_sampling, "tuning") for mark in order},
-            quality={mark: by_seed(mark, sampling, "test") for mark, sampling in samplings.items()},
-            steps_each=steps_each,
+            curve={mark: self.by_seed(architecture, mark, curve_sampling, "tuning") for mark in numbers},
+            quality={mark: self.by_seed(architecture, mark, each, "test") for mark, each in samplings.items()},
         )
+
+
+def budgets_of(architecture: Architecture, scale: Scale) -> list[str]:
+    """Return the budgets that an architecture takes part in."""
+    return [mark for mark in BUDGETS if mark in marks(scale, architecture)]
 
 
 def main() -> None:
@@ -126,20 +132,27 @@ def main() -> None:
     parser.add_argument("--model-repo", type=Path, default=Path("model_repo"), help="repository of the autoencoder")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduction"))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--held-out-only", action="store_true", help="train and choose; do not use the test images")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(arguments.threads)
     recipe, data, test = load_fashion_mnist(arguments.data, arguments.out)
     version = read_version(arguments.model_repo, "fashion-mnist")
-    networks = train_feature_networks(data, recipe, arguments.out)
+    networks = replace(train_feature_networks(data, recipe, arguments.out), imagenet=load_imagenet_encoder())
     scale, out = SCALES[arguments.scale], arguments.out / arguments.scale
     reproduction = Reproduction(scale, data, test, version, networks, out)
-    results = {entry: reproduction.result(entry) for entry in architectures(scale)}
+    every = architectures(scale)
+    for entry in every:
+        reproduction.train(entry)
+    if arguments.held_out_only:
+        return
+    results = [reproduction.result(entry) for entry in every]
     samplings = {
-        entry.name: (entry.stages, sampling_of(entry, result.guidance["flops"])) for entry, result in results.items()
+        entry.name: (entry.stages, sampling_of(entry, result.guidance["flops"]))
+        for entry, result in zip(every, results, strict=True)
     }
     speeds = measure_speeds(samplings, reproduction.trainer.model)
-    print(write_report(out, arguments.scale, scale, list(results.values()), speeds, BASELINE))
+    print(write_report(out, arguments.scale, scale, results, speeds))
 
 
 if __name__ == "__main__":

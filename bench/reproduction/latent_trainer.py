@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.reproduction.architectures import LATENT_CHANNELS, LATENT_SIZE, NUM_CLASSES, Architecture
 from bench.reproduction.sampling import Sampling, StageSampler
-from msf_engine.config import DenoiserConfig, LatentStatistics
-from msf_engine.denoiser import Denoiser
-from msf_engine.factorization import compose, down
+from msf_engine.config import LatentStatistics
+from msf_engine.denoiser import Denoiser, DenoiserShape
+from msf_engine.factorization import compose, down, up
 from msf_engine.model import MsfModel, Normalizer
 from msf_training.dataset import Split, to_uint8
 from msf_training.denoiser_loss import DenoiserObjective, denoiser_loss
@@ -45,8 +46,17 @@ class LatentTrainer:
     def whole(self) -> Latents:
         """The latents without factorization, as `base`."""
         z = self._compose([self.latents.base, self.latents.residual])
-        statistics = LatentStatistics(mean=tuple(z.mean((0, 2, 3)).tolist()), std=tuple(z.std((0, 2, 3)).tolist()))
-        return Latents(Normalizer(statistics).normalize(z), z[:, :0], self.latents.labels, statistics, statistics)
+        statistics = _statistics(z)
+        return Latents(normalize(z, statistics), z[:, :0], self.latents.labels, statistics, statistics)
+
+    @cached_property
+    def full_resolution(self) -> Latents:
+        """What the enlarged base lacks as `residual` (N, C, H, W), and the enlarged base as `base`."""
+        latents, z = self.latents, self._compose([self.latents.base, self.latents.residual])
+        lacking = z - up(down(z))
+        statistics = _statistics(lacking)
+        enlarged, residual = up(latents.base), normalize(lacking, statistics)
+        return Latents(enlarged, residual, latents.labels, latents.base_statistics, statistics)
 
     @cached_property
     def residuals(self) -> Latents:
@@ -57,10 +67,19 @@ class LatentTrainer:
     def denoisers(
         self, architecture: Architecture, seed: int, num_images: int, objective: DenoiserObjective | None = None
     ) -> list[Denoiser]:
-        """Train on `num_images`, or read what an earlier run kept."""
+        """Train on `num_images`, or read what an earlier run kept. Stages that share blocks are trained together."""
         folder = self.out / f"{architecture.folder}-{seed}-{self._data_digest}"
         objective = objective or DenoiserObjective(batch_size=self.batch_size)
-        return [self._denoiser(stage, folder, seed, num_images, objective) for stage in architecture.stages]
+        modules = architecture.build(seed)
+        if architecture.shares_blocks:
+            return self._train("shared", modules, folder, seed, num_images, objective)
+        return [
+            denoiser
+            for module in modules
+            for denoiser in self._train(
+                _stage_name(module), nn.ModuleList([module]), folder, seed, num_images, objective
+            )
+        ]
 
     def images(self, denoisers: list[Denoiser], sampling: Sampling, count: int, seed: int) -> Split:
         """Generate `count` images, class after class in rounds."""
@@ -94,35 +113,62 @@ class LatentTrainer:
         content.update(self.train.labels.numpy().tobytes())
         return content.hexdigest()[:8]
 
-    def _denoiser(
-        self, config: DenoiserConfig, folder: Path, seed: int, num_images: int, objective: DenoiserObjective
-    ) -> Denoiser:
-        name = "residual" if config.in_channels == 3 * LATENT_CHANNELS else "base"
+    def _train(
+        self,
+        name: str,
+        modules: nn.ModuleList,
+        folder: Path,
+        seed: int,
+        num_images: int,
+        objective: DenoiserObjective,
+    ) -> list[Denoiser]:
+        """Train denoisers by the sum of their losses, each on its own batch."""
         file = folder / f"{name}-{num_images:07d}.pt"
-        torch.manual_seed(seed)
-        denoiser = Denoiser(config)
         if file.exists():
-            denoiser.load_state_dict(torch.load(file, weights_only=True))
-            return denoiser.eval()
-        latents = self._latents_of(config)
+            modules.load_state_dict(torch.load(file, weights_only=True))
+            return _denoisers(modules.eval())
+        latents = [self._latents_of(denoiser.config) for denoiser in _denoisers(modules)]
         num_iterations = num_images // self.batch_size
         settings = TrainerConfig(
             num_iterations=num_iterations, learning_rate=LEARNING_RATE, cooldown=0, seed=seed, checkpoint_every_s=60
         )
-        trainer = Trainer(denoiser, settings, folder / f"{name}.pt")
-        trainer.run(lambda generator: denoiser_loss(denoiser, latents, objective, generator))
+
+        def loss(generator: torch.Generator) -> Mapping[str, Tensor]:
+            pairs = zip(_denoisers(modules), latents, strict=True)
+            losses = [denoiser_loss(denoiser, data, objective, generator)["loss"] for denoiser, data in pairs]
+            return {"loss": torch.stack(losses).sum()}
+
+        trainer = Trainer(modules, settings, folder / f"{name}.pt")
+        trainer.run(loss)
         if trainer.iteration > num_iterations:
             raise RuntimeError(f"{folder} was trained beyond {num_images} images; remove it to start again")
         torch.save(trainer.average.state_dict(), file)
-        return trainer.average
+        return _denoisers(trainer.average)
 
-    def _latents_of(self, config: DenoiserConfig) -> Latents:
+    def _latents_of(self, config: DenoiserShape) -> Latents:
         if config.size == LATENT_SIZE:
-            return self.whole
+            return self.full_resolution if config.cond_channels else self.whole
         alone = config.in_channels == 3 * LATENT_CHANNELS and not config.cond_channels
         return self.residuals if alone else self.latents
 
     def _compose(self, latents: list[Tensor]) -> Tensor:
+        base, residual = latents
+        if residual.shape[-1] == LATENT_SIZE:
+            whole = self.full_resolution.residual_statistics
+            return up(Normalizer(self.latents.base_statistics).restore(base)) + Normalizer(whole).restore(residual)
         statistics = self.latents.base_statistics, self.latents.residual_statistics
-        base, residual = (Normalizer(each).restore(z) for each, z in zip(statistics, latents, strict=True))
-        return compose(base, residual)
+        return compose(*(Normalizer(each).restore(z) for each, z in zip(statistics, latents, strict=True)))
+
+
+def _stage_name(denoiser: nn.Module) -> str:
+    assert isinstance(denoiser, Denoiser)
+    is_residual = denoiser.config.cond_channels > 0 or denoiser.config.in_channels == 3 * LATENT_CHANNELS
+    return "residual" if is_residual else "base"
+
+
+def _denoisers(modules: nn.Module) -> list[Denoiser]:
+    return [module for module in modules.children() if isinstance(module, Denoiser)]
+
+
+def _statistics(latents: Tensor) -> LatentStatistics:
+    return LatentStatistics(mean=tuple(latents.mean((0, 2, 3)).tolist()), std=tuple(latents.std((0, 2, 3)).tolist()))

@@ -11,14 +11,12 @@ from statistics import fmean, stdev
 
 from bench.evaluation.comparison import Quality
 from bench.evaluation.report import joined, markdown_table
+from bench.reproduction.architectures import BASELINE
 from bench.reproduction.sampling import Speed
 from msf_cli.load.chart import Panel, Points, chart
 
-BUDGETS = {
-    "images": "Equal images seen",
-    "flops": "Equal training FLOPs",
-    "longer": "Equal images seen, four times as many",
-}
+BUDGETS = {"flops": "training FLOPs", "images": "images seen", "longer": "images seen, as many as MSF/2 affords"}
+NO_WORSE = 0.05  # the largest upper bound of a relative difference that counts as no worse
 _T_95 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8: 1.860, 9: 1.833}  # one-sided Student
 
 
@@ -26,8 +24,8 @@ _T_95 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8
 class ArchitectureResult:
     """Figures of one architecture, always a list by seed.
 
-    `quality` is on test images by budget, at the guidance scale that is best there; `steps_each` has all steps in each
-    stage. `curve` is on held-out images by mark; `num_images` are the images seen at each mark.
+    `quality` is on test images by budget, at the guidance scale that is best there. `curve` is on held-out images by
+    mark; `num_images` are the images seen at each mark.
     """
 
     name: str
@@ -37,16 +35,29 @@ class ArchitectureResult:
     guidance: Mapping[str, float]
     curve: Mapping[str, Sequence[Quality]]
     quality: Mapping[str, Sequence[Quality]]
-    steps_each: Sequence[Quality]
 
 
-def upper_bound(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """Return the one-sided upper 95 % bound of the mean relative difference, paired by seed; None for one seed."""
-    differences = [our / their - 1 for our, their in zip(ours, theirs, strict=False)]
-    if len(differences) < 2:
-        return None
-    quantile = _T_95[min(len(differences) - 1, max(_T_95))]
-    return fmean(differences) + quantile * stdev(differences) / math.sqrt(len(differences))
+@dataclass(frozen=True)
+class Difference:
+    """Relative differences by seed: their mean, and its one-sided upper 95 % bound, None for one seed."""
+
+    mean: float
+    upper: float | None
+
+    @classmethod
+    def of(cls, ours: Sequence[float], theirs: Sequence[float]) -> Difference:
+        """Compare values that are paired by seed."""
+        differences = [our / their - 1 for our, their in zip(ours, theirs, strict=True)]
+        mean, degrees = fmean(differences), len(differences) - 1
+        upper = mean + _T_95[degrees] * stdev(differences) / math.sqrt(len(differences)) if degrees else None
+        return cls(mean, upper)
+
+    @property
+    def verdict(self) -> str:
+        """What the bound shows."""
+        if self.upper is None:
+            return "?"
+        return "better" if self.upper < 0 else "no worse" if self.upper <= NO_WORSE else "not shown"
 
 
 def write_report(
@@ -55,14 +66,21 @@ def write_report(
     scale: object,
     results: Sequence[ArchitectureResult],
     speeds: Mapping[str, Speed],
-    baseline: str,
 ) -> str:
     """Write the Markdown, the plot and all figures as JSON, and return the Markdown."""
-    parts = [f"## Scale `{scale_name}`", f"`{scale}`"]
-    for mark, title in BUDGETS.items():
-        parts += [f"### {title}", _budget_table([result for result in results if mark in result.quality], mark)]
-    parts += ["### Images per second", _speed_table(results, speeds, baseline)]
-    parts += ["### All runs", _runs_table(results)]
+    ours, *rivals = results
+    claims = [_claim_cells(ours, rival, mark, speeds) for rival in rivals for mark in BUDGETS if mark in rival.quality]
+    header = ("MSF/2 against", "at equal", "FID of MSF/2", "of the rival", "difference", "upper 95 % bound", "verdict")
+    parts = [
+        f"## Scale `{scale_name}`",
+        f"`{scale}`",
+        f"FID in the features of: {' / '.join(ours.curve['images'][0].fid)}.",
+        markdown_table((*header, "images/s"), claims),
+        "### Contenders",
+        _contenders_table(results, speeds),
+        "### All runs",
+        _runs_table(results),
+    ]
     text = "\n\n".join(parts) + "\n"
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.md").write_text(text)
@@ -77,44 +95,54 @@ def mean_fids(by_seed: Sequence[Quality]) -> str:
     return " / ".join(_mean([quality.fid[network] for quality in by_seed]) for network in by_seed[0].fid)
 
 
+def mean_log_fid(by_seed: Sequence[Quality]) -> float:
+    """Return the logarithm of the geometric mean of the FIDs over networks and seeds."""
+    return fmean(math.log(value) for quality in by_seed for value in quality.fid.values())
+
+
 def _mean(values: Sequence[float]) -> str:
     spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
     return f"{fmean(values):.2f}{spread}"
 
 
-def _budget_table(results: Sequence[ArchitectureResult], mark: str) -> str:
-    msf = results[0].quality[mark]
+def _claim_cells(
+    ours: ArchitectureResult, rival: ArchitectureResult, mark: str, speeds: Mapping[str, Speed]
+) -> tuple[str, ...]:
+    """Return a row: MSF/2 against a rival after one budget."""
+    differences = [
+        Difference.of(*([quality.fid[network] for quality in runs.quality[mark]] for runs in (ours, rival)))
+        for network in ours.quality[mark][0].fid
+    ]
+    bounds = ["?" if each.upper is None else f"{each.upper:+.0%}" for each in differences]
+    return (
+        rival.name,
+        f"{BUDGETS[mark]} ({ours.num_images[mark]:,} and {rival.num_images[mark]:,} images)",
+        mean_fids(ours.quality[mark]),
+        mean_fids(rival.quality[mark]),
+        " / ".join(f"{each.mean:+.0%}" for each in differences),
+        " / ".join(bounds),
+        " / ".join(each.verdict for each in differences),
+        f"{speeds[ours.name].best / speeds[rival.name].best:.2f} x",
+    )
+
+
+def _contenders_table(results: Sequence[ArchitectureResult], speeds: Mapping[str, Speed]) -> str:
+    reference = speeds[BASELINE]
     rows = []
     for result in results:
-        by_seed = result.quality[mark]
-        bounds = []
-        for network in by_seed[0].fid:
-            bound = upper_bound(*([quality.fid[network] for quality in runs] for runs in (msf, by_seed)))
-            bounds.append("?" if bound is None else f"{100 * bound:+.0f} %")
+        speed = speeds[result.name]
         rows.append(
             (
                 result.name,
                 f"{result.num_parameters / 1e6:.2f}",
-                f"{result.flops / 1e6:.0f}",
-                f"{result.num_images[mark]:,}",
-                f"{result.guidance[mark]:g}",
-                mean_fids(by_seed),
-                f"{fmean(quality.top_1 for quality in by_seed):.3f}",
-                "" if by_seed is msf else " / ".join(bounds),
+                f"{result.flops / 1e6:.1f}",
+                f"{speed.alone:.1f} ({speed.alone / reference.alone:.2f} x)",
+                f"{speed.best:.1f} by {speed.batch_size} ({speed.best / reference.best:.2f} x)",
+                " / ".join(f"{result.guidance[mark]:g}" for mark in BUDGETS if mark in result.guidance),
             )
         )
-    header = ("", "M parameters", "MFLOP", "images seen", "guidance", f"FID ({' / '.join(msf[0].fid)})")
-    return markdown_table((*header, "accuracy", "MSF's FID, upper bound"), rows)
-
-
-def _speed_table(results: Sequence[ArchitectureResult], speeds: Mapping[str, Speed], baseline: str) -> str:
-    reference = speeds[baseline]
-    rows = []
-    for name in (result.name for result in results):
-        alone, best = speeds[name].alone, speeds[name].best
-        ratios = f"{alone / reference.alone:.2f}", f"{best / reference.best:.2f}"
-        rows.append((name, f"{alone:.1f}", ratios[0], f"{best:.1f} (x{speeds[name].batch_size})", ratios[1]))
-    return markdown_table(("", "one at a time", f"ratio to {baseline}", "best batch size", "ratio"), rows)
+    header = ("", "M parameters", "MFLOP", "images/s one at a time", "best batch size", "guidance by budget")
+    return markdown_table(header, rows)
 
 
 def _runs_table(results: Sequence[ArchitectureResult]) -> str:
@@ -122,7 +150,6 @@ def _runs_table(results: Sequence[ArchitectureResult]) -> str:
     for result in results:
         runs = [("held out", mark, by_seed) for mark, by_seed in result.curve.items()]
         runs += [("test", mark, by_seed) for mark, by_seed in result.quality.items()]
-        runs += [("test", "longer", result.steps_each)]
         for split, mark, by_seed in runs:
             for number, quality in enumerate(by_seed):
                 judged_by = f"{quality.num_images:,} {split}"

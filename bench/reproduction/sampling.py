@@ -17,6 +17,7 @@ from msf_engine.backends import get_backend
 from msf_engine.config import DenoiserConfig
 from msf_engine.denoiser import Denoiser
 from msf_engine.eager_network import host_time_embedding
+from msf_engine.factorization import up
 from msf_engine.model import DecodeModule, MsfModel
 from msf_engine.model_plans import run_rows
 from msf_engine.plan import Array, Plan, PlanSpec, decode_inputs, denoiser_inputs, run
@@ -82,8 +83,9 @@ class StageSampler:
             noise = torch.randn(len(labels), config.in_channels, config.size, config.size, generator=generator)
             cond: Array | None = None
             if config.cond_channels:
-                cond_noise = torch.randn(latents[0].shape, generator=generator)
-                cond = torch.lerp(latents[0], cond_noise, self.sampling.conditioning_noise).numpy()
+                seen = latents[0] if config.size == latents[0].shape[-1] else up(latents[0])
+                cond_noise = torch.randn(seen.shape, generator=generator)
+                cond = torch.lerp(seen, cond_noise, self.sampling.conditioning_noise).numpy()
             network, trajectory = self.networks[number], self.trajectories[number]
             stage = sample(network, trajectory, noise.numpy(), labels.numpy(), denoiser.null_label, cond)
             latents.append(torch.from_numpy(stage))

@@ -86,7 +86,11 @@ class Trainer(Generic[Module]):
         self.checkpoint = checkpoint
         self.average = deepcopy(module).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(
-            module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
+            module.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.99),
+            fused=True,
         )
         self.iteration = 0
 

@@ -12,10 +12,10 @@ from bench.evaluation.comparison import Quality
 from bench.evaluation.feature_networks import FeatureNetworks
 from bench.evaluation.networks import Classifier, SelfSupervised
 from bench.reproduction.ablation import Ablation, report, variants
-from bench.reproduction.architectures import BASELINE, SCALES, Architecture, Scale, architectures, marks
+from bench.reproduction.architectures import BASELINE, OURS, SCALES, Architecture, Scale, architectures, marks
 from bench.reproduction.compare import Reproduction
 from bench.reproduction.latent_trainer import LatentTrainer
-from bench.reproduction.report import upper_bound, write_report
+from bench.reproduction.report import Difference, write_report
 from bench.reproduction.results_cache import ResultsCache
 from bench.reproduction.sampling import Speed
 from msf_engine.backends.eager import EagerBackend
@@ -63,12 +63,11 @@ def by_name(scale: Scale) -> dict[str, Architecture]:
 
 @pytest.mark.parametrize("scale", [SCALES["small"], SCALES["full"]], ids=["small", "full"])
 def test_equal_means_equal(scale: Scale) -> None:
-    """Not at `short`, where MSF's second embeddings weigh as much as half a block: docs/reproduction.md says so."""
+    """Not at `short`, where MSF's second embeddings weigh as much as half a block: PROTOCOL.md says so."""
     every = by_name(scale)
-    msf = every["MSF"]
-    for patch in (1, 2):
-        assert every[f"DiT/{patch}, equal parameters"].num_parameters == pytest.approx(msf.num_parameters, rel=0.06)
-        assert every[f"DiT/{patch}, equal depth"].stages[0].depth == max(stage.depth for stage in msf.stages)
+    msf = every[OURS]
+    assert every[BASELINE].num_parameters == pytest.approx(msf.num_parameters, rel=0.07)
+    assert every["DiT/2, equal depth"].stages[0].depth == max(stage.depth for stage in msf.stages)
     assert every[BASELINE].flops / msf.flops > 3.5
 
 
@@ -78,18 +77,41 @@ def test_runs_of_equal_operations_see_as_many_images_as_they_can_afford() -> Non
     assert spent == pytest.approx(dict.fromkeys(every, spent[BASELINE]), rel=0.25)  # whole batches of 128
 
 
+def test_stages_that_share_blocks_count_them_once_and_are_trained_together(
+    reproduction: Reproduction, tmp_path: Path
+) -> None:
+    stages = by_name(TINY)[OURS].stages
+    deep = tuple(stage.model_copy(update={"depth": 2}) for stage in stages)
+    separate, shared = Architecture("separate", deep), Architecture("shared", deep, shares_blocks=True)
+    first, second = reproduction.trainer.denoisers(shared, seed=0, num_images=128)
+    weights = [*first.blocks.parameters(), *first.labels.parameters()]
+    assert separate.num_parameters - shared.num_parameters == sum(each.numel() for each in weights)
+    for one, other in zip(weights, [*second.blocks.parameters(), *second.labels.parameters()], strict=True):
+        assert torch.equal(one, other)
+    again = reproduction.trainer.denoisers(shared, seed=0, num_images=128)
+    assert torch.equal(again[1].out.weight, second.out.weight)
+    assert not torch.equal(second.out.weight, torch.zeros_like(second.out.weight))
+
+
+def test_a_full_resolution_residual_completes_the_enlarged_base(reproduction: Reproduction) -> None:
+    trainer = reproduction.trainer
+    whole = trainer._compose([trainer.latents.base, trainer.latents.residual])
+    torch.testing.assert_close(trainer._compose([trainer.latents.base, trainer.full_resolution.residual]), whole)
+
+
 @pytest.mark.slow
 def test_an_architecture_is_trained_tuned_and_judged_once(
     reproduction: Reproduction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    msf, dit = (by_name(TINY)[name] for name in ("MSF", BASELINE))
+    msf, dit = (by_name(TINY)[name] for name in (OURS, BASELINE))
+    for architecture in (msf, dit):
+        reproduction.train(architecture)
+    assert "test" not in reproduction.cache.path.read_text()
     results = [reproduction.result(architecture) for architecture in (msf, dit)]
     for result in results:
         assert all(len(by_seed) == 1 for by_seed in (*result.quality.values(), *result.curve.values()))
         assert {quality.num_images for quality in result.quality["flops"]} == {TINY.num_evaluated}
         assert {quality.num_images for quality in result.curve["half"]} == {TINY.num_tuning}
-    assert [quality.name for quality in results[0].steps_each] == [f"20+20@{results[0].guidance['longer']:g}"]
-    assert not results[1].steps_each
 
     def fail(*arguments: object) -> None:
         raise AssertionError("trained or sampled again")
@@ -97,10 +119,9 @@ def test_an_architecture_is_trained_tuned_and_judged_once(
     monkeypatch.setattr(LatentTrainer, "images", fail)
     monkeypatch.setattr("bench.reproduction.latent_trainer.Trainer", fail)
     assert reproduction.result(msf) == results[0]
-    speeds = {"MSF": Speed(8.0, 40.0, 16), BASELINE: Speed(2.0, 8.0, 4)}
-    text = write_report(tmp_path / "report", "tiny", TINY, results, speeds, BASELINE)
-    assert "4.00" in text
-    assert "5.00" in text
+    speeds = {OURS: Speed(8.0, 40.0, 16), BASELINE: Speed(2.0, 8.0, 4)}
+    text = write_report(tmp_path / "report", "tiny", TINY, results, speeds)
+    assert "5.00 x" in text
     assert {file.name for file in (tmp_path / "report").iterdir()} == {"report.md", "report.svg", "report.json"}
 
 
@@ -110,9 +131,7 @@ def test_each_choice_is_changed_alone_and_judged_once(
     model = read_version(ROOT / "model_repo", "fashion-mnist").load()
     ablation = Ablation(TINY, data, {True: model, False: model}, networks, tmp_path, num_images=50)
     first, *others = variants(TINY)
-    trained = [variant for variant in others if (variant.base, variant.residual) != (first.base, first.residual)]
-    trained += [variant for variant in others if not variant.regularised]
-    assert {variant.choice for variant in trained} == {"residual's share", "conditioning", "patch"}
+    trained = [variant for variant in others if variant.parts != first.parts or not variant.regularised]
     sampled = [variant for variant in others if variant not in trained]
     for variant in sampled:
         assert replace(variant, choice="", name=first.name, sampling=first.sampling) == first
@@ -129,8 +148,16 @@ def test_each_choice_is_changed_alone_and_judged_once(
 
 def test_the_bound_is_students() -> None:
     """Differences 0, 0.1, 0.2 have mean 0.1 and standard error 0.1 / √3; t(2; 0.95) is 2.920."""
-    assert upper_bound([1.0, 1.1, 1.2], [1.0, 1.0, 1.0]) == pytest.approx(0.1 + 2.920 * 0.1 / 3**0.5)
-    assert upper_bound([1.0], [1.0]) is None
+    difference = Difference.of([1.0, 1.1, 1.2], [1.0, 1.0, 1.0])
+    assert difference.upper == pytest.approx(0.1 + 2.920 * 0.1 / 3**0.5)
+    assert Difference.of([1.0], [1.0]).upper is None
+
+
+@pytest.mark.parametrize(
+    ("upper", "verdict"), [(-0.01, "better"), (0.05, "no worse"), (0.06, "not shown"), (None, "?")]
+)
+def test_the_verdict_follows_the_bound(upper: float | None, verdict: str) -> None:
+    assert Difference(-0.1, upper).verdict == verdict
 
 
 def quality(name: str) -> Quality:
