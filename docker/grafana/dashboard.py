@@ -29,6 +29,7 @@ WIDTH, HEIGHT, STAT_HEIGHT = 24, 8, 4
 OF_MODEL = 'model=~"$model"'
 FAILED = 'outcome=~"refused|unavailable|timeout|failed|error"'
 IMAGES = 'route="/v1/images/generations"'
+GPU = "GPU (with nvidia-ml-py)"
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
@@ -68,15 +69,22 @@ def by_stage(share: float) -> dict[str, str]:
     }
 
 
-def shared(metric: str) -> str:
-    """Return the PromQL of a model's value that every server reads from Redis."""
-    return f"sum (max by (model, version) ({metric}{{{OF_MODEL}}}))"
+def by_model(metric: str) -> str:
+    """Return the PromQL of a value by model that every server reads from Redis."""
+    return f"sum by (model) (max by (model, version) ({metric}{{{OF_MODEL}}}))"
 
 
-DEMAND = total_rate("msf_steps_demanded_total")
-SUPPLY = f"sum(msf_steps_available_per_second{{{OF_MODEL}}})"
-OLDEST = f"max(msf_queue_oldest_seconds{{{OF_MODEL}}})"
-CAPACITY_LEFT = f"1 - {DEMAND} / {SUPPLY}"
+def mean(metric: str, by: str) -> str:
+    """Return the PromQL of a histogram's mean over all processes."""
+    return f"{total_rate(f'{metric}_sum', by=by)} / {total_rate(f'{metric}_count', by=by)}"
+
+
+# What each model could do, had it the devices to itself, cannot be added up; the devices that its work needs can.
+STEPS_PER_S = "avg by (model, version) (msf_steps_available_per_second)"
+DEVICES_NEEDED = f"sum by (model, version) (rate(msf_steps_demanded_total[$__rate_interval])) / {STEPS_PER_S}"
+WORK_QUEUED = f"max by (model, version) (msf_steps_queued) / {STEPS_PER_S}"
+DEVICES = "scalar(max(msf_workers))"
+OLDEST = f"max by (model) (msf_queue_oldest_seconds{{{OF_MODEL}}})"
 
 NOW = [
     Chart("Requests", "reqps", "Answered requests per second, any outcome.", {"": total_rate("msf_requests_total")}),
@@ -95,16 +103,28 @@ NOW = [
         danger_from=5.0,
     ),
     Chart(
-        "Oldest job in the queue",
+        "First preview, p95",
         "s",
-        "Age of the oldest queued job; scale workers on this.",
-        {"": OLDEST},
+        "Streaming requests: time until there is something to see.",
+        {"": quantile(0.95, "msf_first_preview_seconds")},
+        danger_from=2.0,
+    ),
+    Chart("Oldest queued job", "s", "Age of the oldest queued job.", {"": f"max({OLDEST})"}, danger_from=10.0),
+    Chart(
+        "Work queued",
+        "s",
+        "Seconds that the workers need for the queued jobs of all models; scale on this.",
+        {"": f"sum({WORK_QUEUED}) / {DEVICES}"},
         danger_from=10.0,
     ),
-    Chart("Workers", "none", "Workers with a recent heartbeat.", {"": "max (msf_workers)"}),
     Chart(
-        "Capacity left", "percentunit", "1 - demanded / available sample steps.", {"": CAPACITY_LEFT}, danger_below=0.1
+        "Capacity left",
+        "percentunit",
+        "1 - devices needed for the demand of all models / workers. Below 0 the queue grows.",
+        {"": f"1 - sum({DEVICES_NEEDED}) / {DEVICES}"},
+        danger_below=0.1,
     ),
+    Chart("Workers", "none", "Workers with a recent heartbeat.", {"": "max (msf_workers)"}, danger_below=1.0),
 ]
 
 ROWS: dict[str, list[Chart]] = {
@@ -120,7 +140,7 @@ ROWS: dict[str, list[Chart]] = {
             "Images returned",
             "none",
             "Per second, to callers that waited; cached: generated for an earlier request.",
-            {"{{source}}": total_rate("msf_images_total", by="source")},
+            {"{{model}} {{source}}": total_rate("msf_images_total", by="model, source")},
             stacked=True,
         ),
         Chart(
@@ -132,27 +152,49 @@ ROWS: dict[str, list[Chart]] = {
                 for name, share in QUANTILES.items()
             },
         ),
+        Chart(
+            "Time to first preview",
+            "s",
+            "Streaming requests, from their arrival to the first partial image.",
+            {name: quantile(share, "msf_first_preview_seconds") for name, share in QUANTILES.items()},
+        ),
     ],
     "Time per job": [
+        *(
+            Chart(
+                f"Time by stage, {name}",
+                "s",
+                "Finished jobs: wall time of the step batches that contained them, "
+                "so a job's stages do not add up to its latency.",
+                by_stage(share),
+            )
+            for name, share in QUANTILES.items()
+        ),
         Chart(
-            f"Time by stage, {name}",
+            "Queue wait, p95",
             "s",
-            "Finished jobs: wall time of the step batches that contained them, "
-            "so a job's stages do not add up to its latency.",
-            by_stage(share),
-        )
-        for name, share in QUANTILES.items()
+            "Finished jobs, by priority class and by the weight of their tenant.",
+            {"{{priority}}, weight {{weight}}": quantile(0.95, "msf_queue_seconds", by="priority, weight")},
+        ),
     ],
     "Queue": [
         Chart(
             "Jobs",
             "none",
             "Queued jobs, and jobs held by workers.",
-            {"queued": shared("msf_jobs_queued"), "running": shared("msf_jobs_running")},
+            {"{{model}} queued": by_model("msf_jobs_queued"), "{{model}} running": by_model("msf_jobs_running")},
             stacked=True,
         ),
+        Chart("Age of the oldest queued job", "s", "Rises while demand exceeds the capacity.", {"{{model}}": OLDEST}),
         Chart(
-            "Age of the oldest queued job", "s", "Rises while demand exceeds the workers' capacity.", {"age": OLDEST}
+            "Seconds of work",
+            "s",
+            "Device time of the queued jobs, over the workers, and of what workers hold already (about a second).",
+            {
+                "{{model}} queued": f"sum by (model) ({WORK_QUEUED}) / {DEVICES}",
+                "held": "avg(msf_work_held_seconds)",
+            },
+            stacked=True,
         ),
         Chart(
             "Deadlines missed",
@@ -165,24 +207,80 @@ ROWS: dict[str, list[Chart]] = {
             stacked=True,
         ),
     ],
+    "Devices": [
+        Chart(
+            "Capacity used",
+            "percentunit",
+            "Devices that the demand of each model needs with full batches of its default requests, over the workers. "
+            "Above 100 % in all, the queue grows.",
+            {"{{model}}": f"sum by (model) ({DEVICES_NEEDED}) / {DEVICES}"},
+            stacked=True,
+        ),
+        Chart(
+            "Device time by model",
+            "percentunit",
+            "Share of the workers' time in which they computed step batches of each model. All models share it.",
+            {"{{model}}": f"sum by (model) (rate(msf_step_batch_seconds_sum[$__rate_interval])) / {DEVICES}"},
+            stacked=True,
+        ),
+        Chart(
+            "Device busy",
+            "percentunit",
+            "Share of time in which a worker's device computed; the rest is a wait for work or for the host.",
+            {"{{instance}}": "sum by (instance) (rate(msf_device_busy_seconds_total[$__rate_interval]))"},
+        ),
+        Chart(
+            "Host work",
+            "percentunit",
+            "Share of time in which the thread that drives a device chooses, launches and finishes step batches, mean "
+            "of the workers. Choosing and finishing overlap with the device's work.",
+            {"{{part}}": "avg by (part) (rate(msf_host_seconds_total[$__rate_interval]))"},
+            stacked=True,
+        ),
+    ],
+    "Steps": [
+        Chart(
+            "Sample steps demanded",
+            "none",
+            "Per second, by admitted jobs, decodes included.",
+            {"{{model}}": total_rate("msf_steps_demanded_total", by="model")},
+            stacked=True,
+        ),
+        Chart(
+            "Sample steps executed",
+            "none",
+            "Per second, decodes included.",
+            {"{{model}}": total_rate("msf_steps_total", by="model")},
+            stacked=True,
+        ),
+        Chart(
+            "Cost of a sample step",
+            "s",
+            "Device time of a step of each model's default request in full batches, mean of the workers.",
+            {"{{model}} {{version}}": f"1 / avg by (model, version) (msf_steps_available_per_second{{{OF_MODEL}}})"},
+        ),
+        Chart(
+            "Slots in use",
+            "percentunit",
+            "Samples whose state is on a device, over those that fit there. Each model has slots of its own.",
+            {
+                "{{model}}": f"sum by (model) (msf_slots_in_use{{{OF_MODEL}}}) "
+                f"/ sum by (model) (msf_slots{{{OF_MODEL}}})"
+            },
+        ),
+    ],
     "Batching": [
         Chart(
             "Samples per step batch",
             "none",
             "Mean.",
-            {
-                "{{stage}}": f"{total_rate('msf_step_batch_size_sum', by='stage')} / "
-                f"{total_rate('msf_step_batch_size_count', by='stage')}",
-            },
+            {"{{model}} {{stage}}": mean("msf_step_batch_size", "model, stage")},
         ),
         Chart(
             "Step batch fill",
             "percentunit",
             "Mean share of computed rows that are in use; the rest is padding. A guided sample takes two.",
-            {
-                "{{stage}}": f"{total_rate('msf_step_batch_fill_ratio_sum', by='stage')} / "
-                f"{total_rate('msf_step_batch_fill_ratio_count', by='stage')}",
-            },
+            {"{{model}} {{stage}}": mean("msf_step_batch_fill_ratio", "model, stage")},
         ),
         Chart(
             "Step batches by reason",
@@ -195,39 +293,74 @@ ROWS: dict[str, list[Chart]] = {
             "Step batch duration, p95",
             "s",
             "Device time.",
-            {"{{stage}}": quantile(0.95, "msf_step_batch_seconds", by="stage")},
+            {"{{model}} {{stage}}": quantile(0.95, "msf_step_batch_seconds", by="model, stage")},
         ),
     ],
-    "Capacity": [
+    "Models and jobs": [
         Chart(
-            "Slots",
+            "Images per job",
             "none",
-            "Samples whose state is on a device, and room for more.",
+            "Mean of admitted jobs.",
+            {"{{model}}": mean("msf_job_samples", "model")},
+        ),
+        Chart(
+            "Steps per job",
+            "none",
+            "Median and 95th percentile of the steps that admitted jobs ask for.",
             {
-                "in use": f"sum(msf_slots_in_use{{{OF_MODEL}}})",
-                "free": f"sum(msf_slots) - sum(msf_slots_in_use{{{OF_MODEL}}})",
+                f"{{{{model}}}} {name}": quantile(share, "msf_job_steps", by="model")
+                for name, share in {"p50": 0.5, "p95": 0.95}.items()
             },
+        ),
+        Chart(
+            "Time to load a version",
+            "s",
+            "The slowest worker's last load; compiling: the part of it that takes no time once plans are cached.",
+            {
+                "{{model}} {{version}}": f"max by (model, version) (msf_model_load_seconds{{{OF_MODEL}}})",
+                "{{model}} {{version}} compiling": f"max by (model, version) (msf_plan_build_seconds{{{OF_MODEL}}})",
+            },
+        ),
+        Chart(
+            "Workers by runtime",
+            "none",
+            "Workers by backend and start of runtime fingerprint; more than one during a rollout.",
+            {
+                "{{model}} {{backend}} {{fingerprint}}": "count by (model, backend, fingerprint) "
+                f"(msf_worker_info{{{OF_MODEL}}})"
+            },
+        ),
+    ],
+    "Callers": [
+        Chart(
+            "Sample steps by API key",
+            "none",
+            "Per second, of admitted jobs; keys after the first hundred count as other.",
+            {"{{key}}": "topk(10, sum by (key) (rate(msf_key_sample_steps_total[$__rate_interval])))"},
             stacked=True,
         ),
         Chart(
-            "Sample steps",
+            "Requests by API key",
+            "reqps",
+            "Keys and outcomes with most requests.",
+            {"{{key}} {{outcome}}": "topk(10, sum by (key, outcome) (rate(msf_key_requests_total[$__rate_interval])))"},
+            stacked=True,
+        ),
+        Chart(
+            "Disconnected and rejected callers",
             "none",
-            "Per second, decodes included: demanded by admitted jobs, executed, and available with full batches "
-            "of default requests.",
-            {"demanded": DEMAND, "executed": total_rate("msf_steps_total"), "available": SUPPLY},
+            "Per second. A revoked or guessed key counts as invalid_api_key. Rejected requests belong to no model.",
+            {
+                "disconnected": total_rate("msf_clients_gone_total"),
+                "{{code}}": "sum by (code) (rate(msf_requests_denied_total[$__rate_interval]))",
+            },
         ),
         Chart(
-            "Device busy",
-            "percentunit",
-            "Share of time in which a worker's device computed; the rest is a wait for work or for the host.",
-            {"{{instance}}": "sum by (instance) (rate(msf_device_busy_seconds_total[$__rate_interval]))"},
-        ),
-        Chart(
-            "Host work between step batches",
-            "percentunit",
-            "Share of time in which the thread that drives a device chooses, launches and finishes step batches. "
-            "Choosing and finishing overlap with the device's work.",
-            {"{{instance}} {{part}}": "sum by (instance, part) (rate(msf_host_seconds_total[$__rate_interval]))"},
+            "Webhooks",
+            "none",
+            "Attempts per second; failed: given up after the last retry.",
+            {"{{outcome}}": "sum by (outcome) (rate(msf_webhooks_total[$__rate_interval]))"},
+            stacked=True,
         ),
     ],
     "Failures": [
@@ -248,13 +381,10 @@ ROWS: dict[str, list[Chart]] = {
             stacked=True,
         ),
         Chart(
-            "Disconnected and rejected callers",
+            "Refused versions",
             "none",
-            "Per second. A revoked or guessed key counts as invalid_api_key.",
-            {
-                "disconnected": total_rate("msf_clients_gone_total"),
-                "{{code}}": total_rate("msf_requests_denied_total", by="code"),
-            },
+            "Versions in the model repository that a worker cannot serve; the repository index has the reason.",
+            {"versions": "count(max by (model, version) (msf_model_version_refused) > 0) or vector(0)"},
         ),
     ],
     "Redis": [
@@ -292,10 +422,28 @@ ROWS: dict[str, list[Chart]] = {
             {"{{job}} {{instance}}": 'rate(process_cpu_seconds_total{job=~"server|worker"}[$__rate_interval])'},
         ),
         Chart(
-            "Workers by runtime",
+            "Processes by release",
             "none",
-            "Workers by backend and start of runtime fingerprint; more than one during a rollout.",
-            {"{{backend}} {{fingerprint}}": f"count by (backend, fingerprint) (msf_worker_info{{{OF_MODEL}}})"},
+            "More than one release during a rollout.",
+            {"{{job}} {{version}}": "count by (job, version) (msf_build_info)"},
+        ),
+    ],
+    GPU: [
+        Chart(
+            "GPU memory",
+            "bytes",
+            "In use by any process, and in all.",
+            {"{{instance}} used": "msf_gpu_memory_used_bytes", "{{instance}} total": "msf_gpu_memory_bytes"},
+        ),
+        Chart("GPU power", "watt", "Power that each GPU draws.", {"{{instance}}": "msf_gpu_power_watts"}),
+        Chart(
+            "Energy per image",
+            "joule",
+            "Energy of all GPUs over the images generated for callers that waited.",
+            {
+                "all models": "sum(rate(msf_gpu_energy_joules_total[$__rate_interval])) "
+                '/ sum(rate(msf_images_total{source="made"}[$__rate_interval]))'
+            },
         ),
     ],
 }
@@ -324,9 +472,16 @@ def board() -> dashboard.Dashboard:
     for chart in NOW:
         built.with_panel(_stat(chart, WIDTH // len(NOW)))
     for title, charts in ROWS.items():
-        built.with_row(dashboard.Row(title))
-        for chart in charts:
-            built.with_panel(_time_series(chart, WIDTH // len(charts)))
+        row = dashboard.Row(title)
+        panels = [_time_series(chart, WIDTH // len(charts)) for chart in charts]
+        if title == GPU:  # a collapsed row holds its panels
+            for panel in panels:
+                row.with_panel(panel)
+            built.with_row(row.collapsed(True))
+            continue
+        built.with_row(row)
+        for panel in panels:
+            built.with_panel(panel)
     return built
 
 

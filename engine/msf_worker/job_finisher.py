@@ -87,7 +87,7 @@ class JobFinisher:
             )
             if is_stored:
                 model = job.spec.model, job.spec.version
-                self.metrics.record_timings(model, job.timings(encode_s), len(images))
+                self.metrics.record_timings(model, job.terms, job.timings(encode_s), len(images))
         except Exception:
             logger.exception("the images of job %s cannot be stored", job.id)
             await self._store(job, "failed", lambda: self.leases.fail(job.claim, NOT_STORED))

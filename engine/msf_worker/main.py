@@ -15,6 +15,7 @@ from msf_scheduler.model_control import ModelControl
 from msf_scheduler.queue import JobQueue
 from msf_scheduler.tracing import Tracing, TracingUnavailable
 from msf_worker.errors import WorkerError
+from msf_worker.gpu_metrics import watch_gpu
 from msf_worker.metrics import WorkerMetrics
 from msf_worker.metrics_server import MetricsServer
 from msf_worker.model_loader import ModelLoader
@@ -41,12 +42,10 @@ async def run_worker(
     redis = connect(redis_url)
     try:
         await check(redis)
-        metrics = WorkerMetrics(settings.slots)
+        metrics = WorkerMetrics()
         metrics.count_tasks(asyncio.get_running_loop())
         if has_gpu():
-            import torch
-
-            metrics.watch_gpu(torch.cuda.mem_get_info)
+            watch_gpu(metrics.registry)
         metrics_server = _serve_metrics(metrics, settings.worker_metrics_port)
         control = ModelControl(redis)
         revision, desired_versions = await control.read()

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from prometheus_client import Counter, Histogram
 
-from msf_scheduler.jobs import ModelKey, Timings
-from msf_scheduler.process_metrics import ProcessMetrics
+from msf_scheduler.jobs import ModelKey, Priority, Terms, Timings
+from msf_scheduler.process_metrics import BoundedLabel, ProcessMetrics, exemplar
 from msf_scheduler.stage import Stage
 from msf_scheduler.step_batching import REASONS, StepBatch
+from msf_scheduler.tracing import trace_id_of
 from msf_worker.latency_window import LatencyWindow
 
 _STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -21,6 +22,7 @@ _OUTCOMES = ("succeeded", "failed", "expired", "dropped", "lost")
 HOST_PARTS = ("choose", "launch", "finish")  # of a step batch
 _MODEL = ("model", "version")
 _STAGE = ("model", "version", "stage")
+_MAX_WEIGHTS = 8  # of tenants that have series of their own
 
 
 class StepMetrics(NamedTuple):
@@ -36,7 +38,7 @@ class StepMetrics(NamedTuple):
 class WorkerMetrics(ProcessMetrics):
     """Registry of one worker process."""
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.latencies = LatencyWindow()
         self._num_used_rows = self._num_rows = 0  # since the last call of `take_fill_ratio`
@@ -50,8 +52,11 @@ class WorkerMetrics(ProcessMetrics):
         self.previews = self._counter("msf_previews", "Previews decoded", _MODEL)
         self.padded_rows = self._counter("msf_padded_rows", "Rows computed as padding", _STAGE)
         self.batches = self._counter("msf_step_batches", "Step batches by reason", (*_STAGE, "reason"))
+        self._weights = BoundedLabel(_MAX_WEIGHTS)
         self.queue_seconds = self._histogram(
-            "msf_queue_seconds", "Time from admission to the first step batch of finished jobs", _MODEL
+            "msf_queue_seconds",
+            "Time from admission to the first step batch of finished jobs, by priority and weight of the tenant",
+            (*_MODEL, "priority", "weight"),
         )
         self.stage_seconds = self._histogram(
             "msf_stage_seconds", "Time of finished jobs in a stage's step batches", _STAGE
@@ -60,7 +65,7 @@ class WorkerMetrics(ProcessMetrics):
         self.jobs = self._counter("msf_worker_jobs", "Jobs that ended in this worker", (*_MODEL, "outcome"))
         self.claims = self._counter("msf_claims", "Jobs claimed", _MODEL)
         self.slots_in_use = self._gauge("msf_slots_in_use", "Slots that hold a sample", _MODEL)
-        self._gauge("msf_slots", "Slots per model").set(num_slots)
+        self.slots = self._gauge("msf_slots", "Slots of a model", _MODEL)
         self.steps_available = self._gauge(
             "msf_steps_available_per_second",
             "Steps, decodes included, that this worker could make of the model's default request in full batches",
@@ -75,7 +80,12 @@ class WorkerMetrics(ProcessMetrics):
         self._host_seconds = {part: host_seconds.labels(part) for part in HOST_PARTS}
         self._step_metrics = lru_cache(maxsize=None)(self._make_step_metrics)
         self._batches = lru_cache(maxsize=None)(self._find_batches)
-        self.plans = self._counter("msf_plans", "Plans by source: cache or built", (*_MODEL, "source"))
+        self.load_seconds = self._gauge(
+            "msf_model_load_seconds", "Time of loading a served version, compiling and warming up included", _MODEL
+        )
+        self.build_seconds = self._gauge(
+            "msf_plan_build_seconds", "Share of it for compiling and validating plans; 0 if they were cached", _MODEL
+        )
         self.info = self._gauge(
             "msf_worker_info",
             "1; `fingerprint` is the start of the runtime fingerprint",
@@ -87,16 +97,16 @@ class WorkerMetrics(ProcessMetrics):
             _MODEL,
         )
 
-    def watch_gpu(self, memory: Callable[[], tuple[int, int]]) -> None:
-        """Report the GPU's memory at every scrape; `memory` returns its free and total bytes."""
-        free = self._gauge("msf_gpu_memory_free_bytes", "Free memory of the GPU")
-        free.set_function(lambda: memory()[0])
-        self._gauge("msf_gpu_memory_bytes", "Total memory of the GPU").set_function(lambda: memory()[1])
+    def watch_work(self, held_s: Callable[[], float]) -> None:
+        """Report the device time of the work that the worker holds, at every scrape."""
+        self._gauge("msf_work_held_seconds", "Device time of the claimed work that is not done").set_function(held_s)
 
     def add_model(self, model: ModelKey) -> None:
         """Start a model's counters at 0: Prometheus misses the first increment of a new series."""
-        for metric in (self.claims, self.previews, self.queue_seconds, self.encode_seconds):
+        for metric in (self.claims, self.previews, self.encode_seconds):
             metric.labels(*model)
+        for priority in Priority:
+            self.queue_seconds.labels(*model, priority, self._weights.of("1"))
         for outcome in _OUTCOMES:
             self.jobs.labels(*model, outcome)
         for stage in Stage:
@@ -108,16 +118,14 @@ class WorkerMetrics(ProcessMetrics):
 
     def remove_model(self, model: ModelKey) -> None:
         """Remove a model's gauges; its counters stay."""
-        self.slots_in_use.remove(*model)
-        self.steps_available.remove(*model)
+        for gauge in (self.slots, self.slots_in_use, self.steps_available, self.load_seconds, self.build_seconds):
+            gauge.remove(*model)
         self.info.remove(*model, *self._described.pop(model))
 
-    def describe(self, model: ModelKey, backend: str, fingerprint: str, num_loaded: int, num_built: int) -> None:
-        """Report a model's backend and fingerprint, and how many of its plans were in the cache and how many not."""
+    def describe(self, model: ModelKey, backend: str, fingerprint: str) -> None:
+        """Report a model's backend and fingerprint."""
         self._described[model] = backend, fingerprint[:12]
         self.info.labels(*model, *self._described[model]).set(1)
-        self.plans.labels(*model, "cache").inc(num_loaded)
-        self.plans.labels(*model, "built").inc(num_built)
 
     def report_refused(self, models: Iterable[ModelKey]) -> None:
         """Report the versions that cannot be served."""
@@ -162,10 +170,12 @@ class WorkerMetrics(ProcessMetrics):
         self._num_used_rows = self._num_rows = 0
         return ratio
 
-    def record_timings(self, model: ModelKey, timings: Timings, num_images: int) -> None:
+    def record_timings(self, model: ModelKey, terms: Terms, timings: Timings, num_images: int) -> None:
         """Count a job whose images are stored."""
         self.latencies.add(timings.total_ms, num_images)
-        self.queue_seconds.labels(*model).observe(timings.queue_ms / 1000)
+        self.queue_seconds.labels(*model, terms.priority, self._weights.of(f"{terms.weight:g}")).observe(
+            timings.queue_ms / 1000, exemplar(trace_id_of(terms.traceparent))
+        )
         self.stage_seconds.labels(*model, Stage.BASE).observe(timings.base_ms / 1000)
         self.stage_seconds.labels(*model, Stage.RESIDUAL).observe(timings.residual_ms / 1000)
         self.stage_seconds.labels(*model, Stage.DECODE).observe(timings.decode_ms / 1000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -72,14 +73,17 @@ class ModelLoader:
         """Load one more version, which is not warmed up. Raises EngineError."""
         model = read_version(self._settings.model_repo, name, version)
         settings = self._settings
-        backend = settings.backend
+        backend, started_at, build_s = settings.backend, time.monotonic(), 0.0
         if not self._is_cached(model):
             verify(model.folder)  # here, as another process takes seconds to start
             backend = build_plans(settings, model)
+            build_s = time.monotonic() - started_at
         _, plans = load_version(
             model, backend, settings.precision, settings.threads, self._plan_cache, settings.buckets
         )
-        return self._make_runner(model, plans)
+        runner = self._make_runner(model, plans)
+        runner.build_s = build_s
+        return runner
 
     def scan(self) -> Contents:
         """List the versions that are in the repository now. Raises ModelRepositoryError."""
@@ -110,9 +114,11 @@ class ModelLoader:
 
     def _try(self, key: ModelKey, first: FirstModels) -> None:
         try:
+            started_at = time.monotonic()
             runner = self.load(*key)
             for _ in runner.warm_up_runs() if runner.executor.plans.needs_warm_up else ():
                 pass
+            runner.load_s = time.monotonic() - started_at
         except Exception as error:
             first.failures[key] = self.explain(key, error)
         else:

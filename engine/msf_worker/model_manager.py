@@ -129,9 +129,10 @@ class ModelManager:
             self.is_loading = True
             runner = await asyncio.get_running_loop().run_in_executor(self._thread, self._load_in_thread, key)
             await self._warm_up(runner)
+            runner.load_s = time.monotonic() - started_at
             await self.models.add(runner)
             self._failures.pop(key, None)
-            logger.info("serving %s, loaded in %.1f s", name, time.monotonic() - started_at)
+            logger.info("serving %s, loaded in %.1f s", name, runner.load_s)
         except Exception as error:
             self._failures[key] = revision, self.loader.explain(key, error)
         finally:

@@ -30,6 +30,7 @@ class ModelRunner:
         self.fingerprint = runtime_fingerprint(plans.fingerprint)
         self.strict_cost = self.costs.strict_cost()
         self.pattern = lru_cache(maxsize=1024)(self._pattern)
+        self.load_s = self.build_s = 0.0  # until it could serve; of that, until its plans were in the cache
 
     @property
     def key(self) -> ModelKey:

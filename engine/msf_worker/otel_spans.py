@@ -6,7 +6,7 @@ import time
 
 from opentelemetry.trace import set_span_in_context
 
-from msf_scheduler.tracing import Tracing
+from msf_scheduler.tracing import Tracing, job_attributes
 from msf_worker.active_job import ActiveJob
 
 
@@ -23,13 +23,7 @@ def record_job(tracing: Tracing, job: ActiveJob, encode_times: tuple[float, floa
         return int(1e9 * (monotonic_s + offset_s))
 
     parent = tracing.extract({"traceparent": job.terms.traceparent})
-    attributes: dict[str, str | int] = {
-        "msf.job_id": job.id,
-        "msf.model": f"{job.spec.model}:{job.spec.version}",
-        "msf.num_samples": job.spec.num_samples,
-        "msf.num_steps": job.spec.num_steps,
-        "msf.attempt": job.claim.job.attempt,
-    }
+    attributes = job_attributes(job.claim.job) | {"msf.attempt": job.claim.job.attempt}
     job_span = tracing.tracer.start_span("job", parent, attributes=attributes, start_time=nanoseconds(job.arrived_at))
     context = set_span_in_context(job_span)
     intervals = {

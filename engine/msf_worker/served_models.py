@@ -84,16 +84,20 @@ class ServedModels:
             logger.warning("cannot unregister: %s", error)
 
     def measure_capacity(self) -> None:
-        """Update the metric of the steps per second that each model could make."""
+        """Update the metric of the steps per second that each model could make, once they are known."""
         for key, runner in self.runners.items():
-            self._metrics.steps_available.labels(*key).set(runner.steps_per_s())
+            if steps_per_s := runner.steps_per_s():
+                self._metrics.steps_available.labels(*key).set(steps_per_s)
 
     def _include(self, runner: ModelRunner) -> None:
         plans = runner.executor.plans
         backend, *_ = plans.backend.split() or [""]  # its fingerprint begins with its name
         self._metrics.add_model(runner.key)
+        self._metrics.slots.labels(*runner.key).set(runner.executor.capacity)
         self._metrics.slots_in_use.labels(*runner.key).set_function(lambda: self._device.num_active(runner.key))
-        self._metrics.describe(runner.key, backend, runner.fingerprint, plans.num_loaded, plans.num_built)
+        self._metrics.describe(runner.key, backend, runner.fingerprint)
+        self._metrics.load_seconds.labels(*runner.key).set(runner.load_s)
+        self._metrics.build_seconds.labels(*runner.key).set(runner.build_s)
         self._leases.set_fingerprint(runner.key, runner.fingerprint)
         self._device.add_model(runner)
         self.runners = {**self.runners, runner.key: runner}

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import NoDecode
 
 from msf_engine.options import DEFAULT_PLAN_CACHE_BYTES, BackendName, Precision
-from msf_scheduler.tracing import ENDPOINT_PATTERN
+from msf_scheduler.tracing import ENDPOINT_PATTERN, default_endpoint
 from msf_scheduler.tunables import (
     DRAIN_TIMEOUT_S,
     LEASE_S,
@@ -79,7 +79,9 @@ class WorkerSettings(BaseModel):
     )
     trace_dir: Path | None = Field(None, description="folder for worker timelines, for ui.perfetto.dev; default: none")
     otlp_endpoint: str | None = Field(
-        None, pattern=ENDPOINT_PATTERN, description="OTLP/HTTP endpoint for OpenTelemetry spans; default: none"
+        default_factory=default_endpoint,
+        pattern=ENDPOINT_PATTERN,
+        description="OTLP/HTTP endpoint for OpenTelemetry spans; default: OTEL_EXPORTER_OTLP_ENDPOINT, else none",
     )
     fatal_seed: int | None = Field(None, ge=0, le=2**53, description="test hook: a job with this seed kills its worker")
     hanging_seed: int | None = Field(None, ge=0, le=2**53, description="test hook: a job with it hangs its worker")

@@ -67,6 +67,7 @@ class Worker:
         self._publisher = ProgressPublisher(self._leases, self._encoder)
         self._finisher = JobFinisher(self._keeper, self._leases, self._publisher, metrics, tracing)
         self._metrics = metrics
+        metrics.watch_work(lambda: self.device.held_s)
         self._drain_timeout_s = settings.drain_timeout_s
         self._claims_alone = False  # a suspect runs, or waits for all other jobs to end
         self._arrival: asyncio.Task[None] | None = None  # ends when another claim may find work

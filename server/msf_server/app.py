@@ -31,6 +31,7 @@ from msf_server.middleware.request_id import RequestId
 from msf_server.oip import aliases, model_control, statistics
 from msf_server.oip import routes as oip
 from msf_server.oip.tensors import HEADER_LENGTH
+from msf_server.request_log import log_of
 from msf_server.routes import files, health, images, jobs, models, pages, stats, usage
 from msf_server.settings import ServerSettings
 
@@ -113,6 +114,7 @@ class _App(FastAPI):
 
 async def _answer(request: Request, error: Exception) -> Response:
     answer = translate(error)
+    log_of(request.scope).error_code = answer.code
     if answer.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         answer.headers = {"Allow": ", ".join(_methods_at(request))}
     return respond(answer, request.scope["path"])

@@ -17,6 +17,7 @@ from msf_scheduler.job_events import JobWatcher, StoredPreview
 from msf_scheduler.jobs import JobRecord
 from msf_server.errors import ApiError, translate
 from msf_server.large_results import off_loop_if_large
+from msf_server.metrics import Metrics
 from msf_server.request_log import RequestLog
 from msf_server.schemas.images import CompletedEvent, ImageRequest, PartialImageEvent, TokenUsage, size_of
 from msf_server.sse import error_frame, frame
@@ -24,7 +25,12 @@ from msf_server.submission import LATE_S, PendingJob, Submission
 
 
 async def image_events(
-    body: ImageRequest, pending: PendingJob, submission: Submission, watcher: JobWatcher, log: RequestLog
+    body: ImageRequest,
+    pending: PendingJob,
+    submission: Submission,
+    watcher: JobWatcher,
+    log: RequestLog,
+    metrics: Metrics,
 ) -> AsyncGenerator[bytes, None]:
     """Yield the frames of a job from its admission to its end.
 
@@ -36,17 +42,21 @@ async def image_events(
         "background": body.background or "auto",
         "output_format": pending.order.spec.output_format,
     }
-    job = pending.job
+    job, is_waiting = pending.job, True
     late_at = time.monotonic() + (math.inf if job.terms.timeout_s is None else job.terms.timeout_s + LATE_S)
     try:
         async with aclosing(watcher.follow(job.id)) as reports:
             async for report in reports:
                 if not report.job.state.is_terminal:
                     submission.drain.check_cut_short()
+                if report.previews and is_waiting:
+                    is_waiting = False
+                    metrics.observe_first_preview(log)
                 yield b"".join(_preview(preview, report.job, common) for preview in report.previews)
                 if time.monotonic() > late_at:
                     await submission.expire(job.id)
         job, images = await submission.result(job.id)
+        log.queue_ms = job.timings.queue_ms if job.timings else None
         for position, image in enumerate(images):
             yield await off_loop_if_large([image], partial(_completed, position, image, job, common))
             await asyncio.sleep(0)  # others' turn

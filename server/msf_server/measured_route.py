@@ -36,7 +36,7 @@ class MeasuredRoute(APIRoute):
             metrics: Metrics = request.app.state.services.metrics
 
             def observe() -> None:
-                metrics.observe_request(log.model, self.path_format, log.outcome, time.perf_counter() - started_at)
+                metrics.observe_request(log, self.path_format, time.perf_counter() - started_at)
 
             try:
                 response = await handle(request)

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.jobs import JobRecord, JobSpec, ModelInfo, ModelKey
-from msf_scheduler.process_metrics import ProcessMetrics
+from msf_scheduler.process_metrics import BoundedLabel, ProcessMetrics, exemplar
 from msf_scheduler.queue import QueueDepth
 from msf_scheduler.redis_info import Storage
+from msf_server.api_keys import ApiKey
+from msf_server.request_log import RequestLog
 
 MODEL = ("model", "version")
 OUTCOMES = (
@@ -23,6 +25,9 @@ OUTCOMES = (
 OIP_ROUTES = tuple(f"/v2/models/{{model}}{which}/infer" for which in ("", "/versions/{version}"))
 WAITING_ROUTES = ("/v1/images/generations", *OIP_ROUTES)  # answer with images
 ROUTES = (*WAITING_ROUTES, "/v1/jobs")  # admit jobs
+JOB_STEPS = (2, 4, 8, 12, 16, 20, 30, 50, 100, 250, 1000)
+JOB_SAMPLES = (1, 2, 4, 8, 16, 32, 64)
+MAX_KEYS = 100  # that have series of their own
 SHARED = " Read from Redis and equal in every server: aggregate by max."
 DENIALS = (
     *(ErrorCode.INVALID_API_KEY, ErrorCode.MISSING_SCOPE, ErrorCode.RATE_LIMIT_EXCEEDED),
@@ -70,6 +75,21 @@ class Metrics(ProcessMetrics):
         self.steps_demanded = self._counter(
             "msf_steps_demanded", "Denoising steps of all samples of admitted jobs, plus one decode per sample", MODEL
         )
+        self.job_samples = self._histogram("msf_job_samples", "Samples of an admitted job", MODEL, JOB_SAMPLES)
+        self.job_steps = self._histogram("msf_job_steps", "Steps of each sample of an admitted job", MODEL, JOB_STEPS)
+        self.first_preview_s = self._histogram(
+            "msf_first_preview_seconds", "Time from a streaming request to its first partial image", MODEL
+        )
+        self._keys = BoundedLabel(MAX_KEYS)
+        self.key_requests = self._counter(
+            "msf_key_requests",
+            "Requests of each API key by outcome; of the keys after the first 100 as other",
+            ("key", "outcome"),
+        )
+        self.key_samples = self._counter("msf_key_samples", "Samples of each API key's admitted jobs", ("key",))
+        self.key_steps = self._counter(
+            "msf_key_sample_steps", "Sample steps of each API key's admitted jobs, decodes included", ("key",)
+        )
         self.clients_gone = self._counter("msf_clients_gone", "Callers that disconnected before their answer", MODEL)
         self.denied = self._counter(
             "msf_requests_denied", "Requests refused before their route, by code of the error", ("code",)
@@ -98,17 +118,32 @@ class Metrics(ProcessMetrics):
             self.denied.labels(code)
         self._show_requests("", "")
 
-    def observe_request(self, model: ModelInfo | None, route: str, outcome: str, duration_s: float) -> None:
-        """Count a request; `model` is None if it was refused before its model was known."""
-        name, version = ("", "") if model is None else (model.name, model.version)
-        self.requests.labels(name, version, route, outcome).inc()
-        self.request_s.labels(name, version, route, outcome).observe(duration_s)
-        if outcome == "client_gone":
+    def observe_request(self, log: RequestLog, route: str, duration_s: float) -> None:
+        """Count a request, under no model if it was refused before its model was known."""
+        name, version = ("", "") if log.model is None else (log.model.name, log.model.version)
+        self.requests.labels(name, version, route, log.outcome).inc()
+        self.request_s.labels(name, version, route, log.outcome).observe(duration_s, exemplar(log.trace_id))
+        if log.outcome == "client_gone":
             self.clients_gone.labels(name, version).inc()
+        if log.api_key is not None:
+            self.key_requests.labels(self._keys.of(log.api_key.name), log.outcome).inc()
 
-    def observe_admission(self, spec: JobSpec) -> None:
-        """Count the work of a new job."""
-        self.steps_demanded.labels(spec.model, spec.version).inc(spec.num_samples * (spec.num_steps + 1))
+    def observe_admission(self, spec: JobSpec, key: ApiKey | None) -> None:
+        """Count a job whose work is not shared with an earlier one."""
+        model, num_steps = (spec.model, spec.version), spec.num_samples * (spec.num_steps + 1)
+        self.steps_demanded.labels(*model).inc(num_steps)
+        self.job_samples.labels(*model).observe(spec.num_samples)
+        self.job_steps.labels(*model).observe(spec.num_steps)
+        if key is not None:
+            name = self._keys.of(key.name)
+            self.key_samples.labels(name).inc(spec.num_samples)
+            self.key_steps.labels(name).inc(num_steps)
+
+    def observe_first_preview(self, log: RequestLog) -> None:
+        """Count the time that the caller of a stream waited for something to see."""
+        assert log.model is not None
+        seconds = time.perf_counter() - log.started_at
+        self.first_preview_s.labels(log.model.name, log.model.version).observe(seconds, exemplar(log.trace_id))
 
     def observe_result(self, job: JobRecord, num_images: int) -> None:
         """Count a job that succeeded and its images, which are delivered to a caller that waited."""
@@ -144,8 +179,14 @@ class Metrics(ProcessMetrics):
         """Start the counters of `models` at 0: Prometheus misses the increment with which a counter appears."""
         for model in models:
             self._show_requests(*model)
-            self.steps_demanded.labels(*model)
-            self.clients_gone.labels(*model)
+            for metric in (
+                self.steps_demanded,
+                self.clients_gone,
+                self.job_samples,
+                self.job_steps,
+                self.first_preview_s,
+            ):
+                metric.labels(*model)
             for source in ("made", "cached"):
                 self.images.labels(*model, source)
 
@@ -158,7 +199,7 @@ class Metrics(ProcessMetrics):
     def set_shared(self, shared: SharedState | None) -> None:
         """Set the shared gauges; without an answer from Redis, they become absent or NaN instead of stale."""
         self.redis_up.set(shared is not None)
-        for gauge in (self.jobs_queued, self.jobs_running, self.samples, self.steps_queued, self.oldest_s):
+        for gauge in (self.jobs_queued, self.jobs_running, self.steps_queued, self.samples, self.oldest_s):
             gauge.clear()
         for gauge in (self.workers, self.memory, self.memory_limit, self.aof_size, self.aof_ok):
             gauge.set(math.nan)

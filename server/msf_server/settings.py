@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic_core import from_json
 from pydantic_settings import NoDecode
 
-from msf_scheduler.tracing import ENDPOINT_PATTERN
+from msf_scheduler.tracing import ENDPOINT_PATTERN, default_endpoint
 from msf_scheduler.tunables import (
     DRAIN_TIMEOUT_S,
     MAX_DRAIN_TIMEOUT_S,
@@ -91,7 +91,9 @@ class ServerOptions(BaseModel):
         description="undelivered webhooks of one tenant above which further ones get 429",
     )
     otlp_endpoint: str | None = Field(
-        None, pattern=ENDPOINT_PATTERN, description="OTLP/HTTP endpoint for OpenTelemetry spans; default: none"
+        default_factory=default_endpoint,
+        pattern=ENDPOINT_PATTERN,
+        description="OTLP/HTTP endpoint for OpenTelemetry spans; default: OTEL_EXPORTER_OTLP_ENDPOINT, else none",
     )
 
     @field_validator("cors_origins", "webhook_networks", "webhook_ports", mode="before")

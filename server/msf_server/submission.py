@@ -17,12 +17,12 @@ from msf_scheduler.jobs import JobRecord, JobState
 from msf_scheduler.queue import JobQueue, new_job_id
 from msf_scheduler.rate_limits import UsageMeter
 from msf_scheduler.reply_reader import ReplyReader
-from msf_scheduler.tracing import Tracing
+from msf_scheduler.tracing import Tracing, job_attributes
 from msf_server.drain import Drain
 from msf_server.errors import ApiError
 from msf_server.metrics import Metrics
 from msf_server.orders import Order
-from msf_server.request_log import RequestLog
+from msf_server.request_log import RequestLog, log_of
 
 LATE_S = 5.0  # how long after its deadline the end of a job may reach this server
 FILE_OVERHEAD_BYTES = 8192  # headers and text chunks
@@ -66,6 +66,7 @@ class Submission:
         """
         if self.drain.has_begun:
             raise ServerStopping
+        log.spec = order.spec
         job_id = new_job_id()
         end = self._replies.expect(job_id) if notify else None  # before admission: the job may end at once
         try:
@@ -87,7 +88,7 @@ class Submission:
                 raise
         log.job_id = job.id
         if self._tracing:
-            self._tracing.set_attribute("msf.job_id", job.id)
+            self._tracing.set_attributes(job_attributes(job))
         return PendingJob(order, job, end)
 
     async def wait(
@@ -113,6 +114,7 @@ class Submission:
         record, images = await self.result(job.id)
         if patience_s == math.inf and not record.state.is_terminal:
             raise ApiError(f"Redis has lost the end of job {job.id}.", code=ErrorCode.RESULT_GONE)
+        log_of(request.scope).queue_ms = record.timings.queue_ms if record.timings else None
         return record, images
 
     async def result(self, job_id: str) -> tuple[JobRecord, list[bytes]]:
@@ -166,7 +168,7 @@ class Submission:
                 with suppress(QueueUnavailable):
                     await self._meter.refund(key.name, **cost)
         if job.id == job_id and job.images_of is None:
-            self._metrics.observe_admission(spec)
+            self._metrics.observe_admission(spec, key)
         return job
 
     async def _enqueue(self, order: Order, job_id: str, reply_to: str | None) -> JobRecord:

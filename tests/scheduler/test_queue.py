@@ -159,9 +159,7 @@ async def test_cancelling_an_ended_or_unknown_job_changes_nothing(queue: JobQueu
     assert await queue.get("unknown") is None
 
 
-async def test_depth_has_the_age_of_the_oldest_queued_job_and_the_steps_of_all(
-    queue: JobQueue, leases: Leases
-) -> None:
+async def test_depth_has_the_age_of_the_oldest_queued_job_and_the_steps_of_all(queue: JobQueue, leases: Leases) -> None:
     await admit(queue, 3, num_steps=20)
     await admit(queue, 2, num_steps=10)
     assert (await queue.depth(MODEL, VERSION)).num_steps_queued == 3 * 21 + 2 * 11
@@ -170,5 +168,5 @@ async def test_depth_has_the_age_of_the_oldest_queued_job_and_the_steps_of_all(
     assert (depth.num_jobs_queued, depth.num_jobs_running, depth.num_samples) == (1, 1, 5)
     assert depth.num_steps_queued == 2 * 11
     assert 0 < depth.oldest_age_s < 60
-    await leases.release([running])
+    await leases.release(running)
     assert (await queue.depth(MODEL, VERSION)).num_steps_queued == 3 * 21 + 2 * 11

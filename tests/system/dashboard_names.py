@@ -9,16 +9,19 @@ from functools import cache
 from prometheus_client import CollectorRegistry
 
 from msf_server.metrics import Metrics
+from msf_worker.gpu_metrics import GpuCollector
 from msf_worker.metrics import WorkerMetrics
+from tests.worker.test_gpu_metrics import UUID, FakeNvml
 
 
 @cache
 def metric_names() -> frozenset[str]:
     """Return the names of all series that servers and workers expose, and of those that Prometheus adds."""
     loop = asyncio.new_event_loop()
-    worker = WorkerMetrics(num_slots=1)
+    worker = WorkerMetrics()
     worker.count_tasks(loop)
-    worker.watch_gpu(lambda: (1, 2))
+    worker.watch_work(lambda: 0.0)
+    worker.registry.register(GpuCollector(FakeNvml(), UUID))
     names = {"up"}
     for registry in (Metrics(loop).registry, worker.registry):
         names |= _names(registry)

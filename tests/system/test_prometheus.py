@@ -31,7 +31,7 @@ def test_alerts_fire_when_they_should(promtool: Promtool) -> None:
 def test_an_alert_is_tested_and_explained(alert: str) -> None:
     assert re.search(rf"alertname: {alert}\n\s+eval_time: \w+\n\s+exp_alerts:\n", TESTED), "it fires in no test"
     assert f"\n## {alert}\n" in RUNBOOK
-    assert f"runbook_url: docs/runbook.md#{alert.lower()}\n" in RULES
+    assert f"runbook_url: '{{{{ $externalLabels.runbook }}}}#{alert.lower()}'\n" in RULES
 
 
 def test_the_runbook_has_no_entry_of_an_alert_that_is_gone() -> None:

@@ -105,7 +105,7 @@ async def running(
     defaults = {"slots": 8, "lease_s": 1.0, "drain_timeout_s": TIMEOUT_S, "step_timeout_s": TIMEOUT_S}
     worker_settings = WorkerSettings(**(defaults | settings))
     runners = [ModelRunner(model, Executor(plans, worker_settings.slots)) for model in (version, *also)]
-    metrics = WorkerMetrics(worker_settings.slots)
+    metrics = WorkerMetrics()
     info = WorkerInfo(
         id=f"worker-{new_job_id()}",
         host="here",

@@ -93,7 +93,7 @@ def device_of(
 ) -> Iterator[Device]:
     """Run a device loop of models that share their plans; the thread must end without an error."""
     outcomes: list[Outcome] = []
-    loop = DeviceLoop(policy or OneJobPolicy(), WorkerMetrics(capacity), outcomes.append, low_water_s=0.0)
+    loop = DeviceLoop(policy or OneJobPolicy(), WorkerMetrics(), outcomes.append, low_water_s=0.0)
     runners = [ModelRunner(version, Executor(plans, capacity)) for version in versions]
     for runner in runners:
         loop.add_model(runner)

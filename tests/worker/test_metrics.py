@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+import pytest
+from prometheus_client.openmetrics import exposition as openmetrics
 from redis.asyncio import Redis
 
 from msf_engine.model_plans import ModelPlans
 from msf_engine.plan import Plan
 from msf_engine.repository import ModelVersion
+from msf_scheduler.jobs import Priority, Terms
 from msf_scheduler.registry import Registry
 from msf_scheduler.stage import Stage
 from msf_scheduler.step_batching import REASONS
@@ -52,7 +55,23 @@ async def test_counters_match_the_work_that_ran(redis: Redis, version: ModelVers
             assert worker.count("msf_step_batch_seconds_count", stage=stage) == num_batches(worker, stage)
         assert worker.count("msf_claims_total") == len(MIXED_JOBS)
         assert worker.count("msf_slots_in_use") == 0
-        assert worker.metrics.registry.get_sample_value("msf_slots") == 8
+        assert worker.count("msf_slots") == 8
+        assert worker.count("msf_steps_available_per_second") > 0
+        assert worker.count("msf_model_load_seconds") >= worker.count("msf_plan_build_seconds")
+        assert worker.metrics.registry.get_sample_value("msf_work_held_seconds") == pytest.approx(0, abs=1e-6)
+
+
+async def test_waits_are_told_by_priority_and_weight_with_their_trace(worker: RunningWorker) -> None:
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    terms = Terms(priority=Priority.HIGH, weight=4.0, traceparent=f"00-{trace_id}-b7ad6b7169203331-01")
+    await worker.end_of(await worker.admit(SPEC, terms))
+    await worker.end_of(await worker.admit(SPEC))
+    await eventually(lambda: worker.num_jobs("succeeded") == 2)
+    assert worker.count("msf_queue_seconds_count", priority="high", weight="4") == 1
+    assert worker.count("msf_queue_seconds_count", priority="normal", weight="1") == 1
+    lines = openmetrics.generate_latest(worker.metrics.registry).decode().splitlines()
+    [traced] = [line for line in lines if trace_id in line]
+    assert traced.startswith("msf_queue_seconds_bucket{")
 
 
 def num_batches(worker: RunningWorker, stage: Stage) -> float:

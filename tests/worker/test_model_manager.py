@@ -61,7 +61,7 @@ class Operator:
     registry: Registry
     queue: JobQueue
     loader: FakeLoader
-    metrics: WorkerMetrics = field(default_factory=lambda: WorkerMetrics(8))
+    metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
 
     def manager(self, worker: Worker) -> ModelManager:
         return ModelManager(self.loader, self.control, self.queue, worker.models, worker.device, self.metrics)

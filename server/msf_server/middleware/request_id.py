@@ -48,7 +48,6 @@ class RequestId:
         log = start_log(scope, proposed if _REQUEST_ID.fullmatch(proposed) else f"req-{secrets.token_hex(8)}")
         task = cast("asyncio.Task[None]", asyncio.current_task())
         status = 0
-        started_at = time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -74,6 +73,7 @@ class RequestId:
         except ClientDisconnect:
             return  # while its body was read
         except ApiError as error:
+            log.error_code = error.code
             await respond(error, scope["path"])(scope, receive, send_with_id)
         except Exception as error:
             if status:
@@ -82,17 +82,16 @@ class RequestId:
             await respond(translate(error), scope["path"])(scope, receive, send_with_id)
         finally:
             if scope["path"].startswith(LOGGED):
-                _write(log, scope, status, time.perf_counter() - started_at)
+                _write(log, scope, status, time.perf_counter() - log.started_at)
 
 
 def _write(log: RequestLog, scope: Scope, status: int, duration_s: float) -> None:
     level = logging.DEBUG if scope["method"] == "GET" else logging.INFO  # clients poll jobs often
     if not logger.isEnabledFor(level):
         return
-    duration_ms = round(1000 * duration_s, 1)
-    fields = {"request_id": log.request_id, "job_id": log.job_id, "status": status, "duration_ms": duration_ms}
-    text = f"{scope['method']} {scope['path']}: {status} in {duration_ms} ms, {log.request_id}"
-    logger.log(level, text + (f", job {log.job_id}" if log.job_id else ""), extra=fields)
+    fields = log.fields() | {"status": status, "duration_ms": round(1000 * duration_s, 1)}
+    text = f"{scope['method']} {scope['path']} {status} in {fields['duration_ms']} ms: {log.text()}"
+    logger.log(level, text, extra=fields)
 
 
 def _check_head(scope: Scope) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import choose_encoder
 
 from msf_scheduler.connection import RedisClient
 from msf_scheduler.errors import SchedulerError
@@ -47,15 +47,18 @@ async def ready(submission: SubmissionDep, registry: RegistryDep, catalog: Catal
 
 @router.get("/metrics", summary="Metrics in Prometheus's text format", response_class=Response)
 async def metrics(
-    metrics: MetricsDep, catalog: CatalogDep, queue: QueueDep, registry: RegistryDep, redis: RedisDep
+    request: Request, metrics: MetricsDep, catalog: CatalogDep, queue: QueueDep, registry: RegistryDep, redis: RedisDep
 ) -> Response:
-    """Jobs, workers and storage are read from Redis; without it they are absent or NaN, and msf_redis_up is 0."""
+    """Jobs, workers and storage are read from Redis; without it they are absent or NaN, and msf_redis_up is 0.
+
+    Scrapers that accept OpenMetrics get it, with the ids of traces as exemplars.
+    """
     try:
         metrics.set_shared(await _shared_state(catalog, queue, registry, redis))
     except SchedulerError:
         metrics.set_shared(None)
-    text = await asyncio.to_thread(generate_latest, metrics.registry)
-    return Response(text, media_type=CONTENT_TYPE_LATEST)
+    generate, content_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(await asyncio.to_thread(generate, metrics.registry), media_type=content_type)
 
 
 async def _shared_state(catalog: Catalog, queue: JobQueue, registry: Registry, redis: RedisClient) -> SharedState:

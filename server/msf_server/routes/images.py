@@ -74,7 +74,7 @@ async def generate(body: ImageRequest, request: Request) -> Response:
         open_stream(request.scope)
     pending = await services.submission.submit(order, log, notify=not body.stream)
     if body.stream:
-        return event_stream(image_events(body, pending, services.submission, services.watcher, log))
+        return event_stream(image_events(body, pending, services.submission, services.watcher, log, services.metrics))
     job, files = await services.submission.wait(pending, request, patience_s)
     if not job.state.is_terminal:
         return _accepted(job, model, request)
