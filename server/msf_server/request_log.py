@@ -51,8 +51,8 @@ class RequestLog:
             parts.append(f"{self.spec.num_samples} x {self.spec.num_steps} steps")
         if self.queue_ms is not None:
             parts.append(f"queued {fields['queue_ms']} ms")
-        named = {"key": "key", "job": "job_id", "request": "request_id", "trace": "trace_id"}
-        return ", ".join(parts + [f"{name} {fields[field]}" for name, field in named.items() if field in fields])
+        ids = {"key": "key", "job": "job_id", "request": "request_id", "trace": "trace_id"}
+        return ", ".join(parts + [f"{name} {fields[field]}" for name, field in ids.items() if field in fields])
 
 
 def start_log(scope: Scope, request_id: str) -> RequestLog:

@@ -1,4 +1,4 @@
-"""What operators see of a request: its line in the log, its exemplar, and the use of its key."""
+"""Observability of a request: its line in the log, its exemplar, and the use of its key."""
 
 from __future__ import annotations
 
@@ -109,14 +109,14 @@ async def test_a_line_of_the_log_describes_a_request(
         answer = await client.post(PATH, json=body, headers={**STUDIO, "x-request-id": "req-1"})
         await client.post(PATH, json={"prompt": "no such class"}, headers={**STUDIO, "x-request-id": "req-2"})
         await client.post(PATH, json=body, headers={"x-request-id": "req-3"})
-    made, invalid, denied = [record for record in caplog.records if record.name.endswith("request_id")]
-    duration_ms = made.__dict__["duration_ms"]
-    assert made.message == (
+    success, invalid, denied = [record for record in caplog.records if record.name.endswith("request_id")]
+    duration_ms = success.__dict__["duration_ms"]
+    assert success.message == (
         f"POST {PATH} 200 in {duration_ms} ms: fashion:1, 2 x 8 steps, queued 4.0 ms, key studio, "
         f"job {answer.json()['job_id']}, request req-1"
     )
     fields = {"model": "fashion:1", "num_images": 2, "num_steps": 8, "queue_ms": 4.0, "key": "studio", "status": 200}
-    assert fields.items() <= made.__dict__.items()
+    assert fields.items() <= success.__dict__.items()
     assert invalid.message.split(" ms: ")[1] == "unknown_class, fashion:1, key studio, request req-2"
     assert denied.message.split(" ms: ")[1] == "invalid_api_key, request req-3"
 

@@ -40,7 +40,10 @@ async def test_the_trace_continues_in_the_job(
     assert span.attributes["http.response.status_code"] == 200
     assert span.attributes["http.request.method"] == "POST"
     assert span.attributes["url.path"] == "/v1/images/generations"
-    assert span.attributes["msf.job_id"] == answer.json()["job_id"]
+    assert span.attributes["http.route"] == "/v1/images/generations"
+    assert span.attributes["msf.job_id"] == span.attributes["gen_ai.response.id"] == answer.json()["job_id"]
+    assert span.attributes["gen_ai.output.type"] == "image"
+    assert span.attributes["gen_ai.request.model"] == "fashion"
     passed_on = worker.claimed[0].job.terms.traceparent
     assert passed_on is not None
     assert passed_on.split("-")[1:3] == [CALLER.split("-")[1], format_span_id(span.context.span_id)]
@@ -51,5 +54,6 @@ async def test_signatures_of_urls_are_not_traced(settings: ServerSettings, spans
     async with app.router.lifespan_context(app), client_of(app) as client:
         await client.get("/v1/files/x/0.png?expires=1&signature=secret")
     [span] = spans.get_finished_spans()
+    assert span.name == "GET /v1/files/{job_id}/{name}"
     assert span.attributes is not None
     assert "secret" not in str(dict(span.attributes))

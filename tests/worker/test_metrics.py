@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.exposition import choose_encoder
 from redis.asyncio import Redis
 
 from msf_engine.model_plans import ModelPlans
@@ -69,8 +69,8 @@ async def test_waits_are_told_by_priority_and_weight_with_their_trace(worker: Ru
     await eventually(lambda: worker.num_jobs("succeeded") == 2)
     assert worker.count("msf_queue_seconds_count", priority="high", weight="4") == 1
     assert worker.count("msf_queue_seconds_count", priority="normal", weight="1") == 1
-    lines = openmetrics.generate_latest(worker.metrics.registry).decode().splitlines()
-    [traced] = [line for line in lines if trace_id in line]
+    generate, _ = choose_encoder("application/openmetrics-text; version=1.0.0")
+    [traced] = [line for line in generate(worker.metrics.registry).decode().splitlines() if trace_id in line]
     assert traced.startswith("msf_queue_seconds_bucket{")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.trace import Span, format_trace_id, get_current_span
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from msf_scheduler.tracing import Tracing
 from msf_server.request_log import log_of
@@ -31,20 +31,21 @@ def add_tracing(app: FastAPI, tracing: Tracing) -> None:
 
 
 class _RouteInSpan:
-    """Names a span by its route once that is known: a path may contain an id."""
+    """Names a span by its route, since a path may contain an id, when the answer begins: at its end, the span ends."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self.app(scope, receive, send)
-        finally:
+        async def send_with_route(message: Message) -> None:
             path_format = getattr(scope.get("route"), "path_format", None)
-            if path_format is not None:
+            if message["type"] == "http.response.start" and path_format is not None:
                 span = get_current_span()
                 span.update_name(f"{scope['method']} {path_format}")
                 span.set_attribute("http.route", path_format)
+            await send(message)
+
+        await self.app(scope, receive, send_with_route)
 
 
 def _note_trace_id(span: Span, scope: dict[str, Any]) -> None:
