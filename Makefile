@@ -7,6 +7,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DATA ?= data
 SCALE ?= full
 SEEDS ?= 1
+HELM ?= helm
 
 comma := ,
 BIN := $(VENV)/bin
@@ -27,7 +28,7 @@ HEAVY = tests/bench tests/engine/test_inductor.py tests/engine/test_tensorrt.py
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
 .PHONY: help serve check check-all lint types contracts test test-slow test-heavy data train-fashion data-emoji train-emoji evaluate evaluate-emoji reproduce ablate bench-serve \
-  bench-overhead bench-engine bench-scripts bench-batching bench-choosing bench-peers bench-simulation bench-gpu gpu-check dashboard-test chaos hostile soak compose-test sweep audit sbom licences lock tensorrt-build clean
+  bench-overhead bench-engine bench-scripts bench-batching bench-choosing bench-peers bench-autoscaling bench-simulation bench-gpu gpu-check dashboard-test chaos hostile soak compose-test sweep audit sbom licences lock manifests tensorrt-build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -100,6 +101,9 @@ bench-batching: $(VENV)/.dev ## compare step-level with request-level batching
 bench-peers: $(VENV)/.dev ## compare with mosec, LitServe, BentoML and Ray Serve on the same plans (BENCH_PEERS="--rounds 1 --seconds 3")
 	$(BIN)/python -m bench.peers $(BENCH_PEERS)
 
+bench-autoscaling: $(VENV)/.dev ## compare triggers of an autoscaler over a simulated day
+	$(BIN)/python -m bench.service.autoscaling
+
 bench-simulation: $(VENV)/.dev ## compare the simulator with a real service, then simulate up to 1,000 workers
 	$(BIN)/python -m bench.service.simulation
 
@@ -146,6 +150,15 @@ lock: $(VENV)/lock/.done ## pin the dependencies of the images and of the checks
 	$(COMPILE) --extra tracing --output-file requirements/server.lock pyproject.toml
 	$(COMPILE) --extra worker --extra load --extra tracing --output-file requirements/worker.lock pyproject.toml
 	$(COMPILE) --extra dev --output-file requirements/dev.lock pyproject.toml
+
+# $(call render,FILE,ARGUMENTS): one file of docker/kubernetes, from the chart
+render = $(HELM) template msf docker/helm/msf-serve --namespace msf --values docker/kubernetes/values.yaml $(2) > docker/kubernetes/$(1)
+
+manifests: ## render docker/kubernetes from the Helm chart; needs helm
+	$(call render,base/msf-serve.yaml,)
+	$(call render,gpu/worker.yaml,--values docker/helm/msf-serve/values-gpu.yaml --show-only templates/worker.yaml)
+	$(call render,keda/scaledobject.yaml,--set keda.enabled=true --show-only templates/keda.yaml)
+	$(call render,monitoring/podmonitor.yaml,--set monitoring.podMonitor.enabled=true --show-only templates/monitoring.yaml)
 
 tensorrt-build: $(VENV)/.dev ## build TensorRT plans of the shipped model and of MSF-XL/2, with or without a GPU
 	$(BIN)/python -m bench.engine.tensorrt_build

@@ -75,6 +75,7 @@ class _Worker:
         self.jobs: dict[int, _Job] = {}  # by number in the active set
         self.is_stepping = False
         self.is_full = False  # it waits for capacity, or for terms that it does not hold
+        self.is_draining = False
 
     @property
     def has_capacity(self) -> bool:
@@ -95,25 +96,42 @@ class SimulatedCluster:
         self, hardware: Hardware, num_workers: int, policy: Callable[[], BatchingPolicy] = StepLevelPolicy
     ) -> None:
         self._hardware = hardware
+        self._policy = policy
         self._workers = [_Worker(policy(), hardware.costs) for _ in range(num_workers)]
         self._idle: deque[_Worker] = deque(self._workers)  # with capacity, longest idle first
         self._full: list[_Worker] = []  # holding `HELD_S` of work
-        self._queue = SimulatedQueue()
+        self.queue = SimulatedQueue()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
-        self._now = 0.0
+        self.now = 0.0
         self._redis_free_at = 0.0
         self._redis_busy_s = 0.0
         self._device_busy_s = 0.0
         self._finished_at: dict[int, float] = {}
 
+    def start_worker(self) -> None:
+        """Add a worker that has loaded its plans."""
+        worker = _Worker(self._policy(), self._hardware.costs)
+        self._workers.append(worker)
+        self._start_claim(worker)
+
+    def drain_worker(self) -> None:
+        """Have the newest worker claim no more; it finishes what it holds."""
+        worker = self._workers.pop()
+        worker.is_draining = True
+        if worker in self._idle:
+            self._idle.remove(worker)
+        if worker.is_full:
+            self._full.remove(worker)
+            worker.is_full = False
+
     def run(self, jobs: Iterable[SimulatedJob]) -> SimulationResult:
         """Simulate `jobs`, in the order of their arrival, until the last has finished."""
         specs = list(jobs)
         for number, spec in enumerate(specs):
-            self._at(spec.arrived_at, partial(self._transition, partial(self._admit, number, spec)))
+            self.at(spec.arrived_at, partial(self._transition, partial(self._admit, number, spec)))
         while self._events:
-            self._now, _, callback = heapq.heappop(self._events)
+            self.now, _, callback = heapq.heappop(self._events)
             callback()
         return SimulationResult(
             latencies_s=[self._finished_at[number] - spec.arrived_at for number, spec in enumerate(specs)],
@@ -124,22 +142,23 @@ class SimulatedCluster:
             num_workers=len(self._workers),
         )
 
-    def _at(self, when: float, callback: Callable[[], None]) -> None:
+    def at(self, when: float, callback: Callable[[], None]) -> None:
+        """Call `callback` at the simulated time `when`."""
         heapq.heappush(self._events, (when, next(self._order), callback))
 
     def _transition(self, callback: Callable[[], None]) -> None:
         """Call `callback` after one Redis script; Redis runs one at a time."""
-        self._redis_free_at = max(self._redis_free_at, self._now) + self._hardware.transition_s
+        self._redis_free_at = max(self._redis_free_at, self.now) + self._hardware.transition_s
         self._redis_busy_s += self._hardware.transition_s
-        self._at(self._redis_free_at, callback)
+        self.at(self._redis_free_at, callback)
 
     def _admit(self, number: int, spec: SimulatedJob) -> None:
-        self._queue.push(number, spec)
+        self.queue.push(number, spec)
         self._wake_one()
 
     def _wake_one(self) -> None:
         """Let a worker claim that has capacity, or else one that holds nothing of a waiting priority and tenant."""
-        terms = self._queue.terms()
+        terms = self.queue.terms()
         if terms and self._idle:
             self._start_claim(self._idle.popleft())
         elif terms:
@@ -154,9 +173,12 @@ class SimulatedCluster:
 
     def _claim(self, worker: _Worker) -> None:
         """Claim about `HELD_S` of work, and always a job of a priority and tenant that the worker holds none of."""
+        if worker.is_draining:
+            self._wake_one()
+            return
         has_claimed = False
-        while entry := self._queue.pop(exclude=() if worker.has_capacity else worker.active.held_terms()):
-            worker.add(*entry, self._now)
+        while entry := self.queue.pop(exclude=() if worker.has_capacity else worker.active.held_terms()):
+            worker.add(*entry, self.now)
             has_claimed = True
         self._step(worker)
         worker.is_full = not worker.has_capacity
@@ -171,17 +193,17 @@ class SimulatedCluster:
     def _step(self, worker: _Worker) -> None:
         if worker.is_stepping:
             return
-        choice = worker.policy.choose(worker.active, self._now)
+        choice = worker.policy.choose(worker.active, self.now)
         if isinstance(choice, Hold):
-            self._at(max(choice.until, self._now), lambda: self._step(worker))
+            self.at(max(choice.until, self.now), lambda: self._step(worker))
         elif choice is not None:
             step_s = self._hardware.costs.mean_s(choice.stage, choice.bucket)
             self._device_busy_s += step_s
             worker.is_stepping = True
             is_last = choice.stage is self._hardware.costs.stages[-1]
             finished = worker.active.samples.job[choice.samples].tolist() if is_last else []
-            worker.active.advance(choice.samples, self._now)
-            self._at(self._now + step_s + self._hardware.step_overhead_s, lambda: self._end_step(worker, finished))
+            worker.active.advance(choice.samples, self.now)
+            self.at(self.now + step_s + self._hardware.step_overhead_s, lambda: self._end_step(worker, finished))
 
     def _end_step(self, worker: _Worker, finished: list[int]) -> None:
         """Continue after a step batch; `finished` has the job of each sample that it decoded."""
@@ -199,8 +221,8 @@ class SimulatedCluster:
         if not job.num_unfinished:
             del worker.jobs[number]
             worker.active.drop_job(number)
-            self._at(self._now + self._hardware.job_overhead_s, partial(self._transition, partial(self._finish, job)))
+            self.at(self.now + self._hardware.job_overhead_s, partial(self._transition, partial(self._finish, job)))
 
     def _finish(self, job: _Job) -> None:
         assert job.number not in self._finished_at
-        self._finished_at[job.number] = self._now
+        self._finished_at[job.number] = self.now

@@ -34,6 +34,14 @@ class SimulatedQueue:
         self._lanes: dict[Terms, deque[tuple[int, SimulatedJob]]] = defaultdict(deque)
         self._num_steps: dict[str, int] = defaultdict(int)  # claimed, by tenant
 
+    def oldest_arrived_at(self) -> float | None:
+        """Return the arrival of the oldest job, or None if there is none."""
+        return min((lane[0][1].arrived_at for lane in self._lanes.values() if lane), default=None)
+
+    def num_steps(self) -> int:
+        """Return the sample steps of all jobs, decodes included."""
+        return sum(job.num_samples * len(job.pattern.stages) for lane in self._lanes.values() for _, job in lane)
+
     def terms(self) -> set[Terms]:
         """Return the priority and tenant of every job."""
         return {terms for terms, lane in self._lanes.items() if lane}

@@ -130,3 +130,20 @@ def test_an_unreachable_target_has_a_reason() -> None:
     assert "alone takes 0.1 s" in estimate_workers(Demand(1, PATTERN), 0.05, HARDWARE).reason
     busy = replace(HARDWARE, transition_s=0.001)
     assert "transitions/s" in estimate_workers(Demand(10_000, PATTERN), 10.0, busy).reason
+
+
+def test_a_worker_that_is_started_later_shares_the_work() -> None:
+    jobs = [SimulatedJob(0.0, 8, LONG)] * 6
+    alone_s = SimulatedCluster(HARDWARE, 1).run(jobs).duration_s
+    cluster = SimulatedCluster(HARDWARE, 1)
+    cluster.at(1.0, cluster.start_worker)
+    assert 0.5 * alone_s < cluster.run(jobs).duration_s < 0.8 * alone_s
+
+
+def test_a_worker_that_drains_finishes_its_jobs_and_claims_no_more() -> None:
+    jobs = [*([SimulatedJob(0.0, 8, LONG)] * 2), *([SimulatedJob(20.0, 8, LONG)] * 4)]
+    cluster = SimulatedCluster(HARDWARE, 2)
+    cluster.at(0.1, cluster.drain_worker)
+    latencies_s = cluster.run(jobs).latencies_s
+    assert max(latencies_s[:2]) <= max(SimulatedCluster(HARDWARE, 2).run(jobs[:2]).latencies_s)
+    assert max(latencies_s[2:]) == pytest.approx(max(SimulatedCluster(HARDWARE, 1).run(jobs[2:]).latencies_s))
