@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msf_engine.config import DenoiserVariant, TimeConfig
-from msf_engine.time_embedding import TIME_FEATURES, TimeInput, time_inputs
+from msf_engine.time_embedding import TIME_FEATURES, TimeFeatures, TimeInput, time_inputs
 
 SIZES = {
     "S": (384, 12, 6),
@@ -48,6 +47,21 @@ def rotary_embedding(size: int, head_width: int) -> Tensor:
     return torch.stack((angles.cos(), angles.sin())).float()
 
 
+class BlockOptions(Protocol):
+    """Choices in which DiTs differ: `config.DenoiserVariant`, or anything with its fields."""
+
+    @property
+    def positions(self) -> str: ...
+    @property
+    def rotary(self) -> bool: ...
+    @property
+    def norm(self) -> str: ...
+    @property
+    def qk_norm(self) -> str | None: ...
+    @property
+    def mlp(self) -> str: ...
+
+
 class DenoiserShape(Protocol):
     """Architecture of a denoiser: `config.DenoiserConfig`, or anything with its fields."""
 
@@ -70,9 +84,9 @@ class DenoiserShape(Protocol):
     @property
     def num_classes(self) -> int: ...
     @property
-    def time(self) -> TimeConfig: ...
+    def time(self) -> TimeFeatures: ...
     @property
-    def variant(self) -> DenoiserVariant: ...
+    def variant(self) -> BlockOptions: ...
 
 
 class TimeEmbedding(nn.Module):
@@ -81,7 +95,7 @@ class TimeEmbedding(nn.Module):
     All (B,) -> (B, width) float32.
     """
 
-    def __init__(self, width: int, inputs: Sequence[TimeInput], time: TimeConfig) -> None:
+    def __init__(self, width: int, inputs: Sequence[TimeInput], time: TimeFeatures) -> None:
         super().__init__()
         self.inputs = inputs
         self.time = time
@@ -189,7 +203,7 @@ def make_mlp(kind: str, width: int, mlp_ratio: float) -> nn.Module:
 class Block(nn.Module):
     """Transformer block whose norms and gates depend on the condition (adaLN-Zero)."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, variant: DenoiserVariant) -> None:
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, variant: BlockOptions) -> None:
         super().__init__()
         self.modulation = nn.Linear(width, 6 * width)
         self.norm1 = make_norm(variant.norm, width)

@@ -21,3 +21,7 @@ class BackendUnavailable(EngineError):
 
 class PlanRejected(PlanError):
     """A plan failed its validation."""
+
+
+class CheckpointError(EngineError):
+    """A checkpoint of another project is damaged, or is not of a network that can be imported."""

@@ -8,16 +8,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msf_engine.config import TimeConfig
-
 TIME_FEATURES = 256
 
 TimeInput = Literal["timestep", "cond_level", "interval", "guidance_scale"]
+
+
+class TimeFeatures(Protocol):
+    """Frequencies of the features of a time: `config.TimeConfig`, or anything with its fields."""
+
+    @property
+    def scale(self) -> int: ...
+    @property
+    def downscale_freq_shift(self) -> int: ...
 
 
 def time_inputs(*, has_condition: bool, is_flow_map: bool = False) -> tuple[TimeInput, ...]:
@@ -47,10 +54,10 @@ class HostTimeEmbedding:
     bias1: NDArray[np.float64]
     weight2: NDArray[np.float64]
     bias2: NDArray[np.float64]
-    time: TimeConfig
+    time: TimeFeatures
 
     @classmethod
-    def of(cls, weights: Mapping[str, NDArray[np.float32]], time: TimeConfig) -> Self:
+    def of(cls, weights: Mapping[str, NDArray[np.float32]], time: TimeFeatures) -> Self:
         """Take the layers from a denoiser's weights by name. Raises KeyError."""
         names = ("layers.0.weight", "layers.0.bias", "layers.2.weight", "layers.2.bias")
         weight1, bias1, weight2, bias2 = (weights[f"time.{name}"].astype(np.float64) for name in names)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffusers import AutoencoderKL
-
 from msf_engine.autoencoder import Autoencoder
 from msf_engine.config import AutoencoderConfig, ModelConfig
 from msf_engine.denoiser import Denoiser
+from msf_engine.errors import CheckpointError
+from msf_engine.interchange.autoencoder_kl import read_autoencoder_kl
 from msf_engine.repository import ModelVersion
 from msf_training.recipe import Recipe
 
@@ -19,18 +19,16 @@ def read_public_autoencoder(folder: Path, recipe: Recipe) -> tuple[AutoencoderCo
     Raises ValueError if there is none, or if it does not fit the recipe's images.
     """
     try:
-        kl = AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
+        config, state, _ = read_autoencoder_kl(folder)
+    except CheckpointError as error:
         raise ValueError(f"{folder} does not hold an AutoencoderKL in safetensors: {error}") from error
-    kl_config = {name: value for name, value in kl.config.items() if not name.startswith("_")}
-    config = AutoencoderConfig(patch_size=1, kl=kl_config)
-    if kl_config["in_channels"] != recipe.channels or recipe.image_size % (2 * config.downsampling):
+    if config.kl["in_channels"] != recipe.channels or recipe.image_size % (2 * config.downsampling):
         raise ValueError(
-            f"{folder} takes images of {kl_config['in_channels']} channels and sides in multiples of "
+            f"{folder} takes images of {config.kl['in_channels']} channels and sides in multiples of "
             f"{2 * config.downsampling}; the recipe has {recipe.channels} x {recipe.image_size}²"
         )
     autoencoder = Autoencoder(config)
-    autoencoder.kl.load_state_dict(kl.state_dict())
+    autoencoder.load_state_dict(state)
     return config, autoencoder
 
 
