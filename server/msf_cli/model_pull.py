@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import os
 import posixpath
 import re
 import shutil
@@ -80,6 +81,7 @@ def open_source(url: str) -> ModelSource:
     Raises PullError.
     """
     scheme, separator, _ = url.partition("://")
+    url = url if separator else os.path.expanduser(url)
     if separator and scheme not in SCHEMES:
         raise PullError(f"Unknown scheme {scheme!r} in {url!r}. Allowed: a path, {'://, '.join(SCHEMES[1:])}://.")
     try:

@@ -8,17 +8,16 @@ from pathlib import Path
 
 import click
 
+from msf_cli.path_type import UserPath
 from msf_cli.settings import read_settings
 
 
 @click.command()
 @click.option("--model", metavar="MODEL[:VERSION]", required=True, help="Model of the repository to distill.")
 @click.option("--recipe", "recipe_name", help="Built-in recipe, or TOML file.  [default: the model's]")
-@click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Checkpoint folder.  [default: runs/NAME-distilled]"
-)
+@click.option("--out", type=UserPath(file_okay=False), help="Checkpoint folder.  [default: runs/NAME-distilled]")
 @click.option("--name", help="Name of the new model.  [default: the same, as its next version]")
-@click.option("--model-repo", type=click.Path(path_type=Path, file_okay=False), help="[default: MSF_MODEL_REPO]")
+@click.option("--model-repo", type=UserPath(file_okay=False), help="[default: MSF_MODEL_REPO]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
 def command(

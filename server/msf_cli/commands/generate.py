@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from msf_cli.path_type import UserPath
 from msf_cli.settings import read_settings
 from msf_cli.setup_checks import engine_failure, require_models
 
@@ -23,7 +24,7 @@ GAP = 2  # pixels between the images of a grid
 @click.command()
 @click.option("--prompt", required=True, help="Class name or id.")
 @click.option("-n", "--num-images", type=click.IntRange(1, 1024), default=1, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Image file to write.")
+@click.option("--out", type=UserPath(dir_okay=False), required=True, help="Image file to write.")
 @click.option("--model", help="Model name, or name:version.  [default: the first of the repository]")
 @click.option("--seed", type=click.IntRange(0, 2**53 - 1), default=0, show_default=True)
 @click.option("--num-steps", type=click.IntRange(2), help="Steps of both stages together.  [default: the model's]")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from msf_cli.path_type import UserPath
 from msf_cli.settings import read_settings
 from msf_cli.setup_checks import IncompleteSetup
 from msf_server.api_keys import NAME_PATTERN, Scope, digest, new_key, read_keys
@@ -88,7 +89,7 @@ def webhook_secret(name: str) -> None:
 
 
 @command.command()
-@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.argument("file", type=UserPath(), required=False)
 def check(file: Path | None) -> None:
     """List the keys of FILE (default: MSF_API_KEYS_FILE), or print its error."""
     file = file or read_settings().api_keys_file

@@ -20,6 +20,7 @@ from msf_cli.load.mix import Mix, Weighted, parse_weighted
 from msf_cli.load.page import page
 from msf_cli.load.sweep import Sweep
 from msf_cli.load.text import report_text, sweep_text
+from msf_cli.path_type import UserPath
 from msf_cli.setup_checks import EXIT_INTERRUPTED
 
 Callback = Callable[[click.Context, click.Parameter, str | None], Any]
@@ -82,7 +83,7 @@ _SECONDS: dict[str, Any] = {"callback": _parsed(_positive, "a number above 0"), 
 _NUMBERS = _parsed(_positives, "numbers above 0 between commas, such as 5,10,20")
 _OBJECT = _parsed(_json_object, 'a JSON object, such as {"output_format": "webp"}')
 _MIX: dict[str, Any] = {"callback": _read_weights, "metavar": "VALUE:WEIGHT,..."}
-_FILE: dict[str, Any] = {"callback": _read_file, "type": click.Path(path_type=Path, dir_okay=False)}
+_FILE: dict[str, Any] = {"callback": _read_file, "type": UserPath(dir_okay=False)}
 
 
 def _read_arrivals(name: str, burstiness: float | None) -> Arrivals:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from msf_cli.operator_redis import run_with_redis
+from msf_cli.path_type import UserPath
 from msf_cli.settings import read_settings
 from msf_cli.setup_checks import IncompleteSetup, require_models
 from msf_scheduler.aliases import Aliases, InvalidAlias, Weights
@@ -47,7 +48,7 @@ def command(context: click.Context) -> None:
 
 @command.command()
 @click.argument("source")
-@click.option("--repo", type=click.Path(path_type=Path, file_okay=False), help="[default: MSF_MODEL_REPO]")
+@click.option("--repo", type=UserPath(file_okay=False), help="[default: MSF_MODEL_REPO]")
 @click.option("--name", help="Name of the model in the repository.  [default: its name at the source]")
 def pull(source: str, repo: Path | None, name: str | None) -> None:
     """Copy a model from SOURCE into the repository.

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from tabulate import tabulate
 
+from msf_cli.path_type import UserPath
 from msf_cli.setup_checks import engine_failure
 from msf_cli.simulation.capacity import CapacityEstimate, Demand, estimate_workers
 from msf_cli.simulation.cluster import Hardware
@@ -23,8 +24,8 @@ TRANSITION_S = 0.0004  # measured: Valkey runs about 2,500 scripts/s on one core
 @click.option("--residual-steps", type=click.IntRange(1), default=4, show_default=True)
 @click.option("--n", "num_samples", type=click.IntRange(1), default=1, show_default=True, help="Images per request.")
 @click.option("--unguided", is_flag=True, help="Requests with guidance scale 1.")
-@click.option("--costs", "costs_file", type=click.Path(path_type=Path, dir_okay=False), help="Step costs to use.")
-@click.option("--save-costs", type=click.Path(path_type=Path, dir_okay=False), help="File to write the step costs to.")
+@click.option("--costs", "costs_file", type=UserPath(dir_okay=False), help="Step costs to use.")
+@click.option("--save-costs", type=UserPath(dir_okay=False), help="File to write the step costs to.")
 def command(
     images_per_s: float,
     p99_s: float,

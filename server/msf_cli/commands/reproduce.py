@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from msf_cli.path_type import UserPath
 from msf_cli.settings import read_settings
 from msf_cli.setup_checks import engine_failure
 
@@ -19,8 +20,8 @@ MAX_ROUNDING = 2  # grey levels by which another fingerprint, or fast mode, may 
 
 
 @click.command()
-@click.argument("image", type=click.Path(path_type=Path, dir_okay=False, exists=True))
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File for the regenerated image.")
+@click.argument("image", type=UserPath(dir_okay=False, exists=True))
+@click.option("--out", type=UserPath(dir_okay=False), help="File for the regenerated image.")
 def command(image: Path, out: Path | None) -> None:
     """Regenerate IMAGE, a PNG of this service, from its metadata with the model of MSF_MODEL_REPO, and compare.
 

@@ -8,25 +8,24 @@ from pathlib import Path
 
 import click
 
+from msf_cli.path_type import UserPath
 from msf_cli.settings import read_settings
 
 
 @click.command()
 @click.option(
     "--data",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=UserPath(exists=True, file_okay=False),
     required=True,
     help="Folder with one folder of images per class.",
 )
 @click.option("--recipe", "recipe_name", default="msf-s", show_default=True, help="Built-in recipe, or TOML file.")
-@click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Checkpoint folder.  [default: runs/NAME]"
-)
+@click.option("--out", type=UserPath(file_okay=False), help="Checkpoint folder.  [default: runs/NAME]")
 @click.option("--name", help="Name of the model.  [default: the recipe's]")
-@click.option("--model-repo", type=click.Path(path_type=Path, file_okay=False), help="[default: MSF_MODEL_REPO]")
+@click.option("--model-repo", type=UserPath(file_okay=False), help="[default: MSF_MODEL_REPO]")
 @click.option(
     "--autoencoder",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=UserPath(exists=True, file_okay=False),
     help="Folder of a public AutoencoderKL in safetensors, instead of training one.",
 )
 @click.option(
