@@ -23,6 +23,15 @@ class RateLimits:
 
 
 @dataclass(frozen=True)
+class RequestAllowance:
+    """Requests that a key with a limit may make at once, and the seconds until these are as many as the limit."""
+
+    limit: int
+    remaining: int
+    reset_s: float
+
+
+@dataclass(frozen=True)
 class UsageTotals:
     """Totals since the first request; samples and sample steps are those of accepted jobs."""
 
@@ -40,17 +49,24 @@ class UsageMeter:
         self._charge = Script(redis, "charge")
         self._refund = Script(redis, "refund")
 
-    async def charge_request(self, name: str, limits: RateLimits) -> None:
-        """Count one request of key `name`, or raise `LimitExceeded`; a refusal does not count towards the limits."""
-        await self._count(name, limits, requests=1)
+    async def charge_request(
+        self, name: str, limits: RateLimits
+    ) -> tuple[RequestAllowance | None, LimitExceeded | None]:
+        """Count one request of key `name`. Return what a key with a limit has left, and a refusal if it is used up.
+
+        A refused request does not count towards the limits.
+        """
+        return await self._count(name, limits, requests=1)
 
     async def charge_job(self, name: str, limits: RateLimits, *, samples: int, sample_steps: int) -> None:
         """Count the samples of a job of key `name`, or raise `LimitExceeded`."""
-        await self._count(name, limits, samples=samples, sample_steps=sample_steps)
+        _, refusal = await self._count(name, limits, samples=samples, sample_steps=sample_steps)
+        if refusal is not None:
+            raise refusal
 
     async def _count(
         self, name: str, limits: RateLimits, *, requests: int = 0, samples: int = 0, sample_steps: int = 0
-    ) -> None:
+    ) -> tuple[RequestAllowance | None, LimitExceeded | None]:
         reply = await self._charge(
             {"usage": f"{keys.USAGE}{name}"},
             requests=requests,
@@ -59,10 +75,14 @@ class UsageMeter:
             requests_per_minute=limits.requests_per_minute,
             samples_per_day=limits.samples_per_day,
         )
-        if reply:
-            refusal = by_name(reply)
-            limit = refusal["limit"].decode()
-            raise LimitExceeded(limit, getattr(limits, limit), float(refusal["retry_after_s"]))
+        values = by_name(reply)
+        allowance = refusal = None
+        if limits.requests_per_minute is not None:
+            allowance = RequestAllowance(limits.requests_per_minute, values["remaining"], float(values["reset_s"]))
+        if "limit" in values:
+            limit = values["limit"].decode()
+            refusal = LimitExceeded(limit, getattr(limits, limit), float(values["retry_after_s"]))
+        return allowance, refusal
 
     async def refund(self, name: str, *, samples: int, sample_steps: int) -> None:
         """Take back the samples of a charged job that was not admitted."""

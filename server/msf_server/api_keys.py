@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import logging
 import secrets
+import stat
 import tomllib
 from collections import Counter
 from enum import StrEnum
@@ -75,7 +76,10 @@ def digest(key: str) -> str:
 def read_keys(path: Path) -> tuple[ApiKey, ...]:
     """Read and check a file. Raises ValueError with one line that names the error but never quotes a possible key."""
     try:
-        keys = _File.model_validate(tomllib.loads(path.read_text())).keys
+        content, mode = path.read_text(), path.stat().st_mode
+        if mode & stat.S_IWOTH:
+            raise ValueError(f"{path} has mode {stat.S_IMODE(mode):o}. Allowed: one in which other users cannot write")
+        keys = _File.model_validate(tomllib.loads(content)).keys
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -129,7 +133,7 @@ def _version(path: Path) -> tuple[int, ...] | None:
         status = path.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode
 
 
 def _explained(error: ValidationError) -> str:

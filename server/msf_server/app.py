@@ -23,7 +23,7 @@ from msf_server.api_keys import KeyRing
 from msf_server.dependencies import open_services
 from msf_server.drain import Drain
 from msf_server.errors import respond, translate
-from msf_server.middleware.auth import DOCS_ASSETS, ApiKeyAuth
+from msf_server.middleware.auth import DOCS_ASSETS, LIMIT_HEADERS, ApiKeyAuth
 from msf_server.middleware.body_limit import BodyLimit
 from msf_server.middleware.caller_limits import CallerLimits
 from msf_server.middleware.head import HeadAsGet
@@ -82,7 +82,7 @@ def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> Fast
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "HEAD", "POST", "DELETE"),
             allow_headers=("Authorization", "Content-Type", "Idempotency-Key", HEADER_LENGTH, "X-Request-Id"),
-            expose_headers=(HEADER_LENGTH, "Location", "Retry-After", "Server-Timing", "X-Request-Id"),
+            expose_headers=(HEADER_LENGTH, "Location", "Retry-After", "Server-Timing", "X-Request-Id", *LIMIT_HEADERS),
         )
     app.add_middleware(HeadAsGet)
     if tracing is not None:

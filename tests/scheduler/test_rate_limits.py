@@ -19,8 +19,10 @@ def meter(redis: Redis) -> UsageMeter:
 
 
 async def charge(meter: UsageMeter, limits: RateLimits, samples: int = 1, name: str = "a") -> LimitExceeded | None:
+    _, refusal = await meter.charge_request(name, limits)
+    if refusal is not None:
+        return refusal
     try:
-        await meter.charge_request(name, limits)
         await meter.charge_job(name, limits, samples=samples, sample_steps=10 * samples)
     except LimitExceeded as error:
         return error
@@ -46,6 +48,14 @@ async def test_a_minutes_requests_may_come_at_once_and_the_next_gets_a_retry_tim
     await pass_time(redis, 10)
     assert await charge(meter, limits) is None  # a sixth of the minute refills one request
     assert await charge(meter, limits) is not None
+
+
+async def test_a_request_is_told_how_many_are_left(meter: UsageMeter, redis: Redis) -> None:
+    limits = RateLimits(requests_per_minute=6)
+    allowances = [(await meter.charge_request("a", limits))[0] for _ in range(7)]
+    assert [allowance and allowance.remaining for allowance in allowances] == [5, 4, 3, 2, 1, 0, 0]
+    assert [round(allowance.reset_s, -1) for allowance in allowances if allowance] == [10, 20, 30, 40, 50, 60, 60]
+    assert await meter.charge_request("b", RateLimits()) == (None, None)
 
 
 async def test_the_limit_is_exact_under_concurrency(meter: UsageMeter) -> None:

@@ -175,6 +175,15 @@ async def test_rate_limit_has_retry_after(client: httpx.AsyncClient) -> None:
     assert (await post(client, "ada", JOBS)).status_code == 202
 
 
+async def test_a_key_with_a_limit_is_told_what_it_has_left(client: httpx.AsyncClient) -> None:
+    answers = [await client.get("/v1/models", headers=bearer("limited")) for _ in range(3)]
+    assert [answer.headers["x-ratelimit-limit-requests"] for answer in answers] == ["2", "2", "2"]
+    assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["1", "0", "0"]
+    assert [answer.headers["x-ratelimit-reset-requests"] for answer in answers] == ["30s", "60s", "60s"]
+    unlimited = await client.get("/v1/models", headers=bearer("ada"))
+    assert not [name for name in unlimited.headers if name.startswith("x-ratelimit")]
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [("GET", f"{JOBS}/x"), ("GET", "/v1/models"), ("GET", "/nowhere"), ("POST", PATH), ("GET", "/v2/repository/index")],
@@ -324,6 +333,16 @@ def test_errors_in_a_file_are_named(tmp_path: Path, content: str, message: str) 
         read_keys(file)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_everybody_can_write_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text(table("a", "x"))
+    file.chmod(0o666)
+    with pytest.raises(ValueError, match=r"keys\.toml has mode 666\. Allowed: one in which other users cannot write"):
+        read_keys(file)
+    file.chmod(0o664)
+    assert [key.name for key in read_keys(file)] == ["a"]
 
 
 def test_a_key_in_place_of_its_digest_is_not_quoted(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from fastapi import Security
 from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import SchedulerError
+from msf_scheduler.rate_limits import RequestAllowance
 from msf_server import api_keys
 from msf_server.api_keys import ApiKey, KeyRing
 from msf_server.callers import network_of
@@ -32,6 +35,7 @@ _UNLIMITED = frozenset({"/metrics"})
 _UNLIMITED_BELOW = ("/v2/health/",)
 ANONYMOUS_PER_MINUTE = 600  # of one address
 UNKNOWN_KEYS_PER_MINUTE = 60
+LIMIT_HEADERS = tuple(f"x-ratelimit-{name}-requests" for name in ("limit", "remaining", "reset"))
 
 # Documentation only: the middleware decides before a route is looked up.
 bearer_auth = Security(HTTPBearer(auto_error=False, description="An API key, if the operator requires one."))
@@ -55,15 +59,22 @@ class ApiKeyAuth:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        headers: list[tuple[bytes, bytes]] = []
+
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start" and headers:
+                message["headers"] = [*message["headers"], *headers]
+            await send(message)
+
         try:
             key = self._known_key(scope)
-            await self._charge(key, scope)
+            await self._charge(key, scope, headers)
             self._admit(key, scope)
         except (ApiError, SchedulerError) as error:
-            await refuse(error, scope, receive, send)
+            await refuse(error, scope, receive, send_with_limits)
             return
         log_of(scope).api_key = key
-        await self.app(scope, receive, send)
+        await self.app(scope, receive, send_with_limits)
 
     def _known_key(self, scope: Scope) -> ApiKey | None:
         """Return the caller's key, without the scope admin if the port is public."""
@@ -73,12 +84,16 @@ class ApiKeyAuth:
             return key.model_copy(update={"scopes": key.scopes - {api_keys.Scope.ADMIN}})
         return key
 
-    async def _charge(self, key: ApiKey | None, scope: Scope) -> None:
-        """Count a request. Raises ApiError, LimitExceeded, QueueUnavailable."""
+    async def _charge(self, key: ApiKey | None, scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
+        """Count a request, and add headers that tell what its key has left. Raises as `_admit`, and SchedulerError."""
         if self.keys is None or is_unlimited(scope["path"]):
             return
         if key is not None:
-            await scope["app"].state.services.meter.charge_request(key.name, key.limits)
+            allowance, refusal = await scope["app"].state.services.meter.charge_request(key.name, key.limits)
+            if allowance is not None:
+                headers += _limit_headers(allowance)
+            if refusal is not None:
+                raise refusal
         else:
             limit = self._unknown if _secret(scope) else self._anonymous
             limit.charge(network_of(scope))
@@ -103,6 +118,12 @@ class ApiKeyAuth:
 
     def _is_public(self, scope: Scope) -> bool:
         return self.operations_port is not None and scope["server"][1] != self.operations_port
+
+
+def _limit_headers(allowance: RequestAllowance) -> list[tuple[bytes, bytes]]:
+    """Return the headers of OpenAI's API, which its clients and their proxies read."""
+    values = (str(allowance.limit), str(allowance.remaining), f"{math.ceil(allowance.reset_s)}s")
+    return [(name.encode(), value.encode()) for name, value in zip(LIMIT_HEADERS, values, strict=True)]
 
 
 def is_unlimited(path: str) -> bool:
