@@ -23,6 +23,8 @@ COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --generate-hashes --no-annotat
   --python-version 3.11 --python-platform x86_64-unknown-linux-gnu --constraint requirements/constraints.in --no-emit-package torch
 # One process per core and one thread per process: more threads would only compete.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+# Tests that wait half of the time, and take long: each goes to the next free process, unless its group shares a fixture.
+WAITING = -n 3 --dist loadgroup
 HEAVY = tests/bench tests/engine/test_inductor.py tests/engine/test_tensorrt.py
 # Ends the service when make is killed.
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
@@ -57,7 +59,7 @@ test: $(VENV)/.dev
 	$(PYTEST) -m 'not slow and not hostile'
 
 test-slow: $(VENV)/.dev
-	$(PYTEST) -n 3 -m slow $(addprefix --ignore ,$(HEAVY))  # they wait half of the time
+	$(PYTEST) $(WAITING) -m slow $(addprefix --ignore ,$(HEAVY))
 
 test-heavy: $(VENV)/.dev ## the slow tests of the benchmarks, and of the compilers that the default on a CPU does not use
 	$(PYTEST) -m slow $(HEAVY)
@@ -126,7 +128,7 @@ chaos: $(VENV)/.dev ## kill, hang, fill and disconnect processes under load, and
 	$(BIN)/python -m bench.faults.chaos
 
 hostile: $(VENV)/.dev ## try bad inputs, clients, signals and crashes on real processes, and print what held
-	$(PYTEST) -n 3 -m hostile tests/hostile  # they wait half of the time
+	$(PYTEST) $(WAITING) -m hostile tests/hostile
 
 soak: $(VENV)/.dev ## apply mixed load for an hour; memory, keys, files and tasks may not grow
 	$(BIN)/python -m bench.faults.soak

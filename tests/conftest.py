@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -35,6 +37,15 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
     async with connect(redis_url) as redis:
         assert isinstance(redis, Redis)
         yield redis
+
+
+@pytest.fixture(scope="session")
+def plan_cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Plan cache of the whole run: the first process that needs a plan builds it, and others wait."""
+    folder = tmp_path_factory.getbasetemp()
+    cache = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "plan_cache"
+    cache.mkdir(exist_ok=True)
+    return cache
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import setproctitle
 
+from tests.cli.support import service_settings
 from tests.models import tiny_repository
 
 
@@ -18,24 +19,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def plan_cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compiled plans of the session: the first command that needs them compiles and validates them."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
 def settings(repository: Path, plan_cache_dir: Path, tmp_path: Path) -> dict[str, str]:
     """Settings of every command of a test; a test may change its copy."""
-    return {
-        "MSF_MODEL_REPO": str(repository),
-        "MSF_CACHE_DIR": str(plan_cache_dir),
-        "MSF_BUCKETS": "1,4",
-        "MSF_DATA_DIR": str(tmp_path / "data"),
-        "MSF_BACKEND": "eager",
-        "MSF_THREADS": "1",
-        "MSF_PORT": "0",
-    }
+    return service_settings(repository, plan_cache_dir, tmp_path / "data")
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,20 @@ from pathlib import Path
 from bench import local_stack
 
 
+def service_settings(models: Path, cache: Path, data: Path) -> dict[str, str]:
+    """Return settings of a service of `models`, on a free port, in eager float32 with one thread."""
+    return {
+        "MSF_MODEL_REPO": str(models),
+        "MSF_CACHE_DIR": str(cache),
+        "MSF_DATA_DIR": str(data),
+        "MSF_BACKEND": "eager",
+        "MSF_PRECISION": "fp32",
+        "MSF_BUCKETS": "1,4",
+        "MSF_THREADS": "1",
+        "MSF_PORT": "0",
+    }
+
+
 @contextmanager
 def msf(*arguments: str, settings: Mapping[str, str], log: Path) -> Iterator[local_stack.Msf]:
     """Run `msf` without the MSF_ variables of this process; on exit, kill it with all its descendants."""

@@ -24,7 +24,15 @@ from tests.server.conftest import until
 
 pytestmark = pytest.mark.slow
 
-NUM_CALLERS = 6
+
+@pytest.fixture
+def settings(settings: dict[str, str]) -> dict[str, str]:
+    """Settings of workers that compute nothing: they start without torch, and all else is as in production."""
+    return settings | {"MSF_BACKEND": "noop"}
+
+
+NUM_CALLERS = 4
+PAUSE_S = 0.05  # of a caller: without one, they would take the processor from what is loaded
 INFER = {"inputs": [{"name": "label", "shape": [3], "datatype": "INT32", "data": [0, 0, 1]}]}
 
 
@@ -66,7 +74,7 @@ def labels(*values: int) -> list[triton.InferInput]:
 
 @asynccontextmanager
 async def callers(url: str) -> AsyncIterator[Counter[tuple[int, str]]]:
-    """Run callers that request images without a pause; yield their answers by status and version, or error text."""
+    """Run callers that request images one after the other; yield their answers by status and version, or error text."""
     seen: Counter[tuple[int, str]] = Counter()
     stop = asyncio.Event()
 
@@ -76,6 +84,7 @@ async def callers(url: str) -> AsyncIterator[Counter[tuple[int, str]]]:
             turn += 1
             answer = await client.post(path, json=body(turn))
             seen[answer.status_code, answer.json()[key] if answer.status_code == 200 else answer.text] += 1
+            await asyncio.sleep(PAUSE_S)
 
     async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S) as client, asyncio.TaskGroup() as group:
         for caller in range(NUM_CALLERS):

@@ -20,7 +20,13 @@ from tests.cli.support import msf
 
 pytestmark = pytest.mark.slow
 
-LONG = {"prompt": "star", "n": 64, "num_steps": 20}
+LONG = {"prompt": "star", "n": 64, "num_steps": 50}
+
+
+@pytest.fixture
+def settings(settings: dict[str, str]) -> dict[str, str]:
+    """Settings of workers that compute nothing: they start without torch, and all else is as in production."""
+    return settings | {"MSF_BACKEND": "noop"}
 
 
 def make_images(url: str, **body: object) -> httpx.Response:

@@ -26,6 +26,7 @@ async def test_it_serves_an_external_redis_and_finishes_its_jobs_before_it_exits
     queue, registry, port = JobQueue(redis), Registry(redis), free_port()
     job_id = (await queue.admit(spec, job_id=new_job_id(), reply_to=None)).id
     settings |= {"MSF_REDIS_URL": redis_url, "MSF_WORKER_METRICS_PORT": str(port), "MSF_SLOTS": "8"}
+    settings["MSF_BACKEND"] = "noop"  # starts without torch
     with msf("worker", settings=settings, log=tmp_path / "log") as worker:
         await until_begun(port, worker)
         [info] = await registry.workers()

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.support import msf
+from tests.cli.support import msf, service_settings
 from tests.hostile.conftest import Attempts
+
+pytestmark = pytest.mark.xdist_group("clients")  # they share a service
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(__file__).parent / "clients"
@@ -74,18 +76,10 @@ CLIENTS = (
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(tmp_path_factory: pytest.TempPathFactory, plan_cache_dir: Path) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("clients")
     shutil.copytree(ROOT / "model_repo/fashion-mnist", folder / "models/fashion-mnist")
-    settings = {
-        "MSF_MODEL_REPO": str(folder / "models"),
-        "MSF_CACHE_DIR": str(folder / "cache"),
-        "MSF_DATA_DIR": str(folder / "data"),
-        "MSF_BACKEND": "eager",
-        "MSF_BUCKETS": "1,4",
-        "MSF_THREADS": "1",
-        "MSF_PORT": "0",
-    }
+    settings = service_settings(folder / "models", plan_cache_dir, folder / "data")
     with msf("serve", settings=settings, log=folder / "log") as server:
         yield server.url()
 

@@ -15,7 +15,7 @@ import pytest
 
 from bench.local_stack import TIMEOUT_S, Msf, free_port, until
 from msf_engine.repository import save_version
-from tests.cli.support import msf
+from tests.cli.support import msf, service_settings
 from tests.damaged_models import IN_FILES, IN_FOLDERS, IN_WEIGHTS
 from tests.hostile.conftest import Attempts
 from tests.models import LABELS, tiny_model, tiny_repository
@@ -66,17 +66,9 @@ class Service:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> dict[str, str]:
-    return {
-        "MSF_MODEL_REPO": str(tmp_path / "models"),
-        "MSF_CACHE_DIR": str(tmp_path / "cache"),
-        "MSF_DATA_DIR": str(tmp_path / "data"),
-        "MSF_BUCKETS": "1,4",
-        "MSF_BACKEND": "eager",
-        "MSF_THREADS": "1",
-        "MSF_PORT": "0",
-        "MSF_WORKER_METRICS_PORT": str(free_port()),
-    }
+def settings(plan_cache_dir: Path, tmp_path: Path) -> dict[str, str]:
+    port = {"MSF_WORKER_METRICS_PORT": str(free_port())}
+    return service_settings(tmp_path / "models", plan_cache_dir, tmp_path / "data") | port
 
 
 @pytest.fixture

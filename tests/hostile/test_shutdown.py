@@ -13,7 +13,7 @@ import pytest
 
 from bench.local_stack import Msf, are_gone, read_metric, until
 from msf_scheduler.embedded_valkey import EmbeddedValkey
-from tests.cli.support import msf
+from tests.cli.support import msf, service_settings
 from tests.hostile.conftest import Attempts
 from tests.models import tiny_repository
 
@@ -30,19 +30,10 @@ def stop_worker(server: Msf) -> None:
     os.kill(server.processes()["worker"].pid, signal.SIGSTOP)
 
 
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("service")
-    tiny_repository(folder / "models")
-    return {
-        "MSF_MODEL_REPO": str(folder / "models"),
-        "MSF_CACHE_DIR": str(folder / "cache"),
-        "MSF_BACKEND": "eager",
-        "MSF_BUCKETS": "1,4",
-        "MSF_THREADS": "1",
-        "MSF_PORT": "0",
-        "MSF_DRAIN_TIMEOUT_S": "60",
-    }
+@pytest.fixture
+def settings(plan_cache_dir: Path, tmp_path: Path) -> dict[str, str]:
+    tiny_repository(tmp_path / "models")
+    return service_settings(tmp_path / "models", plan_cache_dir, tmp_path / "data") | {"MSF_DRAIN_TIMEOUT_S": "60"}
 
 
 def shut_down(

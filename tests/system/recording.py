@@ -28,7 +28,7 @@ from msf_cli.main import main as cli
 from msf_cli.settings import Settings
 from msf_server.app import create_app
 from msf_server.settings import ServerSettings
-from tests.cli.support import msf
+from tests.cli.support import msf, service_settings
 
 RECORDS = Path(__file__).parent / "records"
 MODEL_REPO = Path(__file__).parents[2] / "model_repo"
@@ -71,18 +71,8 @@ REQUESTS = [
 @contextlib.contextmanager
 def service(folder: Path, **settings: str) -> Iterator[str]:
     """Yield the URL of `msf serve` with the shipped models, in eager float32 with one thread."""
-    environment = {
-        "MSF_MODEL_REPO": str(MODEL_REPO),
-        "MSF_CACHE_DIR": str(folder / "cache"),
-        "MSF_DATA_DIR": str(folder / "data"),
-        "MSF_BACKEND": "eager",
-        "MSF_PRECISION": "fp32",
-        "MSF_BUCKETS": "1,4",
-        "MSF_THREADS": "1",
-        "MSF_PORT": "0",
-        **settings,
-    }
-    with msf("serve", settings=environment, log=folder / "log") as running:
+    defaults = service_settings(MODEL_REPO, folder / "cache", folder / "data")
+    with msf("serve", settings=defaults | settings, log=folder / "log") as running:
         yield running.url()
 
 

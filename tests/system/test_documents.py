@@ -21,7 +21,9 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
-from tests.cli.support import msf
+from tests.cli.support import msf, service_settings
+
+pytestmark = pytest.mark.xdist_group("documents")  # they share a service
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -51,18 +53,10 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(tmp_path_factory: pytest.TempPathFactory, plan_cache_dir: Path) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("documents")
     shutil.copytree(ROOT / "model_repo", folder / "model_repo")
-    settings = {
-        "MSF_MODEL_REPO": str(folder / "model_repo"),
-        "MSF_CACHE_DIR": str(folder / "cache"),
-        "MSF_DATA_DIR": str(folder / "data"),
-        "MSF_BACKEND": "eager",
-        "MSF_BUCKETS": "1,4",
-        "MSF_THREADS": "1",
-        "MSF_PORT": "0",
-    }
+    settings = service_settings(folder / "model_repo", plan_cache_dir, folder / "data")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where `msf` is
     with msf("serve", settings=settings, log=folder / "log") as server:
         yield Service(folder, server.url().removeprefix("http://"), {**os.environ, **settings, "PATH": path})

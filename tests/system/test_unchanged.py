@@ -12,6 +12,8 @@ from PIL import Image
 from bench.local_stack import free_port
 from tests.system import recording
 
+pytestmark = pytest.mark.xdist_group("unchanged")  # they share a service
+
 OTHER_PROCESSORS_LEVELS = 2  # float32 kernels differ in their last bits
 
 
@@ -21,8 +23,9 @@ def worker_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory, worker_port: int) -> Iterator[str]:
-    with recording.service(tmp_path_factory.mktemp("service"), MSF_WORKER_METRICS_PORT=str(worker_port)) as url:
+def url(tmp_path_factory: pytest.TempPathFactory, plan_cache_dir: Path, worker_port: int) -> Iterator[str]:
+    settings = {"MSF_CACHE_DIR": str(plan_cache_dir), "MSF_WORKER_METRICS_PORT": str(worker_port)}
+    with recording.service(tmp_path_factory.mktemp("service"), **settings) as url:
         yield url
 
 
