@@ -20,6 +20,7 @@ from msf_worker.metrics import WorkerMetrics
 from msf_worker.metrics_server import MetricsServer
 from msf_worker.model_loader import ModelLoader
 from msf_worker.model_manager import ModelManager
+from msf_worker.repository_poll import RepositoryPoll
 from msf_worker.settings import WorkerSettings
 from msf_worker.waiting import first_done
 from msf_worker.worker import Worker
@@ -65,7 +66,8 @@ async def run_worker(
             models=tuple(runner.info() for runner in first.runners),
         )
         worker = Worker(settings, info, first.runners, redis, metrics, tracing)
-        manager = ModelManager(loader, control, JobQueue(redis), worker.models, worker.device, metrics)
+        poll = RepositoryPoll(settings.model_repo) if settings.model_control_mode == "poll" else None
+        manager = ModelManager(loader, control, JobQueue(redis), worker.models, worker.device, metrics, poll)
         manager.resume(first, revision)
         if metrics_server is not None:
             metrics_server.is_ready = True

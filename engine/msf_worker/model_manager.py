@@ -22,6 +22,7 @@ from msf_worker.device_loop import DeviceLoop
 from msf_worker.metrics import WorkerMetrics
 from msf_worker.model_loader import FirstModels, ModelLoader, is_desired
 from msf_worker.model_runner import ModelRunner
+from msf_worker.repository_poll import RepositoryPoll
 from msf_worker.served_models import ServedModels
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class ModelManager:
     models: ServedModels
     device: DeviceLoop
     metrics: WorkerMetrics
+    poll: RepositoryPoll | None = None  # None: versions that appear are loaded on request only
     is_loading: bool = False  # its thread cannot be interrupted
     _thread: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=_lower_priority)
@@ -58,6 +60,9 @@ class ModelManager:
         """Continue where the worker's start ended, which followed the desired state of `revision`."""
         self._waiting |= {*first.waiting}
         self._failures |= {key: (revision, reason) for key, reason in first.failures.items()}
+        if self.poll is not None:
+            self.poll.look(first.failures)
+            self.poll.mark_tried(first.failures)
 
     async def run(self) -> None:
         """Follow the desired state until cancelled."""
@@ -79,6 +84,8 @@ class ModelManager:
         pending = [key for key in contents.versions if key in owed or self._must_load(key, desired)]
         if pending and not self._loading:
             name, _ = key = pending[0]
+            if self.poll is not None:
+                self.poll.mark_tried([key])
             self._loading[key] = asyncio.create_task(
                 self._load(key, desired[name].revision if name in desired else revision)
             )
@@ -106,6 +113,8 @@ class ModelManager:
             if self._refusals.get(key) != reason:
                 logger.error("cannot serve %s: %s", ":".join(filter(None, key)), reason)
         self._unreadable, self._refusals = problem, contents.refusals
+        if self.poll is not None:
+            self.poll.look(key for key in contents.versions if key not in self.models.runners)
         return contents, {key for key, runner in self.models.runners.items() if runner.model.has_changed()}
 
     def _must_load(self, key: ModelKey, desired: Mapping[str, DesiredVersions]) -> bool:
@@ -113,7 +122,8 @@ class ModelManager:
         if key in self.models.runners or not is_desired(key, desired):
             return False
         if name not in desired:
-            return key in self._waiting and key not in self._failures
+            is_waiting = key in self._waiting and key not in self._failures
+            return is_waiting or (self.poll is not None and self.poll.is_new(key))
         return key not in self._failures or self._failures[key][0] < desired[name].revision
 
     async def _has_jobs_left(self, key: ModelKey, desired: Mapping[str, DesiredVersions]) -> bool:

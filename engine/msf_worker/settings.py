@@ -31,6 +31,9 @@ class WorkerSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     model_repo: Path = Field(Path("model_repo"), description="folder of models")
+    model_control_mode: Literal["explicit", "poll"] = Field(
+        "explicit", description="explicit: versions added to model_repo are loaded on request; poll: as they appear"
+    )
     cache_dir: Path = Field(default_factory=_default_cache_dir, description="folder of compiled plans")
     plan_cache_bytes: int = Field(
         DEFAULT_PLAN_CACHE_BYTES,

@@ -1,4 +1,4 @@
-"""Copy a model version from a folder, a web server or an object store into a model repository.
+"""Copy model versions from a folder, a web server or an object store into a model repository.
 
 The source has the layout of a repository: `<model>/<version>/SHA256SUMS`, the files that it lists, and a `README.md`.
 Files arrive in a hidden folder of the repository, which survives an interruption; a version appears in the repository
@@ -24,7 +24,7 @@ import fsspec
 from msf_engine.errors import ModelRepositoryError
 from msf_engine.repository import NAME, PARTS, read_version
 
-SCHEMES = ("file", "http", "https", "s3", "gs", "hf")
+EXTRAS = {"http": "pull", "https": "pull", "s3": "s3", "gs": "gs", "gcs": "gs"}  # of this distribution, by scheme
 SUMS = "SHA256SUMS"
 README = "../README.md"  # optional, and in no SHA256SUMS
 CHUNK_BYTES = 16 * 2**20
@@ -75,30 +75,36 @@ class ModelSource:
         return f"{posixpath.dirname(self.root) if parent else self.root}/{leaf}"
 
 
-def open_source(url: str) -> ModelSource:
-    """Find the model version at `url`: a version's folder, or a model's, of which it takes the newest version.
+def open_sources(url: str) -> list[ModelSource]:
+    """Find the model versions at `url`: that version, the newest of a model, or all versions of a repository.
 
     Raises PullError.
     """
     scheme, separator, _ = url.partition("://")
     url = url if separator else os.path.expanduser(url)
-    if separator and scheme not in SCHEMES:
-        raise PullError(f"Unknown scheme {scheme!r} in {url!r}. Allowed: a path, {'://, '.join(SCHEMES[1:])}://.")
     try:
         files, root = fsspec.url_to_fs(url.rstrip("/"))
     except ImportError as error:
-        extra = " (pip install 'msf-serve[pull]')" if scheme in ("http", "https") else ""
+        extra = f" (pip install 'msf-serve[{EXTRAS[scheme]}]')" if scheme in EXTRAS else ""
         raise PullError(f"{scheme}:// needs another package: {error}{extra}") from error
+    except (ValueError, OSError) as error:
+        raise PullError(f"Invalid source {url!r}: {error}. Allowed: a path, https://, s3://, gs://, hf://.") from error
     if _is_version(PurePosixPath(root).name):
-        return ModelSource(files, root)
-    try:
-        names = [PurePosixPath(path).name for path in files.ls(root, detail=False)]
-    except Exception as error:
-        raise PullError(f"Cannot list {url}: {error or type(error).__name__}") from error
-    versions = sorted((name for name in names if _is_version(name)), key=int)
-    if not versions:
-        raise PullError(f"No model version in {url}. Allowed: the folder of a model, or of a version, such as emoji/1.")
-    return ModelSource(files, f"{root}/{versions[-1]}")
+        return [ModelSource(files, root)]
+    names = _list(files, root)
+    if versions := _versions(names):
+        return [ModelSource(files, f"{root}/{versions[-1]}")]
+    models = [name for name in names if NAME.fullmatch(name) and files.isdir(f"{root}/{name}")]
+    sources = [
+        ModelSource(files, f"{root}/{model}/{version}")
+        for model in models
+        for version in _versions(_list(files, f"{root}/{model}"))
+    ]
+    if not sources:
+        raise PullError(
+            f"No model version in {url}. Allowed: the folder of a version (emoji/1), of a model or of a repository."
+        )
+    return sources
 
 
 def pull(source: ModelSource, repository: Path, name: str, progress: Progress) -> Path:
@@ -122,6 +128,18 @@ def pull(source: ModelSource, repository: Path, name: str, progress: Progress) -
             _check_existing(version, shared)
             _fetch_version(source, repository, name, sums, digests, progress)
     return version
+
+
+def _list(files: Any, folder: str) -> list[str]:
+    """Return the names in a folder of the source. Raises PullError."""
+    try:
+        return sorted(PurePosixPath(path).name for path in files.ls(folder, detail=False))
+    except Exception as error:
+        raise PullError(f"Cannot list {folder}: {error or type(error).__name__}") from error
+
+
+def _versions(names: list[str]) -> list[str]:
+    return sorted(filter(_is_version, names), key=int)
 
 
 def _is_version(name: str) -> bool:

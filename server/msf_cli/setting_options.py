@@ -16,14 +16,17 @@ from pydantic.fields import FieldInfo
 from msf_cli.settings import SECRETS, ProcessSettings, Settings, WorkerProcessSettings, flag_of, variable_of
 
 GROUPS = {
-    "HTTP server": ("host", "port", "metrics_port", "cors_origins", "api_keys_file", "drain_timeout_s"),
+    "HTTP server": ("host", "port", "grpc_port", "metrics_port", "cors_origins", "api_keys_file", "drain_timeout_s"),
     "Jobs": (
         *("redis_url", "redis_password_file", "data_dir"),
         *("max_queued_samples", "max_sample_steps", "max_stored_jobs", "result_ttl_s", "tenant_weights"),
     ),
     "Webhooks": ("webhook_secret", "webhook_networks", "webhook_ports", "max_pending_webhooks"),
     "Workers": ("workers", "threads", "slots", "lease_s", "step_timeout_s", "batching", "batch_size", "batch_delay_s"),
-    "Models and plans": ("model_repo", "cache_dir", "plan_cache_bytes", "backend", "precision", "buckets"),
+    "Models and plans": (
+        *("model_repo", "model_control_mode", "cache_dir", "plan_cache_bytes"),
+        *("backend", "precision", "buckets"),
+    ),
     "Logs, metrics and traces": ("log_level", "log_format", "worker_metrics_port", "trace_dir", "otlp_endpoint"),
 }
 HELP_WIDTH = 120

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
 import json
 import shutil
 import sys
@@ -14,12 +15,14 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from click.testing import CliRunner, Result
 
 from msf_cli import model_pull
 from msf_cli.main import main
 from msf_engine.repository import read_version, verify
+from msf_engine.repository_scan import scan
 
 WEIGHTS = "residual.safetensors"
 
@@ -111,6 +114,71 @@ def test_a_model_is_copied_from_a_web_server(
     check(target, "other")
 
 
+@pytest.fixture
+def two_models(source: Path) -> Path:
+    """The source with a second version, and a second model whose weights are damaged."""
+    shutil.copytree(source / "tiny" / "1", source / "tiny" / "2")
+    shutil.copytree(source / "tiny", source / "broken")
+    shutil.rmtree(source / "broken" / "2")
+    (source / "broken" / "1" / WEIGHTS).write_bytes(b"no weights")
+    (source / "notes").mkdir()
+    return source
+
+
+def check_two_models(result: Result, target: Path) -> None:
+    """Assert that both versions of one model were copied, and nothing of the damaged one."""
+    assert result.exit_code == 1
+    assert result.stdout == f"{target / 'tiny' / '1'}\n{target / 'tiny' / '2'}\n"
+    [problem] = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert f"{WEIGHTS} of " in problem
+    assert "broken/1 is damaged" in problem
+    assert scan(target).versions == [("tiny", "1"), ("tiny", "2")]
+    for version in ("1", "2"):
+        verify(target / "tiny" / version)
+
+
+def test_a_repository_is_copied_but_for_its_damaged_versions(two_models: Path, target: Path) -> None:
+    check_two_models(pull(two_models, target), target)
+    shutil.rmtree(two_models / "broken")
+    assert pull(two_models, target).exit_code == 0  # nothing is left to do
+
+
+def test_a_repository_is_copied_from_a_web_server(two_models: Path, web: WebServer, target: Path) -> None:
+    check_two_models(pull(web.url, target), target)
+
+
+def test_a_repository_is_copied_from_another_file_system_of_fsspec(two_models: Path, target: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{two_models}/", "/bucket/models/", recursive=True)
+    try:
+        check_two_models(pull("memory://bucket/models", target), target)
+        assert "has several models" in pull("memory://bucket/models", target, "--name", "other").stderr
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+def test_a_repository_is_copied_from_s3(
+    two_models: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name, value in {"ACCESS_KEY_ID": "any", "SECRET_ACCESS_KEY": "any", "DEFAULT_REGION": "us-east-1"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setattr(model_pull, "CHUNK_BYTES", 50_000)
+        bucket = fsspec.filesystem("s3", skip_instance_cache=True)
+        bucket.mkdir("bucket")
+        bucket.put(f"{two_models}/", "bucket/models/", recursive=True)
+        check_two_models(pull("s3://bucket/models", target), target)
+        assert pull("s3://bucket/models/tiny/1", tmp_path / "one").exit_code == 0
+        check(tmp_path / "one")
+    finally:
+        server.stop()
+
+
 def test_pulling_again_fetches_nothing(web: WebServer, target: Path) -> None:
     assert pull(f"{web.url}/tiny/1", target).exit_code == 0
     web.ranges.clear()
@@ -126,7 +194,7 @@ def test_an_interrupted_pull_resumes_where_it_stopped(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(model_pull, "CHUNK_BYTES", 50_000)
-    version = model_pull.open_source(f"{web.url}/tiny/1")
+    [version] = model_pull.open_sources(f"{web.url}/tiny/1")
     with pytest.raises(KeyboardInterrupt):
         model_pull.pull(version, target, "tiny", interrupt)
     assert not (target / "tiny").exists()
@@ -235,10 +303,11 @@ def test_a_file_outside_the_model_is_refused(source: Path, target: Path, name: s
 @pytest.mark.parametrize(
     ("url", "options", "message"),
     [
-        ("ftp://host/tiny/1", (), "Unknown scheme 'ftp'"),
+        ("nope://host/tiny/1", (), "Invalid source 'nope://host/tiny/1'"),
         ("/no/such/folder", (), "Cannot list /no/such/folder"),
         ("/no/such/folder/1", (), "No SHA256SUMS in /no/such/folder/1"),
-        ("{source}", (), "No model version in "),
+        ("{source}/tiny/1/..", ("--name", "a/b"), "Invalid model name 'a/b'"),
+        ("{source}/none", (), "No model version in "),
         ("{source}/tiny", ("--name", "a/b"), "Invalid model name 'a/b'"),
         ("http://127.0.0.1:1/tiny/1", (), "Cannot read http://127.0.0.1:1/tiny/1/SHA256SUMS"),
     ],
@@ -246,6 +315,7 @@ def test_a_file_outside_the_model_is_refused(source: Path, target: Path, name: s
 def test_an_unusable_source_is_one_line(
     source: Path, target: Path, url: str, options: tuple[str, ...], message: str
 ) -> None:
+    (source / "none").mkdir()
     result = pull(url.format(source=source), target, *options)
     assert result.exit_code == 1
     assert message in result.stderr
@@ -258,6 +328,8 @@ def test_a_missing_package_of_a_scheme_is_named(
 ) -> None:
     missing: Any = None  # an import of it fails
     monkeypatch.setitem(sys.modules, package, missing)
+    registry = importlib.import_module("fsspec.registry")
+    monkeypatch.delitem(registry._registry, scheme, raising=False)  # of an earlier test
     result = pull(f"{scheme}://models/tiny/1", target)
     assert result.exit_code == 1
     assert f"{scheme}:// needs another package: " in result.stderr

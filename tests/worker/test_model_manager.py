@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -23,6 +25,7 @@ from msf_worker.metrics import WorkerMetrics
 from msf_worker.model_loader import ModelLoader
 from msf_worker.model_manager import ModelManager
 from msf_worker.model_runner import ModelRunner
+from msf_worker.repository_poll import RepositoryPoll
 from msf_worker.worker import Worker
 from tests.polling import eventually
 from tests.worker.support import SPEC, Gate, running, with_plans
@@ -62,9 +65,12 @@ class Operator:
     queue: JobQueue
     loader: FakeLoader
     metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
+    poll: RepositoryPoll | None = None
 
     def manager(self, worker: Worker) -> ModelManager:
-        return ModelManager(self.loader, self.control, self.queue, worker.models, worker.device, self.metrics)
+        return ModelManager(
+            self.loader, self.control, self.queue, worker.models, worker.device, self.metrics, self.poll
+        )
 
     async def served(self) -> list[str]:
         return [model.version for worker in await self.registry.workers() for model in worker.models]
@@ -196,3 +202,47 @@ async def test_a_failed_load_is_reported_and_repeated_on_request(
         await operator.control.set_versions("tiny", ["1", "2"])
         await operator.until_served("1", "2")
         assert (await worker.end_of(await worker.admit(SECOND))).state is JobState.SUCCEEDED
+
+
+async def test_polling_loads_a_version_once_its_files_have_settled(
+    redis: Redis, version: ModelVersion, plans: ModelPlans, operator: Operator, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tiny" / "2"
+    folder.mkdir(parents=True)
+    operator.poll = RepositoryPoll(tmp_path)
+    operator.loader.failure = PlanError("damaged")
+    async with running(redis, version, plans, managed_by=operator.manager):
+        await operator.until_reported("2", VersionState.UNAVAILABLE, "damaged")
+        await operator.until_checked()
+        assert operator.loader.loaded == ["2"]  # and no second time
+        operator.loader.failure = None
+        (folder / "SHA256SUMS").write_text("mended")
+        await operator.until_served("1", "2")
+        assert operator.loader.loaded == ["2", "2"]
+
+
+async def test_polling_leaves_a_model_to_its_operator(
+    redis: Redis, version: ModelVersion, plans: ModelPlans, operator: Operator, tmp_path: Path
+) -> None:
+    operator.poll = RepositoryPoll(tmp_path)
+    await operator.control.set_versions("tiny", ["1"])
+    async with running(redis, version, plans, managed_by=operator.manager):
+        for _ in range(3):
+            await operator.until_checked()
+        assert operator.loader.loaded == []
+
+
+def test_a_folder_that_is_being_written_is_not_offered(tmp_path: Path) -> None:
+    key, poll = ("tiny", "2"), RepositoryPoll(tmp_path)
+    folder = tmp_path / "tiny" / "2"
+    folder.mkdir(parents=True)
+    offers = []
+    for content in ("a", "ab", "abc", "abc"):
+        (folder / "base.safetensors").write_text(content)
+        os.utime(folder / "base.safetensors", (1, 1))
+        poll.look([key])
+        offers.append(poll.is_new(key))
+    assert offers == [False, False, False, True]
+    poll.mark_tried([key])
+    poll.look([key])
+    assert not poll.is_new(key)

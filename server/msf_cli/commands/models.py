@@ -51,19 +51,29 @@ def command(context: click.Context) -> None:
 @click.option("--repo", type=UserPath(file_okay=False), help="[default: MSF_MODEL_REPO]")
 @click.option("--name", help="Name of the model in the repository.  [default: its name at the source]")
 def pull(source: str, repo: Path | None, name: str | None) -> None:
-    """Copy a model from SOURCE into the repository.
+    """Copy models from SOURCE into the repository.
 
-    SOURCE is the folder of a model, or of one of its versions: a path, or a URL with https://, s3://, gs:// or hf://.
-    Checksums are verified, and an interrupted copy resumes where it stopped.
+    SOURCE is a path, or a URL with https://, s3://, gs://, hf:// or another scheme of fsspec: the folder of a version,
+    of a model (its newest version) or of a repository (all versions of all models). Checksums are verified before a
+    version appears, and an interrupted copy resumes where it stopped. Of several versions, each is copied or refused
+    for itself; if one is refused, the command ends with status 1.
     """
     from msf_cli import model_pull
 
+    repository, problems = repo or read_settings().model_repo, []
     try:
-        version = model_pull.open_source(source)
-        folder = model_pull.pull(version, repo or read_settings().model_repo, name or version.name, _show_progress)
-    except (model_pull.PullError, OSError) as error:
+        versions = model_pull.open_sources(source)
+    except model_pull.PullError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(str(folder))
+    if name and len({version.name for version in versions}) > 1:
+        raise click.UsageError(f"--name {name}: {source} has several models. Allowed: the folder of one.")
+    for version in versions:
+        try:
+            click.echo(str(model_pull.pull(version, repository, name or version.name, _show_progress)))
+        except (model_pull.PullError, OSError) as error:
+            problems.append(str(error))
+    if problems:
+        raise click.ClickException("\n".join(problems))
 
 
 @command.command()
