@@ -22,16 +22,16 @@ class IncompleteSetup(click.ClickException):
     exit_code = 2
 
 
-def missing_package(command: str, module: str) -> IncompleteSetup:
+def missing_package(command: str, module: str, extra: str = "") -> IncompleteSetup:
     """Return the error that says what to install."""
-    extra = "load" if command == "load" else "worker"
+    extra = extra or ("load" if command == "load" else "worker")
     return IncompleteSetup(f"msf {command} needs {module}. Install it: pip install 'msf-serve[{extra}]'")
 
 
-def require_package(command: str, module: str) -> None:
+def require_package(command: str, module: str, extra: str = "") -> None:
     """Raise IncompleteSetup unless `module` is installed."""
     if find_spec(module) is None:
-        raise missing_package(command, module)
+        raise missing_package(command, module, extra)
 
 
 def engine_failure(error: Exception) -> click.ClickException:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from http import HTTPStatus
 from importlib.metadata import version
 
@@ -48,12 +48,15 @@ def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> Fast
     tracing = tracing or (Tracing("msf-server", settings.otlp_endpoint) if settings.otlp_endpoint else None)
 
     drain = Drain()
+    if settings.grpc_port:
+        from msf_server.oip_grpc.server import serving_grpc
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_services(settings, keys, tracing, drain) as services:
             app.state.services = services
-            yield
+            async with serving_grpc(app, settings) if settings.grpc_port else nullcontext():
+                yield
         if tracing is not None:
             tracing.close()
 

@@ -36,6 +36,9 @@ class ServerOptions(BaseModel):
 
     host: str = Field("127.0.0.1", min_length=1, description="address that the HTTP server binds")
     port: int = Field(8000, ge=0, le=65535, description="port that the HTTP server binds; 0: any free port")
+    grpc_port: int = Field(
+        0, ge=0, le=65535, description="port of the Open Inference Protocol over gRPC (extra grpc); 0: none"
+    )
     max_queued_samples: int = Field(
         MAX_QUEUED_SAMPLES,
         ge=64,

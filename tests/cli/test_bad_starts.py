@@ -98,10 +98,9 @@ def test_a_worker_without_a_reachable_redis(
     assert "s3cret" not in caplog.text
 
 
-def test_a_metrics_port_in_use(settings: dict[str, str], taken_port: str) -> None:
-    assert f"MSF_METRICS_PORT={taken_port}: cannot listen" in error_line(
-        start("serve", settings | {"MSF_METRICS_PORT": taken_port})
-    )
+@pytest.mark.parametrize("variable", ["MSF_METRICS_PORT", "MSF_GRPC_PORT"])
+def test_another_port_in_use(settings: dict[str, str], taken_port: str, variable: str) -> None:
+    assert f"{variable}={taken_port}: cannot listen" in error_line(start("serve", settings | {variable: taken_port}))
 
 
 def test_a_worker_without_redis(settings: dict[str, str], no_title: None) -> None:

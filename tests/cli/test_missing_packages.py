@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from bench.local_stack import free_port
 from msf_cli.main import main
 from msf_scheduler.embedded_valkey import EmbeddedValkey
 
@@ -37,6 +39,15 @@ def test_a_command_without_torch_says_what_to_install(
     assert (result.exit_code, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1
     assert "needs torch. Install it: pip install 'msf-serve[worker]'" in result.stderr
+
+
+@pytest.mark.parametrize("package", ["grpc", "tritonclient"])
+def test_grpc_says_what_to_install(package: str, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    hide("grpc" if importlib.util.find_spec("grpc") is None else package, monkeypatch)
+    result = CliRunner().invoke(main, ["serve"], env=settings | {"MSF_GRPC_PORT": str(free_port())})
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "pip install 'msf-serve[grpc]'" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,10 @@ def command(flags: dict[str, str]) -> None:
             listeners = [stack.enter_context(listen(settings.host, settings.port))]
             if settings.metrics_port:
                 listeners.append(stack.enter_context(listen(settings.host, settings.metrics_port, "MSF_METRICS_PORT")))
+            if settings.grpc_port:
+                listen(settings.host, settings.grpc_port, "MSF_GRPC_PORT").close()  # gRPC binds it itself
+                for package in ("grpc", "tritonclient"):
+                    require_package("serve with MSF_GRPC_PORT", package, extra="grpc")
             redis_url = settings.redis_url or _start_valkey(settings.data_dir, stack)
             exit_status = uvloop.run(_serve(settings, worker_environment(flags, redis_url), redis_url, listeners))
     except QueueUnavailable as error:

@@ -1,0 +1,254 @@
+"""The gRPC service of the Open Inference Protocol: each call is a request to the HTTP application.
+
+So limits, keys, admission, errors, logs and metrics are those of `/v2`. The messages come with Triton's client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+from fastapi import FastAPI
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message_factory import GetMessageClass
+from tritonclient.grpc import service_pb2
+
+from msf_server.errors import InvalidRequest, quoted, translate
+from msf_server.oip_grpc.asgi_call import Answer, Header, Peer, call_app
+from msf_server.oip_grpc.conversion import (
+    FINAL_RESPONSE,
+    infer_body,
+    infer_response,
+    repository_parameters,
+    set_parameter,
+)
+
+logger = logging.getLogger(__name__)
+
+SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+MAX_STREAM_REQUESTS = 64  # of one stream that are answered at once; further ones are read later
+_FORWARDED = frozenset({"authorization", "idempotency-key", "traceparent", "tracestate", "x-request-id"})
+_RETURNED = ("retry-after", "x-request-id")
+_CODES = {
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.ABORTED,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    499: grpc.StatusCode.CANCELLED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+Context = Any  # grpc.aio.ServicerContext
+
+
+class _Refused(Exception):
+    """An error answer of the application."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(json.loads(answer.body)["error"])
+        self.answer = answer
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """How a call ends that has no result."""
+
+    code: Any
+    message: str
+    metadata: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, error: Exception) -> _Refusal:
+        """Return the end of a call that raised `error`; an unexpected one reveals no internals."""
+        match error:
+            case _Refused(answer=answer):
+                metadata = tuple((name, answer.headers[name]) for name in _RETURNED if name in answer.headers)
+                return cls(_code_of(answer.status), str(error), metadata)
+            case InvalidRequest():
+                return cls(grpc.StatusCode.INVALID_ARGUMENT, str(error.detail))
+        logger.exception("a gRPC call failed", exc_info=error)
+        return cls(grpc.StatusCode.INTERNAL, str(translate(error).detail))
+
+
+class InferenceService:
+    """Handlers of the protocol's calls, by their names; those of other extensions are unimplemented."""
+
+    def __init__(self, app: FastAPI, port: int) -> None:
+        self._app = app
+        self._port = port
+        self._calls: set[asyncio.Task[Answer]] = set()
+
+    def handler(self) -> Any:
+        """Return the handler to add to a server."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE.full_name,
+            {
+                name: _rpc(name, method)
+                for name in SERVICE.methods_by_name
+                if (method := getattr(self, name, None)) is not None
+            },
+        )
+
+    async def ServerLive(self, request: Any, context: Context) -> Any:
+        answer = await self._call(context, "GET", "/v2/health/live")
+        return service_pb2.ServerLiveResponse(live=answer.status == 200)
+
+    async def ServerReady(self, request: Any, context: Context) -> Any:
+        answer = await self._call(context, "GET", "/v2/health/ready")
+        return service_pb2.ServerReadyResponse(ready=answer.status == 200)
+
+    async def ModelReady(self, request: Any, context: Context) -> Any:
+        answer = await self._call(context, "GET", f"{_model_path(request.name, request.version)}/ready")
+        if answer.status not in (200, 404, 503):
+            raise _Refused(answer)
+        return service_pb2.ModelReadyResponse(ready=answer.status == 200)
+
+    async def ServerMetadata(self, request: Any, context: Context) -> Any:
+        return ParseDict(await self._read(context, "/v2"), service_pb2.ServerMetadataResponse())
+
+    async def ModelMetadata(self, request: Any, context: Context) -> Any:
+        fields = await self._read(context, _model_path(request.name, request.version))
+        return ParseDict(fields, service_pb2.ModelMetadataResponse())
+
+    async def ModelConfig(self, request: Any, context: Context) -> Any:
+        fields = await self._read(context, f"{_model_path(request.name, request.version)}/config")
+        return ParseDict({"config": fields}, service_pb2.ModelConfigResponse(), ignore_unknown_fields=True)
+
+    async def ModelStatistics(self, request: Any, context: Context) -> Any:
+        path = _model_path(request.name, request.version) if request.name else "/v2/models"
+        return ParseDict(await self._read(context, f"{path}/stats"), service_pb2.ModelStatisticsResponse())
+
+    async def RepositoryIndex(self, request: Any, context: Context) -> Any:
+        entries = json.loads((await self._post(context, "/v2/repository/index", {"ready": request.ready})).body)
+        return ParseDict({"models": entries}, service_pb2.RepositoryIndexResponse())
+
+    async def RepositoryModelLoad(self, request: Any, context: Context) -> Any:
+        path = _checked_path("/v2/repository/models", request.model_name, "load")
+        await self._post(context, path, {"parameters": repository_parameters(request)})
+        return service_pb2.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(self, request: Any, context: Context) -> Any:
+        path = _checked_path("/v2/repository/models", request.model_name, "unload")
+        await self._post(context, path, {"parameters": repository_parameters(request)})
+        return service_pb2.RepositoryModelUnloadResponse()
+
+    async def ModelInfer(self, request: Any, context: Context) -> Any:
+        body, headers = infer_body(request, context.time_remaining())
+        path = f"{_model_path(request.model_name, request.model_version)}/infer"
+        return infer_response(_checked(await self._call(context, "POST", path, headers, body)))
+
+    async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        """Answer each request of a stream as soon as it is done; one that fails harms no other."""
+        responses: asyncio.Queue[Any] = asyncio.Queue()
+        capacity = asyncio.Semaphore(MAX_STREAM_REQUESTS)
+
+        async def answer(request: Any) -> None:
+            try:
+                result = service_pb2.ModelStreamInferResponse(infer_response=await self.ModelInfer(request, context))
+            except Exception as error:
+                result = service_pb2.ModelStreamInferResponse(error_message=_Refusal.of(error).message)
+                result.infer_response.id, result.infer_response.model_name = request.id, request.model_name
+            set_parameter(result.infer_response, FINAL_RESPONSE, True)
+            responses.put_nowait(result)
+            capacity.release()
+
+        async def read() -> None:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    async for request in requests:
+                        await capacity.acquire()
+                        group.create_task(answer(request))
+            finally:
+                responses.put_nowait(None)
+
+        reading = asyncio.create_task(read())
+        try:
+            while (response := await responses.get()) is not None:
+                yield response
+        finally:
+            reading.cancel()  # which cancels what it reads for
+
+    async def _read(self, context: Context, path: str) -> Any:
+        return json.loads(_checked(await self._call(context, "GET", path)).body)
+
+    async def _post(self, context: Context, path: str, body: dict[str, Any]) -> Answer:
+        headers = [(b"content-type", b"application/json")]
+        return _checked(await self._call(context, "POST", path, headers, json.dumps(body).encode()))
+
+    async def _call(
+        self, context: Context, method: str, path: str, headers: list[Header] | None = None, body: bytes = b""
+    ) -> Answer:
+        metadata = [
+            (name.encode(), value.encode()) for name, value in context.invocation_metadata() or () if name in _FORWARDED
+        ]
+        peer = _peer(context.peer(), self._port)
+        call = asyncio.create_task(call_app(self._app, peer, method, path, [*metadata, *(headers or [])], body))
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        return await call
+
+    async def finish(self, timeout_s: float) -> None:
+        """Wait for the calls that are being answered."""
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=timeout_s)
+
+
+def _rpc(name: str, method: Callable[..., Any]) -> Any:
+    """Return the handler of a call, with the message types of the protocol."""
+    descriptor = SERVICE.methods_by_name[name]
+    codecs = {
+        "request_deserializer": GetMessageClass(descriptor.input_type).FromString,
+        "response_serializer": GetMessageClass(descriptor.output_type).SerializeToString,
+    }
+    if descriptor.client_streaming:
+        return grpc.stream_stream_rpc_method_handler(method, **codecs)
+    return grpc.unary_unary_rpc_method_handler(_with_status(method), **codecs)
+
+
+def _with_status(method: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
+    async def answer(request: Any, context: Context) -> Any:
+        try:
+            return await method(request, context)
+        except Exception as error:
+            refusal = _Refusal.of(error)
+        return await context.abort(refusal.code, refusal.message, refusal.metadata)
+
+    return answer
+
+
+def _code_of(status: int) -> Any:
+    other = grpc.StatusCode.INVALID_ARGUMENT if status < 500 else grpc.StatusCode.INTERNAL
+    return _CODES.get(status, other)
+
+
+def _checked(answer: Answer) -> Answer:
+    if answer.status != 200:
+        raise _Refused(answer)
+    return answer
+
+
+def _model_path(name: str, version: str) -> str:
+    return _checked_path("/v2/models", name, *(("versions", version) if version else ()))
+
+
+def _checked_path(*parts: str) -> str:
+    """Join a path's parts. Raises InvalidRequest if a model's name or version would lead elsewhere."""
+    for part in parts[1:]:
+        if not part or "/" in part:
+            raise InvalidRequest(f"Invalid model name or version: {quoted(part)}. Allowed: one without slashes.")
+    return "/".join(parts)
+
+
+def _peer(address: str, server_port: int) -> Peer:
+    """Parse gRPC's name of a client, such as ipv4:127.0.0.1:4711 or ipv6:%5B::1%5D:4711."""
+    _, _, rest = unquote(address).partition(":")
+    host, _, port = rest.rpartition(":")
+    return Peer(host.strip("[]"), int(port) if port.isdecimal() else 0, server_port)
