@@ -25,7 +25,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Peer:
-    """Where a request comes from, and the port that took it."""
+    """Sender of a request, and the port that took it."""
 
     host: str
     port: int

@@ -59,7 +59,7 @@ class _Refused(Exception):
 
 @dataclass(frozen=True)
 class _Refusal:
-    """How a call ends that has no result."""
+    """Status of a call that has no result."""
 
     code: Any
     message: str
