@@ -1,17 +1,18 @@
 // Client of the service's API.
 
-export class ServiceError extends Error {
-  constructor(message, param = null) {
-    super(message);
-    this.param = param; // the invalid field of the request, if any
-  }
-}
-
-const IMAGES = "/v1/images/generations";
 const JOBS = "/v1/jobs";
 const API_KEY = "msf-api-key"; // in sessionStorage, which ends with the tab
 const FINAL_EVENTS = new Set(["succeeded", "failed", "cancelled", "expired"]);
-const MAX_RETRIES = 5;
+const MAX_RETRIES = 7;
+const RETRY_UNREACHABLE_S = 2;
+
+export class ServiceError extends Error {
+  // `param` is the invalid field; `retryAfterS` is set if the same request may succeed later.
+  constructor(message, { code = "", param = null, retryAfterS = null } = {}) {
+    super(message);
+    Object.assign(this, { code, param, retryAfterS });
+  }
+}
 
 export const apiKey = () => sessionStorage.getItem(API_KEY) ?? "";
 
@@ -23,14 +24,18 @@ export async function listModels() {
   return (await readBody(await request("/v1/models"))).data;
 }
 
-export async function isReady() {
-  return fetch("/v2/health/ready").then(({ ok }) => ok, () => false);
+// Return why the service is not ready: "" if it is ready, null if it does not answer.
+export async function readiness() {
+  const response = await fetch("/v2/health/ready").catch(() => null);
+  if (!response) return null;
+  return response.ok ? "" : (await response.json().catch(() => ({}))).error ?? `It responded with status ${response.status}.`;
 }
 
-// Return null if only operators may read the statistics.
+// Return the statistics; null if the service does not answer, and undefined if only operators may read them.
 export async function readStats() {
   const response = await fetch("/v1/stats").catch(() => null);
-  return response?.ok ? response.json() : null;
+  if (!response) return null;
+  return response.ok ? response.json() : undefined;
 }
 
 export async function createJob(fields) {
@@ -46,12 +51,13 @@ export function cancelJob(id) {
   return fetch(`${JOBS}/${id}`, { method: "DELETE", headers: authorization(), keepalive: true }).catch(() => null);
 }
 
-// Yield the job's events, each with its `type`; resume after a lost connection.
-export async function* jobEvents(id) {
+// Yield the job's events, each with its `type`, and `reconnecting` when the connection is lost; end when aborted.
+export async function* jobEvents(id, signal = undefined) {
   let lastId = null;
   for (let failures = 0; failures <= MAX_RETRIES; failures++) {
     const resume = lastId ? { "Last-Event-ID": lastId } : {};
-    const response = await fetch(`${JOBS}/${id}/events`, { headers: { ...authorization(), ...resume } }).catch(() => null);
+    const headers = { ...authorization(), ...resume };
+    const response = await fetch(`${JOBS}/${id}/events`, { headers, signal }).catch(() => null);
     if (response && !response.ok) await readBody(response);
     for await (const event of response ? serverSentEvents(response.body) : []) {
       failures = 0;
@@ -59,6 +65,8 @@ export async function* jobEvents(id) {
       yield event.data;
       if (FINAL_EVENTS.has(event.type)) return;
     }
+    if (signal?.aborted) return;
+    yield { type: "reconnecting" };
     await new Promise((resolve) => setTimeout(resolve, 200 * 2 ** failures));
   }
   throw unreachable();
@@ -80,29 +88,11 @@ async function* serverSentEvents(body) {
   }
 }
 
-export function asCurl(fields) {
-  const body = JSON.stringify(fields).replaceAll("'", `'\\''`);
-  const key = apiKey() ? ` \\\n  -H "Authorization: Bearer $MSF_API_KEY"` : ""; // the screen may be shared, so the key is not shown
-  return `curl ${location.origin}${IMAGES}${key} \\\n  -H 'Content-Type: application/json' \\\n  -d '${body}'`;
-}
-
-export function asPython({ prompt, n, model, ...extensions }) {
-  const standard = Object.entries({ model, prompt, n }).filter(([, value]) => value !== undefined);
-  const keywords = standard.map(([name, value]) => `    ${name}=${JSON.stringify(value)},\n`).join("");
-  const key = apiKey() ? `os.environ["MSF_API_KEY"]` : `"none"`;
-  return `${apiKey() ? "import os\n\n" : ""}from openai import OpenAI
-
-client = OpenAI(base_url="${location.origin}/v1", api_key=${key})
-images = client.images.generate(
-${keywords}    extra_body=${JSON.stringify(extensions).replaceAll(/([:,])"?/g, (match) => match.replace(/^[:,]/, "$& "))},
-)`;
-}
-
 function authorization() {
   return apiKey() ? { Authorization: `Bearer ${apiKey()}` } : {};
 }
 
-const unreachable = () => new ServiceError("The service cannot be reached. Is it still running?");
+const unreachable = () => new ServiceError("No answer.", { code: "unreachable", retryAfterS: RETRY_UNREACHABLE_S });
 
 async function request(path, options) {
   return fetch(path, options).catch(() => { throw unreachable(); });
@@ -111,6 +101,6 @@ async function request(path, options) {
 async function readBody(response) {
   const body = await response.json().catch(() => null);
   if (response.ok && body) return body;
-  const { message, param } = body?.error ?? { message: `The service responded with status ${response.status}.` };
-  throw new ServiceError(message, response.status === 401 ? "key" : param);
+  const { message, param, code } = body?.error ?? { message: `The service responded with status ${response.status}.` };
+  throw new ServiceError(message, { code, param, retryAfterS: Number(response.headers.get("Retry-After")) || null });
 }

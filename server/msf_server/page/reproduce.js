@@ -2,7 +2,8 @@
 
 import { createJob, jobEvents, ServiceError } from "./api.js";
 import { readParameters } from "./png.js";
-import { byId, element, showError } from "./view.js";
+import { byId, element } from "./dom.js";
+import { showError } from "./errors.js";
 
 let original = null; // { bytes, parameters }
 
@@ -15,7 +16,7 @@ async function open(file) {
   original = { bytes, parameters };
   byId("original").src = `data:image/png;base64,${btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""))}`;
   byId("parameters").replaceChildren(...Object.entries(describe(parameters)).flatMap(([name, value]) => [
-    element("dt", "", name), element("dd", "", value),
+    element("dt", { textContent: name }), element("dd", { textContent: value }),
   ]));
   byId("comparison").textContent = "";
   byId("reproduction").hidden = true;

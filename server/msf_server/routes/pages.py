@@ -9,24 +9,23 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from msf_server.middleware.auth import DOCS_ASSETS
+from msf_server.page_files import PageFiles
 
-_PAGE = Path(__file__).parents[1] / "page"
-_POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_POLICY = "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 router = APIRouter(include_in_schema=False)
-page_files = StaticFiles(directory=_PAGE)
+page_files = PageFiles(Path(__file__).parents[1] / "page")
 docs_files = StaticFiles(packages=[("fastapi_offline", "static")])  # Swagger UI; the package is used for its files only
 
 
 @router.get("/")
-async def page() -> FileResponse:
+async def page(request: Request) -> Response:
     """Serve the web page."""
-    headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
-    return FileResponse(_PAGE / "index.html", headers=headers)
+    return page_files.index(request.headers, {"Content-Security-Policy": _POLICY})
 
 
 @router.get("/docs")
