@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.evaluation.augmentation import erase, recolour, zoom
-from bench.evaluation.imagenet import ImageNetEncoder
+from bench.evaluation.imagenet import CompiledEncoder
 from bench.evaluation.networks import Classifier, SelfSupervised, vicreg_loss
 from msf_training.augmentation import flip, shift
 from msf_training.class_folders import ClassFolders
@@ -68,7 +68,7 @@ class FeatureNetworks:
     classifier: Classifier
     self_supervised: SelfSupervised
     background: str
-    imagenet: ImageNetEncoder | None = None
+    imagenet: CompiledEncoder | None = None
 
     @torch.no_grad()
     def describe(self, split: Split) -> Description:

@@ -51,11 +51,11 @@ class LatentTrainer:
 
     @cached_property
     def full_resolution(self) -> Latents:
-        """What the enlarged base lacks as `residual` (N, C, H, W), and the enlarged base as `base`."""
+        """The latents less the enlarged base as `residual` (N, C, H, W), and that base as `base`."""
         latents, z = self.latents, self._compose([self.latents.base, self.latents.residual])
-        lacking = z - up(down(z))
-        statistics = _statistics(lacking)
-        enlarged, residual = up(latents.base), normalize(lacking, statistics)
+        remainder = z - up(down(z))
+        statistics = _statistics(remainder)
+        enlarged, residual = up(latents.base), normalize(remainder, statistics)
         return Latents(enlarged, residual, latents.labels, latents.base_statistics, statistics)
 
     @cached_property

@@ -54,7 +54,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """What the bound shows."""
+        """The protocol's word for the bound."""
         if self.upper is None:
             return "?"
         return "better" if self.upper < 0 else "no worse" if self.upper <= NO_WORSE else "not shown"

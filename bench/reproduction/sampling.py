@@ -83,9 +83,9 @@ class StageSampler:
             noise = torch.randn(len(labels), config.in_channels, config.size, config.size, generator=generator)
             cond: Array | None = None
             if config.cond_channels:
-                seen = latents[0] if config.size == latents[0].shape[-1] else up(latents[0])
-                cond_noise = torch.randn(seen.shape, generator=generator)
-                cond = torch.lerp(seen, cond_noise, self.sampling.conditioning_noise).numpy()
+                condition = latents[0] if config.size == latents[0].shape[-1] else up(latents[0])
+                cond_noise = torch.randn(condition.shape, generator=generator)
+                cond = torch.lerp(condition, cond_noise, self.sampling.conditioning_noise).numpy()
             network, trajectory = self.networks[number], self.trajectories[number]
             stage = sample(network, trajectory, noise.numpy(), labels.numpy(), denoiser.null_label, cond)
             latents.append(torch.from_numpy(stage))
