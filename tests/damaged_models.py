@@ -117,7 +117,7 @@ IN_FILES: Mapping[str, Damage] = {
     "a config with a channel of text": _config(
         lambda config: config["autoencoder"]["kl"].update(block_out_channels="many")
     ),
-    "a config of another size": _config(lambda config: config["base"]["denoiser"].update(size=4)),
+    "a config of another size": _config(lambda config: config["stages"][0]["denoiser"].update(size=4)),
     "a config of an impossible size": _config(lambda config: config["image"].update(size=2**40)),
     "a pipe in the place of the config": lambda folder: os.mkfifo(folder / "config.json"),
 }

@@ -67,7 +67,7 @@ def print_end_to_end(version: ModelVersion, num_threads: int, num_rounds: int) -
     """Print images per second of the shipped model with eager torch and with the default backend, in turns."""
     config = version.config
     steps, scale = config.split_steps(config.default_num_steps), config.sampling.default_guidance_scale
-    requests = [SampleRequest(index % config.num_classes, 7, index, *steps, scale) for index in range(NUM_IMAGES)]
+    requests = [SampleRequest(index % config.num_classes, 7, index, steps, scale) for index in range(NUM_IMAGES)]
     plans: dict[str, ModelPlans] = {}
     seconds: dict[str, list[float]] = defaultdict(list)
     for options in ({"backend": "eager", "precision": "fp32"}, {"backend": "eager", "precision": "bf16"}, {}):
@@ -80,7 +80,7 @@ def print_end_to_end(version: ModelVersion, num_threads: int, num_rounds: int) -
             seconds[name].append(time.perf_counter() - started_at)
     medians = {name: median(times[1:]) for name, times in seconds.items()}
     rows = [[name, NUM_IMAGES / median_s, medians["eager fp32"] / median_s] for name, median_s in medians.items()]
-    print(f"### {version}, {steps[0]}+{steps[1]} steps, {NUM_IMAGES} images at a time, end to end\n")
+    print(f"### {version}, {'+'.join(map(str, steps))} steps, {NUM_IMAGES} images at a time, end to end\n")
     print(tabulate(rows, ["", "images/s", "× eager fp32"], tablefmt="github", floatfmt=("", ".1f", ".2f")))
 
 

@@ -32,20 +32,21 @@ def model_config(
         "norm_num_groups": num_groups,
         "sample_size": image_size,
     }
-    stages = {
-        stage.value: {
+    stages = [
+        {
+            "name": stage,
+            "conditioning_noise": 0.1 if size.cond_channels else 0.0,
             "denoiser": asdict(size),
             "statistics": {"mean": (0.0,) * size.in_channels, "std": (1.0,) * size.in_channels},
             "default_num_steps": NUM_STEPS[stage],
         }
         for stage, size in sizes.items()
-    }
+    ]
     return ModelConfig.model_validate(
         {
             "image": {"size": image_size, "channels": 3},
             "autoencoder": {"patch_size": DOWNSAMPLING // 2 ** (len(widths) - 1), "kl": autoencoder},
-            **stages,
-            "conditioning_noise": 0.1,
+            "stages": stages,
             "sampling": {"solver": "ab2", "default_guidance_scale": GUIDANCE_SCALE},
         }
     )
@@ -56,6 +57,6 @@ def random_model(config: ModelConfig, device: torch.device) -> MsfModel:
     torch.manual_seed(0)
     with device:
         model = MsfModel(config).eval().requires_grad_(False)
-    for denoiser in (model.base, model.residual):
+    for denoiser in map(model.denoiser, model.config.denoising_stages):
         fill_zeros(denoiser)
     return model

@@ -27,7 +27,7 @@ from msf_engine.backends.tensorrt import TensorRtBackend
 from msf_engine.model import DecodeModule, MsfModel
 from msf_engine.plan import Input, PlanSpec, decode_inputs, denoiser_inputs, stage_inputs
 from msf_engine.repository import read_version
-from msf_scheduler.stage import Stage
+from msf_scheduler.stage import TWO_STAGES, Stage
 
 MODELS = ("shipped", "XL")
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16")
@@ -78,7 +78,7 @@ def main() -> None:
     print(f"{TensorRtBackend(None, 1).fingerprint}; a profile for each of the buckets {arguments.buckets}\n")
     rows = []
     for model in arguments.models.split(","):
-        for stage in Stage:
+        for stage in TWO_STAGES:
             for precision in arguments.precisions.split(","):
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                     rows.append(pool.submit(build, model, stage, precision, buckets).result())

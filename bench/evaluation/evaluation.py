@@ -16,7 +16,6 @@ from bench.evaluation.metrics import psnr
 from bench.evaluation.nearness import MAX_IMAGES, TrainingImages
 from bench.evaluation.report import EvaluationResult, save_neighbours
 from bench.evaluation.served_model import SamplingSetting, ServedModel
-from msf_engine.factorization import compose
 from msf_engine.repository import ModelVersion
 from msf_training.autoencoder_loss import residual_share
 from msf_training.class_folders import ClassFolders
@@ -113,10 +112,12 @@ class Evaluation:
         return [self._describe(f"{setting}, by image name", Split(images, data.train.labels[rows]), images_per_s)]
 
     def _by_stage(self, real: Split, real_base: Tensor, seed: int) -> list[ImageSet]:
-        """Generate without one stage each: bases without residuals, and residuals for real bases."""
+        """Generate without one of two stages: bases without residuals, and residuals for real bases."""
         setting, labels = self.model.default_setting, self._model_labels(real.labels)
-        base = self.model.generate_base(labels, setting, seed)
-        completed = self.model.complete(real_base, labels, setting, seed)
+        if len(setting.num_steps) == 1:
+            return []
+        base, _ = self.model.latents(labels, setting, seed)
+        completed = self.model.generate(labels, setting, seed, real_base)
         return [
             self._describe(f"{setting}, residual zeroed", self._decode(real, base)),
             self._describe(f"{setting}, real base", Split(completed, real.labels)),
@@ -128,17 +129,16 @@ class Evaluation:
         split = train.take(torch.linspace(0, len(train) - 1, count).long())
         return self._describe("trained on, reconstructed", self._decode(split, *self.model.encode(split.images)))
 
-    def _decode(self, split: Split, base: Tensor, residual: Tensor | None = None) -> Split:
+    def _decode(self, split: Split, *latents: Tensor) -> Split:
         """Return the images of latents, with the labels of `split`."""
-        return Split(self.model.decode(base, residual), split.labels)
+        return Split(self.model.decode(*latents), split.labels)
 
     def _model_labels(self, labels: Tensor) -> Tensor:
         """Return the model's numbers of the data's classes `labels` (N,)."""
         return torch.tensor([self.version.labels.index(name) for name in self.data.labels])[labels]
 
-    def _residual_share(self, base: Tensor, residual: Tensor) -> float:
-        pixels = self.model.pixels
-        return residual_share(compose(pixels.base.restore(base), pixels.residual.restore(residual))).item()
+    def _residual_share(self, *latents: Tensor) -> float:
+        return residual_share(self.model.pixels.restore(*latents)).item()
 
     def _save_samples(self, every_class: ImageSet, options: Options) -> None:
         images = every_class.split.images

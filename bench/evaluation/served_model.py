@@ -7,42 +7,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from msf_engine.backends import BackendName, get_backend
-from msf_engine.generate import denoise
+from msf_engine.generate import denoise_stages
 from msf_engine.model import DecodeModule
 from msf_engine.model_plans import ModelPlans
 from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import load_plans
 from msf_engine.repository import ModelVersion
-from msf_engine.sampling import SampleNoise, noisy_condition
+from msf_engine.sampling import SampleNoise, blank_latents, latent_shape
 from msf_scheduler.stage import Stage
 from msf_training.dataset import to_unit_range
 
 BUCKET = 32  # rows: 16 guided samples
-_SETTING = re.compile(r"(\d+)\+(\d+)@(\d+(?:\.\d+)?)")
+_SETTING = re.compile(r"(\d+(?:\+\d+)?)@(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
 class SamplingSetting:
-    """Steps of each stage and the request's guidance scale, written `16+4@1.5`."""
+    """Steps of each stage and the request's guidance scale, written `16+4@1.5`, or `20@1.5` for one stage."""
 
-    num_base_steps: int
-    num_residual_steps: int
+    num_steps: tuple[int, ...]
     guidance_scale: float
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read a setting. Raises ValueError that shows the syntax."""
         match = _SETTING.fullmatch(text.strip())
-        if match is None or not int(match[1]) or not int(match[2]):
+        num_steps = tuple(map(int, match[1].split("+"))) if match else ()
+        if match is None or 0 in num_steps:
             raise ValueError(f"invalid setting {text!r}; write base+residual steps@guidance scale, such as 16+4@1.5")
-        return cls(int(match[1]), int(match[2]), float(match[3]))
+        return cls(num_steps, float(match[2]))
 
     def __str__(self) -> str:
-        return f"{self.num_base_steps}+{self.num_residual_steps}@{self.guidance_scale:g}"
+        return f"{'+'.join(map(str, self.num_steps))}@{self.guidance_scale:g}"
 
 
 class ServedModel:
@@ -56,45 +57,37 @@ class ServedModel:
     @property
     def default_setting(self) -> SamplingSetting:
         """Setting that the model serves with."""
-        config = self.config
-        steps = config.base.default_num_steps, config.residual.default_num_steps
-        return SamplingSetting(*steps, config.sampling.default_guidance_scale)
+        num_steps = tuple(stage.default_num_steps for stage in self.config.stages)
+        return SamplingSetting(num_steps, self.config.sampling.default_guidance_scale)
 
-    def generate(self, labels: Tensor, setting: SamplingSetting, seed: int) -> Tensor:
-        """Return images of `labels` (N,)."""
-        return self.complete(self.generate_base(labels, setting, seed), labels, setting, seed)
+    def generate(self, labels: Tensor, setting: SamplingSetting, seed: int, first: Tensor | None = None) -> Tensor:
+        """Return images of `labels` (N,); `first` are latents in the place of the first stage's."""
+        return self.decode(*self.latents(labels, setting, seed, first))
 
-    def generate_base(self, labels: Tensor, setting: SamplingSetting, seed: int) -> Tensor:
-        """Return bases (N, C, h, w) of `labels` (N,)."""
-        noise = self._noise(len(labels), seed)
-        steps, scale = setting.num_base_steps, setting.guidance_scale
-        return torch.from_numpy(denoise(self.plans, Stage.BASE, noise.base, labels.numpy(), steps, scale))
+    def latents(
+        self, labels: Tensor, setting: SamplingSetting, seed: int, first: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Return each stage's latents (N, C, h, w) of `labels` (N,), as `generate` decodes them."""
+        noise = SampleNoise.of(self.config, [seed] * len(labels), range(len(labels)))
+        start = None if first is None else first.numpy()
+        arrays = denoise_stages(
+            self.plans, noise, labels.numpy(), setting.num_steps, setting.guidance_scale, first=start
+        )
+        return tuple(map(torch.from_numpy, arrays))
 
-    def complete(self, base: Tensor, labels: Tensor, setting: SamplingSetting, seed: int) -> Tensor:
-        """Return images with these bases and generated residuals."""
-        noise = self._noise(len(labels), seed)
-        cond = noisy_condition(self.config, base.numpy(), noise.condition)
-        steps, scale = setting.num_residual_steps, setting.guidance_scale
-        residual = denoise(self.plans, Stage.RESIDUAL, noise.residual, labels.numpy(), steps, scale, cond)
-        return self.decode(base, torch.from_numpy(residual))
-
-    def decode(self, base: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Return the images of latents; without a residual, those of the base alone."""
-        if residual is None:
-            zero = torch.zeros(1, 3 * self.config.latent_channels, 1, 1)
-            residual = self.pixels.residual.normalize(zero).expand(len(base), -1, *base.shape[2:])
-        pixels = self.plans.run(Stage.DECODE, (base.numpy(), residual.numpy()))
-        return torch.from_numpy(pixels).movedim(-1, 1)
+    def decode(self, *latents: Tensor) -> Tensor:
+        """Return the images of latents; without those of the last stage, of the stage before alone."""
+        arrays = [stage.numpy() for stage in latents]
+        if len(arrays) < len(self.config.stages):
+            shape = len(arrays[0]), *latent_shape(self.config, self.config.denoising_stages[-1])
+            arrays.append(np.broadcast_to(blank_latents(self.config), shape))
+        return torch.from_numpy(self.plans.run(Stage.DECODE, arrays)).movedim(-1, 1)
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return base and residual of images."""
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return each stage's latents of images."""
         parts = [self.pixels.encode(to_unit_range(part)) for part in torch.split(images, BUCKET)]
-        base, residual = (torch.cat(stage) for stage in zip(*parts, strict=True))
-        return base, residual
-
-    def _noise(self, num_samples: int, seed: int) -> SampleNoise:
-        return SampleNoise.of(self.config, [seed] * num_samples, range(num_samples))
+        return tuple(torch.cat(stage) for stage in zip(*parts, strict=True))
 
 
 def load_served_model(version: ModelVersion, backend: BackendName, plan_folder: Path) -> ServedModel:

@@ -80,7 +80,7 @@ class EngineLoop:
 
     def _requests(self, seed: int) -> list[SampleRequest]:
         steps = NUM_STEPS[Stage.BASE], NUM_STEPS[Stage.RESIDUAL]
-        return [SampleRequest(index, seed, index, *steps, GUIDANCE_SCALE) for index in range(self._num_samples)]
+        return [SampleRequest(index, seed, index, steps, GUIDANCE_SCALE) for index in range(self._num_samples)]
 
     def _noise(self, requests: Sequence[SampleRequest]) -> SampleNoise:
         return SampleNoise.of(self._executor.plans.config, [r.seed for r in requests], [r.index for r in requests])
@@ -99,11 +99,11 @@ def plain_images(plans: ModelPlans, network: Callable[[Stage], Network], device:
             x = torch.randn(num_samples, *latent_shape(config, stage), device=device)
             d_prev = torch.zeros_like(x)
             cond = [torch.cat((latents[Stage.BASE],) * 2)] if latents else []
-            for embedding, update in zip(embeddings, trajectory.updates, strict=True):
+            for embedding, (a, b, c) in zip(embeddings, trajectory.updates.tolist(), strict=True):
                 rows = torch.cat((x, x)), embedding.expand(2 * num_samples, -1).contiguous(), labels, *cond
                 conditional, unconditional = network(stage)(*rows).chunk(2)
                 d = unconditional + GUIDANCE_SCALE * (conditional - unconditional)
-                x = update.a * x + update.b * d + update.c * d_prev
+                x = a * x + b * d + c * d_prev
                 d_prev = d
             latents[stage] = x
         bucket = plans.buckets[Stage.DECODE][-1]

@@ -42,8 +42,7 @@ class BenchNetworks:
             self.config = network_config(network)
             model = random_model(self.config, device)
             self.modules: dict[Stage, nn.Module] = {
-                Stage.BASE: model.base,
-                Stage.RESIDUAL: model.residual,
+                **{stage: model.denoiser(stage) for stage in self.config.denoising_stages},
                 Stage.DECODE: DecodeModule(model).to(device).eval(),
             }
         else:
@@ -95,7 +94,7 @@ class BenchPlans:
         config = self.networks.config
         if config is None:
             return None
-        buckets: Mapping[Stage, tuple[int, ...]] = {stage: buckets_of(stage, (bucket,)) for stage in Stage}
+        buckets: Mapping[Stage, tuple[int, ...]] = {stage: buckets_of(stage, (bucket,)) for stage in config.all_stages}
         return ModelPlans(config, buckets, self.by_stage, {}, {}, "", self.networks.embeddings, "")
 
 

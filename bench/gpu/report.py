@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from bench.gpu.cells import VARIES, CellResult, StageTimes
 from msf_engine.plan_validation import equal_buckets
-from msf_scheduler.stage import Stage
+from msf_scheduler.stage import TWO_STAGES, Stage
 
 HEAD = ["network", "backend", "rows", "base ms", "residual ms", "decode ms", "denoised/s", "of peak"]
 HEAD += ["images/s", "of networks", "device busy", "GB", "error", "strict", "compile s"]
@@ -39,7 +39,7 @@ def _row(result: CellResult, group: Sequence[CellResult]) -> list[str]:
     loop, networks_per_s = result.loop, result.networks_per_s
     return [
         *name,
-        *(_times(result.stages.get(stage)) for stage in Stage),
+        *(_times(result.stages.get(stage)) for stage in TWO_STAGES),
         f"{result.denoised_per_s:.4g}",
         f"{result.of_peak:.0%}",
         "" if loop is None else f"{loop.images_per_s:.4g}",

@@ -113,7 +113,7 @@ def job_spec(body: Body, version: ModelVersion) -> JobSpec:
 
 def samples_of(spec: JobSpec, version: ModelVersion) -> list[SampleRequest]:
     steps = version.config.split_steps(spec.num_steps)
-    return [SampleRequest(spec.label, spec.seed, index, *steps, spec.guidance_scale) for index in spec.indices]
+    return [SampleRequest(spec.label, spec.seed, index, steps, spec.guidance_scale) for index in spec.indices]
 
 
 def _noop_engine(version: ModelVersion) -> Generate:

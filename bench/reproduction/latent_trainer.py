@@ -44,25 +44,25 @@ class LatentTrainer:
 
     @cached_property
     def whole(self) -> Latents:
-        """The latents without factorization, as `base`."""
-        z = self._compose([self.latents.base, self.latents.residual])
+        """The latents without factorization."""
+        z = self._compose(list(self.latents.stages))
         statistics = _statistics(z)
-        return Latents(normalize(z, statistics), z[:, :0], self.latents.labels, statistics, statistics)
+        return Latents((normalize(z, statistics),), (statistics,), self.latents.labels)
 
     @cached_property
     def full_resolution(self) -> Latents:
-        """The latents less the enlarged base as `residual` (N, C, H, W), and that base as `base`."""
-        latents, z = self.latents, self._compose([self.latents.base, self.latents.residual])
+        """The enlarged base, and the latents less it as the second stage (N, C, H, W)."""
+        latents, z = self.latents, self._compose(list(self.latents.stages))
         remainder = z - up(down(z))
         statistics = _statistics(remainder)
-        enlarged, residual = up(latents.base), normalize(remainder, statistics)
-        return Latents(enlarged, residual, latents.labels, latents.base_statistics, statistics)
+        enlarged, residual = up(latents.stages[0]), normalize(remainder, statistics)
+        return Latents((enlarged, residual), (latents.statistics[0], statistics), latents.labels)
 
     @cached_property
     def residuals(self) -> Latents:
-        """The residuals alone, as `base`: for a residual denoiser without a condition."""
-        latents, statistics = self.latents, self.latents.residual_statistics
-        return Latents(latents.residual, latents.residual[:, :0], latents.labels, statistics, statistics)
+        """The residuals alone, for a residual denoiser without a condition."""
+        latents = self.latents
+        return Latents(latents.stages[1:], latents.statistics[1:], latents.labels)
 
     def denoisers(
         self, architecture: Architecture, seed: int, num_images: int, objective: DenoiserObjective | None = None
@@ -86,12 +86,12 @@ class LatentTrainer:
         labels = torch.arange(count) % NUM_CLASSES
         latents = StageSampler(denoisers, sampling, (BATCH,))(labels, seed)
         if len(latents) == 1:
-            return Split(self.decode(Normalizer(self.whole.base_statistics).restore(latents[0])), labels)
+            return Split(self.decode(Normalizer(self.whole.statistics[0]).restore(latents[0])), labels)
         return Split(self.decode(self._compose(latents)), labels)
 
     def images_with_bases(self, real: Split, denoisers: list[Denoiser], sampling: Sampling, seed: int) -> Split:
         """Generate residuals for the bases of real images."""
-        base = normalize(down(self.encode(real)), self.latents.base_statistics)
+        base = normalize(down(self.encode(real)), self.latents.statistics[0])
         latents = StageSampler(denoisers, sampling, (BATCH,))(real.labels, seed, base)
         return Split(self.decode(self._compose(latents)), real.labels)
 
@@ -154,10 +154,9 @@ class LatentTrainer:
     def _compose(self, latents: list[Tensor]) -> Tensor:
         base, residual = latents
         if residual.shape[-1] == LATENT_SIZE:
-            whole = self.full_resolution.residual_statistics
-            return up(Normalizer(self.latents.base_statistics).restore(base)) + Normalizer(whole).restore(residual)
-        statistics = self.latents.base_statistics, self.latents.residual_statistics
-        return compose(*(Normalizer(each).restore(z) for each, z in zip(statistics, latents, strict=True)))
+            statistics = self.full_resolution.statistics
+            return up(Normalizer(statistics[0]).restore(base)) + Normalizer(statistics[1]).restore(residual)
+        return compose(*(Normalizer(each).restore(z) for each, z in zip(self.latents.statistics, latents, strict=True)))
 
 
 def _stage_name(denoiser: nn.Module) -> str:

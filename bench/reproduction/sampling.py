@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from msf_engine.model import DecodeModule, MsfModel
 from msf_engine.model_plans import run_rows
 from msf_engine.plan import Array, Plan, PlanSpec, decode_inputs, denoiser_inputs, run
 from msf_engine.sampling import make_trajectory, sample
-from msf_engine.schedule import Solver, timesteps
+from msf_engine.schedule import Solver, flow_schedule, flow_times
 from msf_scheduler.stage import Stage
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
@@ -62,8 +63,8 @@ class StageSampler:
         for denoiser, num_steps, scale in zip(stages, sampling.steps, sampling.guidance, strict=True):
             trajectory = make_trajectory(
                 host_time_embedding(denoiser),
-                timesteps(num_steps),
-                [scale] * num_steps,
+                flow_schedule(flow_times(num_steps)),
+                np.full(num_steps, scale),
                 solver=sampling.solver,
                 conditioning_noise=sampling.conditioning_noise,
             )

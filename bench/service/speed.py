@@ -74,7 +74,7 @@ def engine_rate(plans: ModelPlans, version: ModelVersion, num_images: int) -> fl
     """Return images per second of the plans alone, on the same requests."""
     config = version.config
     steps, scale = config.split_steps(config.default_num_steps), config.sampling.default_guidance_scale
-    requests = [SampleRequest(seed % config.num_classes, seed, 0, *steps, scale) for seed in range(num_images)]
+    requests = [SampleRequest(seed % config.num_classes, seed, 0, steps, scale) for seed in range(num_images)]
     started_at = time.perf_counter()
     generate(plans, requests)
     return num_images / (time.perf_counter() - started_at)
@@ -142,7 +142,7 @@ def main() -> None:
         rows = measure_service(service, plans, version, arguments)
     rows += measure_service_cost(arguments.requests)
     config = version.config
-    steps = f"{config.base.default_num_steps}+{config.residual.default_num_steps}"
+    steps = "+".join(str(stage.default_num_steps) for stage in config.stages)
     print(f"{version.name} {version.version}, {steps} steps, guidance {config.sampling.default_guidance_scale}")
     print(
         f"{cpu_name()}, {os.cpu_count()} cores; {settings.backend or 'default backend'}, {settings.threads} threads\n"

@@ -15,26 +15,32 @@ from numpy.typing import NDArray
 
 from msf_engine.arenas import Arenas, DecodeRows, Indices, StepRows
 from msf_engine.arenas.choice import make_arenas
+from msf_engine.config import ModelConfig
 from msf_engine.model_plans import ModelPlans, smallest_bucket
 from msf_engine.sampling import SampleNoise
 from msf_engine.step_table import StepTable
 from msf_scheduler.stage import Stage
 
 Slots = Sequence[int] | NDArray[np.integer[Any]]
-_STAGES = tuple(Stage)
-_BASE, _RESIDUAL, _DECODE = range(len(_STAGES))
 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """One image to make. (`seed`, `index`) alone decide its noise."""
+    """One image to make. (`seed`, `index`) alone decide its noise; `num_steps` are of each denoising stage.
+
+    Guidance steers away from class `negative_label`, by default from the null label.
+    """
 
     label: int
     seed: int
     index: int
-    num_base_steps: int
-    num_residual_steps: int
+    num_steps: tuple[int, ...]
     guidance_scale: float
+    negative_label: int | None = None
+
+    def null_label(self, config: ModelConfig) -> int:
+        """Return the label of a guided step's second row."""
+        return config.num_classes if self.negative_label is None else self.negative_label
 
 
 @dataclass(frozen=True)
@@ -57,16 +63,16 @@ class Executor:
         self.plans = plans
         self.capacity = capacity
         self._arenas = arenas or make_arenas(plans, capacity)
-        self._null_labels = np.full(capacity, plans.config.num_classes)
-        self._tables = tuple(
-            StepTable(plans.config, stage, plans.time_embeddings[stage]) for stage in (Stage.BASE, Stage.RESIDUAL)
-        )
-        # By slot.
+        config, self._names = plans.config, plans.config.all_stages
+        self._tables = tuple(StepTable(config, stage, plans.time_embeddings[stage]) for stage in self._names[:-1])
+        num_stages = len(self._tables)  # also the position of DECODE
+        # By slot. A stage is its position in `_names`.
         self._stages = np.zeros(capacity, np.int8)
         self._steps = np.zeros(capacity, np.intp)  # rows of the stage's table
-        self._ends = np.zeros((2, capacity), np.intp)  # of each stage's schedule
-        self._residual_starts = np.zeros(capacity, np.intp)
+        self._starts = np.zeros((num_stages + 1, capacity), np.intp)  # of each stage's schedule
+        self._ends = np.zeros((num_stages, capacity), np.intp)
         self._labels = np.zeros(capacity, np.int64)
+        self._null_labels = np.zeros(capacity, np.int64)
         self._scales = np.zeros(capacity, np.float32)
         self._is_scaled = np.zeros(capacity, bool)
         self._free = list(reversed(range(capacity)))
@@ -83,11 +89,12 @@ class Executor:
         """True if a batch may be started while another, of any executor on the device, is computed."""
         return self._arenas.queues_batches
 
-    def residual_step(self, slot: int) -> int | None:
-        """Return the number of the residual's step that a sample takes next; None in another stage."""
-        if self._stages[slot] != _RESIDUAL:
+    def last_stage_step(self, slot: int) -> int | None:
+        """Return the number of the last denoising stage's step that a sample takes next; None in another stage."""
+        last = len(self._tables) - 1
+        if self._stages[slot] != last:
             return None
-        return int(self._steps[slot] - self._residual_starts[slot])
+        return int(self._steps[slot] - self._starts[last, slot])
 
     def join(self, requests: Sequence[SampleRequest], noise: SampleNoise | None = None) -> list[int]:
         """Give samples slots, of which enough must be free; `noise` is theirs if it has been computed before."""
@@ -95,15 +102,15 @@ class Executor:
             noise = SampleNoise.of(self.plans.config, [r.seed for r in requests], [r.index for r in requests])
         slots = [self._free.pop() for _ in requests]
         for slot, request in zip(slots, requests, strict=True):
-            num_steps = request.num_base_steps, request.num_residual_steps
             starts = [
                 table.offset(count, request.guidance_scale)
-                for table, count in zip(self._tables, num_steps, strict=True)
+                for table, count in zip(self._tables, request.num_steps, strict=True)
             ]
-            self._stages[slot] = _BASE
-            self._steps[slot], self._residual_starts[slot] = starts
-            self._ends[:, slot] = np.add(starts, num_steps)
+            self._stages[slot], self._steps[slot] = 0, starts[0]
+            self._starts[:-1, slot] = starts
+            self._ends[:, slot] = np.add(starts, request.num_steps)
             self._labels[slot] = request.label
+            self._null_labels[slot] = request.null_label(self.plans.config)
             self._scales[slot] = request.guidance_scale
             self._is_scaled[slot] = self._scales[slot] != 1
         self._arenas.write(np.array(slots), noise)
@@ -123,7 +130,8 @@ class Executor:
         """
         indices = np.asarray(slots, np.intp)
         stage = self._stages[indices[0]]
-        rows = self._decode_rows(indices, bucket) if stage == _DECODE else self._step_rows(indices, stage, bucket)
+        is_decode = stage == len(self._tables)
+        rows = self._decode_rows(indices, bucket) if is_decode else self._step_rows(indices, stage, bucket)
         self._in_flight.append(rows)
         try:
             self._arenas.start(rows)
@@ -162,17 +170,19 @@ class Executor:
         return self.finish(self.start(slots, bucket))
 
     def preview(self, slots: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
-        """Decode estimates of samples in RESIDUAL, without advancing them: (H, W, channels) uint8 by slot.
+        """Decode estimates of samples in the last denoising stage, without advancing them: (H, W, channels) uint8.
 
-        Before the residual's first step the estimate is the base alone, as if decoded from `up(base)`; later, the end
-        of the path along the last step's velocity. It shows all steps that have been started.
+        By slot. The estimate is the data at the end of the path along the last step's output; before the first step,
+        that of the stage before alone, as if decoded from `up(base)`. It shows all steps that have been started.
         """
         images: dict[int, NDArray[np.uint8]] = {}
-        buckets = self.plans.buckets[Stage.DECODE]
+        buckets, table, starts = self.plans.buckets[Stage.DECODE], self._tables[-1], self._starts[-2]
         for start in range(0, len(slots), buckets[-1]):
             part = np.asarray(slots[start : start + buckets[-1]])
-            times = self._tables[_RESIDUAL].times[self._steps[part]]
-            pixels = self._arenas.preview(part, times, smallest_bucket(buckets, len(part)))
+            steps = self._steps[part]
+            is_blank = steps == starts[part]
+            estimates = table.estimates[np.where(is_blank, steps, steps - 1)]
+            pixels = self._arenas.preview(part, estimates, is_blank, smallest_bucket(buckets, len(part)))
             images |= zip(part.tolist(), pixels, strict=True)
         return images
 
@@ -199,15 +209,15 @@ class Executor:
             slots, steps = slots[order], steps[order]
         labels = self._labels.take(slots)
         if num_guided:
-            labels = np.concatenate((labels, self._null_labels[:num_guided]))
+            labels = np.concatenate((labels, self._null_labels.take(slots[:num_guided])))
         self._steps[slots] = next_steps = steps + 1
         completes = slots[next_steps == self._ends[stage].take(slots)]
         if len(completes):
             self._stages[completes] = stage + 1
-            self._steps[completes] = self._residual_starts[completes]
+            self._steps[completes] = self._starts[stage + 1, completes]
         return StepRows(
-            _STAGES[stage],
-            bucket or smallest_bucket(self.plans.buckets[_STAGES[stage]], len(labels)),
+            self._names[stage],
+            bucket or smallest_bucket(self.plans.buckets[self._names[stage]], len(labels)),
             slots,
             num_guided,
             table,

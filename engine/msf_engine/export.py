@@ -19,7 +19,9 @@ DECODE_INPUTS = ("base", "residual")
 
 def input_names(spec: PlanSpec) -> tuple[str, ...]:
     """Return the names of a graph's inputs, in order."""
-    return DECODE_INPUTS if spec.stage is Stage.DECODE else DENOISER_INPUTS[: len(spec.inputs)]
+    if spec.stage is not Stage.DECODE:
+        return DENOISER_INPUTS[: len(spec.inputs)]
+    return DECODE_INPUTS if len(spec.inputs) == len(DECODE_INPUTS) else ("latents",)
 
 
 def output_name(stage: Stage) -> str:
@@ -60,6 +62,6 @@ class Levels(nn.Module):
         super().__init__()
         self.decode = decode
 
-    def forward(self, base: Tensor, residual: Tensor) -> Tensor:
+    def forward(self, base: Tensor, residual: Tensor | None = None) -> Tensor:
         levels: Tensor = self.decode.levels(base, residual)  # type: ignore[operator]
         return levels

@@ -1,4 +1,4 @@
-"""The MSF model: an autoencoder, two denoisers, and the module that decodes latents to pixels."""
+"""The networks of a model: an autoencoder, a denoiser for each stage, and the module that decodes latents to pixels."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ class MsfModel(nn.Module):
         super().__init__()
         self.config = config
         self.autoencoder = Autoencoder(config.autoencoder)
-        self.base = Denoiser(config.base.denoiser, is_flow_map=config.is_flow_map)
-        self.residual = Denoiser(config.residual.denoiser, is_flow_map=config.is_flow_map)
+        for stage in config.stages:
+            self.add_module(stage.name, Denoiser(stage.denoiser, is_flow_map=config.is_flow_map))
 
     def denoiser(self, stage: Stage) -> Denoiser:
-        return {Stage.BASE: self.base, Stage.RESIDUAL: self.residual}[stage]
+        """Return the denoiser of a stage, which is the submodule of its name."""
+        denoiser = self.get_submodule(stage)
+        assert isinstance(denoiser, Denoiser)
+        return denoiser
 
 
 class Normalizer(nn.Module):
@@ -45,25 +48,37 @@ class Normalizer(nn.Module):
 
 
 class DecodeModule(nn.Module):
-    """Normalised base (B, C, h, w) and residual (B, 3C, h, w) to pixels (B, H, W, channels) uint8."""
+    """Normalised base (B, C, h, w) and residual (B, 3C, h, w) to pixels (B, H, W, channels) uint8.
+
+    The latents of a one-stage model are in the place of the base, and there is no residual.
+    """
 
     def __init__(self, model: MsfModel) -> None:
         super().__init__()
         self.autoencoder = model.autoencoder
-        self.base = Normalizer(model.config.base.statistics)
-        self.residual = Normalizer(model.config.residual.statistics)
+        self.base, *rest = (Normalizer(stage.statistics) for stage in model.config.stages)
+        self.residual = rest[0] if rest else None
 
-    def forward(self, base: Tensor, residual: Tensor) -> Tensor:
+    def forward(self, base: Tensor, residual: Tensor | None = None) -> Tensor:
         return self.levels(base, residual).to(torch.uint8)
 
-    def levels(self, base: Tensor, residual: Tensor) -> Tensor:
+    def levels(self, base: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return the same as whole numbers in float32, for compilers without uint8."""
-        latents = compose(self.base.restore(base), self.residual.restore(residual))
-        images = self.autoencoder.decode(latents).float()
+        images = self.autoencoder.decode(self.restore(base, residual)).float()
         levels: Tensor = ((images + 1) * 127.5).round().clamp(0, 255)
         return levels.permute(0, 2, 3, 1)
 
-    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode images (B, channels, H, W) in [-1, 1] to normalised base and residual."""
-        base, residual = decompose(self.autoencoder.posterior(images).mean)
+    def restore(self, base: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return the autoencoder's latents (B, C, H, W)."""
+        latents = self.base.restore(base)
+        if self.residual is None or residual is None:
+            return latents
+        return compose(latents, self.residual.restore(residual))
+
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Encode images (B, channels, H, W) in [-1, 1] to the normalised latents of each stage."""
+        latents: Tensor = self.autoencoder.posterior(images).mean
+        if self.residual is None:
+            return (self.base.normalize(latents),)
+        base, residual = decompose(latents)
         return self.base.normalize(base), self.residual.normalize(residual)

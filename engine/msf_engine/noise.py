@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 
 
 class NoiseStream(IntEnum):
-    """Purpose of the noise. The values are part of the reproducibility promise: never renumber."""
+    """Purpose of the noise: BASE starts a model's first stage, RESIDUAL its second.
+
+    The values are part of the reproducibility promise: never renumber.
+    """
 
     BASE = 0
     RESIDUAL = 1

@@ -107,6 +107,6 @@ def denoiser_inputs(denoiser: DenoiserShape) -> tuple[Input, ...]:
 
 
 def decode_inputs(config: ModelConfig) -> tuple[Input, ...]:
-    """Return the inputs of `DecodeModule.forward`: base and residual."""
-    side, channels = config.latent_size // 2, config.latent_channels
-    return ((channels, side, side), "float32"), ((3 * channels, side, side), "float32")
+    """Return the inputs of `DecodeModule.forward`: the latents of each denoising stage."""
+    shapes = (stage.denoiser for stage in config.stages)
+    return tuple(((shape.in_channels, shape.size, shape.size), "float32") for shape in shapes)

@@ -47,7 +47,7 @@ class PlanBuilder:
         """Use the backend's buckets unless others are given."""
         self.version = version
         self._buckets = tuple(sorted(set(buckets or backend.buckets)))
-        stages = version.config.base, version.config.residual
+        stages = version.config.stages
         if self._buckets[-1] < 2 and any(stage.guidance.interval is not None for stage in stages):
             raise PlanError(
                 f"buckets {self._buckets} hold no guided step of {version}; allowed: at least one of 2 or more"
@@ -71,7 +71,9 @@ class PlanBuilder:
 
     def is_cached(self) -> bool:
         """Return whether the cache has every plan, without reading it. Raises ModelRepositoryError."""
-        return all(self.cache.has(self.spec(stage), self.backend.fingerprint) for stage in Stage)
+        return all(
+            self.cache.has(self.spec(stage), self.backend.fingerprint) for stage in self.version.config.all_stages
+        )
 
     def buckets(self, stage: Stage) -> tuple[int, ...]:
         """Return a stage's buckets: the decoder's are small, since one image already fills a device."""

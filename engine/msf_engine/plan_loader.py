@@ -18,7 +18,6 @@ from msf_engine.plan_cache import PlanCache, PlanRecord
 from msf_engine.plan_validation import Validation, equal_buckets
 from msf_engine.repository import ModelVersion
 from msf_engine.revisions import NUMERICS_REVISION, network_fingerprint
-from msf_scheduler.stage import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -38,18 +37,18 @@ def load_plans(
     plan_cache.remove_abandoned()
     builder = PlanBuilder(version, backend, plan_cache, buckets)
     plans, records = {}, {}
+    stages = version.config.all_stages
     time_embeddings = builder.time_embeddings  # first: it verifies the version's files
-    for stage in Stage:
+    for num_ready, stage in enumerate(stages, 1):
         plans[stage], records[stage] = builder.obtain(builder.spec(stage))
-        num_ready = len(plans)
-        seconds_left = (time.monotonic() - started_at) / num_ready * (len(Stage) - num_ready)
+        seconds_left = (time.monotonic() - started_at) / num_ready * (len(stages) - num_ready)
         estimate = f", about {seconds_left:.0f} s left" if seconds_left >= 1 else ""
-        logger.info("plan %d of %d ready: %s of %s%s", num_ready, len(Stage), stage, version, estimate)
+        logger.info("plan %d of %d ready: %s of %s%s", num_ready, len(stages), stage, version, estimate)
     seconds = time.monotonic() - started_at
     logger.info("%s ready in %.1f s, %d plans built (%s)", version, seconds, builder.num_built, backend.fingerprint)
     return ModelPlans(
         version.config,
-        {stage: builder.buckets(stage) for stage in Stage},
+        {stage: builder.buckets(stage) for stage in stages},
         plans,
         {stage: _strict_buckets(record.validations) for stage, record in records.items()},
         {(stage, v.bucket): v.seconds for stage, record in records.items() for v in record.validations},
@@ -57,7 +56,7 @@ def load_plans(
         time_embeddings,
         backend.fingerprint,
         needs_warm_up=backend.needs_warm_up,
-        num_loaded=len(Stage) - builder.num_built,
+        num_loaded=len(stages) - builder.num_built,
         num_built=builder.num_built,
     )
 
@@ -105,7 +104,7 @@ def compile_plans(version: ModelVersion, backend: Backend, plan_cache: PlanCache
         load_plans(version, backend, plan_cache, buckets)
         return
     builder = PlanBuilder(version, backend, plan_cache, buckets)
-    for stage in Stage:
+    for stage in version.config.all_stages:
         builder.build(builder.spec(stage))
 
 

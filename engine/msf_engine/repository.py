@@ -1,5 +1,7 @@
 """The model repository: `<model>/config.json`, `labels.json` and `<version>/*.safetensors` with their `SHA256SUMS`.
 
+The networks are `autoencoder.safetensors` and one file for each denoising stage, of its name.
+
 A version's own `config.json`, if there is one, replaces the model's. Nothing is ever unpickled, and what is used of a
 file is what its checksum was verified of. Torch is imported only to load or save weights.
 """
@@ -30,9 +32,7 @@ if TYPE_CHECKING:
 
     from msf_engine.model import MsfModel
 
-__all__ = ["NAME", "PARTS", "ModelVersion", "find_models", "list_versions", "read_version", "save_version", "verify"]
-
-PARTS = ("autoencoder", "base", "residual")
+__all__ = ["NAME", "ModelVersion", "find_models", "list_versions", "read_version", "save_version", "weight_parts"]
 
 
 @dataclass(frozen=True)
@@ -61,21 +61,25 @@ class ModelVersion:
         """Build the networks with their weights in float32. Raises ModelRepositoryError that names the damaged file."""
         from msf_engine.model import MsfModel  # imports diffusers, which takes seconds; cached plans do without
 
-        weights = _verified(self.folder, {f"{part}.safetensors" for part in PARTS})
+        files = {part: f"{part}.safetensors" for part in weight_parts(self.config.denoising_stages)}
+        weights = self._verified(files.values())
         try:
             model = MsfModel(self.config)
         except Exception as error:  # diffusers checks the arguments that it is given in many ways
             raise ModelRepositoryError(f"{self}: its config.json describes no network: {error}") from error
-        for part in PARTS:
-            name = f"{part}.safetensors"
+        for part, name in files.items():
             _load_part(model.get_submodule(part), weights.pop(name), self.folder / name)
         return model.eval().requires_grad_(False)
 
     def read_time_embeddings(self) -> dict[Stage, dict[str, NDArray[np.float32]]]:
         """Read the weights that the host computes with, by denoising stage and name. Raises as `load` does."""
-        names = {stage: f"{stage}.safetensors" for stage in (Stage.BASE, Stage.RESIDUAL)}
-        weights = _verified(self.folder, names.values())
+        names = {stage: f"{stage}.safetensors" for stage in self.config.denoising_stages}
+        weights = self._verified(names.values())
         return {stage: _read_arrays(weights[name], "time.", self.folder / name) for stage, name in names.items()}
+
+    def verify(self) -> None:
+        """Verify all files against SHA256SUMS. Raises ModelRepositoryError that names the first damaged one."""
+        self._verified(())
 
     def network_digest(self, stage: Stage) -> str:
         """Return the SHA-256 that names a stage's network, whatever the model is called: its weights and config."""
@@ -83,11 +87,41 @@ class ModelVersion:
         settings: list[BaseModel]
         if stage is Stage.DECODE:
             part = "autoencoder"
-            settings = [config.autoencoder, config.image, config.base.statistics, config.residual.statistics]
+            settings = [config.autoencoder, config.image, *(each.statistics for each in config.stages)]
         else:
             part, settings = str(stage), [config.stage(stage).denoiser]
-        parts = [_read_sums(self.folder)[f"{part}.safetensors"], *(each.model_dump_json() for each in settings)]
+        digest = self._read_sums()[f"{part}.safetensors"]
+        parts = [digest, *(each.model_dump_json() for each in settings)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def _verified(self, names: Collection[str]) -> dict[str, bytes]:
+        """Verify all files, and return the contents of those in `names`. Raises as `verify`."""
+        contents = {}
+        for name, expected in self._read_sums().items():
+            if name in names:
+                contents[name] = _read_bytes(self.folder / name)
+                digest = hashlib.sha256(contents[name]).hexdigest()
+            else:
+                digest = _sha256(self.folder / name)
+            if digest != expected:
+                sums = self.folder / "SHA256SUMS"
+                raise ModelRepositoryError(f"{self.folder / name} is damaged: its SHA-256 differs from {sums}")
+        return contents
+
+    def _read_sums(self) -> dict[str, str]:
+        """Return the SHA-256 of the files by name. Raises ModelRepositoryError unless all weights are listed."""
+        file = self.folder / "SHA256SUMS"
+        lines = _read_text(file).decode(errors="replace").splitlines()
+        digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        for part in weight_parts(self.config.denoising_stages):
+            if f"{part}.safetensors" not in digests:
+                raise ModelRepositoryError(f"{file} does not list {part}.safetensors")
+        return digests
+
+
+def weight_parts(denoising_stages: Sequence[Stage]) -> tuple[str, ...]:
+    """Return the names of a model's networks, each with a safetensors file."""
+    return ("autoencoder", *denoising_stages)
 
 
 def find_models(repository: Path) -> list[ModelVersion]:
@@ -131,42 +165,14 @@ def save_version(repository: Path, name: str, version: str, model: MsfModel, lab
     config_file.write_text(config_text)
     labels_file = repository / name / "labels.json"
     labels_file.write_text(json.dumps(list(labels), indent=2) + "\n")
-    weights = [folder / f"{part}.safetensors" for part in PARTS]
-    for part, file in zip(PARTS, weights, strict=True):
+    parts = weight_parts(model.config.denoising_stages)
+    weights = [folder / f"{part}.safetensors" for part in parts]
+    for part, file in zip(parts, weights, strict=True):
         save_file(_weights(model.get_submodule(part)), file)
     covered = [config_file, labels_file, *weights]
     lines = (f"{_sha256(file)}  {os.path.relpath(file, folder)}\n" for file in covered)
     (folder / "SHA256SUMS").write_text("".join(lines))
     return folder
-
-
-def verify(folder: Path) -> None:
-    """Verify the files of a version's SHA256SUMS. Raises ModelRepositoryError that names the first damaged one."""
-    _verified(folder, ())
-
-
-def _verified(folder: Path, names: Collection[str]) -> dict[str, bytes]:
-    """Verify all files of a version, and return the contents of those in `names`. Raises as `verify`."""
-    contents = {}
-    for name, expected in _read_sums(folder).items():
-        if name in names:
-            contents[name] = _read_bytes(folder / name)
-            digest = hashlib.sha256(contents[name]).hexdigest()
-        else:
-            digest = _sha256(folder / name)
-        if digest != expected:
-            raise ModelRepositoryError(f"{folder / name} is damaged: its SHA-256 differs from {folder / 'SHA256SUMS'}")
-    return contents
-
-
-def _read_sums(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of a version's files by name. Raises ModelRepositoryError unless it has all weights."""
-    lines = _read_text(folder / "SHA256SUMS").decode(errors="replace").splitlines()
-    digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    for part in PARTS:
-        if f"{part}.safetensors" not in digests:
-            raise ModelRepositoryError(f"{folder / 'SHA256SUMS'} does not list {part}.safetensors")
-    return digests
 
 
 def _read_arrays(content: bytes, prefix: str, file: Path) -> dict[str, NDArray[np.float32]]:

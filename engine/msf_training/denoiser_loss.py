@@ -27,14 +27,14 @@ class DenoiserObjective:
 def denoiser_loss(
     denoiser: Denoiser, latents: Latents, objective: DenoiserObjective, generator: torch.Generator
 ) -> Mapping[str, Tensor]:
-    """Return the flow-matching loss of one batch: of the residual for a denoiser with a condition, else of the base."""
+    """Return the flow-matching loss of one batch: of the last stage for a denoiser with a condition, else the first."""
     indices = latents.draw(objective.batch_size, generator)
-    is_residual = denoiser.config.cond_channels > 0
-    clean = (latents.residual if is_residual else latents.base)[indices].float()
+    is_conditioned = denoiser.config.cond_channels > 0
+    clean = latents.stages[-1 if is_conditioned else 0][indices].float()
     labels = latents.draw_labels(indices, objective.named_fraction, generator)
     labels = _drop_labels(labels, denoiser.null_label, objective.label_drop, generator)
-    if is_residual:
-        cond, level = _noisy_condition(latents.base[indices].float(), objective.max_conditioning_noise, generator)
+    if is_conditioned:
+        cond, level = _noisy_condition(latents.stages[0][indices].float(), objective.max_conditioning_noise, generator)
     else:
         cond, level = clean[:, :0], torch.zeros(len(clean))
     timesteps = _draw_timesteps(len(clean), objective.uniform_time_fraction, generator)

@@ -45,7 +45,7 @@ def distill(
         with first_process_first():
             _check_out(recipe, teacher, out)
         run = _Run(recipe, teacher.load().to(own_device), out)
-        flow_maps = {stage: run.train(stage) for stage in (Stage.BASE, Stage.RESIDUAL)}
+        flow_maps = {stage: run.train(stage) for stage in run.config.denoising_stages}
         if not is_first_process():
             return None
         model = MsfModel(run.config)
@@ -67,13 +67,13 @@ class _Run:
 
     def train(self, stage: Stage) -> Denoiser:
         """Train a stage's flow map, from its checkpoint if there is one, and return its average."""
-        recipe = self.recipe.stage(stage)
+        recipe = self.recipe.stages[stage]
         teacher = self.teacher.denoiser(stage)
         maker = TrajectoryMaker(
             self.teacher, self.out / "trajectories", self.recipe.teacher_num_steps, self.recipe.max_guidance_scale
         )
         trajectories = maker.make(stage, self.recipe.num_trajectories)
-        level = self.config.conditioning_noise if teacher.config.cond_channels else 0.0
+        level = self.config.stage(stage).conditioning_noise
         objective = FlowMapObjective(recipe.fit.batch_size, recipe.num_steps, level)
         flow_map = make_flow_map(teacher).to(next(teacher.parameters()).device)
 
@@ -89,7 +89,7 @@ class _Run:
     def _save_samples(self, file: Path, stage: Stage, flow_map: Denoiser, trajectories: Trajectories) -> None:
         """Write images of the teacher, and below them those of the flow map: the same noise, labels and bases."""
         embed, scale = host_time_embedding(flow_map), self.config.sampling.default_guidance_scale
-        path = stage_trajectory(self.config, stage, embed, self.recipe.stage(stage).num_steps, scale)
+        path = stage_trajectory(self.config, stage, embed, self.recipe.stages[stage].num_steps, scale)
         states, cond = trajectories.states[:NUM_IMAGES], trajectories.cond[:NUM_IMAGES]
         labels = trajectories.labels[:NUM_IMAGES].numpy()
         bases = cond.numpy() if cond.shape[1] else None
@@ -99,9 +99,14 @@ class _Run:
 
     def _decode(self, stage: Stage, latents: Tensor, cond: Tensor) -> Tensor:
         """Decode bases (N, C, h, w) alone, or residuals (N, 3C, h, w) with the bases that they were made for."""
-        base, residual = (Normalizer(self.config.stage(each).statistics) for each in (Stage.BASE, Stage.RESIDUAL))
-        whole = stage is Stage.RESIDUAL
-        z = compose(base.restore(cond), residual.restore(latents)) if whole else up(base.restore(latents))
+        first, last = (Normalizer(self.config.stages[position].statistics) for position in (0, -1))
+        match stage:
+            case Stage.RESIDUAL:
+                z = compose(first.restore(cond), last.restore(latents))
+            case Stage.BASE:
+                z = up(first.restore(latents))
+            case _:
+                z = first.restore(latents)
         autoencoder = self.teacher.autoencoder
         device = next(autoencoder.parameters()).device
         return torch.cat([autoencoder.decode(part.to(device)).cpu() for part in torch.split(z, COLUMNS)])

@@ -8,8 +8,9 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from msf_engine.config import GuidanceConfig, ModelConfig, StageConfig
+from msf_engine.diffusion_process import FlowProcess
 from msf_scheduler.stage import Stage
-from msf_training.recipe import Fit, PositiveInt, read_toml, toml_names
+from msf_training.recipe import Fit, PositiveInt, read_toml, stages_of, toml_names
 
 _SHIPPED = files("msf_training") / "distillation_recipes"
 
@@ -37,12 +38,18 @@ class DistillationRecipe(_Part):
     max_guidance_scale: Annotated[float, Field(ge=1)]
     guidance_scale: Annotated[float, Field(ge=1)] | None = None
     time_shift: Annotated[float, Field(gt=0)] | None = None
-    base: FlowMapRecipe
-    residual: FlowMapRecipe
+    base: FlowMapRecipe | None = None
+    residual: FlowMapRecipe | None = None
+    denoise: FlowMapRecipe | None = None
+
+    @property
+    def stages(self) -> dict[Stage, FlowMapRecipe]:
+        """Recipes of the denoising stages, in order."""
+        return stages_of({Stage.BASE: self.base, Stage.RESIDUAL: self.residual, Stage.DENOISE: self.denoise})
 
     @model_validator(mode="after")
     def _steps_divide_the_teachers(self) -> Self:
-        for name, stage in (("base", self.base), ("residual", self.residual)):
+        for name, stage in self.stages.items():
             if self.teacher_num_steps % stage.num_steps:
                 raise ValueError(
                     f"{name}.num_steps {stage.num_steps} must divide teacher_num_steps {self.teacher_num_steps}"
@@ -53,12 +60,14 @@ class DistillationRecipe(_Part):
             )
         return self
 
-    def stage(self, stage: Stage) -> FlowMapRecipe:
-        """Return the recipe of a denoising stage."""
-        return {Stage.BASE: self.base, Stage.RESIDUAL: self.residual}[stage]
-
     def config(self, teacher: ModelConfig) -> ModelConfig:
-        """Return the config of the flow maps of a teacher."""
+        """Return the config of the flow maps of a teacher. Raises ValueError for one of another kind."""
+        if tuple(self.stages) != teacher.denoising_stages:
+            theirs, ours = ", ".join(teacher.denoising_stages), ", ".join(self.stages)
+            raise ValueError(f"the teacher's stages are {theirs}; the recipe has {ours}")
+        process = teacher.process
+        if not isinstance(process, FlowProcess) or process.data_at != 0:
+            raise ValueError("the teacher is no flow with data at time 0, of which alone flow maps can be made")
         sampling = {
             **teacher.sampling.model_dump(),
             "solver": "flow_map",
@@ -68,14 +77,16 @@ class DistillationRecipe(_Part):
         }
         if self.guidance_scale is not None:
             sampling["default_guidance_scale"] = self.guidance_scale
-        if self.time_shift is not None:
-            sampling["time_shift"] = self.time_shift
-        stages = {stage: self._stage_config(teacher, stage).model_dump() for stage in (Stage.BASE, Stage.RESIDUAL)}
-        return ModelConfig.model_validate({**teacher.model_dump(), **stages, "sampling": sampling})
+        changes: dict[str, object] = {
+            "stages": [self._stage_config(stage).model_dump() for stage in teacher.stages],
+            "process": {**process.model_dump(), "shift": self.time_shift or process.shift},
+            "sampling": sampling,
+        }
+        return ModelConfig.model_validate({**teacher.model_dump(), **changes})
 
-    def _stage_config(self, teacher: ModelConfig, stage: Stage) -> StageConfig:
-        changes = {"default_num_steps": self.stage(stage).num_steps, "guidance": GuidanceConfig(interval=None)}
-        return teacher.stage(stage).model_copy(update=changes)
+    def _stage_config(self, stage: StageConfig) -> StageConfig:
+        num_steps = self.stages[stage.name].num_steps
+        return stage.model_copy(update={"default_num_steps": num_steps, "guidance": GuidanceConfig(interval=None)})
 
 
 def read_distillation_recipe(name_or_file: str) -> DistillationRecipe:

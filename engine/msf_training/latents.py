@@ -19,17 +19,15 @@ from msf_training.dataset import Split
 
 @dataclass(frozen=True)
 class Latents:
-    """Normalised base (N, C, h, w) and residual (N, 3C, h, w) with class labels (N,).
+    """Normalised latents (N, C, h, w) of each denoising stage, in order, with class labels (N,).
 
-    Rows are drawn in proportion to `weights` (N,), uniformly without. `image_labels` (N,) are the labels of the images'
-    names, -1 for unnamed images.
+    They are base and residual, or the whole latent for a model of one stage. Rows are drawn in proportion to `weights`
+    (N,), uniformly without. `image_labels` (N,) are the labels of the images' names, -1 for unnamed images.
     """
 
-    base: Tensor
-    residual: Tensor
+    stages: tuple[Tensor, ...]
+    statistics: tuple[LatentStatistics, ...]
     labels: Tensor
-    base_statistics: LatentStatistics
-    residual_statistics: LatentStatistics
     weights: Tensor | None = None
     image_labels: Tensor | None = None
 
@@ -54,6 +52,7 @@ def encode_latents(
     autoencoder: Autoencoder,
     data: Split,
     *,
+    num_stages: int = 2,
     batch_size: int = 250,
     num_variants: int = 1,
     augmentation: Augmentation | None = None,
@@ -65,16 +64,12 @@ def encode_latents(
         for indices in torch.split(torch.arange(len(data)), batch_size):
             images, labels = data.batch(indices)
             images = augmentation.variant(images, labels, variant) if augmentation else images
-            parts.append([part.cpu() for part in decompose(autoencoder.posterior(images.to(device)).mean)])
-    base, residual = (torch.cat(stage) for stage in zip(*parts, strict=True))
-    base_statistics, residual_statistics = _measure(base), _measure(residual)
-    return Latents(
-        base=normalize(base, base_statistics),
-        residual=normalize(residual, residual_statistics),
-        labels=data.labels.repeat(num_variants),
-        base_statistics=base_statistics,
-        residual_statistics=residual_statistics,
-    )
+            mean = autoencoder.posterior(images.to(device)).mean
+            parts.append([part.cpu() for part in (decompose(mean) if num_stages == 2 else (mean,))])
+    stages = [torch.cat(stage) for stage in zip(*parts, strict=True)]
+    statistics = tuple(map(_measure, stages))
+    normalized = tuple(map(normalize, stages, statistics))
+    return Latents(normalized, statistics, data.labels.repeat(num_variants))
 
 
 def normalize(latents: Tensor, statistics: LatentStatistics) -> Tensor:
@@ -95,10 +90,9 @@ def write_latents(file: Path, latents: Latents, key: str) -> Latents:
     """Write latents to a file as float16 and map them; `key` tells what they were made from."""
     content = {
         "key": key,
-        "base": latents.base.half(),
-        "residual": latents.residual.half(),
+        "stages": [stage.half() for stage in latents.stages],
+        "statistics": [statistics.model_dump_json() for statistics in latents.statistics],
         "labels": latents.labels,
-        "statistics": [latents.base_statistics.model_dump_json(), latents.residual_statistics.model_dump_json()],
     }
     partial = file.with_suffix(".partial")
     torch.save(content, partial)
@@ -115,8 +109,8 @@ def read_latents(file: Path, key: str) -> Latents | None:
     content = torch.load(file, mmap=True, weights_only=True)
     if content.get("key") != key:
         return None
-    base_statistics, residual_statistics = map(LatentStatistics.model_validate_json, content["statistics"])
-    return Latents(content["base"], content["residual"], content["labels"], base_statistics, residual_statistics)
+    statistics = map(LatentStatistics.model_validate_json, content["statistics"])
+    return Latents(tuple(content["stages"]), tuple(statistics), content["labels"])
 
 
 def weights_digest(module: nn.Module) -> str:

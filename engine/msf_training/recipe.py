@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -22,12 +22,13 @@ from msf_engine.config import (
     StageConfig,
 )
 from msf_engine.denoiser import SIZES
-from msf_engine.schedule import VelocitySolver
+from msf_scheduler.stage import Stage
 from msf_training.image_files import ImageFormat
 from msf_training.trainer import TrainerConfig
 
 PositiveInt = Annotated[int, Field(gt=0)]
 RecipeKind = TypeVar("RecipeKind", bound=BaseModel)
+StageKind = TypeVar("StageKind", bound=BaseModel)
 _SHIPPED = files("msf_training") / "recipes"
 
 
@@ -107,9 +108,13 @@ class StageRecipe(_Part):
             **dict(zip(names, SIZES[self.size] if self.size else numbers, strict=True)),
         )
 
-    def stage_config(self, denoiser: DenoiserConfig, statistics: LatentStatistics) -> StageConfig:
+    def stage_config(
+        self, name: Stage, denoiser: DenoiserConfig, statistics: LatentStatistics, conditioning_noise: float
+    ) -> StageConfig:
         """Return the stage's config with this denoiser."""
         return StageConfig(
+            name=name,
+            conditioning_noise=conditioning_noise if denoiser.cond_channels else 0.0,
             denoiser=denoiser,
             statistics=statistics,
             default_num_steps=self.num_steps,
@@ -118,7 +123,10 @@ class StageRecipe(_Part):
 
 
 class Recipe(_Part):
-    """A whole recipe. Images are cropped to squares of `image_size`, transparent ones laid on `background`."""
+    """A whole recipe. Images are cropped to squares of `image_size`, transparent ones laid on `background`.
+
+    The denoising stages are `base` and `residual`, or `denoise` alone: a DiT of the whole latent.
+    """
 
     name: str
     description: str
@@ -135,17 +143,23 @@ class Recipe(_Part):
     named_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0  # above 0, image names are labels too
     conditioning_noise: Annotated[float, Field(ge=0, lt=1)] = 0.1
     guidance_scale: Annotated[float, Field(ge=0)] = 1.5
-    solver: VelocitySolver = "ab2"
+    solver: Literal["euler", "ab2"] = "ab2"
     autoencoder: AutoencoderRecipe
-    base: StageRecipe
-    residual: StageRecipe
+    base: StageRecipe | None = None
+    residual: StageRecipe | None = None
+    denoise: StageRecipe | None = None
+
+    @property
+    def stages(self) -> dict[Stage, StageRecipe]:
+        """Recipes of the denoising stages, in order."""
+        return stages_of({Stage.BASE: self.base, Stage.RESIDUAL: self.residual, Stage.DENOISE: self.denoise})
 
     @model_validator(mode="after")
-    def _latent_size_is_even(self) -> Self:
-        pixels = 2 * self.autoencoder.patch_size * 2 ** (len(self.autoencoder.widths) - 1)
+    def _image_size_fits(self) -> Self:
+        pixels = len(self.stages) * self.autoencoder.patch_size * 2 ** (len(self.autoencoder.widths) - 1)
         if self.image_size % pixels:
             raise ValueError(
-                f"image_size {self.image_size} must be a multiple of {pixels}, the pixels of a base position"
+                f"image_size {self.image_size} must be a multiple of {pixels}, the pixels of a latent position"
             )
         return self
 
@@ -163,22 +177,33 @@ class Recipe(_Part):
         return self.autoencoder.config(self.image_size, self.channels)
 
     def complete(
-        self, autoencoder: AutoencoderConfig, base: LatentStatistics, residual: LatentStatistics, num_classes: int
+        self, autoencoder: AutoencoderConfig, statistics: Sequence[LatentStatistics], num_classes: int
     ) -> ModelConfig:
-        """Return the config of the model, given what depends on the data."""
+        """Return the config of the model, given what depends on the data: the `statistics` of each stage."""
         channels = autoencoder.latent_channels
-        grid = self.image_size // autoencoder.downsampling // 2
+        grid = self.image_size // autoencoder.downsampling // len(self.stages)
+        shapes = ((channels, 0), (3 * channels, channels))  # channels and those of the condition
+        stages = tuple(
+            recipe.stage_config(
+                name, recipe.denoiser_config(*shape, grid, num_classes), measured, self.conditioning_noise
+            )
+            for (name, recipe), shape, measured in zip(self.stages.items(), shapes, statistics, strict=False)
+        )
         return ModelConfig(
             description=self.description,
             image=ImageConfig(size=self.image_size, channels=self.channels),
             autoencoder=autoencoder,
-            base=self.base.stage_config(self.base.denoiser_config(channels, 0, grid, num_classes), base),
-            residual=self.residual.stage_config(
-                self.residual.denoiser_config(3 * channels, channels, grid, num_classes), residual
-            ),
-            conditioning_noise=self.conditioning_noise,
+            stages=stages,
             sampling=SamplingConfig(solver=self.solver, default_guidance_scale=self.guidance_scale),
         )
+
+
+def stages_of(recipes: Mapping[Stage, StageKind | None]) -> dict[Stage, StageKind]:
+    """Return the recipes of the stages that a model has. Raises ValueError unless they make a model."""
+    stages = {stage: recipe for stage, recipe in recipes.items() if recipe is not None}
+    if tuple(stages) not in ((Stage.BASE, Stage.RESIDUAL), (Stage.DENOISE,)):
+        raise ValueError(f"stages are {', '.join(stages) or 'none'}; allowed: base and residual, or denoise")
+    return stages
 
 
 def read_recipe(name_or_file: str) -> Recipe:

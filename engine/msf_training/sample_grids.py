@@ -40,20 +40,21 @@ def save_grid(file: Path, images: Tensor, columns: int = COLUMNS) -> None:
 def save_samples(
     file: Path, config: ModelConfig, autoencoder: Autoencoder, denoiser: Denoiser, latents: Latents
 ) -> None:
-    """Write NUM_IMAGES samples, class by class: generated bases alone, or residuals generated for real bases."""
+    """Write NUM_IMAGES samples, class by class: of the first stage alone, or residuals generated for real bases."""
     device = next(denoiser.parameters()).device
     classes = torch.unique(latents.labels)
     labels = classes[torch.arange(NUM_IMAGES) % len(classes)]
     noise = SampleNoise.of(config, [0] * NUM_IMAGES, range(NUM_IMAGES))
-    base_values, residual_values = Normalizer(latents.base_statistics), Normalizer(latents.residual_statistics)
-    if denoiser.config.cond_channels:
+    first, *rest = map(Normalizer, latents.statistics)
+    if noise.condition is not None and denoiser.config.cond_channels:
         first_rows = [int((latents.labels == label).nonzero()[0]) for label in labels]
-        base = latents.base[first_rows].float()
+        base = latents.stages[0][first_rows].float()
         cond = noisy_condition(config, base.numpy(), noise.condition)
-        residual = _sample_stage(Stage.RESIDUAL, denoiser, config, noise.residual, labels, cond)
-        z = compose(base_values.restore(base), residual_values.restore(residual))
+        residual = _sample_stage(Stage.RESIDUAL, denoiser, config, noise.stages[1], labels, cond)
+        z = compose(first.restore(base), rest[0].restore(residual))
     else:
-        z = up(base_values.restore(_sample_stage(Stage.BASE, denoiser, config, noise.base, labels)))
+        z = first.restore(_sample_stage(config.stages[0].name, denoiser, config, noise.stages[0], labels))
+        z = up(z) if rest else z
     decoded = torch.cat([autoencoder.decode(part.to(device)).cpu() for part in torch.split(z, COLUMNS)])
     save_grid(file, to_uint8(decoded))
 

@@ -1,4 +1,4 @@
-"""Stages of a training: the autoencoder, its latents, and the two denoisers, each with its checkpoint in `out`."""
+"""Stages of a training: the autoencoder, its latents, and the denoisers, each with its checkpoint in `out`."""
 
 from __future__ import annotations
 
@@ -85,6 +85,7 @@ class TrainingRun:
                 latents = encode_latents(
                     autoencoder,
                     self.data.train,
+                    num_stages=len(self.recipe.stages),
                     batch_size=64,
                     num_variants=self.recipe.num_variants,
                     augmentation=self._augmentation(),
@@ -95,7 +96,7 @@ class TrainingRun:
 
     def train_denoiser(self, stage: Stage, config: ModelConfig, autoencoder: Autoencoder, latents: Latents) -> Denoiser:
         """Train a stage's denoiser, from its checkpoint if there is one, and return its average."""
-        fit = (self.recipe.base if stage is Stage.BASE else self.recipe.residual).fit
+        fit = self.recipe.stages[stage].fit
         torch.manual_seed(0)
         denoiser = Denoiser(config.stage(stage).denoiser)
         if self.initial is not None:
@@ -132,7 +133,8 @@ class TrainingRun:
         recipe, split = self.recipe, self.data.train
         variants = (recipe.num_variants, recipe.flip, recipe.never_flipped, recipe.shift_pixels, recipe.background)
         images = (self.out / "images.json").read_text()
-        made_from = (weights_digest(autoencoder), images, variants, split.rows.tolist(), split.labels.tolist())
+        rows = split.rows.tolist(), split.labels.tolist()
+        made_from = (weights_digest(autoencoder), images, variants, *rows, list(recipe.stages))
         return hashlib.sha256(repr(made_from).encode()).hexdigest()
 
     def _image_labels(self) -> Tensor:

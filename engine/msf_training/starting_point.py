@@ -45,8 +45,11 @@ def read_autoencoder(version: ModelVersion, recipe: Recipe) -> tuple[Autoencoder
 
 def check_denoisers(initial: ModelVersion, config: ModelConfig) -> None:
     """Raise ValueError if the denoisers differ from `initial`'s in more than their number of classes."""
-    for stage in ("base", "residual"):
-        theirs, ours = (getattr(model, stage).denoiser.model_dump() for model in (initial.config, config))
+    if initial.config.denoising_stages != config.denoising_stages:
+        stages = [", ".join(model.denoising_stages) for model in (initial.config, config)]
+        raise ValueError(f"cannot start from {initial}: its stages are {stages[0]}; the recipe has {stages[1]}")
+    for stage in config.denoising_stages:
+        theirs, ours = (model.stage(stage).denoiser.model_dump() for model in (initial.config, config))
         differences = [
             f"{field} {ours[field]} (there {theirs[field]})"
             for field in ours

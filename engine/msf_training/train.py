@@ -1,4 +1,4 @@
-"""Training of a model from class folders: autoencoder, latents, two denoisers, and a version in a model repository.
+"""Training of a model from class folders: autoencoder, latents, denoisers, and a version in a model repository.
 
 Every stage resumes from its checkpoint in `out`, so a run may be killed and started again at any moment. Under
 `torchrun` each process draws its own batches (torch.distributed); the first one writes the files.
@@ -14,7 +14,6 @@ import torch
 from msf_engine.errors import ModelRepositoryError
 from msf_engine.model import MsfModel
 from msf_engine.repository import ModelVersion, list_versions, read_version, save_version
-from msf_scheduler.stage import Stage
 from msf_training.class_folders import MAX_UNREADABLE_PERCENT, load_class_folders
 from msf_training.recipe import Recipe
 from msf_training.stages import TrainingRun
@@ -60,19 +59,18 @@ def train(
         autoencoder = autoencoder.to(own_device) if autoencoder is not None else run.train_autoencoder()
         autoencoder.eval().requires_grad_(False)
         latents = run.encode(autoencoder)
-        config = recipe.complete(
-            autoencoder_config, latents.base_statistics, latents.residual_statistics, len(run.labels)
-        )
+        config = recipe.complete(autoencoder_config, latents.statistics, len(run.labels))
         if initial is not None:
             check_denoisers(initial, config)
-        base = run.train_denoiser(Stage.BASE, config, autoencoder, latents)
-        residual = run.train_denoiser(Stage.RESIDUAL, config, autoencoder, latents)
+        denoisers = {
+            stage: run.train_denoiser(stage, config, autoencoder, latents) for stage in config.denoising_stages
+        }
         if not is_first_process():
             return None
         model = MsfModel(config)
         model.autoencoder.load_state_dict(autoencoder.state_dict())
-        model.base.load_state_dict(base.state_dict())
-        model.residual.load_state_dict(residual.state_dict())
+        for stage, denoiser in denoisers.items():
+            model.denoiser(stage).load_state_dict(denoiser.state_dict())
         return save_version(repository, name, version, model, run.labels)
 
 

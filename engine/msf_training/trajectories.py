@@ -19,7 +19,7 @@ from torch import Tensor, distributed
 from msf_engine.denoiser import Denoiser
 from msf_engine.model import MsfModel
 from msf_engine.sampling import latent_shape
-from msf_engine.schedule import Update, timesteps, updates
+from msf_engine.schedule import Floats, flow_schedule, flow_times
 from msf_scheduler.stage import Stage
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Trajectories:
 
 @dataclass(frozen=True)
 class TrajectoryMaker:
-    """Trajectories of both stages of a teacher in `num_steps` steps, in files below `folder`.
+    """Trajectories of a teacher's stages in `num_steps` steps, in files below `folder`.
 
     Labels are uniform, guidance scales from 1 to `max_guidance_scale`.
     """
@@ -103,7 +103,7 @@ class TrajectoryMaker:
         config = self.teacher.config
         is_residual = stage is Stage.RESIDUAL
         generator = torch.Generator().manual_seed((int(is_residual) << 32) + number)
-        times = draw_times(self.num_steps, generator)
+        schedule = flow_schedule(draw_times(self.num_steps, generator))
         level = 0.0
         if is_residual:
             base = Trajectories.load(self._file(Stage.BASE, number))
@@ -115,24 +115,28 @@ class TrajectoryMaker:
             scales = 1 + (self.max_guidance_scale - 1) * torch.rand(BATCH_SIZE, generator=generator)
             cond = torch.empty(BATCH_SIZE, 0, *latent_shape(config, stage)[1:])
         noise = torch.randn(BATCH_SIZE, *latent_shape(config, stage), generator=generator)
-        guided = [config.stage(stage).guidance.contains(t) for t in times[:-1]]
-        steps = Steps(times, updates(config.sampling.solver, times), guided)
+        steps = Steps(
+            schedule.times.tolist(),
+            schedule.updates(config.sampling.solver).tolist(),
+            config.stage(stage).guidance.contains(schedule.noise_times).tolist(),
+        )
         states = follow_teacher(self.teacher.denoiser(stage), steps, noise, labels, scales, cond, level)
-        return Trajectories(states, torch.tensor([times]).expand(BATCH_SIZE, -1), labels, scales, cond)
+        times = torch.tensor([[*steps.times, 0.0]]).expand(BATCH_SIZE, -1)
+        return Trajectories(states, times, labels, scales, cond)
 
 
-def draw_times(num_steps: int, generator: torch.Generator) -> tuple[float, ...]:
-    """Return regular timesteps or, half of the time, with a random shift: a flow map learns all times."""
+def draw_times(num_steps: int, generator: torch.Generator) -> Floats:
+    """Return regular times or, half of the time, with a random shift: a flow map learns all times."""
     exponent, is_regular = torch.rand(2, generator=generator).tolist()
-    return timesteps(num_steps, 1.0 if is_regular < 0.5 else MAX_TIME_SHIFT ** (2 * exponent - 1))
+    return flow_times(num_steps, 1.0 if is_regular < 0.5 else MAX_TIME_SHIFT ** (2 * exponent - 1))
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Steps of a teacher: `times` (N + 1), and for each its update and whether it is guided."""
+    """Steps of a teacher: the time of each, its update a, b, c, and whether it is guided."""
 
     times: Sequence[float]
-    updates: Sequence[Update]
+    updates: Sequence[Sequence[float]]
     guided: Sequence[bool]
 
 
@@ -147,13 +151,13 @@ def follow_teacher(
     levels = torch.full((len(x),), cond_level, device=device)
     d_prev = torch.zeros_like(x)
     states = [x]
-    for t, update, is_guided in zip(steps.times[:-1], steps.updates, steps.guided, strict=True):
+    for t, (a, b, c), is_guided in zip(steps.times, steps.updates, steps.guided, strict=True):
         embedding = teacher.time(torch.full_like(levels, t), levels)
         d = teacher(x, embedding, labels, cond)
         if is_guided:
             unconditional = teacher(x, embedding, null_labels, cond)
             d = unconditional + scales * (d - unconditional)
-        x = update.a * x + update.b * d + update.c * d_prev
+        x = a * x + b * d + c * d_prev
         d_prev = d
         states.append(x)
     return torch.stack(states, dim=1).cpu()

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from msf_engine.config import ModelConfig
 from msf_engine.executor import SampleRequest
 from msf_engine.sampling import SampleNoise
-from msf_engine.schedule import timesteps
 from msf_scheduler.active_set import ActiveWork
-from msf_scheduler.jobs import Progress, Provenance, Timings
+from msf_scheduler.jobs import JobSpec, Progress, Provenance, Timings
 from msf_scheduler.leases import Claim
 from msf_scheduler.stage import Stage
 from msf_scheduler.step_costs import StepPattern
@@ -26,13 +25,15 @@ def pattern_of(config: ModelConfig, num_steps: int, guidance_scale: float) -> St
     """Return the steps of one sample: a guided one takes two rows."""
     is_guided = np.float32(guidance_scale) != 1
     rows = [
-        [
-            2 if is_guided and config.stage(stage).guidance.contains(t) else 1
-            for t in timesteps(count, config.sampling.time_shift)[:-1]
-        ]
-        for stage, count in zip((Stage.BASE, Stage.RESIDUAL), config.split_steps(num_steps), strict=True)
+        (1 + (is_guided & stage.guidance.contains(config.process.schedule(count).noise_times))).tolist()
+        for stage, count in zip(config.stages, config.split_steps(num_steps), strict=True)
     ]
     return StepPattern.of(*rows, [1])
+
+
+def sample_request(spec: JobSpec, index: int, num_steps: tuple[int, ...]) -> SampleRequest:
+    """Return the request of one of a job's samples, given its steps in each denoising stage."""
+    return SampleRequest(spec.label, spec.seed, index, num_steps, spec.guidance_scale, spec.negative_label)
 
 
 @dataclass
@@ -104,17 +105,19 @@ class ActiveJob:
 
     def sample_request(self, position: int) -> SampleRequest:
         """Return the request of one of its samples."""
-        index = self.spec.indices[position]
-        return SampleRequest(self.spec.label, self.spec.seed, index, *self.num_steps, self.spec.guidance_scale)
+        return sample_request(self.spec, self.spec.indices[position], self.num_steps)
 
     def due_preview(self, step: int) -> int | None:
-        """Return the number of the preview due before this step of the residual.
+        """Return the number of the preview due before this step of the last denoising stage.
 
-        The first is due when the base is complete, the others evenly over the residual.
+        They are even over the stage, the first at its beginning if there is an earlier stage to show.
         """
-        num_previews, num_steps = self.terms.num_previews, self.num_steps[1]
-        numbers = {math.ceil(number * num_steps / num_previews): number for number in range(num_previews)}  # by step
-        return numbers.get(step)
+        is_first_stage = len(self.num_steps) == 1
+        num_parts, num_steps = self.terms.num_previews + is_first_stage, self.num_steps[-1]
+        dues = (
+            math.ceil((number + is_first_stage) * num_steps / num_parts) for number in range(self.terms.num_previews)
+        )
+        return {due: number for number, due in enumerate(dues)}.get(step)
 
     def record_step(self, stage: Stage, started_at: float, ended_at: float) -> None:
         """Add a step batch to the stage's times."""
@@ -132,6 +135,7 @@ class ActiveJob:
             queue_ms=1000 * ((self.started_at or self.claimed_at) - self.arrived_at),
             base_ms=stage_ms.get(Stage.BASE, 0.0),
             residual_ms=stage_ms.get(Stage.RESIDUAL, 0.0),
+            denoise_ms=stage_ms.get(Stage.DENOISE, 0.0),
             decode_ms=stage_ms.get(Stage.DECODE, 0.0),
             encode_ms=1000 * encode_s,
             total_ms=1000 * (time.monotonic() - self.arrived_at),

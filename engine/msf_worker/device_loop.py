@@ -333,7 +333,7 @@ class DeviceLoop:
         executor = launch.model.runner.executor
         numbers = {}
         for slot in launch.batch.slots.tolist():
-            job, step = launch.model.jobs_by_slot.get(slot), executor.residual_step(slot)
+            job, step = launch.model.jobs_by_slot.get(slot), executor.last_stage_step(slot)
             if job is None or step is None or not job.terms.num_previews:  # None: the batch before ended the job
                 continue
             if (number := job.due_preview(step)) is not None:

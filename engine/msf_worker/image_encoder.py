@@ -65,6 +65,7 @@ def _text_chunks(spec: JobSpec, index: int, provenance: Provenance) -> PngInfo:
         "index": index,
         "num_steps": spec.num_steps,
         "guidance_scale": spec.guidance_scale,
+        **({} if spec.negative_label is None else {"negative_label": spec.negative_label}),
         **provenance.model_dump(),
     }
     info = PngInfo()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -42,6 +42,7 @@ class WorkerMetrics(ProcessMetrics):
         super().__init__()
         self.latencies = LatencyWindow()
         self._num_used_rows = self._num_rows = 0  # since the last call of `take_fill_ratio`
+        self._stages: dict[ModelKey, tuple[Stage, ...]] = {}
         self._described: dict[ModelKey, tuple[str, str]] = {}
         self.step_seconds = self._histogram("msf_step_batch_seconds", "Time of one step batch", _STAGE, _STEP_SECONDS)
         self.batch_size = self._histogram("msf_step_batch_size", "Samples per step batch", _STAGE, _BATCH_SIZES)
@@ -101,7 +102,7 @@ class WorkerMetrics(ProcessMetrics):
         """Report the device time of the work that the worker holds, at every scrape."""
         self._gauge("msf_work_held_seconds", "Device time of the claimed work that is not done").set_function(held_s)
 
-    def add_model(self, model: ModelKey) -> None:
+    def add_model(self, model: ModelKey, stages: Sequence[Stage]) -> None:
         """Start a model's counters at 0: Prometheus misses the first increment of a new series."""
         for metric in (self.claims, self.previews, self.encode_seconds):
             metric.labels(*model)
@@ -109,7 +110,8 @@ class WorkerMetrics(ProcessMetrics):
             self.queue_seconds.labels(*model, priority, self._weights.of("1"))
         for outcome in _OUTCOMES:
             self.jobs.labels(*model, outcome)
-        for stage in Stage:
+        self._stages[model] = tuple(stages)
+        for stage in stages:
             for metric in (self.step_seconds, self.batch_size, self.batch_fill, self.steps, self.padded_rows):
                 metric.labels(*model, stage)
             self.stage_seconds.labels(*model, stage)
@@ -176,7 +178,6 @@ class WorkerMetrics(ProcessMetrics):
         self.queue_seconds.labels(*model, terms.priority, self._weights.of(f"{terms.weight:g}")).observe(
             timings.queue_ms / 1000, exemplar(trace_id_of(terms.traceparent))
         )
-        self.stage_seconds.labels(*model, Stage.BASE).observe(timings.base_ms / 1000)
-        self.stage_seconds.labels(*model, Stage.RESIDUAL).observe(timings.residual_ms / 1000)
-        self.stage_seconds.labels(*model, Stage.DECODE).observe(timings.decode_ms / 1000)
+        for stage in self._stages[model]:
+            self.stage_seconds.labels(*model, stage).observe(timings.stage_ms(stage) / 1000)
         self.encode_seconds.labels(*model).observe(timings.encode_ms / 1000)

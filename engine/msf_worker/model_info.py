@@ -21,9 +21,11 @@ def model_info(model: ModelVersion, costs: StepCosts, fingerprint: str, strict_c
         image_size=config.image.size,
         image_channels=config.image.channels,
         default_num_steps=config.default_num_steps,
+        min_num_steps=len(config.stages),
         max_num_steps=config.sampling.max_num_steps,
         default_guidance_scale=config.sampling.default_guidance_scale,
         max_guidance_scale=config.sampling.max_guidance_scale,
+        takes_negative=not config.is_flow_map,
         description=config.description,
         created=model.created,
         least=FastestTimes(

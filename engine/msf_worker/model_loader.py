@@ -13,7 +13,7 @@ from msf_engine.model_plans import ModelPlans
 from msf_engine.plan_builder import PlanBuilder
 from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import first_backend, load_version
-from msf_engine.repository import ModelVersion, read_version, verify
+from msf_engine.repository import ModelVersion, read_version
 from msf_engine.repository_scan import Contents, no_models, scan
 from msf_scheduler.jobs import ModelKey
 from msf_scheduler.model_control import DesiredVersions
@@ -75,7 +75,7 @@ class ModelLoader:
         settings = self._settings
         backend, started_at, build_s = settings.backend, time.monotonic(), 0.0
         if not self._is_cached(model):
-            verify(model.folder)  # here, as another process takes seconds to start
+            model.verify()  # here, as another process takes seconds to start
             backend = build_plans(settings, model)
             build_s = time.monotonic() - started_at
         _, plans = load_version(

@@ -26,7 +26,7 @@ class ModelRunner:
         self.model = model
         self.executor = executor
         measured = [StepCost(stage, bucket, s, 0.0) for (stage, bucket), s in plans.seconds.items()]
-        self.costs = StepCosts(plans.buckets, measured, plans.strict)
+        self.costs = StepCosts(plans.buckets, measured, plans.strict, model.config.all_stages)
         self.fingerprint = runtime_fingerprint(plans.fingerprint)
         self.strict_cost = self.costs.strict_cost()
         self.pattern = lru_cache(maxsize=1024)(self._pattern)
@@ -57,10 +57,12 @@ class ModelRunner:
     def warm_up_runs(self) -> Iterator[int]:
         """Run each bucket of each stage once, and yield it, so that the device can do other work in between."""
         executor, decode_buckets = self.executor, self.executor.plans.buckets[Stage.DECODE]
-        for bucket in executor.plans.buckets[Stage.BASE]:
+        stages = self.model.config.denoising_stages
+        one_step = (1,) * len(stages)
+        for bucket in executor.plans.buckets[stages[0]]:
             num_samples = min(bucket, executor.num_free_slots)
-            slots = executor.join([SampleRequest(0, 0, index, 1, 1, 1.0) for index in range(num_samples)])
-            for _ in (Stage.BASE, Stage.RESIDUAL):
+            slots = executor.join([SampleRequest(0, 0, index, one_step, 1.0) for index in range(num_samples)])
+            for _ in stages:
                 executor.step(slots, bucket)
                 yield bucket
             decoded = slots[: decode_buckets[-1]]

@@ -92,7 +92,7 @@ class ServedModels:
     def _include(self, runner: ModelRunner) -> None:
         plans = runner.executor.plans
         backend, *_ = plans.backend.split() or [""]  # its fingerprint begins with its name
-        self._metrics.add_model(runner.key)
+        self._metrics.add_model(runner.key, runner.model.config.all_stages)
         self._metrics.slots.labels(*runner.key).set(runner.executor.capacity)
         self._metrics.slots_in_use.labels(*runner.key).set_function(lambda: self._device.num_active(runner.key))
         self._metrics.describe(runner.key, backend, runner.fingerprint)

@@ -22,7 +22,8 @@ from typing import Any
 import fsspec
 
 from msf_engine.errors import ModelRepositoryError
-from msf_engine.repository import NAME, PARTS, read_version
+from msf_engine.repository import NAME, read_version, weight_parts
+from msf_scheduler.stage import Stage
 
 EXTRAS = {"http": "pull", "https": "pull", "s3": "s3", "gs": "gs", "gcs": "gs"}  # of this distribution, by scheme
 SUMS = "SHA256SUMS"
@@ -170,7 +171,9 @@ def _parse_sums(sums: bytes) -> dict[str, str]:
 
 def _check_complete(digests: dict[str, str], source: ModelSource) -> None:
     """Require weights of all parts, a config and labels."""
-    missing = [f"{part}.safetensors" for part in PARTS if f"{part}.safetensors" not in digests]
+    layouts = (weight_parts(stages) for stages in ([Stage.BASE, Stage.RESIDUAL], [Stage.DENOISE]))
+    files = ([f"{part}.safetensors" for part in parts] for parts in layouts)
+    missing = min(([file for file in layout if file not in digests] for layout in files), key=len)
     if digests.keys().isdisjoint({"config.json", "../config.json"}):
         missing.append("../config.json")
     if "../labels.json" not in digests:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from msf_scheduler.array_table import ArrayTable, Floats, Int32s
 from msf_scheduler.jobs import ModelKey, Priority
 from msf_scheduler.pattern_table import END, PatternTable
-from msf_scheduler.stage import Stage
+from msf_scheduler.stage import MAX_STAGES, Stage
 from msf_scheduler.step_costs import MOMENT_S, StepCosts, StepPattern
 
 PRIORITY_WEIGHT = {Priority.HIGH: 8.0, Priority.NORMAL: 1.0, Priority.LOW: 0.125}
@@ -123,7 +123,7 @@ class ActiveSet:
     the decode, is launched.
     """
 
-    def __init__(self, num_stages: int = len(Stage)) -> None:
+    def __init__(self, num_stages: int = MAX_STAGES) -> None:
         """`num_stages`: the most that a model has."""
         self.num_stages = num_stages
         self.models: list[ActiveModel | None] = []

@@ -68,8 +68,9 @@ class JobSpec(Record):
     num_samples: int = Field(ge=1)
     seed: int = Field(ge=0, le=MAX_SEED)
     first_index: int = Field(default=0, ge=0, le=MAX_INDEX)  # of the samples; (seed, index) fixes a sample's noise
-    num_steps: int = Field(ge=2)  # of both stages; the model's config divides them
+    num_steps: int = Field(ge=1)  # of all stages; the model's config divides them
     guidance_scale: float
+    negative_label: int | None = None  # class that guidance steers away from, in the place of the null label
     reproducibility: Reproducibility | None = None  # None: strict where that costs the worker little
     output_format: OutputFormat = "png"
     output_compression: int | None = Field(default=None, ge=0, le=100)  # quality, where the format has one
@@ -108,24 +109,30 @@ class Timings(Record):
     """
 
     queue_ms: float
-    base_ms: float
-    residual_ms: float
+    base_ms: float = 0.0
+    residual_ms: float = 0.0
+    denoise_ms: float = 0.0
     decode_ms: float
     encode_ms: float
     total_ms: float
+
+    def stage_ms(self, stage: Stage) -> float:
+        """Return the time of a stage; 0 for one that the model lacks."""
+        value: float = getattr(self, f"{stage}_ms")
+        return value
 
 
 class Progress(Record):
     """Progress of a running job. Steps are those of all its samples, with each sample's decode counted as one."""
 
-    stage: Literal[Stage.BASE, Stage.RESIDUAL, Stage.DECODE]  # of the least advanced sample
+    stage: Stage  # of the least advanced sample
     steps_done: int
     num_steps: int
     samples_done: int
 
 
 class Preview(Record):
-    """Sample that a stored preview shows, and the preview's number from 0, which shows the base alone."""
+    """Sample that a stored preview shows, and the preview's number from 0."""
 
     index: int
     number: int
@@ -199,9 +206,11 @@ class ModelInfo(Record):
     image_size: int
     image_channels: Literal[1, 3, 4]
     default_num_steps: int
+    min_num_steps: int = 2
     max_num_steps: int
     default_guidance_scale: float
     max_guidance_scale: float
+    takes_negative: bool = True  # whether guidance can steer away from another class
     description: str = ""
     created: int = 0  # Unix seconds, for OpenAI's `created`
     least: FastestTimes = FastestTimes()

@@ -1,4 +1,4 @@
-"""Stages that every sample passes, in order: the names that the scheduler and the engine share."""
+"""Stages that a sample passes: the names that the scheduler and the engine share."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from enum import StrEnum
 
 
 class Stage(StrEnum):
-    """Stage of a sample."""
+    """Stage of a sample: BASE, RESIDUAL and DECODE of a two-stage model, DENOISE and DECODE of a one-stage model."""
 
     BASE = "base"
     RESIDUAL = "residual"
+    DENOISE = "denoise"
     DECODE = "decode"
+
+
+TWO_STAGES = Stage.BASE, Stage.RESIDUAL, Stage.DECODE
+MAX_STAGES = len(TWO_STAGES)

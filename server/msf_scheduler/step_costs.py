@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Self
 
-from msf_scheduler.stage import Stage
+from msf_scheduler.stage import TWO_STAGES, Stage
 
 FADE = 0.1  # weight of the newest measurement in the running mean
 MIN_CHANGE = 0.02  # of a mean, for the policy to see it
@@ -62,7 +62,7 @@ class StepCosts:
         buckets: Sequence[int] | Mapping[Stage, Sequence[int]],
         costs: Iterable[StepCost] = (),
         strict: Mapping[Stage, Sequence[int]] | None = None,
-        stages: Sequence[Stage] = tuple(Stage),
+        stages: Sequence[Stage] = TWO_STAGES,
     ) -> None:
         """Take the buckets of each stage, or of all, and those of strict samples (None: all). Decode comes last."""
         self.stages = tuple(stages)

@@ -158,7 +158,7 @@ class Metrics(ProcessMetrics):
         totals.num_jobs += 1
         totals.num_images += num_images
         totals.queue_ms += timings.queue_ms
-        totals.stages_ms += timings.base_ms + timings.residual_ms
+        totals.stages_ms += timings.base_ms + timings.residual_ms + timings.denoise_ms
         totals.output_ms += timings.decode_ms + timings.encode_ms
 
     def answered(self, model: ModelInfo, *, succeeded: bool) -> tuple[int, float]:

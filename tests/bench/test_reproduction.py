@@ -95,8 +95,9 @@ def test_stages_that_share_blocks_count_them_once_and_are_trained_together(
 
 def test_a_full_resolution_residual_completes_the_enlarged_base(reproduction: Reproduction) -> None:
     trainer = reproduction.trainer
-    whole = trainer._compose([trainer.latents.base, trainer.latents.residual])
-    torch.testing.assert_close(trainer._compose([trainer.latents.base, trainer.full_resolution.residual]), whole)
+    base, residual = trainer.latents.stages
+    whole = trainer._compose([base, residual])
+    torch.testing.assert_close(trainer._compose([base, trainer.full_resolution.stages[1]]), whole)
 
 
 @pytest.mark.slow

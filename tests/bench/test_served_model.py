@@ -14,15 +14,15 @@ from msf_engine.model import DecodeModule
 from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import load_plans
 from msf_engine.repository import read_version, save_version
-from tests.models import LABELS, tiny_model
+from msf_scheduler.stage import Stage
+from tests.models import LABELS, tiny_model, with_stage
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
     weights = tiny_model()
     off_center = LatentStatistics(mean=(0.3,) * 6, std=(0.7,) * 6)  # a zero residual is then not zero once normalised
-    residual = weights.config.residual.model_copy(update={"statistics": off_center})
-    weights.config = weights.config.model_copy(update={"residual": residual})
+    weights.config = with_stage(weights.config, Stage.RESIDUAL, statistics=off_center)
     folder = tmp_path_factory.mktemp("repository")
     save_version(folder, "tiny", "1", weights, LABELS)
     version = read_version(folder, "tiny")
@@ -34,13 +34,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
 def test_images_are_those_of_the_executor(model: ServedModel, guidance_scale: float) -> None:
     labels = torch.arange(6) % len(LABELS)
-    setting = SamplingSetting(3, 2, guidance_scale)
+    setting = SamplingSetting((3, 2), guidance_scale)
     images = model.generate(labels, setting, seed=7)
     assert images.shape == (6, 1, 16, 16)
 
     executor = Executor(model.plans, capacity=1)
     for index in (0, 5):
-        slots = executor.join([SampleRequest(index % len(LABELS), 7, index, 3, 2, guidance_scale)])
+        slots = executor.join([SampleRequest(index % len(LABELS), 7, index, (3, 2), guidance_scale)])
         *_, result = (executor.step(slots) for _ in range(3 + 2 + 1))
         expected = torch.from_numpy(result.images[slots[0]]).movedim(-1, 0)
         assert (images[index].int() - expected.int()).abs().max() <= 1
@@ -67,12 +67,16 @@ def test_encoding_gives_latents_that_decode_to_the_reconstruction(model: ServedM
 
 
 def test_settings_are_read_and_written() -> None:
-    for text, setting in (("16+4@1.5", SamplingSetting(16, 4, 1.5)), ("8+2@0", SamplingSetting(8, 2, 0.0))):
+    for text, setting in (
+        ("16+4@1.5", SamplingSetting((16, 4), 1.5)),
+        ("8+2@0", SamplingSetting((8, 2), 0.0)),
+        ("20@1.5", SamplingSetting((20,), 1.5)),
+    ):
         assert SamplingSetting.parse(text) == setting
         assert str(setting) == text
 
 
-@pytest.mark.parametrize("text", ["16@1.5", "16+4", "16+4@", "16+4@x", "0+4@1", "16+0@1", "-1+4@1", "16+4@1/1", ""])
+@pytest.mark.parametrize("text", ["16+@1.5", "16+4", "16+4@", "16+4@x", "0+4@1", "16+0@1", "-1+4@1", "16+4@1/1", ""])
 def test_a_malformed_setting_is_refused_by_name(text: str) -> None:
     with pytest.raises(ValueError, match="invalid setting "):
         SamplingSetting.parse(text)

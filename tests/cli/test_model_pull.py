@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 
 from msf_cli import model_pull
 from msf_cli.main import main
-from msf_engine.repository import read_version, verify
+from msf_engine.repository import read_version
 from msf_engine.repository_scan import scan
 
 WEIGHTS = "residual.safetensors"
@@ -89,7 +89,7 @@ def web(source: Path) -> Iterator[WebServer]:
 def check(repository: Path, name: str = "tiny") -> None:
     """Assert a complete version 1 and nothing left over but the lock file."""
     version = read_version(repository, name)
-    verify(version.folder)
+    version.verify()
     assert (repository / name / "README.md").read_text() == "A tiny model.\n"
     assert {path.name for path in repository.iterdir()} == {name, f".pull-{name}.lock"}
 

@@ -40,7 +40,7 @@ def stored_image(settings: dict[str, str], file: Path, reproducibility: Reproduc
     version = read_version(Path(settings["MSF_MODEL_REPO"]), "tiny")
     read = Settings.model_validate({name.removeprefix("MSF_").lower(): value for name, value in settings.items()})
     _, plans = load_model(read, version)
-    requests = [SampleRequest(1, 7, index, 4, 2, 2.0) for index in range(5)]
+    requests = [SampleRequest(1, 7, index, (4, 2), 2.0) for index in range(5)]
     pixels = generate(plans, requests, strict=reproducibility == "strict")[3]
     provenance = Provenance(fingerprint=runtime_fingerprint(plans.fingerprint), reproducibility=reproducibility)
     file.write_bytes(encode_image(pixels, SPEC, index=3, provenance=provenance))

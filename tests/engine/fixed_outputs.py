@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msf_engine.eager_network import eager_network, host_time_embedding
-from msf_engine.factorization import compose
 from msf_engine.model import DecodeModule, MsfModel
 from msf_engine.noise import NoiseStream, gaussian_noise
 from msf_engine.revisions import NETWORK_REVISION, NUMERICS_REVISION
@@ -58,8 +57,7 @@ def network_outputs() -> Outputs:
         velocity = model.denoiser(stage)(x, _values((2, config.width), 4), torch.from_numpy(LABELS), cond)
         outputs[f"{stage} velocity"] = velocity.numpy()
     base, residual = _values((2, 2, 2, 2), 5), _values((2, 6, 2, 2), 6)
-    latents = compose(decode.base.restore(base), decode.residual.restore(residual))
-    outputs["autoencoder"] = model.autoencoder.decode(latents).numpy()
+    outputs["autoencoder"] = model.autoencoder.decode(decode.restore(base, residual)).numpy()
     outputs["decode"] = decode.levels(base, residual).numpy()
     return outputs
 
@@ -71,15 +69,16 @@ def numeric_outputs() -> Outputs:
     outputs: Outputs = {"noise": gaussian_noise((2, 3, 3), seed=11, index=3, stream=NoiseStream.CONDITION)}
     noise = SampleNoise.of(config, [11, 11], [0, 1])
     cond: Latents | None = None
-    for stage, start, num_steps in ((Stage.BASE, noise.base, 5), (Stage.RESIDUAL, noise.residual, 3)):
+    assert noise.condition is not None
+    for stage, start, num_steps in zip(config.denoising_stages, noise.stages, (5, 3), strict=True):
         denoiser = model.denoiser(stage)
         trajectory = stage_trajectory(config, stage, host_time_embedding(denoiser), num_steps, GUIDANCE_SCALE)
         latents = sample(eager_network(denoiser), trajectory, start, LABELS, denoiser.null_label, cond)
         cond = noisy_condition(config, latents, noise.condition) if stage is Stage.BASE else None
-        updates = [(update.a, update.b, update.c) for update in trajectory.updates]
-        outputs[f"{stage} times"] = np.array(trajectory.times, np.float32)
+        times = config.process.schedule(num_steps).times
+        outputs[f"{stage} times"] = np.append(times, 0).astype(np.float32)
         outputs[f"{stage} time embedding"] = trajectory.time_embedding
-        outputs[f"{stage} updates"] = np.array(updates, np.float32)
+        outputs[f"{stage} updates"] = trajectory.updates
         outputs[f"{stage} latents"] = latents
     return outputs
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from msf_engine.model import DecodeModule, MsfModel
 from msf_engine.plan import Array, Plan, PlanSpec, run, stage_inputs
 from msf_engine.plan_validation import ValidationInputs, make_validation_inputs
 from msf_engine.repository import ModelVersion
-from msf_engine.schedule import Solver, updates
+from msf_engine.schedule import Schedule, Solver
 from msf_engine.time_embedding import HostTimeEmbedding
 from msf_scheduler.stage import Stage
 
@@ -39,19 +39,21 @@ def inputs_of(version: ModelVersion, stage: Stage) -> ValidationInputs:
     return make_validation_inputs(stage_inputs(version.config, stage), version.config.num_classes, embed)
 
 
-def integrate(velocity: Callable[[Tensor, float], Tensor], x: Tensor, times: Sequence[float], solver: Solver) -> Tensor:
-    """Carry `x` from times[0] to times[-1] along `velocity(x, t)`."""
+def integrate(network: Callable[[Tensor, float], Tensor], x: Tensor, schedule: Schedule, solver: Solver) -> Tensor:
+    """Carry `x` through a schedule's steps by the output of `network(x, t)`."""
     d_prev = x.new_zeros(x.shape)
-    for t, update in zip(times, updates(solver, times), strict=False):
-        d = velocity(x, t)
-        x = update.a * x + update.b * d + update.c * d_prev
+    for t, (a, b, c) in zip(schedule.times.tolist(), schedule.updates(solver).tolist(), strict=True):
+        d = network(x, t)
+        x = a * x + b * d + c * d_prev
         d_prev = d
     return x
 
 
 def stages_of(request: SampleRequest) -> list[Stage]:
     """Return the stage of each step that a sample needs."""
-    return [Stage.BASE] * request.num_base_steps + [Stage.RESIDUAL] * request.num_residual_steps + [Stage.DECODE]
+    stages = (Stage.DENOISE,) if len(request.num_steps) == 1 else (Stage.BASE, Stage.RESIDUAL)
+    pairs = zip(stages, request.num_steps, strict=True)
+    return [*(stage for stage, count in pairs for _ in range(count)), Stage.DECODE]
 
 
 def run_to_end(executor: Executor, samples: dict[int, SampleRequest]) -> dict[int, Image]:

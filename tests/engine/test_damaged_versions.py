@@ -13,7 +13,7 @@ import pytest
 from msf_engine.errors import ModelRepositoryError
 from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import load_version
-from msf_engine.repository import find_models, list_versions, read_version, verify
+from msf_engine.repository import find_models, list_versions, read_version
 from msf_engine.repository_scan import scan
 from tests.damaged_models import IN_FILES, IN_FOLDERS, IN_WEIGHTS, Damage
 
@@ -28,8 +28,8 @@ def second(repository: Path) -> Path:
 def test_damage_is_found_without_the_networks(repository: Path, second: Path, damage: Damage) -> None:
     damage(second)
     with pytest.raises(ModelRepositoryError, match=r"tiny/9"):
-        verify(read_version(repository, "tiny", "9").folder)
-    verify(read_version(repository, "tiny", "1").folder)
+        read_version(repository, "tiny", "9").verify()
+    read_version(repository, "tiny", "1").verify()
 
 
 @pytest.mark.parametrize("damage", IN_WEIGHTS.values(), ids=IN_WEIGHTS.keys())

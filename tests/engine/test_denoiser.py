@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from msf_engine.config import DenoiserConfig, DenoiserVariant
 from msf_engine.denoiser import Denoiser, rotary_embedding, rotate
+from msf_scheduler.stage import Stage
 from tests.models import tiny_config, tiny_model
 
 
@@ -21,12 +22,12 @@ def _inputs(batch: int) -> tuple[torch.Tensor, ...]:
 
 def test_an_untrained_denoiser_predicts_zero() -> None:
     """adaLN-Zero: every block starts as the identity and the output layer at zero."""
-    denoiser = Denoiser(tiny_config().residual.denoiser)
+    denoiser = Denoiser(tiny_config().stage(Stage.RESIDUAL).denoiser)
     assert not denoiser(*_inputs(2)).any()
 
 
 def test_every_input_affects_the_velocity() -> None:
-    denoiser = tiny_model().residual
+    denoiser = tiny_model().denoiser(Stage.RESIDUAL)
     inputs = _inputs(2)
     velocity = denoiser(*inputs)
     assert velocity.shape == (2, 6, 2, 2)
@@ -36,7 +37,7 @@ def test_every_input_affects_the_velocity() -> None:
 
 
 def test_samples_of_a_batch_are_independent() -> None:
-    denoiser = tiny_model().residual
+    denoiser = tiny_model().denoiser(Stage.RESIDUAL)
     together = denoiser(*_inputs(4))
     for row in range(4):
         alone = denoiser(*(tensor[row : row + 1] for tensor in _inputs(4)))
@@ -46,8 +47,9 @@ def test_samples_of_a_batch_are_independent() -> None:
 def test_the_time_embedding_distinguishes_time_from_noise_level() -> None:
     model = tiny_model()
     half, zero = torch.tensor([0.5]), torch.tensor([0.0])
-    assert not torch.allclose(model.residual.time(half, zero), model.residual.time(zero, half))
-    torch.testing.assert_close(model.base.time(half, zero), model.base.time(half, half))  # it has no condition
+    base, residual = (model.denoiser(stage).time for stage in (Stage.BASE, Stage.RESIDUAL))
+    assert not torch.allclose(residual(half, zero), residual(zero, half))
+    torch.testing.assert_close(base(half, zero), base(half, half))  # it has no condition
 
 
 OPTIONS: list[dict[str, object]] = [
@@ -89,7 +91,7 @@ def test_positions_are_among_the_weights_only_where_they_are_stored() -> None:
 
 def test_a_config_without_options_does_not_mention_them() -> None:
     """The digests of today's networks are those of their configs' text."""
-    config = tiny_config().base.denoiser
+    config = tiny_config().stages[0].denoiser
     assert not {"time", "variant"} & set(config.model_dump())
     other = config.model_copy(update={"variant": DenoiserVariant(mlp="swiglu")})
     assert DenoiserConfig.model_validate_json(other.model_dump_json()) == other

@@ -32,7 +32,7 @@ from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import load_plans
 from msf_engine.repository import ModelVersion
 from msf_engine.sampling import SampleNoise
-from msf_scheduler.stage import Stage
+from msf_scheduler.stage import TWO_STAGES, Stage
 from tests.engine.support import network_of
 
 CPU = torch.device("cpu")
@@ -44,7 +44,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an N
 
 def requests(count: int, *, guided: bool = True) -> list[SampleRequest]:
     return [
-        SampleRequest(n % 3, 11, n, 1 + n % 5, 1 + n % 3, SCALES[n % len(SCALES)] if guided else 1.0)
+        SampleRequest(n % 3, 11, n, (1 + n % 5, 1 + n % 3), SCALES[n % len(SCALES)] if guided else 1.0)
         for n in range(count)
     ]
 
@@ -57,7 +57,7 @@ def model(version: ModelVersion) -> MsfModel:
 @pytest.fixture(scope="module")
 def plans(eager_plans: ModelPlans, model: MsfModel) -> ModelPlans:
     """Plans of the networks in eager float32, on torch's CPU device."""
-    return with_networks(eager_plans, {stage: network_of(model, stage) for stage in Stage})
+    return with_networks(eager_plans, {stage: network_of(model, stage) for stage in TWO_STAGES})
 
 
 def with_networks(plans: ModelPlans, networks: Mapping[Stage, Any], buckets: tuple[int, ...] = BUCKETS) -> ModelPlans:
@@ -66,11 +66,11 @@ def with_networks(plans: ModelPlans, networks: Mapping[Stage, Any], buckets: tup
         stage: DevicePlan(PlanSpec("tiny:1", "", stage, buckets, inputs[stage]), network, CPU)
         for stage, network in networks.items()
     }
-    return replace(plans, by_stage=by_stage, buckets=dict.fromkeys(Stage, buckets))
+    return replace(plans, by_stage=by_stage, buckets=dict.fromkeys(TWO_STAGES, buckets))
 
 
 def at_bucket(plans: ModelPlans, bucket: int) -> ModelPlans:
-    return replace(plans, buckets=dict.fromkeys(Stage, (bucket,)))
+    return replace(plans, buckets=dict.fromkeys(TWO_STAGES, (bucket,)))
 
 
 class Driver:
@@ -91,7 +91,7 @@ class Driver:
         for slot, request in zip(self.executor.join(waiting), waiting, strict=True):
             self.requests[slot] = request
             self.stages[slot] = Stage.BASE
-            self.steps[slot] = [request.num_base_steps, request.num_residual_steps]
+            self.steps[slot] = list(request.num_steps)
 
     def leave(self, slot: int) -> SampleRequest:
         """End a sample that may be in batches under way, and return its request."""
@@ -162,13 +162,13 @@ def test_samples_that_leave_under_way_do_not_touch_the_next_in_their_slot(plans:
 
 
 def test_previews_are_those_of_arenas_in_the_hosts_memory(plans: ModelPlans) -> None:
-    sample_requests = [replace(request, num_residual_steps=3) for request in requests(3)]
+    sample_requests = [replace(request, num_steps=(request.num_steps[0], 3)) for request in requests(3)]
     executors = [Executor(plans, 3, arenas(plans, 3)) for arenas in (DeviceArenas, HostArenas)]
     slots = [executor.join(sample_requests) for executor in executors]
     assert slots[0] == slots[1]
     for slot, request in zip(slots[0], sample_requests, strict=True):
-        for step in range(request.num_base_steps + 3):
-            if step >= request.num_base_steps:
+        for step in range(request.num_steps[0] + 3):
+            if step >= request.num_steps[0]:
                 one, other = (executor.preview([slot])[slot] for executor in executors)
                 assert np.array_equal(one, other)
             for executor in executors:
@@ -176,7 +176,7 @@ def test_previews_are_those_of_arenas_in_the_hosts_memory(plans: ModelPlans) -> 
 
 
 def test_a_preview_shows_every_step_that_has_started(plans: ModelPlans) -> None:
-    request = replace(requests(1)[0], num_base_steps=1, num_residual_steps=3)
+    request = replace(requests(1)[0], num_steps=(1, 3))
     ahead, behind = Executor(plans, 1), Executor(plans, 1)
     (slot,) = ahead.join([request])
     assert behind.join([request]) == [slot]
@@ -195,7 +195,7 @@ def test_a_sample_that_is_not_finite_fails_alone(plans: ModelPlans) -> None:
     noise = SampleNoise.of(
         plans.config, [request.seed for request in sample_requests], [request.index for request in sample_requests]
     )
-    noise.base[2, 0, 0, 0] = np.nan
+    noise.stages[0][2, 0, 0, 0] = np.nan
     slots = executor.join(sample_requests, noise)
     results = [executor.step(slots, 8), executor.step([slots[1]], 8)]
     assert [result.failed for result in results] == [(slots[2],), ()]
@@ -209,7 +209,9 @@ def test_more_schedules_than_expected_are_kept(plans: ModelPlans, monkeypatch: p
     monkeypatch.setattr(device, "MIN_TABLE_ROWS", 4)
     sampling = plans.config.sampling.model_copy(update={"max_num_steps": 1})
     config = plans.config.model_copy(update={"sampling": sampling})
-    sample_requests = [replace(request, num_base_steps=1 + n) for n, request in enumerate(requests(9))]
+    sample_requests = [
+        replace(request, num_steps=(1 + n, request.num_steps[1])) for n, request in enumerate(requests(9))
+    ]
     images = Driver(Executor(replace(plans, config=config), 9), 8, 0).run(sample_requests)
     for request, image in zip(sample_requests, generate(at_bucket(plans, 8), sample_requests), strict=True):
         assert np.array_equal(images[request], image), request
@@ -219,7 +221,7 @@ def test_a_failure_of_the_device_is_a_plan_error(plans: ModelPlans, model: MsfMo
     def broken(*inputs: Tensor) -> Tensor:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    networks = {stage: network_of(model, stage) for stage in Stage}
+    networks = {stage: network_of(model, stage) for stage in TWO_STAGES}
     executor = Executor(with_networks(plans, networks | {Stage.BASE: broken}), 1)
     with pytest.raises(PlanError, match="the device cannot start a batch of base: CUDA error: an illegal memory"):
         executor.step(executor.join(requests(1)))
@@ -297,7 +299,7 @@ def test_on_a_gpu_every_batch_is_a_graph_and_agrees_with_the_plans(
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore")
 def test_on_a_gpu_strict_buckets_keep_an_images_bytes(gpu_plans: ModelPlans) -> None:
-    strict = set.intersection(*(set(gpu_plans.strict[stage]) for stage in Stage)) - {1}
+    strict = set.intersection(*(set(gpu_plans.strict[stage]) for stage in TWO_STAGES)) - {1}
     if not strict:
         pytest.skip(f"no bucket is strict in every stage: {gpu_plans.strict}")
     sample_requests = requests(12)
@@ -310,7 +312,9 @@ def test_on_a_gpu_strict_buckets_keep_an_images_bytes(gpu_plans: ModelPlans) -> 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore")
 def test_on_a_gpu_more_schedules_than_expected_are_kept(gpu_plans: ModelPlans, monkeypatch: pytest.MonkeyPatch) -> None:
-    sample_requests = [replace(request, num_base_steps=1 + n) for n, request in enumerate(requests(9))]
+    sample_requests = [
+        replace(request, num_steps=(1 + n, request.num_steps[1])) for n, request in enumerate(requests(9))
+    ]
     expected = Driver(Executor(gpu_plans, 9), 4, 0).run(sample_requests)
     monkeypatch.setattr(device, "MIN_TABLE_ROWS", 4)
     sampling = gpu_plans.config.sampling.model_copy(update={"max_num_steps": 1})

@@ -18,17 +18,18 @@ from msf_engine.model_plans import ModelPlans
 from msf_engine.noise import NoiseStream, gaussian_noise
 from msf_engine.repository import ModelVersion
 from msf_engine.sampling import SampleNoise
-from msf_engine.schedule import timesteps
+from msf_engine.schedule import flow_schedule, flow_times
 from msf_scheduler.stage import Stage
 from msf_training.dataset import to_uint8
 from tests.engine.support import Image, integrate, run_to_end, stages_of
+from tests.models import with_stage
 
 REQUESTS = [
-    SampleRequest(label=0, seed=1, index=0, num_base_steps=4, num_residual_steps=2, guidance_scale=1.5),
-    SampleRequest(label=1, seed=1, index=1, num_base_steps=7, num_residual_steps=1, guidance_scale=4.0),
-    SampleRequest(label=2, seed=9, index=0, num_base_steps=1, num_residual_steps=3, guidance_scale=1.0),
-    SampleRequest(label=2, seed=9, index=5, num_base_steps=3, num_residual_steps=2, guidance_scale=0.0),
-    SampleRequest(label=0, seed=3, index=0, num_base_steps=4, num_residual_steps=2, guidance_scale=1.0),
+    SampleRequest(label=0, seed=1, index=0, num_steps=(4, 2), guidance_scale=1.5),
+    SampleRequest(label=1, seed=1, index=1, num_steps=(7, 1), guidance_scale=4.0),
+    SampleRequest(label=2, seed=9, index=0, num_steps=(1, 3), guidance_scale=1.0),
+    SampleRequest(label=2, seed=9, index=5, num_steps=(3, 2), guidance_scale=0.0),
+    SampleRequest(label=0, seed=3, index=0, num_steps=(4, 2), guidance_scale=1.0),
 ]
 
 
@@ -52,7 +53,7 @@ def test_an_image_is_the_decoded_integral_of_both_stages(eager_plans: ModelPlans
             unguided: Tensor = denoiser(x, embedding, null, cond)
             return unguided + request.guidance_scale * (conditional - unguided)
 
-        return integrate(velocity, noise, timesteps(num_steps), config.sampling.solver)
+        return integrate(velocity, noise, flow_schedule(flow_times(num_steps)), config.sampling.solver)
 
     base = stage(Stage.BASE, _noise((2, 2, 2), request, NoiseStream.BASE), 4, None)
     cond = torch.lerp(base, _noise((2, 2, 2), request, NoiseStream.CONDITION), 0.1)
@@ -112,8 +113,7 @@ def test_a_guided_sample_takes_two_rows(eager_plans: ModelPlans) -> None:
 def test_guidance_acts_inside_its_interval_only(eager_plans: ModelPlans) -> None:
     guidance = GuidanceConfig(interval=(0.3, 0.8))
     config = eager_plans.config
-    config = config.model_copy(update={"base": config.base.model_copy(update={"guidance": guidance})})
-    executor = Executor(replace(eager_plans, config=config), 1)
+    executor = Executor(replace(eager_plans, config=with_stage(config, Stage.BASE, guidance=guidance)), 1)
     slots = executor.join(REQUESTS[:1])
     num_rows = []
     for _ in range(4):
@@ -125,8 +125,8 @@ def test_guidance_acts_inside_its_interval_only(eager_plans: ModelPlans) -> None
 
 
 def test_a_stage_without_an_interval_is_never_guided(eager_plans: ModelPlans) -> None:
-    residual = eager_plans.config.residual.model_copy(update={"guidance": GuidanceConfig(interval=None)})
-    base_guided_only = replace(eager_plans, config=eager_plans.config.model_copy(update={"residual": residual}))
+    config = with_stage(eager_plans.config, Stage.RESIDUAL, guidance=GuidanceConfig(interval=None))
+    base_guided_only = replace(eager_plans, config=config)
     guided = replace(REQUESTS[0], guidance_scale=3.0)
     [image] = generate(base_guided_only, [guided])
     assert not np.array_equal(image, generate(eager_plans, [guided])[0])
@@ -140,7 +140,7 @@ def test_leaving_frees_the_slot_and_does_not_affect_others(exact_plans: ModelPla
     executor.leave(leaving)
     assert executor.num_free_slots == 1
     [successor] = executor.join([REQUESTS[2]])
-    rest = replace(REQUESTS[0], num_base_steps=3)
+    rest = replace(REQUESTS[0], num_steps=(3, 2))
     images = run_to_end(executor, {staying: rest, successor: REQUESTS[2]})
     for slot, expected in zip((staying, successor), generate(exact_plans, [REQUESTS[0], REQUESTS[2]]), strict=True):
         assert np.array_equal(images[slot], expected)
@@ -157,7 +157,7 @@ def test_a_slot_that_is_left_under_way_is_free_after_its_last_batch(exact_plans:
         executor.finish(batch)
     assert executor.num_free_slots == 1
     [successor] = executor.join([REQUESTS[2]])
-    rest = replace(REQUESTS[0], num_base_steps=4 - num_batches)
+    rest = replace(REQUESTS[0], num_steps=(4 - num_batches, 2))
     images = run_to_end(executor, {staying: rest, successor: REQUESTS[2]})
     for slot, expected in zip((staying, successor), generate(exact_plans, [REQUESTS[0], REQUESTS[2]]), strict=True):
         assert np.array_equal(images[slot], expected)
@@ -165,7 +165,7 @@ def test_a_slot_that_is_left_under_way_is_free_after_its_last_batch(exact_plans:
 
 def test_an_image_whose_sample_has_left_is_dropped(eager_plans: ModelPlans) -> None:
     executor = Executor(eager_plans, 1)
-    request = SampleRequest(0, 1, 0, 1, 1, 1.0)
+    request = SampleRequest(0, 1, 0, (1, 1), 1.0)
     slots = executor.join([request])
     executor.step(slots)
     last_step, decoding = (executor.start(slots) for _ in range(2))
@@ -182,7 +182,7 @@ def test_a_sample_that_is_not_finite_fails_alone(exact_plans: ModelPlans) -> Non
     assert executor.finish(first).failed == (sick,)
     assert executor.finish(second).failed == ()  # it is reported once
     assert executor.num_free_slots == 1
-    images = run_to_end(executor, {healthy: replace(REQUESTS[0], num_base_steps=2)})
+    images = run_to_end(executor, {healthy: replace(REQUESTS[0], num_steps=(2, 2))})
     assert np.array_equal(images[healthy], generate(exact_plans, REQUESTS[:1])[0])
 
 
@@ -195,7 +195,7 @@ def test_stages_split_steps_in_the_ratio_of_their_defaults(
 
 @torch.no_grad()
 def test_the_first_preview_is_the_base_decoded_alone(eager_plans: ModelPlans, version: ModelVersion) -> None:
-    requests = [replace(request, num_base_steps=4, guidance_scale=1.5) for request in REQUESTS[:2]]
+    requests = [replace(request, num_steps=(4, 2), guidance_scale=1.5) for request in REQUESTS[:2]]
     executor = Executor(eager_plans, 2)
     slots = executor.join(requests)
     for _ in range(4):
@@ -203,15 +203,15 @@ def test_the_first_preview_is_the_base_decoded_alone(eager_plans: ModelPlans, ve
     previews = executor.preview(slots)
     noise = SampleNoise.of(eager_plans.config, [r.seed for r in requests], [r.index for r in requests])
     labels = np.array([request.label for request in requests])
-    bases = torch.from_numpy(denoise(eager_plans, Stage.BASE, noise.base, labels, 4, 1.5))
-    mean, std = (torch.tensor(each)[:, None, None] for each in vars(eager_plans.config.base.statistics).values())
+    bases = torch.from_numpy(denoise(eager_plans, Stage.BASE, noise.stages[0], labels, 4, 1.5))
+    mean, std = (torch.tensor(each)[:, None, None] for each in vars(eager_plans.config.stages[0].statistics).values())
     decoded = to_uint8(version.load().autoencoder.decode(up(bases * std + mean)))
     for slot, expected in zip(slots, decoded, strict=True):
         assert np.abs(previews[slot].astype(int) - expected.permute(1, 2, 0).numpy().astype(int)).max() <= 1
 
 
 def test_previews_approach_the_image_without_advancing_it(exact_plans: ModelPlans) -> None:
-    request = replace(REQUESTS[0], num_residual_steps=6)
+    request = replace(REQUESTS[0], num_steps=(4, 6))
     executor = Executor(exact_plans, 1)
     slots = executor.join([request])
     previews: list[NDArray[np.int_]] = []

@@ -20,14 +20,14 @@ from msf_engine.model_plans import ModelPlans
 from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import load_plans
 from msf_engine.repository import ModelVersion, read_version, save_version
-from msf_engine.schedule import timesteps, updates
+from msf_engine.schedule import flow_schedule, flow_times
 from msf_engine.step_table import StepTable
 from msf_engine.time_embedding import HostTimeEmbedding
 from msf_scheduler.stage import Stage
 from tests.engine.support import run_to_end
-from tests.models import LABELS, flow_map_config, tiny_config, tiny_model
+from tests.models import LABELS, flow_map_config, tiny_config, tiny_model, with_stage
 
-REQUEST = SampleRequest(label=1, seed=4, index=0, num_base_steps=2, num_residual_steps=1, guidance_scale=1.5)
+REQUEST = SampleRequest(label=1, seed=4, index=0, num_steps=(2, 1), guidance_scale=1.5)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def plans(flow_map_version: ModelVersion, tmp_path_factory: pytest.TempPathFacto
 def test_exact_average_velocities_reach_the_same_data_in_any_number_of_steps(num_steps: int) -> None:
     """The flow of normal data of deviation s is x_r = x_t σ(r) / σ(t) with σ(t)² = (1 - t)² s² + t²."""
     deviation = 0.3
-    times = timesteps(num_steps, 2.0)
+    times = flow_times(num_steps, 2.0)
 
     def sigma(t: float) -> float:
         return float(np.hypot((1 - t) * deviation, t))
@@ -59,8 +59,8 @@ def test_exact_average_velocities_reach_the_same_data_in_any_number_of_steps(num
     noise = np.random.default_rng(0).normal(size=(3, 2, 2, 2))
 
     x = noise
-    for (t, r), update in zip(pairwise(times), updates("flow_map", times), strict=True):
-        x = update.a * x + update.b * x * (1 - sigma(r) / sigma(t)) / (t - r) + update.c
+    for (t, r), (a, b, c) in zip(pairwise(times), flow_schedule(times).updates("flow_map"), strict=True):
+        x = a * x + b * x * (1 - sigma(r) / sigma(t)) / (t - r) + c
     np.testing.assert_allclose(x, deviation * noise, rtol=1e-5)
 
 
@@ -103,7 +103,7 @@ def test_many_guidance_scales_share_few_tables(plans: ModelPlans) -> None:
     table = StepTable(plans.config, Stage.BASE, plans.time_embeddings[Stage.BASE])
     offsets = {table.offset(2, scale) for scale in np.linspace(0, 10, 5000)}
     assert len(offsets) == 21  # 1, 1.05 ... 2
-    assert len(table.times) == 2 * len(offsets)
+    assert len(table) == 2 * len(offsets)
 
 
 def test_velocity_networks_have_one_table_whatever_the_scale(eager_plans: ModelPlans) -> None:
@@ -112,10 +112,9 @@ def test_velocity_networks_have_one_table_whatever_the_scale(eager_plans: ModelP
 
 
 def test_guidance_by_a_second_row_is_refused_in_a_flow_map() -> None:
-    config = flow_map_config()
-    guided = config.residual.model_copy(update={"guidance": GuidanceConfig()})
-    with pytest.raises(ValidationError, match=r"guidance\.interval must be null in both stages of a flow map"):
-        ModelConfig.model_validate({**config.model_dump(), "residual": guided.model_dump()})
+    config = with_stage(flow_map_config(), Stage.RESIDUAL, guidance=GuidanceConfig())
+    with pytest.raises(ValidationError, match=r"guidance\.interval must be null in every stage of a flow map"):
+        ModelConfig.model_validate(config.model_dump())
 
 
 def test_weights_of_a_velocity_network_are_not_those_of_a_flow_map(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from msf_engine.generate import denoise, generate
 from msf_engine.model_plans import ModelPlans
 from msf_engine.repository import ModelVersion
 from msf_engine.sampling import SampleNoise, sample, stage_trajectory
-from msf_scheduler.stage import Stage
+from msf_scheduler.stage import TWO_STAGES, Stage
 from tests.engine.support import run_to_end
 
-REQUESTS = [SampleRequest(index % 3, 5, index, 4, 2, 1.5) for index in range(4)]
+REQUESTS = [SampleRequest(index % 3, 5, index, (4, 2), 1.5) for index in range(4)]
 
 
 def _executed(plans: ModelPlans, requests: list[SampleRequest]) -> list[NDArray[np.uint8]]:
@@ -39,7 +39,7 @@ def test_images_are_those_of_the_executor(exact_plans: ModelPlans, count: int, s
 
 def test_images_are_in_the_order_of_the_requests(eager_plans: ModelPlans) -> None:
     requests = [
-        SampleRequest(index % 3, 9, index, 2 + index % 2, 1, scale)
+        SampleRequest(index % 3, 9, index, (2 + index % 2, 1), scale)
         for index, scale in enumerate((1.5, 1.0, 3.0, 1.5, 1.5, 1.0, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5))
     ]
     for image, request in zip(generate(eager_plans, requests), requests, strict=True):
@@ -54,7 +54,7 @@ def test_strict_images_do_not_depend_on_their_batch(eager_plans: ModelPlans) -> 
 
 
 def test_strict_images_need_a_strict_bucket(eager_plans: ModelPlans) -> None:
-    plans = replace(eager_plans, strict=dict.fromkeys(Stage, ()))
+    plans = replace(eager_plans, strict=dict.fromkeys(TWO_STAGES, ()))
     with pytest.raises(PlanError, match="no strict images: a row's bytes in stage base depend on its batch"):
         generate(plans, REQUESTS, strict=True)
 
@@ -69,8 +69,8 @@ def test_sampling_the_networks_is_sampling_their_plans(eager_plans: ModelPlans, 
     config, model = eager_plans.config, version.load()
     noise, labels = SampleNoise.of(config, [1] * 4, range(4)), np.array([0, 1, 2, 0])
     for stage, start, cond in (
-        (Stage.BASE, noise.base, None),
-        (Stage.RESIDUAL, noise.residual, noise.condition),
+        (Stage.BASE, noise.stages[0], None),
+        (Stage.RESIDUAL, noise.stages[1], noise.condition),
     ):
         denoiser = model.denoiser(stage)
         trajectory = stage_trajectory(config, stage, host_time_embedding(denoiser), 5, 2.0)

@@ -23,13 +23,13 @@ from msf_engine.plan import Array, FunctionPlan, Plan, PlanSpec, run, stage_inpu
 from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import compile_plans, load_plans, load_version
 from msf_engine.repository import ModelVersion, read_version, save_version
-from msf_scheduler.stage import Stage
+from msf_scheduler.stage import TWO_STAGES, Stage
 from tests.engine.support import by_row
 from tests.models import LABELS, tiny_model, tiny_repository
 
 MODEL_REPO = Path(__file__).parents[2] / "model_repo"
 REQUESTS = [
-    SampleRequest(label, seed, 0, 4, 2, scale) for label, seed, scale in ((0, 1, 1.5), (1, 2, 1.0), (2, 3, 3.0))
+    SampleRequest(label, seed, 0, (4, 2), scale) for label, seed, scale in ((0, 1, 1.5), (1, 2, 1.0), (2, 3, 3.0))
 ]
 
 
@@ -82,7 +82,7 @@ from msf_engine.plan_loader import load_plans
 from msf_engine.repository import read_version
 version = read_version(Path({str(version.folder.parent.parent)!r}), "tiny")
 plans = load_plans(version, get_backend("openvino", "fp32", 1), PlanCache(Path({str(plan_folder)!r})), (2,))
-request = SampleRequest(0, 1, 0, 2, 1, 2.0)
+request = SampleRequest(0, 1, 0, (2, 1), 2.0)
 executor = Executor(plans, 1)
 slots = executor.join([request])
 for _ in range(3):
@@ -114,7 +114,7 @@ def test_changed_weights_build_their_own_plan_alone(repository: Path, tmp_path: 
     backend, cache = EagerBackend("fp32", 1), PlanCache(tmp_path / "plans")
     load_plans(read_version(repository, "tiny"), backend, cache, (2,))
     model = tiny_model()
-    model.base.out.bias.data.add_(1)
+    model.denoiser(Stage.BASE).out.bias.data.add_(1)
     save_version(repository, "tiny", "2", model, LABELS)
     plans = load_plans(read_version(repository, "tiny"), backend, cache, (2,))
     assert (plans.num_loaded, plans.num_built) == (2, 1)
@@ -237,7 +237,7 @@ def test_each_stage_has_its_buckets(version: ModelVersion, tmp_path: Path) -> No
     cache = PlanCache(tmp_path)
     plans = load_plans(version, get_backend("noop", None, 1), cache, (16, 4, 2))
     assert plans.buckets == {Stage.BASE: (2, 4, 16), Stage.RESIDUAL: (2, 4, 16), Stage.DECODE: (2, 4)}
-    assert set(plans.seconds) == {(stage, bucket) for stage in Stage for bucket in plans.buckets[stage]}
+    assert set(plans.seconds) == {(stage, bucket) for stage in TWO_STAGES for bucket in plans.buckets[stage]}
     large = load_plans(version, get_backend("noop", None, 1), cache, (16, 32))
     assert large.buckets[Stage.DECODE] == (16,)
     backend = get_backend("noop", None, 1)
@@ -347,7 +347,7 @@ def test_eager_bf16_agrees_with_float32_roughly(version: ModelVersion, eager_pla
 
 
 def test_weights_that_are_cast_once_compute_what_autocast_does(version: ModelVersion, tmp_path: Path) -> None:
-    network = version.load().residual
+    network = version.load().denoiser(Stage.RESIDUAL)
     inputs = _random_inputs(version, Stage.RESIDUAL, 4)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         expected = network(*(torch.from_numpy(array) for array in inputs))

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from msf_engine.errors import ModelRepositoryError
 from msf_engine.repository import find_models, read_version, save_version
-from msf_scheduler.stage import Stage
+from msf_scheduler.stage import TWO_STAGES, Stage
 from tests.models import LABELS, tiny_model, tiny_repository
 
 
@@ -34,25 +34,29 @@ def test_a_network_is_named_by_its_weights_and_config_alone(repository: Path) ->
     first = read_version(repository, "tiny")
     same = tiny_repository(repository, "other", "3")
     model = tiny_model()
-    model.base.out.bias.data.add_(1)
+    model.denoiser(Stage.BASE).out.bias.data.add_(1)
     save_version(repository, "tiny", "2", model, LABELS)
     changed = read_version(repository, "tiny", "2")
-    for stage in Stage:
+    for stage in TWO_STAGES:
         assert first.network_digest(stage) == same.network_digest(stage)
         assert (first.network_digest(stage) == changed.network_digest(stage)) is (stage is not Stage.BASE)
-    assert len({first.network_digest(stage) for stage in Stage}) == 3
+    assert len({first.network_digest(stage) for stage in TWO_STAGES}) == 3
 
 
 def test_a_changed_config_names_another_network(repository: Path) -> None:
     first = read_version(repository, "tiny")
     file = repository / "tiny" / "config.json"
     config = json.loads(file.read_text())
-    config["base"]["denoiser"]["num_heads"] = 4
-    config["residual"]["statistics"]["std"][0] = 2.0
+    config["stages"][0]["denoiser"]["num_heads"] = 4
+    config["stages"][1]["statistics"]["std"][0] = 2.0
     config["sampling"]["solver"] = "euler"  # of no network
     file.write_text(json.dumps(config))
     changed = read_version(repository, "tiny")
-    assert [first.network_digest(stage) == changed.network_digest(stage) for stage in Stage] == [False, True, False]
+    assert [first.network_digest(stage) == changed.network_digest(stage) for stage in TWO_STAGES] == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_sha256sum_accepts_the_checksums(repository: Path) -> None:
@@ -123,7 +127,7 @@ def test_a_pickle_is_an_error_and_is_not_loaded(repository: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("conditioning_noise", 1.5, r"conditioning_noise: .*less than 1"),
+        ("stages", [], r"stages: .*at least 1 item"),
         ("surprise", 1, r"surprise: Extra inputs are not permitted"),
         ("image", {"size": 16, "channels": 2}, r"image\.channels: .*1, 3 or 4"),
         ("image", {"size": 32, "channels": 1}, r"base\.denoiser\.size is 2; this latent .* needs 4"),

@@ -8,7 +8,6 @@ import pytest
 from msf_engine.noise import NoiseStream, gaussian_noise
 from msf_engine.plan import Array
 from msf_engine.sampling import SampleNoise, Trajectory, advance, guide, sample
-from msf_engine.schedule import Update
 from tests.models import tiny_config
 
 
@@ -44,7 +43,9 @@ def test_a_guided_step_evaluates_two_rows_of_each_sample(scale: float, num_rows:
         batches.append(list(inputs))  # type: ignore[call-overload]
         return np.asarray(batches[-1][0])
 
-    trajectory = Trajectory((1.0, 0.0), np.zeros((1, 4), np.float32), (scale,), (Update(1.0, -1.0, 0.0),))
+    trajectory = Trajectory(
+        np.zeros((1, 4), np.float32), np.array([scale], np.float32), np.array([[1, -1, 0]], np.float32)
+    )
     cond = np.arange(3, dtype=np.float32)[:, None, None, None]
     sample(network, trajectory, _latents(1), np.array([0, 1, 2]), 9, cond)
     assert [len(x) for x, *_ in batches] == num_rows
@@ -58,12 +59,11 @@ def test_the_noise_of_a_sample_does_not_depend_on_the_others() -> None:
     config = tiny_config()
     together, alone = SampleNoise.of(config, [5, 5, 8], [0, 1, 1]), SampleNoise.of(config, [8], [1])
     assert len(together) == 3
-    for stream, part in (
-        (NoiseStream.BASE, "base"),
-        (NoiseStream.RESIDUAL, "residual"),
-        (NoiseStream.CONDITION, "condition"),
-    ):
-        noise = getattr(together, part)
+    streams = (NoiseStream.BASE, NoiseStream.RESIDUAL, NoiseStream.CONDITION)
+    parts = ((*noise.stages, noise.condition) for noise in (together, alone))
+    for stream, noise, noise_alone in zip(streams, *parts, strict=True):
+        assert noise is not None
+        assert noise_alone is not None
         expected = gaussian_noise(noise.shape[1:], seed=8, index=1, stream=stream)
         np.testing.assert_array_equal(noise[2], expected)
-        np.testing.assert_array_equal(getattr(alone, part)[0], expected)
+        np.testing.assert_array_equal(noise_alone[0], expected)

@@ -56,7 +56,7 @@ def convert_all() -> dict[str, int]:
     import torch_tensorrt.dynamo.conversion._TRTInterpreter as interpreter
 
     from msf_engine.backends.tensorrt import TensorRtBackend
-    from msf_scheduler.stage import Stage
+    from msf_scheduler.stage import TWO_STAGES
     from tests.engine.support import network_of, spec_of
     from tests.models import tiny_model
 
@@ -65,7 +65,7 @@ def convert_all() -> dict[str, int]:
     backend = TensorRtBackend("bf16", 1)
     backend.route = "torch-tensorrt"
     sizes: dict[str, int] = {}
-    for stage in Stage:
+    for stage in TWO_STAGES:
         with TemporaryDirectory() as folder:
             backend.compile(spec_of(model, stage, 1, 2), network_of(model, stage), Path(folder))
             sizes |= {f"{stage} {file.name}": file.stat().st_size for file in Path(folder).iterdir()}

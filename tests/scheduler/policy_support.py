@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from msf_scheduler.active_set import ActiveSet, ActiveWork
 from msf_scheduler.jobs import Priority
-from msf_scheduler.stage import Stage
+from msf_scheduler.stage import TWO_STAGES, Stage
 from msf_scheduler.step_batching import StepBatch
 from msf_scheduler.step_costs import StepCosts, StepPattern
 
@@ -69,7 +69,7 @@ def costs(seed: int = 0, strict: Mapping[Stage, Sequence[int]] | None = None) ->
     """Return random costs that grow sublinearly with the bucket."""
     rng = random.Random(seed)
     measured = StepCosts(BUCKETS, strict=strict)
-    for stage in Stage:
+    for stage in TWO_STAGES:
         alone_s, growth = rng.uniform(0.001, 0.01), rng.uniform(0.3, 1)
         for bucket in BUCKETS:
             measured.observe(stage, bucket, alone_s * bucket**growth)
@@ -79,7 +79,7 @@ def costs(seed: int = 0, strict: Mapping[Stage, Sequence[int]] | None = None) ->
 def uniform_costs(buckets: Sequence[int] = BUCKETS) -> StepCosts:
     """Return costs of 10 ms whatever the bucket."""
     measured = StepCosts(buckets)
-    for stage in Stage:
+    for stage in TWO_STAGES:
         for bucket in buckets:
             measured.observe(stage, bucket, 0.01)
     return measured

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from msf_scheduler.active_set import ActiveWork
 from msf_scheduler.dynamic_batching import RequestLevelPolicy
-from msf_scheduler.stage import Stage
+from msf_scheduler.stage import TWO_STAGES, Stage
 from msf_scheduler.step_batching import BatchingPolicy, StepBatch, StepLevelPolicy
 from tests.scheduler.policy_support import BUCKETS, Entry, active_set, costs, entries, job, times
 
 strict_sets = st.lists(st.sampled_from(BUCKETS), unique=True).map(lambda buckets: (2, *buckets))
 
 
-@given(entries, st.fixed_dictionaries(dict.fromkeys(Stage, strict_sets)), times, st.booleans())
+@given(entries, st.fixed_dictionaries(dict.fromkeys(TWO_STAGES, strict_sets)), times, st.booleans())
 def test_a_batch_with_a_strict_member_takes_a_strict_bucket(
     jobs: list[Entry], strict: dict[Stage, tuple[int, ...]], now: float, is_request_level: bool
 ) -> None:
@@ -35,7 +35,7 @@ def test_a_batch_with_a_strict_member_takes_a_strict_bucket(
 
 
 def test_a_strict_job_without_a_bucket_for_it_is_refused() -> None:
-    active = active_set([], costs(strict=dict.fromkeys(Stage, (1,))))
+    active = active_set([], costs(strict=dict.fromkeys(TWO_STAGES, (1,))))
     strict = ActiveWork("a", 0.0, is_strict=True)
     active.add_job(0, strict, job(rows=1).pattern)
     with pytest.raises(ValueError, match=r"A strict base step takes 2 rows. Buckets: \(1,\)"):
@@ -45,11 +45,11 @@ def test_a_strict_job_without_a_bucket_for_it_is_refused() -> None:
 
 
 def test_strict_cost() -> None:
-    assert costs(strict=dict.fromkeys(Stage, BUCKETS)).strict_cost() == costs().strict_cost() == 0.0
-    padded = costs(strict=dict.fromkeys(Stage, (4,)))
-    alone = max(padded.mean_s(stage, 4) / padded.mean_s(stage, 1) - 1 for stage in Stage)
+    assert costs(strict=dict.fromkeys(TWO_STAGES, BUCKETS)).strict_cost() == costs().strict_cost() == 0.0
+    padded = costs(strict=dict.fromkeys(TWO_STAGES, (4,)))
+    alone = max(padded.mean_s(stage, 4) / padded.mean_s(stage, 1) - 1 for stage in TWO_STAGES)
     assert padded.strict_cost() == pytest.approx(alone)
-    split = costs(strict=dict.fromkeys(Stage, (1,)))
-    whole = max(4 * split.mean_s(stage, 1) / split.mean_s(stage, 4) - 1 for stage in Stage)
+    split = costs(strict=dict.fromkeys(TWO_STAGES, (1,)))
+    whole = max(4 * split.mean_s(stage, 1) / split.mean_s(stage, 4) - 1 for stage in TWO_STAGES)
     assert split.strict_cost() == pytest.approx(whole)
-    assert costs(strict={**dict.fromkeys(Stage, (1,)), Stage.BASE: ()}).strict_cost() is None
+    assert costs(strict={**dict.fromkeys(TWO_STAGES, (1,)), Stage.BASE: ()}).strict_cost() is None

@@ -59,7 +59,7 @@ def test_the_new_version_makes_images_and_the_teacher_is_kept(finished: Path, tm
     assert (version.config.default_num_steps, version.config.sampling.max_guidance_scale) == (3, 2.0)
     assert version.labels == teacher.labels
     plans = load_plans(version, get_backend("eager", "fp32", 1), PlanCache(tmp_path), (1,))
-    [image] = generate(plans, [SampleRequest(0, 1, 0, 2, 1, 1.5)])
+    [image] = generate(plans, [SampleRequest(0, 1, 0, (2, 1), 1.5)])
     assert image.shape == (16, 16, 1)
     grids = {file.name for file in (finished / "out/samples").iterdir()}
     assert grids == {"base-000003.png", "residual-000002.png"}

@@ -42,7 +42,7 @@ def test_a_flow_map_begins_as_its_teacher_whatever_it_is_told(stage: Stage) -> N
 
 def test_trajectories_are_those_of_the_sampler(maker: TrajectoryMaker) -> None:
     """Base and residual of the file whose times are regular, of a sample with the default solver and its own scale."""
-    number = next(n for n in range(20) if draw_times(4, torch.Generator().manual_seed(n)) == (1.0, 0.75, 0.5, 0.25, 0))
+    number = next(n for n in range(20) if draw_times(4, torch.Generator().manual_seed(n))[1] == 0.75)
     for stage in (Stage.BASE, Stage.RESIDUAL):
         trajectories = maker.make(stage, (number + 1) * BATCH_SIZE)
         row = number * BATCH_SIZE + 3
@@ -99,7 +99,7 @@ def _straight(velocity: Tensor, num_steps: int) -> Trajectories:
 def test_the_loss_of_predicting_nothing_is_the_size_of_the_velocity() -> None:
     """An untrained denoiser predicts 0. On a straight line every jump has the same average velocity."""
     trajectories = _straight(torch.full((8, 2, 2, 2), 0.7), num_steps=4)
-    flow_map = Denoiser(tiny_config().base.denoiser, is_flow_map=True)
+    flow_map = Denoiser(tiny_config().stages[0].denoiser, is_flow_map=True)
     losses = flow_map_loss(flow_map, trajectories, OBJECTIVE, torch.Generator().manual_seed(0))
     assert losses["error"].item() == pytest.approx(0.49, rel=1e-4)
     assert losses["loss"].item() == pytest.approx((0.49 + HUBER_SCALE**2) ** 0.5 - HUBER_SCALE, rel=1e-4)
@@ -108,7 +108,7 @@ def test_the_loss_of_predicting_nothing_is_the_size_of_the_velocity() -> None:
 def test_an_exact_flow_map_has_no_loss() -> None:
     """With no weights but the last bias, the network predicts one number per channel, at any time and scale."""
     velocity = torch.tensor([0.7, -1.2])
-    flow_map = Denoiser(tiny_config().base.denoiser, is_flow_map=True)
+    flow_map = Denoiser(tiny_config().stages[0].denoiser, is_flow_map=True)
     flow_map.out.bias.data.copy_(velocity)
     trajectories = _straight(velocity[:, None, None].expand(8, 2, 2, 2), num_steps=4)
     losses = flow_map_loss(flow_map, trajectories, OBJECTIVE, torch.Generator().manual_seed(0))

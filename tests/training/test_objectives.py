@@ -58,7 +58,7 @@ def latents() -> Latents:
 
 
 def test_encoded_latents_have_unit_variance(latents: Latents) -> None:
-    for stage in (latents.base, latents.residual):
+    for stage in latents.stages:
         torch.testing.assert_close(stage.mean((0, 2, 3)), torch.zeros(stage.shape[1]), rtol=0, atol=1e-4)
         torch.testing.assert_close(stage.std((0, 2, 3)), torch.ones(stage.shape[1]), rtol=0, atol=1e-4)
 
@@ -73,7 +73,7 @@ def test_an_untrained_denoiser_has_the_loss_of_predicting_nothing(latents: Laten
     """Its output is zero, so the loss is E|noise - data|² = 2 for unit variance."""
     config = tiny_config()
     objective = DenoiserObjective(batch_size=4096)
-    for stage in (config.base, config.residual):
+    for stage in config.stages:
         losses = denoiser_loss(Denoiser(stage.denoiser), latents, objective, torch.Generator().manual_seed(0))
         assert losses["loss"].item() == pytest.approx(2, abs=0.1)
 
@@ -82,7 +82,7 @@ def test_the_named_fraction_of_named_images_is_labelled_by_name() -> None:
     statistics = LatentStatistics(mean=(0.0,), std=(1.0,))
     zeros = torch.zeros(3, 1, 2, 2)
     labels, image_labels = torch.tensor([0, 1, 1]), torch.tensor([2, 3, -1])
-    latents = Latents(zeros, zeros, labels, statistics, statistics, image_labels=image_labels)
+    latents = Latents((zeros,), (statistics,), labels, image_labels=image_labels)
     indices = torch.arange(3).repeat(2000)
     drawn = latents.draw_labels(indices, 0.25, torch.Generator().manual_seed(0)).view(2000, 3)
     assert (drawn == image_labels).double().mean(0)[:2].tolist() == pytest.approx([0.25, 0.25], abs=0.03)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from msf_cli.main import main
 from msf_engine.repository import read_version
+from msf_scheduler.stage import Stage
 from msf_training.class_folders import load_class_folders
 from msf_training.image_files import ImageFormat
 from msf_training.recipe import read_recipe, shipped_recipes
@@ -114,7 +115,7 @@ def test_image_names_are_labels_and_a_public_autoencoder_is_used_unchanged(tmp_p
     version = read_version(tmp_path / "repo", "shapes")
     model = version.load()
     assert version.labels == ("left", "right", "nought", "one")
-    assert model.base.labels.weight.shape == (5, 32)  # the last is the null label
+    assert model.denoiser(Stage.BASE).labels.weight.shape == (5, 32)  # the last is the null label
     data = load_class_folders(tmp_path / "data", tmp_path / "out/images.npy", ImageFormat(16, 3, "white"))
     assert data.name_indices.tolist() == 2 * [0, 1, -1, -1, -1, -1]
 
@@ -143,8 +144,8 @@ def test_a_longer_training_repeats_nothing(after: Path) -> None:
     times = {file.name: file.stat().st_mtime_ns for file in (after / "out").glob("*.*")}
     assert {name for name in times if times[name] != before[name]} == {"residual.pt"}
     first, last = (read_version(after / "repo", "shapes", version).load() for version in ("1", "2"))
-    assert torch.equal(first.base.out.weight, last.base.out.weight)
-    assert not torch.equal(first.residual.out.weight, last.residual.out.weight)
+    assert torch.equal(first.denoiser(Stage.BASE).out.weight, last.denoiser(Stage.BASE).out.weight)
+    assert not torch.equal(first.denoiser(Stage.RESIDUAL).out.weight, last.denoiser(Stage.RESIDUAL).out.weight)
 
 
 @pytest.mark.slow
@@ -162,7 +163,9 @@ def test_two_processes_share_the_work(finished: Path, tmp_path: Path) -> None:
     assert process.returncode == 0, process.stderr
     assert process.stdout == f"{tmp_path / 'repo/shapes/1'}\n"
     shared, alone = (read_version(folder / "repo", "shapes").load() for folder in (tmp_path, finished))
-    assert not torch.equal(shared.base.out.weight, alone.base.out.weight)  # it saw twice as many images
+    assert not torch.equal(
+        shared.denoiser(Stage.BASE).out.weight, alone.denoiser(Stage.BASE).out.weight
+    )  # it saw twice as many images
 
 
 def test_a_training_starts_from_a_model_of_the_repository(after: Path) -> None:
@@ -176,7 +179,8 @@ def test_a_training_starts_from_a_model_of_the_repository(after: Path) -> None:
     weights = {key: value for key, value in first.state_dict().items() if not key.endswith("labels.weight")}
     moved = second.state_dict()
     assert [key for key, value in weights.items() if not torch.allclose(value, moved[key], atol=1e-20)] == []
-    for old, new in ((first.base, second.base), (first.residual, second.residual)):
+    for stage in (Stage.BASE, Stage.RESIDUAL):
+        old, new = first.denoiser(stage), second.denoiser(stage)
         old_left, old_right, old_null = old.labels.weight
         right, up, null = new.labels.weight
         assert torch.allclose(right, old_right)
@@ -239,7 +243,7 @@ def test_shipped_recipes_describe_whole_models(name: str) -> None:
     recipe = read_recipe(name)
     autoencoder = recipe.autoencoder_config()
     grid = recipe.image_size // autoencoder.downsampling // 2
-    for stage in (recipe.base, recipe.residual):
+    for stage in recipe.stages.values():
         stage.denoiser_config(4, 0, grid, 10)  # raises if the numbers do not fit
 
 
@@ -247,5 +251,5 @@ def test_shipped_recipes_describe_whole_models(name: str) -> None:
 def test_shipped_models_are_what_their_recipes_describe(name: str) -> None:
     version = read_version(ROOT / "model_repo", name)
     config, recipe = version.config, read_recipe(name)
-    statistics = config.base.statistics, config.residual.statistics
-    assert recipe.complete(recipe.autoencoder_config(), *statistics, len(version.labels)) == config
+    statistics = [stage.statistics for stage in config.stages]
+    assert recipe.complete(recipe.autoencoder_config(), statistics, len(version.labels)) == config

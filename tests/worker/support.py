@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from msf_engine.executor import Executor, SampleRequest
+from msf_engine.executor import Executor
 from msf_engine.generate import generate
 from msf_engine.model_plans import ModelPlans
 from msf_engine.plan import Array, Plan
@@ -27,6 +27,7 @@ from msf_scheduler.jobs import JobRecord, JobSpec, JobState, Terms, WorkerInfo
 from msf_scheduler.queue import JobQueue, new_job_id
 from msf_scheduler.stage import Stage
 from msf_scheduler.tracing import Tracing
+from msf_worker.active_job import sample_request
 from msf_worker.metrics import WorkerMetrics
 from msf_worker.model_manager import ModelManager
 from msf_worker.model_runner import ModelRunner
@@ -150,11 +151,8 @@ def own_plans(plans: ModelPlans) -> ModelPlans:
 def generated_alone(plans: ModelPlans, spec: JobSpec) -> list[NDArray[np.uint8]]:
     """Return the job's images as the engine generates each of them in a batch of one, by plans of its own."""
     plans = own_plans(plans)
-    steps = plans.config.split_steps(spec.num_steps)
-    return [
-        generate(plans, [SampleRequest(spec.label, spec.seed, index, *steps, spec.guidance_scale)])[0]
-        for index in range(spec.num_samples)
-    ]
+    num_steps = plans.config.split_steps(spec.num_steps)
+    return [generate(plans, [sample_request(spec, index, num_steps)])[0] for index in range(spec.num_samples)]
 
 
 def assert_same(image: NDArray[np.uint8], other: NDArray[np.uint8]) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 
 from msf_engine.config import GuidanceConfig, ModelConfig
+from msf_scheduler.stage import Stage
 from msf_worker.active_job import pattern_of
-from tests.models import tiny_config
+from tests.models import tiny_config, with_stage
 
 
 def guided_in(interval: tuple[float, float] | None) -> ModelConfig:
-    config = tiny_config()
-    residual = config.residual.model_copy(update={"guidance": GuidanceConfig(interval=interval)})
-    return config.model_copy(update={"residual": residual})
+    return with_stage(tiny_config(), Stage.RESIDUAL, guidance=GuidanceConfig(interval=interval))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from msf_scheduler.active_set import ActiveSet
 from msf_scheduler.jobs import JobRecord, JobSpec, JobState, Priority, Terms
 from msf_scheduler.leases import Claim
 from msf_scheduler.queue import new_job_id
-from msf_scheduler.stage import Stage
+from msf_scheduler.stage import TWO_STAGES, Stage
 from msf_scheduler.step_batching import BatchingPolicy, StepBatch, first_fitting, make_batch
 from msf_worker.active_job import ActiveJob
 from msf_worker.device_loop import DeviceLoop, Outcome
@@ -183,7 +183,7 @@ def test_work_counts_as_held_from_claim_to_end(version: ModelVersion, plans: Mod
 
 
 def test_a_job_that_no_bucket_can_hold_fails_alone(version: ModelVersion, plans: ModelPlans) -> None:
-    without_strict = replace(plans, strict=dict.fromkeys(Stage, ()))
+    without_strict = replace(plans, strict=dict.fromkeys(TWO_STAGES, ()))
     with device_of([version], without_strict) as device:
         strict = device.add(SPEC.model_copy(update={"reproducibility": "strict"}))
         until(lambda: device.failed() == [strict])
@@ -215,7 +215,7 @@ def test_nothing_is_handed_over_after_a_stop(version: ModelVersion, plans: Model
         assert not any(device.outcomes)
 
 
-@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize("stage", TWO_STAGES)
 def test_a_job_dropped_while_its_batch_is_under_way_leaves_its_slot_clean(
     stage: Stage, version: ModelVersion, plans: ModelPlans
 ) -> None:

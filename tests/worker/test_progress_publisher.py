@@ -11,13 +11,14 @@ import pytest
 from numpy.typing import NDArray
 from redis.asyncio import Redis
 
-from msf_engine.executor import Executor, SampleRequest
+from msf_engine.executor import Executor
 from msf_engine.model_plans import ModelPlans
 from msf_engine.repository import ModelVersion
 from msf_scheduler.job_events import JobUpdate, JobWatcher, StoredPreview
 from msf_scheduler.jobs import JobRecord, JobState, Progress, Terms
 from msf_scheduler.reply_reader import ReplyReader
 from msf_scheduler.stage import Stage
+from msf_worker.active_job import sample_request
 from tests.worker.support import SPEC, Gate, RunningWorker, assert_same, own_plans, pixels, running, with_plans
 
 
@@ -35,10 +36,9 @@ async def all_news(watcher: JobWatcher, job_id: str) -> list[JobUpdate]:
 
 def base_alone(plans: ModelPlans, index: int) -> NDArray[np.uint8]:
     """Return the preview of a sample's base, by plans of its own."""
-    steps = plans.config.split_steps(SPEC.num_steps)
     executor = Executor(own_plans(plans), 1)
-    slots = executor.join([SampleRequest(SPEC.label, SPEC.seed, index, *steps, SPEC.guidance_scale)])
-    while executor.residual_step(slots[0]) is None:
+    slots = executor.join([sample_request(SPEC, index, plans.config.split_steps(SPEC.num_steps))])
+    while executor.last_stage_step(slots[0]) is None:
         executor.step(slots)
     return executor.preview(slots)[slots[0]]
 

@@ -16,7 +16,7 @@ from msf_engine.repository import ModelVersion
 from msf_scheduler.jobs import JobState, Terms
 from msf_scheduler.leases import Leases
 from msf_scheduler.queue import JobQueue
-from msf_scheduler.stage import Stage
+from msf_scheduler.stage import TWO_STAGES, Stage
 from msf_worker.errors import StepTimeout
 from msf_worker.model_runner import ModelRunner
 from tests.polling import eventually
@@ -172,7 +172,7 @@ def test_warm_up_runs_every_bucket_of_every_stage(version: ModelVersion, plans: 
         return RecordingPlan
 
     recorded = plans
-    for stage in Stage:
+    for stage in TWO_STAGES:
         recorded = with_plans(recorded, stage, recording(stage))
     executor = Executor(recorded, 4)  # fewer slots than the largest bucket has rows
     for _ in ModelRunner(version, executor).warm_up_runs():

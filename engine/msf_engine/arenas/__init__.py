@@ -72,7 +72,7 @@ class DecodeRows:
 
 
 class Arenas(Protocol):
-    """State by slot: base and residual with their last velocities, and the residual's condition.
+    """State by slot: each denoising stage's latents with its last output, and the condition of a second stage.
 
     Batches are computed in the order in which they are started; `start` may return before its batch is done. With
     `queues_batches`, one may be started while another is computed.
@@ -92,6 +92,11 @@ class Arenas(Protocol):
         """Return once the batch's result is set."""
         ...
 
-    def preview(self, slots: Indices, times: NDArray[np.float64], bucket: int) -> Array:
-        """Decode estimates of residuals at these times, once all batches are done: (S, H, W, channels) uint8."""
+    def preview(
+        self, slots: Indices, estimates: NDArray[np.float32], is_blank: NDArray[np.bool_], bucket: int
+    ) -> Array:
+        """Decode the last stage's p x - q d, once all batches are done: (S, H, W, channels) uint8.
+
+        `estimates` (S, 2) are p and q; samples of which `is_blank` (S,) is true have `blank_latents` in their place.
+        """
         ...

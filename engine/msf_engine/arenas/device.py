@@ -26,7 +26,7 @@ from msf_engine.device_plan import DevicePlan
 from msf_engine.errors import PlanError
 from msf_engine.model_plans import ModelPlans, padded
 from msf_engine.plan import Array
-from msf_engine.sampling import SampleNoise, latent_shape
+from msf_engine.sampling import SampleNoise, blank_latents, latent_shape
 from msf_engine.step_table import StepTable
 from msf_scheduler.stage import Stage
 
@@ -41,16 +41,17 @@ class StepField(IntEnum):
     LABELS = 2
     PARTNERS = 3  # the row with the null label; an unguided row is its own
     TARGETS = 4
-    COMPLETES = 5  # slots whose base ends with this step
+    COMPLETES = 5  # slots whose stage ends with this step
     SCALES = 6  # float32
 
 
 class DecodeField(IntEnum):
-    """Rows of a decode batch's (3, R) int64 tensor."""
+    """Rows of a decode batch's (4, R) int64 tensor. The last stage is decoded as p x - q d: complete, p = 1, q = 0."""
 
     SLOTS = 0
-    AT_START = 1  # whether the residual has had no step
-    TIMES = 2  # float32: 0 for complete samples
+    IS_BLANK = 1  # whether the last stage has had no step
+    P = 2  # float32
+    Q = 3  # float32
 
 
 @dataclass(frozen=True)
@@ -110,15 +111,16 @@ class DeviceArenas:
         self._scratch = capacity
         on_gpu = self.device.type == "cuda"
         self.stream = torch.cuda.Stream(self.device) if on_gpu else None  # type: ignore[no-untyped-call]
-        shapes = {stage: latent_shape(plans.config, stage) for stage in (Stage.BASE, Stage.RESIDUAL)}
-        statistics = plans.config.residual.statistics
-        empty = -np.array(statistics.mean, np.float32) / np.array(statistics.std, np.float32)
+        stages = plans.config.denoising_stages
+        self._last = stages[-1]
+        shapes = {stage: latent_shape(plans.config, stage) for stage in stages}
         with self._enqueuing("allocate the slots"):
             self._x, self._d_prev = (
                 {stage: self._zeros(capacity + 1, *shape) for stage, shape in shapes.items()} for _ in range(2)
             )
-            self._cond = self._zeros(capacity + 1, *shapes[Stage.BASE])  # its noise until the base is complete
-            self._empty_residual = self._sent(empty[:, None, None])
+            num_cond = capacity + 1 if len(stages) > 1 else 0
+            self._cond = self._zeros(num_cond, *shapes[stages[0]])  # its noise until the stage before is complete
+            self._blank = self._sent(blank_latents(plans.config))
             num_rows = max(MIN_TABLE_ROWS, 4 * plans.config.sampling.max_num_steps)
             self._tables = {stage: self._table(stage, num_rows) for stage in shapes}
             self._num_mirrored = dict.fromkeys(shapes, 0)
@@ -129,10 +131,11 @@ class DeviceArenas:
         """Write the noise that samples start from."""
         with self._enqueuing("write noise"):
             targets = self._sent(slots.astype(np.int64))
-            for stage, x in ((Stage.BASE, noise.base), (Stage.RESIDUAL, noise.residual)):
+            for stage, x in zip(self._x, noise.stages, strict=True):
                 self._x[stage].index_copy_(0, targets, self._sent(x))
                 self._d_prev[stage].index_fill_(0, targets, 0)
-            self._cond.index_copy_(0, targets, self._sent(noise.condition))
+            if noise.condition is not None:
+                self._cond.index_copy_(0, targets, self._sent(noise.condition))
 
     def start(self, rows: StepRows | DecodeRows) -> None:
         """Enqueue a batch. It does not wait for the device unless a stage's table of steps outgrows its memory."""
@@ -141,7 +144,8 @@ class DeviceArenas:
                 self._mirror(rows.stage, rows.table)
                 fields = self._step_fields(rows)
             else:
-                fields = self._decode_fields(rows.slots, np.zeros(len(rows.slots)), rows.bucket)
+                complete = np.tile(np.array([1, 0], np.float32), (len(rows.slots), 1))
+                fields = self._decode_fields(rows.slots, complete, np.zeros(len(rows.slots), bool), rows.bucket)
             self._launches[id(rows)] = self._launch(rows.stage, rows.bucket, fields)
 
     def wait(self, rows: StepRows | DecodeRows) -> None:
@@ -156,10 +160,12 @@ class DeviceArenas:
         else:
             rows.pixels = output
 
-    def preview(self, slots: Indices, times: NDArray[np.float64], bucket: int) -> Array:
-        """Decode the end of the path along the last velocity; at the residual's start (t = 1) the base alone."""
+    def preview(
+        self, slots: Indices, estimates: NDArray[np.float32], is_blank: NDArray[np.bool_], bucket: int
+    ) -> Array:
+        """Decode the last stage's estimates, with the stage before as it is."""
         with self._enqueuing("start a preview"):
-            launch = self._launch(Stage.DECODE, bucket, self._decode_fields(slots, times, bucket))
+            launch = self._launch(Stage.DECODE, bucket, self._decode_fields(slots, estimates, is_blank, bucket))
         return self._finished(launch)[: len(slots)]
 
     def run_scratch(self, stage: Stage, bucket: int, num_runs: int) -> None:
@@ -230,31 +236,32 @@ class DeviceArenas:
         time_embedding, updates = self._tables[stage]
         x = self._x[stage].index_select(0, slots)  # (R, C, h, w)
         inputs = [x, time_embedding.index_select(0, steps), labels]
-        if stage is Stage.RESIDUAL:
+        stage_config = self._config.stage(stage)
+        if stage_config.denoiser.cond_channels:
             inputs.append(self._cond.index_select(0, slots))
-        velocity = self._networks[stage](*inputs)
-        unconditional = velocity.index_select(0, partners)
+        output = self._networks[stage](*inputs)
         # As in `sampling.guide` and `sampling.advance`: separate products and sums, so that the bytes are the same.
-        d = unconditional + _floats(scale_bits) * (velocity - unconditional)
+        channels = stage_config.guidance.channels
+        positive, negative = output[:, :channels], output.index_select(0, partners)[:, :channels]
+        d = negative + _floats(scale_bits) * (positive - negative)
+        if channels is not None:
+            d = torch.cat((d, output[:, channels:]), dim=1)
         a, b, c = updates.index_select(0, steps)[:, :, None, None, None].unbind(1)
         x = a * x + b * d + c * self._d_prev[stage].index_select(0, slots)
         self._x[stage].index_copy_(0, targets, x)
         self._d_prev[stage].index_copy_(0, targets, d)
-        if stage is Stage.BASE:
+        if stage is not self._last:
             noise = self._cond.index_select(0, completes)
             self._cond.index_copy_(0, completes, x + self._config.conditioning_noise * (noise - x))
         return x.isfinite().flatten(1).all(1)
 
     def _decode(self, fields: Tensor) -> Tensor:
-        """Decode samples at any time of the residual (R,) to pixels (R, H, W, channels)."""
-        slots, at_start, time_bits = fields.unbind()
-        base, residual, d_prev = (
-            state.index_select(0, slots)
-            for state in (self._x[Stage.BASE], self._x[Stage.RESIDUAL], self._d_prev[Stage.RESIDUAL])
-        )
-        residual = residual - _floats(time_bits) * d_prev
-        residual = torch.where(at_start.bool()[:, None, None, None], self._empty_residual, residual)
-        return self._networks[Stage.DECODE](base, residual)
+        """Decode samples in or after the last denoising stage (R,) to pixels (R, H, W, channels)."""
+        slots, is_blank, p_bits, q_bits = fields.unbind()
+        *before, last = (x.index_select(0, slots) for x in self._x.values())
+        estimate = _floats(p_bits) * last - _floats(q_bits) * self._d_prev[self._last].index_select(0, slots)
+        estimate = torch.where(is_blank.bool()[:, None, None, None], self._blank, estimate)
+        return self._networks[Stage.DECODE](*before, estimate)
 
     def _step_fields(self, rows: StepRows) -> Tensor:
         tensor = self._host((len(StepField), rows.bucket), torch.int64)
@@ -274,17 +281,20 @@ class DeviceArenas:
         scales[: rows.num_guided] = rows.guidance_scales
         return tensor
 
-    def _decode_fields(self, slots: Indices, times: NDArray[np.float64], bucket: int) -> Tensor:
+    def _decode_fields(
+        self, slots: Indices, estimates: NDArray[np.float32], is_blank: NDArray[np.bool_], bucket: int
+    ) -> Tensor:
         tensor = self._host((len(DecodeField), bucket), torch.int64)
         fields = tensor.numpy()
         fields[DecodeField.SLOTS] = padded(slots, bucket)
-        fields[DecodeField.AT_START] = padded(times == 1.0, bucket)
-        fields[DecodeField.TIMES].view(np.float32)[:bucket] = padded(times, bucket)
+        fields[DecodeField.IS_BLANK] = padded(is_blank, bucket)
+        for field, values in zip((DecodeField.P, DecodeField.Q), estimates.T, strict=True):
+            fields[field].view(np.float32)[:bucket] = padded(values, bucket)
         return tensor
 
     def _mirror(self, stage: Stage, table: StepTable) -> None:
         """Copy the rows of a table that the device lacks."""
-        num_mirrored, num_rows = self._num_mirrored[stage], len(table.times)
+        num_mirrored, num_rows = self._num_mirrored[stage], len(table)
         if num_mirrored == num_rows:
             return
         if num_rows > len(self._tables[stage][0]):

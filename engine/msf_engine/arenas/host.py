@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from msf_engine.arenas import DecodeRows, Indices, StepRows
 from msf_engine.model_plans import ModelPlans, padded
 from msf_engine.plan import Array
-from msf_engine.sampling import SampleNoise, advance, guide, latent_shape, noisy_condition
+from msf_engine.sampling import SampleNoise, advance, blank_latents, guide, latent_shape, noisy_condition
 from msf_scheduler.stage import Stage
 
 
@@ -23,24 +23,26 @@ class HostArenas:
     def __init__(self, plans: ModelPlans, capacity: int) -> None:
         self._plans = plans
         self._config = plans.config
-        shapes = {stage: latent_shape(plans.config, stage) for stage in (Stage.BASE, Stage.RESIDUAL)}
+        stages = plans.config.denoising_stages
+        self._first, self._last = stages[0], stages[-1]
+        shapes = {stage: (capacity, *latent_shape(plans.config, stage)) for stage in stages}
         self._x, self._d_prev = (
-            {stage: np.zeros((capacity, *shape), np.float32) for stage, shape in shapes.items()} for _ in range(2)
+            {stage: np.zeros(shape, np.float32) for stage, shape in shapes.items()} for _ in range(2)
         )
-        self._cond = np.zeros((capacity, *shapes[Stage.BASE]), np.float32)  # its noise until the base is complete
-        statistics = plans.config.residual.statistics
-        empty = -np.array(statistics.mean, np.float32) / np.array(statistics.std, np.float32)
-        self._empty_residual = np.broadcast_to(empty[:, None, None], shapes[Stage.RESIDUAL])
+        num_cond = capacity if self._first != self._last else 0
+        self._cond = np.zeros((num_cond, *shapes[self._first][1:]), np.float32)  # noise until the stage before ends
+        self._blank = blank_latents(plans.config)
         self._finite = np.ones(capacity, bool)
         self._started: StepRows | DecodeRows | None = None
         self._started_at = 0.0
 
     def write(self, slots: Indices, noise: SampleNoise) -> None:
         """Write the noise that samples start from."""
-        for stage, x in ((Stage.BASE, noise.base), (Stage.RESIDUAL, noise.residual)):
+        for stage, x in zip(self._x, noise.stages, strict=True):
             self._x[stage][slots] = x
             self._d_prev[stage][slots] = 0
-        self._cond[slots] = noise.condition
+        if noise.condition is not None:
+            self._cond[slots] = noise.condition
 
     def start(self, rows: StepRows | DecodeRows) -> None:
         """Complete the batch before, and begin this one."""
@@ -52,8 +54,8 @@ class HostArenas:
         else:
             plan = self._plans.by_stage[Stage.DECODE]
             slots = padded(rows.slots, rows.bucket)
-            for stage, array in zip((Stage.BASE, Stage.RESIDUAL), plan.inputs(rows.bucket), strict=True):
-                np.take(self._x[stage], slots, axis=0, out=array)
+            for x, array in zip(self._x.values(), plan.inputs(rows.bucket), strict=True):
+                np.take(x, slots, axis=0, out=array)
         self._started_at = time.perf_counter()
         plan.start(rows.bucket)
         self._started = rows
@@ -70,17 +72,20 @@ class HostArenas:
         else:
             rows.pixels = output[: len(rows.slots)].copy()
 
-    def preview(self, slots: Indices, times: NDArray[np.float64], bucket: int) -> Array:
-        """Decode the end of the path along the last velocity; at the residual's start (t = 1) the base alone."""
+    def preview(
+        self, slots: Indices, estimates: NDArray[np.float32], is_blank: NDArray[np.bool_], bucket: int
+    ) -> Array:
+        """Decode the last stage's estimates, with the stage before as it is."""
         if self._started is not None:
             self.wait(self._started)
-        t = times.astype(np.float32)[:, None, None, None]
-        residual = self._x[Stage.RESIDUAL][slots] - t * self._d_prev[Stage.RESIDUAL][slots]
-        residual[times == 1.0] = self._empty_residual
+        latents = {stage: x[slots] for stage, x in self._x.items()}
+        p, q = estimates.T[:, :, None, None, None]
+        estimate = p * latents[self._last] - q * self._d_prev[self._last][slots]
+        estimate[is_blank] = self._blank
+        latents[self._last] = estimate
         plan = self._plans.by_stage[Stage.DECODE]
-        inputs = plan.inputs(bucket)
-        inputs[0][...] = padded(self._x[Stage.BASE][slots], bucket)
-        inputs[1][...] = padded(residual, bucket)
+        for array, values in zip(plan.inputs(bucket), latents.values(), strict=True):
+            array[...] = padded(values, bucket)
         plan.start(bucket)
         return plan.wait()[: len(slots)].copy()
 
@@ -95,12 +100,13 @@ class HostArenas:
         if len(inputs) > 3:
             self._cond.take(slots, 0, inputs[3], "clip")
 
-    def _scatter(self, rows: StepRows, velocity: NDArray[np.float32]) -> None:
+    def _scatter(self, rows: StepRows, output: NDArray[np.float32]) -> None:
         slots, num_samples = rows.slots, len(rows.slots)
-        d = velocity[:num_samples]  # (S, C, h, w)
+        d = output[:num_samples]  # (S, C, h, w)
         if rows.num_guided:
             scales = rows.guidance_scales[:, None, None, None]
-            guided = guide(d[: rows.num_guided], velocity[num_samples : rows.num_rows], scales)
+            negative, channels = output[num_samples : rows.num_rows], self._config.stage(rows.stage).guidance.channels
+            guided = guide(d[: rows.num_guided], negative, scales, channels)
             d = guided if rows.num_guided == num_samples else np.concatenate((guided, d[rows.num_guided :]))
         a, b, c = rows.table.updates.take(rows.steps, 0).T[:, :, None, None, None]
         all_x, all_d = self._x[rows.stage], self._d_prev[rows.stage]
@@ -110,6 +116,6 @@ class HostArenas:
             rows.finite = self._finite[:num_samples]
         else:
             rows.finite = np.asarray(np.isfinite(x).all(axis=(1, 2, 3)))
-        if rows.stage is Stage.BASE and len(rows.completes):
+        if rows.stage is not self._last and len(rows.completes):
             ended = rows.completes
-            self._cond[ended] = noisy_condition(self._config, self._x[Stage.BASE][ended], self._cond[ended])
+            self._cond[ended] = noisy_condition(self._config, all_x[ended], self._cond[ended])

@@ -120,8 +120,9 @@ def _generate(
     from msf_engine.generate import generate
 
     label, config, sampling = _find_label(version, prompt), version.config, version.config.sampling
-    if num_steps is not None and num_steps > sampling.max_num_steps:
-        raise ValueError(f"Invalid --num-steps {num_steps}. Allowed: 2 to {sampling.max_num_steps}.")
+    if num_steps is not None and not len(config.stages) <= num_steps <= sampling.max_num_steps:
+        allowed = f"{len(config.stages)} to {sampling.max_num_steps}"
+        raise ValueError(f"Invalid --num-steps {num_steps}. Allowed: {allowed}.")
     scale = sampling.default_guidance_scale if guidance_scale is None else guidance_scale
     if not 0 <= scale <= sampling.max_guidance_scale:
         raise ValueError(f"Invalid --guidance-scale {scale}. Allowed: 0 to {sampling.max_guidance_scale}.")
@@ -130,7 +131,7 @@ def _generate(
     try:
         _, plans = load_model(read_settings(), version)
         loaded_at = time.monotonic()
-        images = generate(plans, [SampleRequest(label, seed, index, *steps, scale) for index in range(num_images)])
+        images = generate(plans, [SampleRequest(label, seed, index, steps, scale) for index in range(num_images)])
     except EngineError as error:
         raise engine_failure(error) from error
     finished_at = time.monotonic()

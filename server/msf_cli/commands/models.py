@@ -22,7 +22,7 @@ def command(context: click.Context) -> None:
     if context.invoked_subcommand is not None:
         return
     from msf_engine.errors import EngineError
-    from msf_engine.repository import read_version, verify
+    from msf_engine.repository import read_version
     from msf_engine.repository_scan import scan
 
     repository = read_settings().model_repo
@@ -32,15 +32,15 @@ def command(context: click.Context) -> None:
     for key in contents.versions:
         try:
             model = read_version(repository, *key)
-            verify(model.folder)
+            model.verify()
         except EngineError as error:
             problems.append(f"{':'.join(key)}: {error}")
         else:
             config = model.config
+            steps = "+".join(str(stage.default_num_steps) for stage in config.stages)
             click.echo(
                 f"{model.name} {model.version}  {config.image.size}x{config.image.size}x{config.image.channels}  "
-                f"{config.num_classes} classes  {config.base.default_num_steps}+{config.residual.default_num_steps} "
-                f"steps  {config.description}"
+                f"{config.num_classes} classes  {steps} steps  {config.description}"
             )
     if problems:
         raise IncompleteSetup("; ".join(problems))

@@ -69,16 +69,15 @@ def _read(image: Path) -> tuple[JobSpec, int, Provenance]:
 def _regenerate(spec: JobSpec, index: int, provenance: Provenance) -> tuple[bytes, str]:
     """Return the encoded image, in the same mode as before, and this machine's fingerprint."""
     from msf_cli.loading import load_model
-    from msf_engine.executor import SampleRequest
     from msf_engine.generate import generate
     from msf_engine.repository import read_version
+    from msf_worker.active_job import sample_request
     from msf_worker.image_encoder import encode_image, runtime_fingerprint
 
     settings = read_settings()
     version = read_version(settings.model_repo, spec.model, spec.version)
     _, plans = load_model(settings, version)
-    steps = version.config.split_steps(spec.num_steps)
-    sample = SampleRequest(spec.label, spec.seed, index, *steps, spec.guidance_scale)
+    sample = sample_request(spec, index, version.config.split_steps(spec.num_steps))
     [pixels] = generate(plans, [sample], strict=provenance.reproducibility == "strict")
     fingerprint = runtime_fingerprint(plans.fingerprint)
     return encode_image(pixels, spec, index=index, provenance=provenance), fingerprint

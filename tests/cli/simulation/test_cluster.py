@@ -14,7 +14,7 @@ from msf_cli.simulation.cluster import Hardware, SimulatedCluster, SimulationRes
 from msf_cli.simulation.queue import SimulatedJob
 from msf_scheduler.dynamic_batching import RequestLevelPolicy
 from msf_scheduler.jobs import Priority
-from msf_scheduler.stage import Stage
+from msf_scheduler.stage import TWO_STAGES, Stage
 from msf_scheduler.step_costs import StepCosts, StepPattern
 
 STEP_S = 0.01
@@ -26,7 +26,7 @@ ALONE_S = 10 * STEP_S  # nine steps and the decode
 def costs(buckets: tuple[int, ...] = (1, 2, 4, 8), growth: float = 0.3) -> StepCosts:
     """`growth` 0: a step costs the same whatever the bucket; 1: batching gains nothing."""
     measured = StepCosts(buckets)
-    for stage in Stage:
+    for stage in TWO_STAGES:
         for bucket in buckets:
             measured.observe(stage, bucket, STEP_S * bucket**growth)
     return measured
