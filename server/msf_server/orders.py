@@ -77,7 +77,10 @@ def make_order(
 def num_steps_by_quality(model: ModelInfo) -> dict[Quality, int]:
     """Return the number of steps that each quality stands for."""
     return {
-        quality: min(model.max_num_steps, max(2, round(_STEPS_FACTOR.get(quality, 1.0) * model.default_num_steps)))
+        quality: min(
+            model.max_num_steps,
+            max(model.min_num_steps, round(_STEPS_FACTOR.get(quality, 1.0) * model.default_num_steps)),
+        )
         for quality in get_args(Quality)
     }
 
@@ -108,6 +111,7 @@ def _check_sample_steps(spec: JobSpec, limit: int) -> None:
 def _spec(body: ImageRequest, model: ModelInfo, max_images: int) -> JobSpec:
     steps_field, num_steps = _value_of(body, "num_steps", "num_inference_steps")
     scale_field, guidance_scale = _value_of(body, "guidance_scale", "true_cfg_scale", "cfg_scale")
+    scale = _within(scale_field, guidance_scale, 0.0, model.default_guidance_scale, model.max_guidance_scale)
     return JobSpec(
         model=model.name,
         version=model.version,
@@ -116,15 +120,31 @@ def _spec(body: ImageRequest, model: ModelInfo, max_images: int) -> JobSpec:
         seed=_within("seed", body.seed, 0, default=secrets.randbelow(MAX_SEED + 1), highest=MAX_SEED),
         first_index=_within("first_index", body.first_index, 0, default=0, highest=MAX_INDEX),
         num_steps=_within(
-            steps_field, num_steps, 2, num_steps_by_quality(model)[body.quality or "auto"], model.max_num_steps
+            steps_field,
+            num_steps,
+            model.min_num_steps,
+            num_steps_by_quality(model)[body.quality or "auto"],
+            model.max_num_steps,
         ),
-        guidance_scale=_within(
-            scale_field, guidance_scale, 0.0, model.default_guidance_scale, model.max_guidance_scale
-        ),
+        guidance_scale=scale,
+        negative_label=_negative_label(body.negative_prompt, model, scale),
         reproducibility=body.reproducibility,
         output_format=body.output_format or "png",
         output_compression=body.output_compression if body.output_format in ("webp", "jpeg") else None,
     )
+
+
+def _negative_label(name: str | None, model: ModelInfo, guidance_scale: float) -> int | None:
+    """Return the class to steer away from; None, as for no guidance at scale 1, stands for the null label."""
+    if not name:
+        return None
+    if not model.takes_negative:
+        raise InvalidRequest(
+            f'Invalid negative_prompt: {quoted(name)}. Allowed: "", as {model.name} was distilled without.',
+            param="negative_prompt",
+        )
+    label = label_id(name, model, "negative_prompt")
+    return None if guidance_scale == 1 else label
 
 
 def _value_of(body: ImageRequest, *names: str) -> tuple[str, Any]:

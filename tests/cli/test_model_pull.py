@@ -134,7 +134,7 @@ def check_two_models(result: Result, target: Path) -> None:
     assert "broken/1 is damaged" in problem
     assert scan(target).versions == [("tiny", "1"), ("tiny", "2")]
     for version in ("1", "2"):
-        verify(target / "tiny" / version)
+        read_version(target, "tiny", version).verify()
 
 
 def test_a_repository_is_copied_but_for_its_damaged_versions(two_models: Path, target: Path) -> None:

@@ -80,7 +80,7 @@ async def refused(response: httpx.Response, status: int, client: httpx.AsyncClie
         ("num_inference_steps", 1, ["1", "2 to 100"]),
         ("num_inference_steps", 101, ["101", "2 to 100"]),
         ("cfg_scale", 10.5, ["10.5", "0.0 to 10.0"]),
-        ("negative_prompt", "blurry", ['"blurry"', "has no negative"]),
+        ("negative_prompt", "blurry", ['"blurry"', "Unknown class"]),
         ("n", 1e300, ["1 to 64"]),
         ("seed", float("-inf"), ["-Infinity", "an integer from 0"]),
         ("background", {}, ["{}", "a string"]),

@@ -20,6 +20,7 @@ from msf_server.schemas.images import ImageRequest
 from msf_server.settings import ServerSettings
 
 LABEL = "label"
+NEGATIVE_LABEL = "negative_label"  # a class to steer away from; an empty string or -1 is none
 _INTEGER = tuple(INTEGERS)
 INPUTS: dict[str, tuple[str, ...]] = {  # datatypes of each input; metadata lists the first
     LABEL: (BYTES, *_INTEGER),
@@ -27,6 +28,7 @@ INPUTS: dict[str, tuple[str, ...]] = {  # datatypes of each input; metadata list
     "first_index": ("INT32", *_INTEGER),
     "num_steps": ("INT32", *_INTEGER),
     "guidance_scale": tuple(FLOATS),
+    NEGATIVE_LABEL: (BYTES, *_INTEGER),
 }
 OUTPUT = "images"
 _IMAGE_FIELDS = ("cache", "reproducibility", "user")  # parameters that are fields of an image request
@@ -35,7 +37,7 @@ _PARAMETERS = ("binary_data_output", "priority", "timeout", *_IMAGE_FIELDS)
 
 @dataclass(frozen=True)
 class InputRow:
-    """One image: sample `index` of a job with this label, seed, number of steps and guidance scale."""
+    """One image: sample `index` of a job with this label, seed, number of steps, guidance scale and negative label."""
 
     index: int
     values: tuple[Any, ...]
@@ -61,7 +63,7 @@ def make_orders(
         fields["cache"] = False  # a seed drawn here is never requested again
     orders = []
     for number, rows in enumerate(runs):
-        label, seed, num_steps, guidance_scale = rows[0].values
+        label, seed, num_steps, guidance_scale, negative_label = rows[0].values
         body = ImageRequest(
             prompt=str(label),
             n=len(rows),
@@ -69,12 +71,15 @@ def make_orders(
             first_index=rows[0].index,
             num_steps=num_steps,
             guidance_scale=guidance_scale,
+            negative_prompt=None if negative_label is None else str(negative_label),
             output_format="png",
             **fields,
         )
         key = idempotency.key if idempotency else None
         order = make_order(body, model, availability, caller, settings, idempotency_key=key)
         spec = order.spec.model_copy(update={"label": label})  # an id, even if a class is named by the same digits
+        if spec.negative_label is not None:
+            spec = spec.model_copy(update={"negative_label": negative_label})
         numbered = idempotency and replace(idempotency, key=f"{idempotency.key} {number}")
         orders.append(replace(order, spec=spec, idempotency=numbered))
     return orders
@@ -121,16 +126,15 @@ def _rows(call: InferRequest, inputs: Mapping[str, list[Any]], model: ModelInfo,
             )
     if num_rows > max_images:
         raise InvalidRequest(f"The inputs have {num_rows} rows. Allowed: 1 to {max_images}.", param=LABEL)
-    datatypes = {tensor.name: tensor.datatype for tensor in call.inputs}
-    labels = [
-        label_id(label, model, LABEL) if datatypes[LABEL] == BYTES else _checked_id(label, model)
-        for label in inputs[LABEL]
-    ]
     columns: list[list[Any]] = [
-        labels,
+        [_label(label, model, LABEL) for label in inputs[LABEL]],
         inputs.get("seed") or [secrets.randbelow(MAX_SEED + 1)],
         inputs.get("num_steps", [None]),
         inputs.get("guidance_scale", [None]),
+        [
+            None if label in ("", -1) else _label(label, model, NEGATIVE_LABEL)
+            for label in inputs.get(NEGATIVE_LABEL, [""])
+        ],
     ]
     first_indices = inputs.get("first_index", [0])
     # Rows that share a seed are its successive samples; a row with its own seed stands alone.
@@ -146,9 +150,11 @@ def _broadcast(values: list[Any], num_rows: int) -> list[Any]:
     return values if len(values) == num_rows else values * num_rows
 
 
-def _checked_id(label: int, model: ModelInfo) -> int:
+def _label(label: str | int, model: ModelInfo, param: str) -> int:
+    if isinstance(label, str):
+        return label_id(label, model, param)
     if not 0 <= label < len(model.labels):
-        raise InvalidRequest(f"Invalid {LABEL}: {label}. Allowed: 0 to {len(model.labels) - 1}.", param=LABEL)
+        raise InvalidRequest(f"Invalid {param}: {label}. Allowed: 0 to {len(model.labels) - 1}.", param=param)
     return label
 
 

@@ -76,7 +76,8 @@ class ImageRequest(RequestBody):
     )
     stream: bool | None = _optional("true or false: whether to answer with server-sent events; default: false.")
     partial_images: Annotated[int, Field(ge=0, le=MAX_PREVIEWS), BeforeValidator(whole)] | None = _optional(
-        f"an integer from 0 to {MAX_PREVIEWS}: previews of each image, the first of its base alone; default: 0."
+        f"an integer from 0 to {MAX_PREVIEWS}: previews of each image, the first of its base alone if the "
+        "model has two stages; default: 0."
     )
     output_format: OutputFormat | None = _optional('"png", "webp" or "jpeg": the file type; default: "png".')
     seed: WholeNumber | None = _optional(f"an integer from 0 to {MAX_SEED} that fixes the noise; default: random.")
@@ -90,8 +91,8 @@ class ImageRequest(RequestBody):
         "worker measured that it costs little."
     )
     num_steps: WholeNumber | None = _optional(
-        "denoising steps of both stages together, an integer from 2 to the model's max_num_steps; default: the model's "
-        "for the requested quality."
+        "denoising steps of all stages together, an integer from the model's min_num_steps to its max_num_steps; "
+        "default: the model's for the requested quality."
     )
     guidance_scale: float | None = _optional(
         "strength of the class, a number from 0 to the model's max_guidance_scale, where 1 means no guidance; "
@@ -123,7 +124,11 @@ class ImageRequest(RequestBody):
         "true or false: whether the result of an identical job (same seed and parameters) may be returned; "
         "default: true."
     )
-    negative_prompt: str | None = _optional('"" alone, as a class has no negative.', max_length=0)
+    negative_prompt: Annotated[
+        str | None, Field(max_length=200), BeforeValidator(_text_of_id, json_schema_input_type=str | int | None)
+    ] = _optional(
+        'a class name or id that guidance steers away from, or "" for none; no effect at a guidance_scale of 1.'
+    )
     size: str | None = _optional(
         '"auto" or WIDTHxHEIGHT, such as "1024x1024"; images have the model\'s own size, which the answer reports.',
         pattern=_SIZE,
@@ -183,7 +188,7 @@ class ImagesResponse(BaseModel):
     model: str = Field(description="Name of the model, without version.")
     version: str = Field(description="Version of the model.")
     seed: int = Field(description="The requested seed, or the one that was drawn.")
-    num_steps: int = Field(description="Total of both stages.")
+    num_steps: int = Field(description="Total of all stages.")
     guidance_scale: float = Field(description="1 means no guidance.")
     output_format: OutputFormat = Field(description="File type.")
     size: str = Field(description="Width and height in pixels: the model's own, whatever size was requested.")
@@ -239,7 +244,7 @@ class PartialImageEvent(_ImageEvent):
     """A preview of one image."""
 
     type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
-    partial_image_index: int = Field(description="Counts from 0, which shows the base alone.")
+    partial_image_index: int = Field(description="Counts from 0.")
 
 
 class CompletedEvent(_ImageEvent):

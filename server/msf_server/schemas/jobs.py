@@ -99,6 +99,6 @@ class PreviewEvent(BaseModel):
     type: Literal["partial_image"] = "partial_image"
     job_id: str
     index: int = Field(description="Index of the sample.")
-    partial_image_index: int = Field(description="Counts from 0, which shows the base alone.")
+    partial_image_index: int = Field(description="Counts from 0.")
     b64_json: str
     output_format: OutputFormat
