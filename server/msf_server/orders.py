@@ -12,7 +12,7 @@ from msf_scheduler.jobs import MAX_INDEX, MAX_SEED, JobSpec, ModelInfo, Terms
 from msf_scheduler.queue import Idempotency
 from msf_server.callers import Caller
 from msf_server.catalog import Availability
-from msf_server.class_names import label_id
+from msf_server.class_names import allowed_classes, find_class, label_id
 from msf_server.errors import ApiError, InvalidRequest, quoted
 from msf_server.schemas.images import ImageRequest, Quality
 from msf_server.settings import ServerSettings
@@ -143,7 +143,13 @@ def _negative_label(name: str | None, model: ModelInfo, guidance_scale: float) -
             f'Invalid negative_prompt: {quoted(name)}. Allowed: "", as {model.name} was distilled without.',
             param="negative_prompt",
         )
-    label = label_id(name, model, "negative_prompt")
+    label = find_class(name, model.labels)
+    if label is None:
+        raise InvalidRequest(
+            f"Invalid negative_prompt: unknown class {quoted(name)}. {allowed_classes(name, model.labels)}",
+            param="negative_prompt",
+            code=ErrorCode.UNKNOWN_CLASS,
+        )
     return None if guidance_scale == 1 else label
 
 
