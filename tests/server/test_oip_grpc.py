@@ -22,13 +22,13 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from bench.local_stack import free_port
-from msf_scheduler.jobs import Priority
+from msf_scheduler.jobs import Preview, Priority
 from msf_scheduler.model_control import ModelControl
 from msf_server.api_keys import digest, new_key
 from msf_server.oip_grpc import service
 from msf_server.settings import ServerSettings
 from tests.server.conftest import client_of, serving, until
-from tests.server.fake_worker import FASHION, LABELS, FakeWorker
+from tests.server.fake_worker import FASHION, LABELS, FakeWorker, draw
 from tests.server.test_model_control import Reports
 from tests.server.test_oip import DTYPES, drawn
 
@@ -249,6 +249,47 @@ async def test_a_stream_answers_each_request_once_it_is_done(ask: Ask, grpc_sett
         assert answers[request_id].get_response().parameters["triton_final_response"].bool_param
 
 
+async def test_a_stream_shows_previews_before_the_images(
+    client: httpx.AsyncClient, grpc_settings: ServerSettings, worker: FakeWorker
+) -> None:
+    worker.holding = True
+    request = service_pb2.ModelInferRequest(model_name="fashion", id="mine")
+    request.inputs.add(name="label", datatype="INT32", shape=[3]).contents.int_contents[:] = [1, 2, 2]
+    request.inputs.add(name="seed", datatype="INT32", shape=[1]).contents.int_contents[:] = [5]
+    request.parameters["partial_images"].int64_param = 1
+    async with channel_to(grpc_settings) as channel:
+        call = stream(channel)
+        await call.write(request)
+        await call.done_writing()
+        await until(lambda: len(worker.claimed), 2)
+        [claim] = [claim for claim in worker.claimed if claim.job.spec.label == 2]
+        file = draw(claim.job.spec)[1]
+        await worker.leases.publish_preview(claim, 1, Preview(index=2, number=0), file)
+        preview = (await call.read()).infer_response
+        worker.holding = False
+        final = (await call.read()).infer_response
+        assert await call.read() is grpc.aio.EOF
+    parameters = {name: preview.parameters[name] for name in preview.parameters}
+    assert (preview.id, parameters["row"].int64_param, parameters["partial_image_index"].int64_param) == ("mine", 2, 0)
+    assert not parameters["triton_final_response"].bool_param
+    assert preview.raw_output_contents[0] == drawn(2, 5, 2).tobytes()
+    assert final.parameters["triton_final_response"].bool_param
+    assert list(final.outputs[0].shape) == [3, 32, 32, 3]
+
+
+async def test_previews_need_a_stream(ask: Ask, client: httpx.AsyncClient) -> None:
+    call = ask("infer", "fashion", [tensor("label", "INT32", [1])], parameters={"partial_images": 1})
+    assert "Allowed: in a stream over gRPC" in (await raised_by(call))[1]
+
+
+def stream(channel: Any) -> Any:
+    return channel.stream_stream(
+        f"/{service.SERVICE.full_name}/ModelStreamInfer",
+        request_serializer=service_pb2.ModelInferRequest.SerializeToString,
+        response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
+    )()
+
+
 async def test_ending_a_stream_cancels_its_jobs(
     client: httpx.AsyncClient, grpc_settings: ServerSettings, worker: FakeWorker
 ) -> None:
@@ -256,11 +297,7 @@ async def test_ending_a_stream_cancels_its_jobs(
     request = service_pb2.ModelInferRequest(model_name="fashion")
     request.inputs.add(name="label", datatype="INT32", shape=[2]).contents.int_contents[:] = [1, 2]
     async with channel_to(grpc_settings) as channel:
-        call = channel.stream_stream(
-            f"/{service.SERVICE.full_name}/ModelStreamInfer",
-            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
-            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
-        )()
+        call = stream(channel)
         await call.write(request)
         await until(lambda: len(worker.claimed), 2)
         call.cancel()

@@ -31,7 +31,7 @@ INPUTS: dict[str, tuple[str, ...]] = {  # datatypes of each input; metadata list
     NEGATIVE_LABEL: (BYTES, *_INTEGER),
 }
 OUTPUT = "images"
-_IMAGE_FIELDS = ("cache", "reproducibility", "user")  # parameters that are fields of an image request
+_IMAGE_FIELDS = ("cache", "partial_images", "reproducibility", "user")  # parameters that are fields of an image request
 _PARAMETERS = ("binary_data_output", "priority", "timeout", *_IMAGE_FIELDS)
 
 

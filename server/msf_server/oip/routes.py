@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from importlib.metadata import version as version_of
+from itertools import accumulate
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -13,11 +15,12 @@ from starlette.routing import BaseRoute
 
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import ServerStopping
+from msf_scheduler.job_events import JobWatcher
 from msf_scheduler.jobs import JobRecord, ModelInfo
 from msf_scheduler.queue import Idempotency
 from msf_server.callers import identify
-from msf_server.dependencies import CatalogDep, SettingsDep, SubmissionDep, services_of
-from msf_server.errors import ApiError
+from msf_server.dependencies import CatalogDep, Services, SettingsDep, SubmissionDep, services_of
+from msf_server.errors import ApiError, InvalidRequest
 from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
 from msf_server.oip.inference import INPUTS, LABEL, OUTPUT, make_orders, wants_binary
@@ -38,10 +41,11 @@ from msf_server.oip.schemas import (
 )
 from msf_server.oip.tensors import BYTES, check_output, read_request, write_response
 from msf_server.orders import Order
-from msf_server.request_log import RequestLog, log_of
+from msf_server.request_log import log_of
 from msf_server.schemas.body import JSON, check_media_type
-from msf_server.submission import Submission
 
+PREVIEWS = "msf.previews"  # extension of the ASGI scope: OnPreview, of a caller that can take previews
+OnPreview = Callable[[int, int, bytes], None]  # row, number and file of a preview
 PLATFORM = "msf_serve"
 EXTENSIONS = [
     *("binary_tensor_data", "model_configuration", "model_repository"),
@@ -179,7 +183,10 @@ def _routes_of(find: Any, path: str) -> list[BaseRoute]:
         orders = make_orders(call, inputs, model, availability, identify(request), services.settings, idempotency)
         num_images = sum(order.spec.num_samples for order in orders)
         check_output(num_images, model.image_size, binary=wants_binary(call))
-        results = await _run_all(orders, services.submission, request, log)
+        on_preview = request.scope.get("extensions", {}).get(PREVIEWS)
+        if "partial_images" in call.parameters and on_preview is None:
+            raise InvalidRequest("Invalid partial_images. Allowed: in a stream over gRPC.", param="partial_images")
+        results = await _run_all(orders, services, request, on_preview)
         answer = InferResponse(
             id=call.id,
             model_name=model.name,
@@ -197,19 +204,39 @@ def _routes_of(find: Any, path: str) -> list[BaseRoute]:
 
 
 async def _run_all(
-    orders: Sequence[Order], submission: Submission, request: Request, log: RequestLog
+    orders: Sequence[Order], services: Services, request: Request, on_preview: OnPreview | None
 ) -> list[tuple[JobRecord, list[bytes]]]:
     """Run all orders concurrently; if one fails, cancel the others and raise the first failure."""
+    submission, log = services.submission, log_of(request.scope)
 
-    async def run(order: Order) -> tuple[JobRecord, list[bytes]]:
-        return await submission.wait(await submission.submit(order, log, notify=True), request)
+    async def run(order: Order, first_row: int) -> tuple[JobRecord, list[bytes]]:
+        pending = await submission.submit(order, log, notify=True)
+        if on_preview is None or not order.terms.num_previews:
+            return await submission.wait(pending, request)
+        watching = asyncio.create_task(_watch(services.watcher, pending.job, first_row, on_preview))
+        try:
+            result = await submission.wait(pending, request)
+            await watching  # which ends with the job: previews come before the images
+            return result
+        finally:
+            watching.cancel()
 
+    first_rows = accumulate((order.spec.num_samples for order in orders), initial=0)
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(run(order)) for order in orders]
+            tasks = [group.create_task(run(order, row)) for order, row in zip(orders, first_rows, strict=False)]
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+async def _watch(watcher: JobWatcher, job: JobRecord, first_row: int, on_preview: OnPreview) -> None:
+    """Hand the previews of a job over, each with its row, its number and its file."""
+    async with aclosing(watcher.follow(job.id)) as updates:
+        async for update in updates:
+            for stored in update.previews:
+                row = first_row + stored.preview.index - job.spec.first_index
+                on_preview(row, stored.preview.number, stored.file)
 
 
 def _common_parameters(jobs: Sequence[JobRecord]) -> Parameters:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import FastAPI
@@ -33,7 +34,13 @@ class Peer:
 
 
 async def call_app(
-    app: FastAPI, peer: Peer, method: str, path: str, headers: Sequence[Header], body: bytes = b""
+    app: FastAPI,
+    peer: Peer,
+    method: str,
+    path: str,
+    headers: Sequence[Header],
+    body: bytes = b"",
+    extensions: Mapping[str, Any] | None = None,
 ) -> Answer:
     """Return the answer to a request. A cancellation reaches the application as the end of its connection."""
     answer, chunks = Answer(), bytearray()
@@ -66,6 +73,7 @@ async def call_app(
         "client": (peer.host, peer.port),
         "server": ("grpc", peer.server_port),
         "state": {},
+        "extensions": extensions or {},
     }
     task = asyncio.create_task(app(scope, receive, send))
     try:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from typing import Any
 
+from PIL import Image
 from tritonclient.grpc import service_pb2
 
 from msf_server.errors import InvalidRequest, quoted
+from msf_server.oip.inference import OUTPUT
 from msf_server.oip.tensors import BYTES, FLOATS, HEADER_LENGTH, INTEGERS
 from msf_server.oip_grpc.asgi_call import Answer, Header
 from msf_server.schemas.images import MAX_TIMEOUT_S
@@ -76,6 +79,20 @@ def infer_response(answer: Answer) -> Any:
         raw_output_contents=[answer.body[length:]],
     )
     for name, value in fields["parameters"].items():
+        set_parameter(response, name, value)
+    return response
+
+
+def preview_response(request: Any, row: int, number: int, file: bytes) -> Any:
+    """Return a preview of one image of a request; more responses follow."""
+    image = Image.open(io.BytesIO(file)).convert("RGB")
+    response = service_pb2.ModelInferResponse(
+        model_name=request.model_name,
+        id=request.id,
+        outputs=[{"name": OUTPUT, "datatype": "UINT8", "shape": [1, image.height, image.width, 3]}],
+        raw_output_contents=[image.tobytes()],
+    )
+    for name, value in (("row", row), ("partial_image_index", number), (FINAL_RESPONSE, False)):
         set_parameter(response, name, value)
     return response
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -20,11 +20,13 @@ from google.protobuf.message_factory import GetMessageClass
 from tritonclient.grpc import service_pb2
 
 from msf_server.errors import InvalidRequest, quoted, translate
+from msf_server.oip.routes import PREVIEWS, OnPreview
 from msf_server.oip_grpc.asgi_call import Answer, Header, Peer, call_app
 from msf_server.oip_grpc.conversion import (
     FINAL_RESPONSE,
     infer_body,
     infer_response,
+    preview_response,
     repository_parameters,
     set_parameter,
 )
@@ -140,19 +142,25 @@ class InferenceService:
         await self._post(context, path, {"parameters": repository_parameters(request)})
         return service_pb2.RepositoryModelUnloadResponse()
 
-    async def ModelInfer(self, request: Any, context: Context) -> Any:
+    async def ModelInfer(self, request: Any, context: Context, on_preview: OnPreview | None = None) -> Any:
         body, headers = infer_body(request, context.time_remaining())
         path = f"{_model_path(request.model_name, request.model_version)}/infer"
-        return infer_response(_checked(await self._call(context, "POST", path, headers, body)))
+        extensions = {PREVIEWS: on_preview} if on_preview else {}
+        return infer_response(_checked(await self._call(context, "POST", path, headers, body, extensions)))
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-        """Answer each request of a stream as soon as it is done; one that fails harms no other."""
+        """Answer each request of a stream with its previews, and its images once done; a failure harms no other."""
         responses: asyncio.Queue[Any] = asyncio.Queue()
         capacity = asyncio.Semaphore(MAX_STREAM_REQUESTS)
 
         async def answer(request: Any) -> None:
+            def show(row: int, number: int, file: bytes) -> None:
+                preview = preview_response(request, row, number, file)
+                responses.put_nowait(service_pb2.ModelStreamInferResponse(infer_response=preview))
+
             try:
-                result = service_pb2.ModelStreamInferResponse(infer_response=await self.ModelInfer(request, context))
+                response = await self.ModelInfer(request, context, show)
+                result = service_pb2.ModelStreamInferResponse(infer_response=response)
             except Exception as error:
                 result = service_pb2.ModelStreamInferResponse(error_message=_Refusal.of(error).message)
                 result.infer_response.id, result.infer_response.model_name = request.id, request.model_name
@@ -184,13 +192,19 @@ class InferenceService:
         return _checked(await self._call(context, "POST", path, headers, json.dumps(body).encode()))
 
     async def _call(
-        self, context: Context, method: str, path: str, headers: list[Header] | None = None, body: bytes = b""
+        self,
+        context: Context,
+        method: str,
+        path: str,
+        headers: Sequence[Header] = (),
+        body: bytes = b"",
+        extensions: Mapping[str, Any] | None = None,
     ) -> Answer:
         metadata = [
             (name.encode(), value.encode()) for name, value in context.invocation_metadata() or () if name in _FORWARDED
         ]
         peer = _peer(context.peer(), self._port)
-        call = asyncio.create_task(call_app(self._app, peer, method, path, [*metadata, *(headers or [])], body))
+        call = asyncio.create_task(call_app(self._app, peer, method, path, [*metadata, *headers], body, extensions))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
         return await call
