@@ -150,7 +150,7 @@ licences: $(VENV)/.dev ## write the licences of the distributed packages to docs
 
 lock: $(VENV)/lock/.done ## pin the dependencies of the images and of the checks, with hashes
 	$(COMPILE) --extra tracing --output-file requirements/server.lock pyproject.toml
-	$(COMPILE) --extra worker --extra load --extra tracing --output-file requirements/worker.lock pyproject.toml
+	$(COMPILE) --extra worker --extra load --extra s3 --extra tracing --output-file requirements/worker.lock pyproject.toml
 	$(COMPILE) --extra dev --output-file requirements/dev.lock pyproject.toml
 
 # $(call render,FILE,ARGUMENTS): one file of docker/kubernetes, from the chart
