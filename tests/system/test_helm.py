@@ -22,6 +22,7 @@ DIGEST = f"sha256:{'0' * 64}"
 EVERYTHING = (
     "keda.enabled=true,monitoring.podMonitor.enabled=true,monitoring.rules.enabled=true,apiKeys.existingSecret=keys,"
     "webhooks.existingSecret=hooks,planCache.existingClaim=plans,models.pull={https://models.example/emoji/1},"
+    "models.existingSecret=bucket,"
     f"imagePullSecrets={{one,two}},server.image.digest={DIGEST}"
 )
 SERVER, WORKER = "Deployment msf-server", "Deployment msf-worker"
@@ -128,7 +129,8 @@ def test_options_reach_the_pods() -> None:
     assert variables["MSF_API_KEYS_FILE"]["value"].startswith(server["containers"][0]["volumeMounts"][1]["mountPath"])
     assert variables["MSF_WEBHOOK_SECRET"]["valueFrom"]["secretKeyRef"] == {"name": "hooks", "key": "secret"}
     [puller] = worker["initContainers"]
-    assert puller["args"] == ["models", "pull", "https://models.example/emoji/1"]
+    assert puller["command"][-1] == "https://models.example/emoji/1"
+    assert puller["envFrom"] == [{"secretRef": {"name": "bucket"}}]
     assert {"name": "MSF_MODEL_REPO", "value": "/models"} in worker["containers"][0]["env"]
     assert {"name": "plans", "persistentVolumeClaim": {"claimName": "plans"}} in worker["volumes"]
     assert "replicas" not in documents[WORKER]["spec"]  # KEDA's
