@@ -30,7 +30,7 @@ HEAVY = tests/bench tests/engine/test_inductor.py tests/engine/test_tensorrt.py
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
 .PHONY: help serve check check-all lint types contracts test test-slow test-heavy data train-fashion data-emoji train-emoji evaluate evaluate-emoji reproduce ablate bench-serve \
-  bench-overhead bench-engine bench-scripts bench-batching bench-choosing bench-peers bench-autoscaling bench-simulation bench-gpu gpu-check dashboard-test chaos hostile soak compose-test sweep audit sbom licences lock manifests tensorrt-build clean
+  bench-overhead bench-engine bench-scripts bench-batching bench-choosing bench-peers bench-autoscaling bench-simulation bench-gpu gpu-check page-audit dashboard-test chaos hostile soak compose-test sweep audit sbom licences lock manifests tensorrt-build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -123,6 +123,10 @@ gpu-check: ## run all that needs an NVIDIA GPU, without network, in ten minutes 
 
 dashboard-test: $(VENV)/.dev ## check the dashboard against the load generator's counts; needs prometheus (Debian: apt install prometheus)
 	$(BIN)/python -m bench.dashboard
+
+page-audit: ## audit the page of the service at URL with Lighthouse and axe; needs node and chromium
+	npm install --prefix bench/page --no-save --no-package-lock --no-audit --no-fund --ignore-scripts --loglevel error
+	node bench/page/audit.js $(or $(URL),http://127.0.0.1:8000)
 
 chaos: $(VENV)/.dev ## kill, hang, fill and disconnect processes under load, and count the ends of all jobs
 	$(BIN)/python -m bench.faults.chaos

@@ -3,7 +3,7 @@
 import { apiKey, setApiKey } from "./api.js";
 import { listenForClasses, showClasses } from "./classes.js";
 import { listenForDevelopment } from "./develop.js";
-import { byId, copyText, flash } from "./dom.js";
+import { byId, copyText, flash, nextTask } from "./dom.js";
 import { showError } from "./errors.js";
 import { listenForForgetting, showFilmstrip } from "./filmstrip.js";
 import {
@@ -23,9 +23,14 @@ import { watchHealth, watchStats } from "./status.js";
 const link = fromQuery(location.search);
 let opening = null;
 
-async function showModel() {
+// Show a model's classes and defaults; with `isOpened`, its opening first.
+async function showModel({ isOpened = false } = {}) {
   const model = selectedModel();
-  const [gallery, ownOpening] = await Promise.all([loadGallery(model), loadOpening(model)]);
+  const arrival = loadGallery(model);
+  const ownOpening = await loadOpening(model);
+  if (isOpened && ownOpening) show(ownOpening, { isAnimated: true });
+  const gallery = await arrival;
+  await nextTask();
   if (model !== selectedModel()) return; // another was selected meanwhile
   opening = ownOpening;
   showClasses(model.labels, gallery);
@@ -46,11 +51,10 @@ function showForm() {
 
 async function arrive() {
   if (!(await refreshModels({ model: link?.fields.model, b_model: link?.compared?.model }))) return;
-  await showModel();
+  await showModel({ isOpened: !link });
   byId("generate").disabled = false;
   if (link) await openQuery(link);
-  else if (opening) show(opening, { isAnimated: true });
-  else await showLatest();
+  else if (!opening) await showLatest();
 }
 
 async function showLatest() {

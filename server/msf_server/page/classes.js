@@ -46,19 +46,29 @@ function setView({ title, file }) {
   return element("div", { className: file ? "set" : "set chips", role: "radiogroup", "aria-label": title });
 }
 
-// Fill a view with its classes, once it is shown.
+// Fill a view with its classes: as soon as it can be seen, since on a phone it is below the fold.
 function fill(view, labels) {
-  view.append(...labels.map((label) => {
-    const radio = element("input", { type: "radio", name: "class", value: label });
-    radio.addEventListener("change", () => setClass(label));
-    return element("label", { title: label }, radio, thumbnail(label) ?? "", element("span", { className: "label", textContent: label }));
-  }));
+  const observer = new IntersectionObserver((entries) => {
+    if (!entries.some(({ isIntersecting }) => isIntersecting)) return;
+    observer.disconnect();
+    view.append(...labels.map(choice));
+  });
+  observer.observe(byId("thumbnails"));
+}
+
+function choice(label) {
+  const radio = element("input", { type: "radio", name: "class", value: label, checked: label === byId("prompt").value });
+  radio.addEventListener("change", () => setClass(label));
+  return element("label", { title: label }, radio, thumbnail(label) ?? "", element("span", { className: "label", textContent: label }));
 }
 
 function showSet(position) {
   [...byId("thumbnails").children].forEach((view, each) => { view.hidden = each !== position; });
   const view = byId("thumbnails").children[position];
-  if (view && !view.childElementCount) fill(view, sets[position].labels);
+  if (view?.childElementCount === 0) {
+    if (sets[position].file) fill(view, sets[position].labels);
+    else view.append(...sets[position].labels.map(choice));
+  }
   markClass();
 }
 

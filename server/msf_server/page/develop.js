@@ -4,6 +4,7 @@ import { byId } from "./dom.js";
 
 const LEAD_MS = 450; // the base alone; as in results.css
 const DURATION_MS = 1350;
+const UNASKED_AFTER_MS = 900;
 const SLIDER_EVERY_MS = 90;
 const prefersStill = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -43,7 +44,10 @@ export function play() {
   }, SLIDER_EVERY_MS);
 }
 
-export const playUnlessStill = () => { if (!prefersStill.matches) play(); };
+// Play by itself, once the images have been seen.
+export function playLater() {
+  setTimeout(() => { if (!prefersStill.matches && byId("develop").value === "100") play(); }, UNASKED_AFTER_MS);
+}
 
 export function listenForDevelopment() {
   byId("develop").addEventListener("input", ({ target }) => {

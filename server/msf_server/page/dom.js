@@ -52,6 +52,8 @@ export function flash(button, text) {
   setTimeout(() => { button.textContent = button.dataset.text; }, 1500);
 }
 
+export const nextTask = () => new Promise((resolve) => setTimeout(resolve));
+
 export function announce(text) {
   byId("announcement").textContent = text;
 }

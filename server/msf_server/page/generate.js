@@ -1,7 +1,7 @@
 // One press of Generate: shows its sheet while it is made, and keeps what is done when it ends or is cancelled.
 
 import { announce, byId, saveFile } from "./dom.js";
-import { developFully, playUnlessStill } from "./develop.js";
+import { developFully, playLater } from "./develop.js";
 import { sentence, showError } from "./errors.js";
 import { showFilmstrip } from "./filmstrip.js";
 import { counted } from "./format.js";
@@ -25,10 +25,13 @@ export const cancel = () => running?.cancel();
 export function show(sheet, { isAnimated = false } = {}) {
   shown = sheet;
   showSheet(sheet, (tile) => openLightbox(tile, tilesInOrder(sheet), isPixelated(sheet)));
-  showTimings(sheet.columns.at(-1));
+  const column = sheet.columns.at(-1);
+  const { timings } = column;
+  showTimings(column);
+  byId("first-frame").textContent = timings && !("base_ms" in timings) ? "early" : "base"; // of a model with one stage
   for (const id of ["share", "zip", "play", "develop"]) byId(id).disabled = false;
   developFully();
-  if (isAnimated) playUnlessStill();
+  if (isAnimated) playLater();
 }
 
 export function showNothing() {

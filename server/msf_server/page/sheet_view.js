@@ -1,6 +1,6 @@
 // The sheet on the page: its columns, its tiles, and each tile's frames from the base to the image.
 
-import { byId, element, FileUrls } from "./dom.js";
+import { byId, element, FileUrls, nextTask } from "./dom.js";
 import { bytes, counted, milliseconds, settingsText } from "./format.js";
 import { tilesIn, tilesOn } from "./sheets.js";
 
@@ -26,6 +26,17 @@ export function showSheet(sheet, onOpen) {
   byId("columns").dataset.mode = sheet.mode;
   byId("columns").replaceChildren(...sheet.columns.map((column) => columnView(column, onOpen)));
   describe(sheet);
+  layTiles(sheet);
+}
+
+// Lay the tiles one by one, so that the page answers meanwhile.
+async function layTiles(sheet) {
+  const own = items;
+  for (const tile of tilesOn(sheet)) {
+    if (items !== own) return; // another sheet is shown
+    updateTile(tile);
+    await nextTask();
+  }
 }
 
 // Show empty tiles.
@@ -45,18 +56,12 @@ function columnView(column, onOpen) {
     const item = element("li");
     items.set(tile, item);
     list.append(item);
-    fill(item, tile, onOpen);
+    const button = element("button", { type: "button", className: "tile", disabled: true, onclick: () => onOpen(tile) });
+    item.append(button, element("span", { className: "caption", textContent: tile.caption }));
   }
   const head = element("p", { className: "column-head" });
   head.hidden = !column.name;
   return element("section", { className: "column", "aria-label": column.name ? `Setting ${column.name}` : "All images" }, head, list);
-}
-
-function fill(item, tile, onOpen) {
-  const button = element("button", { type: "button", className: "tile", onclick: () => onOpen(tile) });
-  button.disabled = true;
-  item.replaceChildren(button, element("span", { className: "caption", textContent: tile.caption }));
-  updateTile(tile);
 }
 
 export function updateTile(tile) {
