@@ -104,8 +104,9 @@ export class Run {
       const again = event.attempt > 1 ? `started again after a worker was lost; ` : "";
       Object.assign(own, { done: event.steps_done, total: event.num_steps, stage: `${again}${event.stage}` });
     }
-    const [done, total] = ["done", "total"].map((name) => progress.reduce((sum, each) => sum + each[name], 0));
-    const least = progress.reduce((first, each) => (each.stage && each.done / (each.total || 1) < first.done / (first.total || 1) ? each : first), own);
-    this.report({ share: total ? done / total : 0, text: total ? `${least.stage}, step ${done} of ${total}` : own.stage });
+    const started = progress.filter((each) => each.total > 0);
+    const [done, total] = ["done", "total"].map((name) => started.reduce((sum, each) => sum + each[name], 0));
+    const { stage } = started.length ? started.reduce((first, each) => (each.done / each.total < first.done / first.total ? each : first)) : own;
+    this.report({ share: total ? done / total : 0, text: total ? `${stage}, step ${done} of ${total}` : stage });
   }
 }
