@@ -18,8 +18,9 @@ from bench.reproduction.latent_trainer import LatentTrainer
 from bench.reproduction.report import Difference, write_report
 from bench.reproduction.results_cache import ResultsCache
 from bench.reproduction.sampling import Speed
+from bench.reproduction.served import servable_model
 from msf_engine.backends.eager import EagerBackend
-from msf_engine.repository import read_version
+from msf_engine.repository import read_version, save_version
 from msf_training.class_folders import ClassFolders
 from msf_training.dataset import Split
 
@@ -69,6 +70,19 @@ def test_equal_means_equal(scale: Scale) -> None:
     assert every[BASELINE].num_parameters == pytest.approx(msf.num_parameters, rel=0.07)
     assert every["DiT/2, equal depth"].stages[0].depth == max(stage.depth for stage in msf.stages)
     assert every[BASELINE].flops / msf.flops > 3.5
+
+
+def test_contenders_are_served_as_models_of_one_stage_and_of_two(tmp_path: Path) -> None:
+    template = read_version(ROOT / "model_repo", "fashion-mnist").load()
+    labels = [str(number) for number in range(10)]
+    stages = {}
+    for architecture in architectures(TINY):
+        name = architecture.folder.lower()
+        save_version(tmp_path, name, "1", servable_model(architecture, template), labels)
+        config = read_version(tmp_path, name).config
+        stages[architecture.name] = [(stage.name, stage.default_num_steps) for stage in config.stages]
+    assert stages[OURS] == [("base", 16), ("residual", 4)]
+    assert stages[BASELINE] == [("denoise", 20)]
 
 
 def test_runs_of_equal_operations_see_as_many_images_as_they_can_afford() -> None:
