@@ -1,19 +1,17 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from msf_engine.backends import get_backend
+from msf_engine.diffusion_process import FlowProcess, VariancePreservingProcess
 from msf_engine.model_plans import ModelPlans
-from msf_engine.plan import FunctionPlan, Plan, PlanSpec, stage_inputs
 from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import load_plans
 from msf_engine.repository import ModelVersion
-from msf_scheduler.stage import TWO_STAGES, Stage
-from tests.engine.support import by_row
-from tests.models import tiny_repository
+from tests.engine.support import row_by_row
+from tests.models import one_stage_config, tiny_repository
 
 
 @pytest.fixture(scope="session")
@@ -29,12 +27,24 @@ def eager_plans(version: ModelVersion, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def exact_plans(eager_plans: ModelPlans) -> ModelPlans:
     """The plans of `eager_plans`, which compute row by row: a row's bytes are the same in every batch."""
-    buckets = dict.fromkeys(TWO_STAGES, (1, 2, 4, 8))
-    by_stage: dict[Stage, Plan] = {
-        stage: FunctionPlan(PlanSpec("", "", stage, (), stage_inputs(eager_plans.config, stage)), by_row(plan))
-        for stage, plan in eager_plans.by_stage.items()
+    return row_by_row(eager_plans)
+
+
+@pytest.fixture(scope="session", params=["two stages", "one, data at 1", "one, epsilon", "one, epsilon, ab2"])
+def any_plans(
+    request: pytest.FixtureRequest, exact_plans: ModelPlans, tmp_path_factory: pytest.TempPathFactory
+) -> ModelPlans:
+    """Plans that compute row by row of a model of each kind."""
+    configs = {
+        "one, data at 1": one_stage_config(FlowProcess(data_at=1)),
+        "one, epsilon": one_stage_config(VariancePreservingProcess(), solver="ddim"),
+        "one, epsilon, ab2": one_stage_config(VariancePreservingProcess(timestep_spacing="linspace")),
     }
-    return replace(eager_plans, buckets=buckets, strict=buckets, by_stage=by_stage)
+    if request.param not in configs:
+        return exact_plans
+    version = tiny_repository(tmp_path_factory.mktemp("model_repo"), config=configs[request.param])
+    cache = PlanCache(tmp_path_factory.mktemp("plans"))
+    return row_by_row(load_plans(version, get_backend("eager", "fp32", 1), cache, (1, 2, 4)))
 
 
 @pytest.fixture

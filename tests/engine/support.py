@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from msf_engine.config import ModelConfig
 from msf_engine.executor import Executor, SampleRequest
 from msf_engine.model import DecodeModule, MsfModel
-from msf_engine.plan import Array, Plan, PlanSpec, run, stage_inputs
+from msf_engine.model_plans import ModelPlans
+from msf_engine.plan import Array, FunctionPlan, Plan, PlanSpec, run, stage_inputs
 from msf_engine.plan_validation import ValidationInputs, make_validation_inputs
 from msf_engine.repository import ModelVersion
 from msf_engine.schedule import Schedule, Solver
@@ -77,3 +80,18 @@ def by_row(plan: Plan) -> Callable[..., Array]:
         return np.concatenate([run(plan, [array[row : row + 1] for array in inputs]) for row in rows])
 
     return compute
+
+
+def row_by_row(plans: ModelPlans) -> ModelPlans:
+    """Return plans that compute each row alone: its bytes are the same in every batch."""
+    buckets = dict.fromkeys(plans.by_stage, (1, 2, 4, 8))
+    by_stage: dict[Stage, Plan] = {
+        stage: FunctionPlan(PlanSpec("", "", stage, (), stage_inputs(plans.config, stage)), by_row(plan))
+        for stage, plan in plans.by_stage.items()
+    }
+    return replace(plans, buckets=buckets, strict=buckets, by_stage=by_stage)
+
+
+def fitted(requests: Sequence[SampleRequest], config: ModelConfig) -> list[SampleRequest]:
+    """Return the requests with steps for as many stages as the model has."""
+    return [replace(request, num_steps=request.num_steps[: len(config.stages)]) for request in requests]

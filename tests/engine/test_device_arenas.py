@@ -7,6 +7,7 @@ import random
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,13 @@ from msf_engine.executor import Executor, SampleRequest
 from msf_engine.generate import generate
 from msf_engine.model import MsfModel
 from msf_engine.model_plans import ModelPlans
-from msf_engine.plan import PlanSpec, stage_inputs
+from msf_engine.plan import Plan, PlanSpec, run, stage_inputs
 from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import load_plans
 from msf_engine.repository import ModelVersion
 from msf_engine.sampling import SampleNoise
 from msf_scheduler.stage import TWO_STAGES, Stage
-from tests.engine.support import network_of
+from tests.engine.support import fitted, network_of
 
 CPU = torch.device("cpu")
 BUCKETS = (1, 2, 4, 8)
@@ -66,11 +67,11 @@ def with_networks(plans: ModelPlans, networks: Mapping[Stage, Any], buckets: tup
         stage: DevicePlan(PlanSpec("tiny:1", "", stage, buckets, inputs[stage]), network, CPU)
         for stage, network in networks.items()
     }
-    return replace(plans, by_stage=by_stage, buckets=dict.fromkeys(TWO_STAGES, buckets))
+    return replace(plans, by_stage=by_stage, buckets=dict.fromkeys(networks, buckets))
 
 
 def at_bucket(plans: ModelPlans, bucket: int) -> ModelPlans:
-    return replace(plans, buckets=dict.fromkeys(TWO_STAGES, (bucket,)))
+    return replace(plans, buckets=dict.fromkeys(plans.by_stage, (bucket,)))
 
 
 class Driver:
@@ -78,6 +79,7 @@ class Driver:
 
     def __init__(self, executor: Executor, bucket: int, seed: int) -> None:
         self.executor = executor
+        self.names = executor.plans.config.all_stages
         self.bucket = bucket
         self.random = random.Random(seed)
         self.stages: dict[int, Stage] = {}  # after the batches that have started
@@ -90,7 +92,7 @@ class Driver:
     def join(self, waiting: list[SampleRequest]) -> None:
         for slot, request in zip(self.executor.join(waiting), waiting, strict=True):
             self.requests[slot] = request
-            self.stages[slot] = Stage.BASE
+            self.stages[slot] = self.names[0]
             self.steps[slot] = list(request.num_steps)
 
     def leave(self, slot: int) -> SampleRequest:
@@ -135,10 +137,10 @@ class Driver:
         if stage is Stage.DECODE:
             del self.stages[slot]
             return
-        steps = self.steps[slot]
-        steps[0 if stage is Stage.BASE else 1] -= 1
-        if not steps[0 if stage is Stage.BASE else 1]:
-            self.stages[slot] = Stage.RESIDUAL if stage is Stage.BASE else Stage.DECODE
+        position = self.names.index(stage)
+        self.steps[slot][position] -= 1
+        if not self.steps[slot][position]:
+            self.stages[slot] = self.names[position + 1]
 
 
 @pytest.mark.parametrize("bucket", BUCKETS)
@@ -149,6 +151,26 @@ def test_images_are_those_of_generate_whatever_the_batches(plans: ModelPlans, bu
     expected = generate(at_bucket(plans, bucket), sample_requests)
     for request, image in zip(sample_requests, expected, strict=True):
         assert np.array_equal(images[request], image), request
+
+
+@pytest.mark.parametrize("bucket", [1, 4])
+def test_images_of_any_kind_of_model_are_those_of_generate(any_plans: ModelPlans, bucket: int) -> None:
+    """Networks in the place of the plans' own: they compute row by row, and all else is on the device."""
+    networks = {stage: partial(_on_device, plan) for stage, plan in any_plans.by_stage.items()}
+    plans = with_networks(any_plans, networks)
+    sample_requests = fitted(requests(9, guided=bucket > 1), plans.config)
+    if bucket > 1:
+        sample_requests += [replace(request, negative_label=(request.label + 1) % 3) for request in sample_requests]
+    executor = Executor(plans, 5)
+    assert isinstance(executor._arenas, DeviceArenas)
+    images = Driver(executor, bucket, 0).run(sample_requests)
+    expected = generate(at_bucket(any_plans, bucket), sample_requests)
+    for request, image in zip(sample_requests, expected, strict=True):
+        assert np.array_equal(images[request], image), request
+
+
+def _on_device(plan: Plan, *inputs: Tensor) -> Tensor:
+    return torch.from_numpy(run(plan, [tensor.numpy() for tensor in inputs]))
 
 
 @pytest.mark.parametrize("seed", range(3))

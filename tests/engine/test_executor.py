@@ -16,12 +16,13 @@ from msf_engine.generate import denoise, generate
 from msf_engine.model import DecodeModule
 from msf_engine.model_plans import ModelPlans
 from msf_engine.noise import NoiseStream, gaussian_noise
+from msf_engine.plan import Array, FunctionPlan, Plan, PlanSpec, run, stage_inputs
 from msf_engine.repository import ModelVersion
-from msf_engine.sampling import SampleNoise
+from msf_engine.sampling import SampleNoise, guide
 from msf_engine.schedule import flow_schedule, flow_times
 from msf_scheduler.stage import Stage
 from msf_training.dataset import to_uint8
-from tests.engine.support import Image, integrate, run_to_end, stages_of
+from tests.engine.support import Image, fitted, integrate, run_to_end, stages_of
 from tests.models import with_stage
 
 REQUESTS = [
@@ -67,16 +68,17 @@ def test_an_image_is_the_decoded_integral_of_both_stages(eager_plans: ModelPlans
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_any_mix_of_steps_makes_the_images_of_generate(exact_plans: ModelPlans, seed: int) -> None:
+def test_any_mix_of_steps_makes_the_images_of_generate(any_plans: ModelPlans, seed: int) -> None:
     """Random members of random stages, guided and not, in batches that are started before the last one is finished."""
     rng = np.random.default_rng(seed)
-    executor = Executor(exact_plans, 3)
-    waiting = [(number, request) for number, request in enumerate(REQUESTS)]
+    executor = Executor(any_plans, 3)
+    requests = fitted([*REQUESTS, replace(REQUESTS[1], negative_label=2)], any_plans.config)
+    waiting = list(enumerate(requests))
     numbers: dict[int, int] = {}  # of requests, by slot
     remaining: dict[int, list[Stage]] = {}
     in_flight = []
     images: dict[int, Image] = {}
-    while len(images) < len(REQUESTS):
+    while len(images) < len(requests):
         if waiting and executor.num_free_slots and rng.random() < 0.7:
             number, request = waiting.pop()
             [slot] = executor.join([request])
@@ -92,8 +94,9 @@ def test_any_mix_of_steps_makes_the_images_of_generate(exact_plans: ModelPlans, 
             result = executor.finish(in_flight.pop(0))
             images |= {numbers[slot]: image for slot, image in result.images.items()}
     assert executor.num_free_slots == 3
-    for number, expected in enumerate(generate(exact_plans, REQUESTS)):
-        assert np.array_equal(images[number], expected)
+    expected = generate(any_plans, requests)
+    assert all(np.array_equal(images[number], image) for number, image in enumerate(expected))
+    assert not np.array_equal(expected[1], expected[-1])  # they differ in what they are steered away from
 
 
 def test_a_guided_sample_takes_two_rows(eager_plans: ModelPlans) -> None:
@@ -224,6 +227,45 @@ def test_previews_approach_the_image_without_advancing_it(exact_plans: ModelPlan
     distances = [np.abs(preview - image).mean() for preview in previews]
     assert distances[-1] < distances[0]
     assert executor.preview([]) == {}
+
+
+@pytest.mark.parametrize("num_started", [1, 3, 5])
+def test_a_preview_of_one_stage_is_the_estimate_of_the_data(any_plans: ModelPlans, num_started: int) -> None:
+    """The data that the last step's prediction implies is decoded."""
+    config = any_plans.config
+    if len(config.stages) > 1:
+        pytest.skip("two stages")
+    outputs: list[NDArray[np.float32]] = []
+
+    def recording(plan: Plan) -> Plan:
+        def compute(*inputs: Array) -> Array:
+            outputs.append(run(plan, inputs))
+            return outputs[-1]
+
+        spec = PlanSpec("", "", Stage.DENOISE, (), stage_inputs(config, Stage.DENOISE))
+        return FunctionPlan(spec, compute)
+
+    plans = {**any_plans.by_stage, Stage.DENOISE: recording(any_plans.by_stage[Stage.DENOISE])}
+    executor = Executor(replace(any_plans, by_stage=plans), 1)
+    slots = executor.join([SampleRequest(0, 1, 0, (6,), 1.0)])
+    x = SampleNoise.of(config, [1], [0]).stages[0]
+    schedule = config.process.schedule(6)
+    d_prev = np.zeros_like(x)
+    for a, b, c in schedule.updates(config.sampling.solver)[:num_started]:
+        executor.step(slots)
+        x, d_prev = a * x + b * outputs[-1] + c * d_prev, outputs[-1]
+    s, u = schedule.s_end[num_started - 1], schedule.u_end[num_started - 1]
+    data = x / s - (u - schedule.u_data) * d_prev
+    [expected] = any_plans.run(Stage.DECODE, [data.astype(np.float32)])
+    assert np.abs(executor.preview(slots)[slots[0]].astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_guidance_leaves_channels_after_the_first_alone() -> None:
+    positive, negative = (np.random.default_rng(seed).normal(size=(2, 3, 2, 2)).astype(np.float32) for seed in (0, 1))
+    scale = np.float32(4)
+    guided = guide(positive, negative, scale, 2)
+    assert np.array_equal(guided[:, :2], guide(positive, negative, scale)[:, :2])
+    assert np.array_equal(guided[:, 2:], positive[:, 2:])
 
 
 def test_a_preview_shows_the_steps_that_are_under_way(exact_plans: ModelPlans) -> None:
