@@ -25,12 +25,12 @@ COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --generate-hashes --no-annotat
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 # Tests that wait half of the time, and take long: each goes to the next free process, unless its group shares a fixture.
 WAITING = -n 3 --dist loadgroup
-HEAVY = tests/bench tests/engine/test_inductor.py tests/engine/test_tensorrt.py
+HEAVY = tests/bench tests/engine/interchange tests/engine/test_inductor.py tests/engine/test_tensorrt.py
 # Ends the service when make is killed.
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
 .PHONY: help serve check check-all lint types contracts test test-slow test-heavy data train-fashion data-emoji train-emoji evaluate evaluate-emoji reproduce ablate bench-serve \
-  bench-overhead bench-engine bench-scripts bench-batching bench-choosing bench-peers bench-autoscaling bench-simulation bench-gpu gpu-check page-audit dashboard-test chaos hostile soak compose-test sweep audit sbom licences lock manifests tensorrt-build clean
+  bench-overhead bench-engine bench-scripts bench-batching bench-choosing bench-peers bench-autoscaling bench-simulation bench-gpu gpu-check page-audit dashboard-test chaos hostile soak compose-test sweep audit sbom licences lock manifests import-xl tensorrt-build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -165,6 +165,9 @@ manifests: ## render docker/kubernetes from the Helm chart; needs helm
 	$(call render,gpu/worker.yaml,--values docker/helm/msf-serve/values-gpu.yaml --show-only templates/worker.yaml)
 	$(call render,keda/scaledobject.yaml,--set keda.enabled=true --show-only templates/keda.yaml)
 	$(call render,monitoring/podmonitor.yaml,--set monitoring.podMonitor.enabled=true --show-only templates/monitoring.yaml)
+
+import-xl: $(VENV)/.dev ## import a DiT of DiT-XL/2's size with random weights: time, memory, and a step (8 GB of disk, 12 GB of memory)
+	$(BIN)/python -m bench.engine.import_xl
 
 tensorrt-build: $(VENV)/.dev ## build TensorRT plans of the shipped model and of MSF-XL/2, with or without a GPU
 	$(BIN)/python -m bench.engine.tensorrt_build

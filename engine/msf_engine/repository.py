@@ -150,8 +150,10 @@ def read_version(repository: Path, name: str, version: str | None = None) -> Mod
     return ModelVersion(name, chosen, folder, config, labels, digest, int(sums.stat().st_mtime))
 
 
-def save_version(repository: Path, name: str, version: str, model: MsfModel, labels: Sequence[str]) -> Path:
-    """Write a model as a new version, weights as bfloat16. Return the version's folder."""
+def save_version(
+    repository: Path, name: str, version: str, model: MsfModel, labels: Sequence[str], *, keep_precision: bool = False
+) -> Path:
+    """Write a model as a new version, weights as bfloat16 unless they keep theirs. Return the version's folder."""
     from safetensors.torch import save_file
 
     if not NAME.fullmatch(name) or not VERSION.fullmatch(version):
@@ -168,7 +170,7 @@ def save_version(repository: Path, name: str, version: str, model: MsfModel, lab
     parts = weight_parts(model.config.denoising_stages)
     weights = [folder / f"{part}.safetensors" for part in parts]
     for part, file in zip(parts, weights, strict=True):
-        save_file(_weights(model.get_submodule(part)), file)
+        save_file(_weights(model.get_submodule(part), keep_precision=keep_precision), file)
     covered = [config_file, labels_file, *weights]
     lines = (f"{_sha256(file)}  {os.path.relpath(file, folder)}\n" for file in covered)
     (folder / "SHA256SUMS").write_text("".join(lines))
@@ -207,10 +209,13 @@ def _load_part(module: nn.Module, content: bytes, file: Path) -> None:
             raise ModelRepositoryError(f"{file}: weight {name} is not finite")
 
 
-def _weights(module: nn.Module) -> dict[str, Tensor]:
+def _weights(module: nn.Module, *, keep_precision: bool) -> dict[str, Tensor]:
     import torch
 
-    return {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in module.state_dict().items()}
+    return {
+        name: (tensor if keep_precision else tensor.to(torch.bfloat16)).contiguous()
+        for name, tensor in module.state_dict().items()
+    }
 
 
 def _read_config(file: Path) -> ModelConfig:

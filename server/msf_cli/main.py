@@ -17,6 +17,8 @@ _COMMANDS = {
     "reproduce": "Regenerate an image from the metadata in its PNG, and compare",
     "train": "Train a model on a folder of images",
     "distill": "Turn a model into one that needs few steps",
+    "import": "Turn a public DiT or SiT checkpoint into a model of the repository",
+    "export": "Write a model in the layout of diffusers, or as ONNX",
     "models": "List the models of the repository, or pull one into it",
     "data": "Repair the embedded Valkey's data",
     "jobs": "List, show, cancel or requeue jobs",
@@ -29,6 +31,9 @@ _COMMANDS = {
 }
 
 
+_MODULES = {"import": "import_model"}  # commands whose name cannot be a module's
+
+
 class _LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -37,7 +42,9 @@ class _LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         try:
-            command: click.Command = importlib.import_module(f"msf_cli.commands.{cmd_name}").command
+            command: click.Command = importlib.import_module(
+                f"msf_cli.commands.{_MODULES.get(cmd_name, cmd_name)}"
+            ).command
         except ModuleNotFoundError as error:
             raise missing_package(cmd_name, str(error.name)) from error
         return command

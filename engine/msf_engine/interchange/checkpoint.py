@@ -124,10 +124,7 @@ def read_json(file: Path) -> dict[str, Any]:
 def _read_pickle(file: Path) -> Any:
     """Read a file with torch's restricted unpickler, which runs no code; settings of a training are a Namespace."""
     try:
-        with (
-            warnings.catch_warnings(),
-            torch.serialization.safe_globals([argparse.Namespace]),
-        ):  # settings of a training
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # about files that are refused anyway
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -153,42 +153,49 @@ def rotary_angles(side: int, head: int, theta: float = 10_000.0) -> Tensor:
 
 
 def timm_state(
-    *, learned_sigma: bool = True, qk_norm: bool = False, lightning: bool = False, projectors: bool = False
+    *,
+    width: int = WIDTH,
+    depth: int = DEPTH,
+    num_classes: int = NUM_CLASSES,
+    learned_sigma: bool = True,
+    qk_norm: bool = False,
+    lightning: bool = False,
+    projectors: bool = False,
 ) -> State:
     """Random weights by the names of SiT; with the projectors of REPA or the blocks of LightningDiT."""
     torch.manual_seed(3)
     out_channels = CHANNELS * (2 if learned_sigma else 1)
-    hidden = 2 * (2 * WIDTH * 4 // 3 // 2) if lightning else 4 * WIDTH
+    hidden = 2 * (2 * width * 4 // 3 // 2) if lightning else 4 * width
     linears = {
-        "t_embedder.mlp.0": (WIDTH, 256),
-        "t_embedder.mlp.2": (WIDTH, WIDTH),
-        "final_layer.linear": (PATCH**2 * out_channels, WIDTH),
-        "final_layer.adaLN_modulation.1": (2 * WIDTH, WIDTH),
+        "t_embedder.mlp.0": (width, 256),
+        "t_embedder.mlp.2": (width, width),
+        "final_layer.linear": (PATCH**2 * out_channels, width),
+        "final_layer.adaLN_modulation.1": (2 * width, width),
     }
     shapes: dict[str, tuple[int, ...]] = {
-        "x_embedder.proj.weight": (WIDTH, CHANNELS, PATCH, PATCH),
-        "x_embedder.proj.bias": (WIDTH,),
-        "pos_embed": (1, (SIZE // PATCH) ** 2, WIDTH),
-        "y_embedder.embedding_table.weight": (NUM_CLASSES + 1, WIDTH),
+        "x_embedder.proj.weight": (width, CHANNELS, PATCH, PATCH),
+        "x_embedder.proj.bias": (width,),
+        "pos_embed": (1, (SIZE // PATCH) ** 2, width),
+        "y_embedder.embedding_table.weight": (num_classes + 1, width),
     }
-    for block in (f"blocks.{index}" for index in range(DEPTH)):
+    for block in (f"blocks.{index}" for index in range(depth)):
         linears |= {
-            f"{block}.attn.qkv": (3 * WIDTH, WIDTH),
-            f"{block}.attn.proj": (WIDTH, WIDTH),
-            f"{block}.adaLN_modulation.1": (6 * WIDTH, WIDTH),
+            f"{block}.attn.qkv": (3 * width, width),
+            f"{block}.attn.proj": (width, width),
+            f"{block}.adaLN_modulation.1": (6 * width, width),
         }
         if lightning:
-            linears |= {f"{block}.mlp.w12": (2 * hidden, WIDTH), f"{block}.mlp.w3": (WIDTH, hidden)}
-            shapes |= {f"{block}.norm{number}.weight": (WIDTH,) for number in (1, 2)}
+            linears |= {f"{block}.mlp.w12": (2 * hidden, width), f"{block}.mlp.w3": (width, hidden)}
+            shapes |= {f"{block}.norm{number}.weight": (width,) for number in (1, 2)}
         else:
-            linears |= {f"{block}.mlp.fc1": (hidden, WIDTH), f"{block}.mlp.fc2": (WIDTH, hidden)}
+            linears |= {f"{block}.mlp.fc1": (hidden, width), f"{block}.mlp.fc2": (width, hidden)}
         if qk_norm:
             kinds = ("weight",) if lightning else ("weight", "bias")
-            shapes |= {f"{block}.attn.{q}_norm.{kind}": (WIDTH // HEADS,) for q in "qk" for kind in kinds}
+            shapes |= {f"{block}.attn.{q}_norm.{kind}": (width // HEADS,) for q in "qk" for kind in kinds}
     if lightning:
-        shapes["final_layer.norm_final.weight"] = (WIDTH,)
+        shapes["final_layer.norm_final.weight"] = (width,)
     if projectors:
-        linears["projectors.0.0"] = (32, WIDTH)
+        linears["projectors.0.0"] = (32, width)
     for name, shape in linears.items():
         shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
     state = {
@@ -197,7 +204,7 @@ def timm_state(
         for name, shape in shapes.items()
     }
     if lightning:
-        angles = rotary_angles(SIZE // PATCH, WIDTH // HEADS).repeat_interleave(2, dim=1)
+        angles = rotary_angles(SIZE // PATCH, width // HEADS).repeat_interleave(2, dim=1)
         state |= {"feat_rope.freqs_cos": angles.cos(), "feat_rope.freqs_sin": angles.sin()}
     return state
 
