@@ -112,10 +112,10 @@ async def soak(service: LocalService, redis_url: str, worker_url: str, minutes: 
                 samples[role, "files"].append(process.num_fds())
             num_jobs = await redis.zcard(f"{QueueKeys.of(MODEL, '1').prefix}ends")
             num_keys = await count_keys(redis)
+            num_keys["all keys"] = num_keys.total()
             for kind in num_keys.keys() | {kind for kind, measure in samples if measure == "keys per job"}:
                 samples[kind, "keys per job"].append(num_keys[kind] / max(num_jobs, 1))
-            samples["all keys", "keys per job"].append(num_keys.total() / max(num_jobs, 1))
-            samples["all keys", "keys"].append(num_keys.total())
+            samples["all keys", "keys"].append(num_keys["all keys"])
             samples["ended jobs", "keys"].append(num_jobs)
             for role, url in (("server", service.url), ("worker", worker_url)):
                 with suppress(httpx.TransportError):  # while a worker is restarted

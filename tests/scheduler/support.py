@@ -44,11 +44,14 @@ async def admit(
     weight: float = 1.0,
     priority: Priority = Priority.NORMAL,
     timeout_s: float | None = None,
+    webhook_url: str | None = None,
     least_s: float = 0.0,
     num_steps: int = NUM_STEPS,
     result_bytes: int = 0,
 ) -> JobRecord:
-    terms = Terms(priority=priority, tenant=tenant, user=user, weight=weight, timeout_s=timeout_s)
+    terms = Terms(
+        priority=priority, tenant=tenant, user=user, weight=weight, timeout_s=timeout_s, webhook_url=webhook_url
+    )
     return await queue.admit(
         spec(num_samples, num_steps=num_steps),
         terms,

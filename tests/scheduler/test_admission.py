@@ -242,3 +242,26 @@ async def test_shared_and_cached_jobs_count_what_they_cost(redis: Redis) -> None
     for _ in range(3):
         assert (await ask(queue, 1, 3)).state is JobState.SUCCEEDED
     assert not await redis.exists(OPEN_STEPS)
+
+
+async def test_a_tenants_stored_jobs_are_limited(redis: Redis) -> None:
+    queue, leases = JobQueue(redis, max_stored_jobs=2), Leases(redis, result_ttl_s=0.0)
+    for _ in range(2):
+        await admit(queue, tenant="a")
+    [lease, _] = await claim(leases, num_samples=2)
+    await leases.succeed(lease, [b"image"], TIMINGS, PROVENANCE)
+    with pytest.raises(LimitExceeded, match="stored_jobs of 2") as caught:
+        await admit(queue, tenant="a")
+    assert caught.value.retry_after_s >= 1
+    await admit(queue, tenant="b")
+    await leases.sweep()  # forgets the job that has ended
+    await admit(queue, tenant="a")
+
+
+async def test_a_tenants_webhooks_that_are_not_delivered_are_limited(redis: Redis) -> None:
+    queue = JobQueue(redis, max_pending_webhooks=1)
+    await admit(queue, tenant="a", webhook_url="https://example.com")
+    with pytest.raises(LimitExceeded, match="pending_webhooks of 1"):
+        await admit(queue, tenant="a", webhook_url="https://another.example.com")
+    await admit(queue, tenant="a")
+    await admit(queue, tenant="b", webhook_url="https://example.com")

@@ -246,3 +246,14 @@ def test_a_folder_that_is_being_written_is_not_offered(tmp_path: Path) -> None:
     poll.mark_tried([key])
     poll.look([key])
     assert not poll.is_new(key)
+
+
+async def test_jobs_of_an_unloaded_version_whose_worker_died_are_run(
+    redis: Redis, version: ModelVersion, plans: ModelPlans, operator: Operator
+) -> None:
+    await operator.control.set_versions("tiny", ["1"])
+    async with running(redis, version, plans, managed_by=operator.manager) as worker:
+        accepted = await worker.admit(SECOND)  # before it was unloaded
+        assert (await worker.end_of(accepted)).state is JobState.SUCCEEDED
+        assert operator.loader.loaded == ["2"]
+        await operator.until_served("1")
