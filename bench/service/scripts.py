@@ -5,16 +5,22 @@
 prints the longest run of each script in milliseconds, by kind and number: CPU time of the Redis process, so that other
 work on the machine does not count. Runs over LIMIT_MS are repeated, and the shortest of NUM_ROUNDS counts. Ends with
 status 1 if a script took longer than that.
+
+What there is many of is made by the scripts themselves, in a loop inside Redis (`bench_repeat`): a call for each from
+here would take most of the time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import tempfile
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import click
 from tabulate import tabulate
@@ -23,21 +29,58 @@ from msf_scheduler.connection import RedisClient, call, connect
 from msf_scheduler.embedded_valkey import EmbeddedValkey
 from msf_scheduler.job_events import JobWatcher
 from msf_scheduler.jobs import Delivery, JobSpec, Priority, Progress, Terms, Timings, WorkerInfo
+from msf_scheduler.keys import IDEMPOTENCY
 from msf_scheduler.leases import Claim, ClaimRequest, Leases
-from msf_scheduler.queue import Idempotency, JobQueue, new_job_id
+from msf_scheduler.queue import Idempotency, JobQueue
 from msf_scheduler.registry import Registry
 from msf_scheduler.reply_reader import ReplyReader
 from msf_scheduler.scripts import library
 from msf_scheduler.stage import Stage
-from msf_scheduler.tunables import MAX_WEBHOOKS_TAKEN
+from msf_scheduler.tunables import LEASE_S, MAX_CLAIMED_JOBS, MAX_WEBHOOKS_TAKEN
 from msf_scheduler.webhook_queue import WebhookQueue
 
 LIMIT_MS = 5.0
 NUM_ROUNDS = 3
 NUM_AT_ONCE = 200  # calls under way
+NUM_REPEATED = 200  # by one call, during which Redis answers nobody
+NUM_TIMED = 20  # calls of those that are repeated
+EACH = "eacheach"  # in a command that is repeated: its number, in eight digits
+ONE_IDEMPOTENCY_KEY = re.compile(f"(?<={IDEMPOTENCY})[0-9a-f]+")  # a digest: EACH does not show in it
+EACH_OF_1000 = "thousand"  # the same, modulo 1,000
 MODEL = ("bench", "1")
 TIMINGS = Timings(queue_ms=1, base_ms=1, residual_ms=1, decode_ms=1, encode_ms=1, total_ms=5)
 PROGRESS = Progress(stage=Stage.BASE, steps_done=1, num_steps=2, samples_done=0)
+
+
+class _Recorded(Exception):
+    """Raised in place of sending a command, with its words."""
+
+
+class _Recorder:
+    """Redis client that sends nothing."""
+
+    @asynccontextmanager
+    async def pipeline(self, **options: object) -> AsyncIterator[_PipelineRecorder]:
+        yield _PipelineRecorder()
+
+    async def execute_command(self, *words: Any) -> None:
+        raise _Recorded(*words)
+
+
+class _PipelineRecorder:
+    def __init__(self) -> None:
+        self._words: tuple[Any, ...] = ()
+
+    def execute_command(self, *words: Any) -> None:
+        self._words = words
+
+    async def execute(self, **options: object) -> None:
+        raise _Recorded(*self._words)
+
+
+def job_id_of(number: int | str) -> str:
+    """Return the id of the job that is admitted by call `number` of a repeated admission."""
+    return f"{number:0>32}"
 
 
 @dataclass
@@ -47,32 +90,57 @@ class Store:
     redis: RedisClient
 
     def __post_init__(self) -> None:
-        self.queue = JobQueue(
-            self.redis, max_queued_samples=10**9, max_stored_jobs=10**9, max_pending_webhooks=10**9, result_ttl_s=0.0
-        )
+        self.queue = JobQueue(self.redis, result_ttl_s=0.0)
         self.leases = Leases(self.redis, result_ttl_s=0.0)
         self.silent = Leases(self.redis, lease_s=0.0, result_ttl_s=0.0)
 
-    async def admit(self, seed: int = 0, *, version: str = "1", is_shared: bool = False, **terms: object) -> str:
-        """Queue a job, of a version that any worker may run."""
-        spec = JobSpec(
-            model="bench", version=version, label=0, num_samples=1, seed=seed, num_steps=2, guidance_scale=1.0
-        )
-        job_id = new_job_id()
-        await self.queue.admit(
-            spec,
-            Terms.model_validate(terms),
-            job_id=job_id,
-            reply_to="bench",
-            idempotency=Idempotency(job_id, b""),
-            fingerprint="bench" if is_shared else None,
-            least_s=0.0,
-        )
-        return job_id
+    async def repeat(self, number: int, act: Callable[[RedisClient], Awaitable[object]]) -> None:
+        """Run the command of `act` `number` times, with EACH replaced by the number of the call, from 0.
+
+        Only the last few are timed: among many, a few are interrupted.
+        """
+        try:
+            await act(cast(RedisClient, _Recorder()))
+        except _Recorded as recorded:
+            _, function, num_keys, *words = recorded.args
+        words = [ONE_IDEMPOTENCY_KEY.sub(EACH, word) if isinstance(word, str) else word for word in words]
+        for start in range(0, number, NUM_REPEATED):
+            count = min(NUM_REPEATED, number - start)
+            counts = (start, count, number - NUM_TIMED)
+            await self.redis.execute_command("FCALL", "bench_repeat", 0, function, num_keys, *counts, *words)
+
+    async def admit(
+        self,
+        number: int = 1,
+        *,
+        version: str = "1",
+        is_shared: bool = False,
+        bound_to: str | None = None,
+        **terms: object,
+    ) -> None:
+        """Queue jobs; without `bound_to` they may be run by any worker."""
+        spec = JobSpec(model="bench", version=version, label=0, num_samples=1, seed=0, num_steps=2, guidance_scale=1.0)
+
+        async def admit_one(redis: RedisClient) -> None:
+            many = 10**9
+            queue = JobQueue(
+                redis, max_queued_samples=many, max_stored_jobs=many, max_pending_webhooks=many, result_ttl_s=0.0
+            )
+            await queue.admit(
+                spec,
+                Terms.model_validate(terms),
+                job_id=job_id_of(EACH),
+                reply_to="bench",
+                idempotency=Idempotency("one of them", b""),
+                fingerprint="bench" if is_shared else None,
+                bound_to=bound_to,
+            )
+
+        await self.repeat(number, admit_one)
 
     async def claim(self, leases: Leases, num_jobs: int, num_held_lanes: int = 0) -> list[Claim]:
         """Claim until there are `num_jobs`, or no more work."""
-        lanes = [(Priority.NORMAL, f"held-{number}") for number in range(num_held_lanes)]
+        lanes = [(Priority.NORMAL, f"held-{number:08}") for number in range(num_held_lanes)]
         claims: list[Claim] = []
         while len(claims) < num_jobs:
             request = ClaimRequest(MODEL, 2 * min(num_jobs - len(claims), 10_000), lanes, 10**6)
@@ -81,6 +149,17 @@ class Store:
                 break
             claims += result.claims
         return claims
+
+    async def claim_all(self, number: int, lease_s: float = LEASE_S) -> list[Claim]:
+        """Claim the first `number` admitted jobs, which nobody has claimed before."""
+        [first, *_] = await self.claim(Leases(self.redis, lease_s=lease_s), 1)
+        request = ClaimRequest(MODEL, 2 * MAX_CLAIMED_JOBS, [], 10**6)
+        await self.repeat(
+            -(-number // MAX_CLAIMED_JOBS),
+            lambda redis: Leases(redis, lease_s=lease_s).claim_many("worker", [request], idle=False),
+        )
+        jobs = (first.job.model_copy(update={"id": job_id_of(number)}) for number in range(number))
+        return [Claim(job, "worker") for job in jobs]
 
     async def end(self, claims: Iterable[Claim]) -> None:
         """Publish progress of the jobs, renew their leases, and end them."""
@@ -104,70 +183,69 @@ async def in_turn(calls: Iterable[Awaitable[object]]) -> list[object]:
 
 
 async def _followers(store: Store, number: int) -> None:
-    job_ids = await in_turn(store.admit(is_shared=True, webhook_url="https://example.com") for _ in range(number))
-    await store.queue.cancel(str(job_ids[0]))
+    await store.admit(number, is_shared=True, webhook_url="https://example.com")
+    await store.queue.cancel(job_id_of(0))
     await store.end(await store.claim(store.leases, 2))
     await store.claim(store.silent, 64)
     await store.leases.sweep()
 
 
 async def _late_followers(store: Store, number: int) -> None:
-    await in_turn(store.admit(is_shared=True, timeout_s=0.001) for _ in range(number))
+    await store.admit(number, is_shared=True, timeout_s=0.001)
     await store.leases.sweep()
 
 
 async def _jobs(store: Store, number: int) -> None:
-    job_ids = await in_turn(store.admit(seed) for seed in range(number))
-    await in_turn(store.queue.cancel(str(job_id)) for job_id in job_ids[:50])
+    await store.admit(number)
+    await in_turn(store.queue.cancel(job_id_of(each)) for each in range(50))
     await store.queue.depth(*MODEL)
     await store.end(await store.claim(store.leases, 200))
     await store.leases.sweep()
 
 
 async def _late_jobs(store: Store, number: int) -> None:
-    await in_turn(store.admit(seed, timeout_s=0.001) for seed in range(number))
+    await store.admit(number, timeout_s=0.001)
     await store.claim(store.leases, 10)
     await store.leases.sweep()
 
 
 async def _running_jobs(store: Store, number: int) -> None:
-    await in_turn(store.admit(seed) for seed in range(number))
-    claims = await store.claim(store.leases, number)
+    await store.admit(number)
+    claims = await store.claim_all(number)
     await store.leases.renew("worker", claims)
     await store.leases.reclaim("another")
     await store.leases.reclaim("worker")
 
 
 async def _lapsed_leases(store: Store, number: int) -> None:
-    await in_turn(store.admit(seed) for seed in range(number))
-    claims = await store.claim(store.silent, number)
+    await store.admit(number)
+    claims = await store.claim_all(number, lease_s=0.0)
     await store.leases.sweep()
     await store.leases.renew("worker", claims)
 
 
 async def _tenants(store: Store, number: int) -> None:
-    await in_turn(store.admit(seed, tenant=f"tenant-{seed}") for seed in range(number))
+    await store.admit(number, tenant=f"tenant-{EACH}")
     for _ in range(3):
         await store.end(await store.claim(store.leases, 64))
 
 
 async def _lanes_held(store: Store, number: int) -> None:
     number = min(number, 4096)  # a worker holds no more samples
-    await in_turn(store.admit(seed, tenant=f"held-{seed}") for seed in range(number + 100))
+    await store.admit(number + 100, tenant=f"held-{EACH}")
     await store.claim(store.leases, 64, num_held_lanes=number)
 
 
 async def _users(store: Store, number: int) -> None:
-    await in_turn(store.admit(seed, user=f"user-{seed}") for seed in range(number))
+    await store.admit(number, user=f"user-{EACH}")
     await store.end(await store.claim(store.leases, 64))
 
 
 async def _webhooks(store: Store, number: int) -> None:
-    await in_turn(
-        store.admit(seed, tenant=f"tenant-{seed % 1000}", webhook_url=f"https://{seed}.example")
-        for seed in range(number)
-    )
-    await store.end(await store.claim(store.leases, number))
+    await store.admit(number, tenant=f"tenant-{EACH_OF_1000}", webhook_url=f"https://{EACH}.example")
+    [claim, *_] = await store.claim_all(number)
+    each = Claim(claim.job.model_copy(update={"id": job_id_of(EACH)}), claim.worker_id)
+    await store.repeat(number, lambda redis: Leases(redis).succeed(each, [b"image"], TIMINGS))
     webhooks = WebhookQueue(store.redis)
     for _ in range(20):
         for webhook in await webhooks.take(MAX_WEBHOOKS_TAKEN, {}):
@@ -189,15 +267,15 @@ async def _workers(store: Store, number: int) -> None:
     await in_turn(
         Leases(store.redis).claim_many(f"worker-{each_number}", [full], idle=False) for each_number in range(number)
     )
-    await in_turn(store.admit(seed, tenant=f"tenant-{seed}") for seed in range(100))
+    await store.admit(100, tenant=f"tenant-{EACH}")
     await store.leases.sweep()
 
 
 async def _subscribers(store: Store, number: int) -> None:
-    job_id = await store.admit()
+    await store.admit()
     for each_number in range(number):
         watcher = JobWatcher(store.redis, ReplyReader(store.redis, f"server-{each_number}"))
-        updates = watcher.follow(job_id)
+        updates = watcher.follow(job_id_of(0))
         await anext(updates)
         await updates.aclose()
     claims = await store.claim(store.leases, 1)
@@ -206,16 +284,13 @@ async def _subscribers(store: Store, number: int) -> None:
 
 
 async def _bound_jobs(store: Store, number: int) -> None:
-    spec = JobSpec(model="bench", version="1", label=0, num_samples=1, seed=0, num_steps=2, guidance_scale=1.0)
-    await in_turn(
-        store.queue.admit(spec, job_id=new_job_id(), reply_to="bench", bound_to="gone") for _ in range(number)
-    )
+    await store.admit(number, bound_to="gone")
     await call(store.redis, "ZADD", "{msf}:queue:bench/1:fingerprints", 0, "gone")
     await store.leases.sweep()
 
 
 async def _model_versions(store: Store, number: int) -> None:
-    await in_turn(store.admit(version=str(version)) for version in range(number))
+    await store.admit(number, version=EACH)
     await store.leases.sweep()
 
 
@@ -248,20 +323,34 @@ KINDS: dict[str, tuple[Callable[[Store, int], Awaitable[None]], int]] = {
 }
 
 
-_TIMING = """\
-local longest = {}
+_TIMING = f"""\
+local callbacks, longest = {{}}, {{}}
 local function register(options)
-  local callback = options.callback
+  local name, callback = options.function_name, options.callback
   options.callback = function(KEYS, ARGV)
     local started = os.clock()
     local reply = callback(KEYS, ARGV)
-    longest[options.function_name] = math.max(longest[options.function_name] or 0, os.clock() - started)
+    longest[name] = math.max(longest[name] or 0, os.clock() - started)
     return reply
   end
+  callbacks[name] = {{plain = callback, timed = options.callback}}
   redis.register_function(options)
 end
+-- ARGV: function, number of its keys, first number, how many, first number that is timed; words of the call
+redis.register_function('bench_repeat', function(_, ARGV)
+  local num_keys, start, timed_from = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[5])
+  for number = start, start + ARGV[4] - 1 do
+    local words = {{}}
+    for position = 6, #ARGV do
+      local word = string.gsub(ARGV[position], '{EACH}', string.format('%08d', number))
+      words[#words + 1] = string.gsub(word, '{EACH_OF_1000}', string.format('%08d', number % 1000))
+    end
+    local call = callbacks[ARGV[1]][number < timed_from and 'plain' or 'timed']
+    call({{unpack(words, 1, num_keys)}}, {{unpack(words, num_keys + 1)}})
+  end
+end)
 redis.register_function('bench_longest', function()
-  local reply = {}
+  local reply = {{}}
   for name, seconds in pairs(longest) do
     reply[#reply + 1], reply[#reply + 2] = name, math.floor(seconds * 1000000)
     longest[name] = nil
@@ -279,7 +368,7 @@ def _timed(source: str) -> str:
 
 async def _measure(store: Store, kind: str, number: int) -> dict[str, float]:
     """Return the longest run of each script in milliseconds."""
-    await call(store.redis, "FLUSHALL", "ASYNC")
+    await store.redis.execute_command("FLUSHALL", "SYNC")  # in a thread, it would count as time of the scripts
     await call(store.redis, "FCALL", "bench_longest", 0)
     action, _ = KINDS[kind]
     await action(store, number)
