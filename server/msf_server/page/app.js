@@ -51,6 +51,7 @@ function showForm() {
 
 async function arrive() {
   if (!(await refreshModels({ model: link?.fields.model, b_model: link?.compared?.model }))) return;
+  showError(null);
   await showModel({ isOpened: !link });
   byId("generate").disabled = false;
   if (link) await openQuery(link);
@@ -103,9 +104,10 @@ async function openSheet(sheet) {
 
 async function useFields(fields, options) {
   if (fields.model !== byId("model").value) {
-    selectModel(fields.model);
+    selectModel("model", fields.model);
     await showModel();
   }
+  if (options.compared) selectModel("b_model", options.compared.model);
   writeFields(fields, options);
   showForm();
 }
@@ -141,7 +143,7 @@ function listen() {
   });
   listenForLightbox({
     onUse: async (fields) => {
-      await useFields({ ...fields, n: 1 });
+      await useFields({ ...fields, n: 1 }, {});
       byId("generate").focus();
     },
     onVary: (fields) => { if (!isRunning()) run("vary", fields); },

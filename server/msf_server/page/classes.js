@@ -2,7 +2,6 @@
 
 import { Combobox } from "./combobox.js";
 import { byId, element } from "./dom.js";
-import { counted } from "./format.js";
 
 const MAX_CHIPS = 60; // classes without thumbnails; more are searched
 
@@ -26,7 +25,7 @@ export function markClass() {
 // Show the classes of a model.
 export function showClasses(labels, ofModel) {
   gallery = ofModel;
-  byId("prompt").placeholder = `Search ${counted(labels.length, "class").replace("classs", "classes")}`;
+  byId("prompt").placeholder = `Search ${labels.length.toLocaleString("en")} classes`;
   combobox.setGroups(gallery.groups);
   sets = gallery.sets.length ? gallery.sets : labels.length <= MAX_CHIPS ? [{ title: "Classes", labels }] : [];
   byId("sets").replaceChildren(...sets.map(setSwitch));

@@ -15,7 +15,7 @@ function set(share) {
   byId("stage").style.setProperty("--t", share);
 }
 
-export function stop() {
+function stop() {
   clearInterval(playing);
   byId("stage").classList.remove("developing");
   byId("play").setAttribute("aria-pressed", "false");

@@ -2,7 +2,7 @@
 
 import { byId, element } from "./dom.js";
 
-export const FIELD_NAMES = {
+const FIELD_NAMES = {
   prompt: "Class", model: "Model", n: "Number of images", seed: "Seed", first_index: "First image", num_steps: "Steps",
   guidance_scale: "Guidance",
 };
@@ -40,7 +40,7 @@ export function sentence(error) {
 }
 
 // Return the classes that the service suggests for one it does not know.
-export function suggestions({ code, message }) {
+function suggestions({ code, message }) {
   const closest = code === "unknown_class" ? message.match(/Closest: (.*)\.$/)?.[1] : null;
   return closest ? JSON.parse(`[${closest}]`) : [];
 }

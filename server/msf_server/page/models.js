@@ -34,6 +34,7 @@ function preferred(id) {
   return [...(served.length ? served : models)].sort((one, other) => other.image_size - one.image_size)[0]?.id ?? "";
 }
 
-export function selectModel(id) {
-  if (models.some((model) => model.id === id)) byId("model").value = id;
+// Select a model in a field, if it is there.
+export function selectModel(field, id) {
+  if (models.some((model) => model.id === id)) byId(field).value = id;
 }
