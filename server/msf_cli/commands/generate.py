@@ -27,8 +27,9 @@ GAP = 2  # pixels between the images of a grid
 @click.option("--out", type=UserPath(dir_okay=False), required=True, help="Image file to write.")
 @click.option("--model", help="Model name, or name:version.  [default: the first of the repository]")
 @click.option("--seed", type=click.IntRange(0, 2**53 - 1), default=0, show_default=True)
-@click.option("--num-steps", type=click.IntRange(2), help="Steps of both stages together.  [default: the model's]")
+@click.option("--num-steps", type=click.IntRange(1), help="Steps of all stages together.  [default: the model's]")
 @click.option("--guidance-scale", type=float, help="1 is none.  [default: the model's]")
+@click.option("--negative-prompt", help="Class name or id that guidance steers away from.")
 @click.option("--scale", type=click.IntRange(1, 32), default=4, show_default=True, help="Enlargement of the pixels.")
 @click.option("--url", help="Server to use instead, such as http://127.0.0.1:8000.")
 @click.option("--api-key", envvar="MSF_API_KEY", show_envvar=True, help="API key for the server.")
@@ -40,6 +41,7 @@ def command(
     seed: int,
     num_steps: int | None,
     guidance_scale: float | None,
+    negative_prompt: str | None,
     scale: int,
     url: str | None,
     api_key: str | None,
@@ -52,9 +54,10 @@ def command(
         _check_out(out)
         if url is not None:
             request = {"model": model, "prompt": prompt, "n": num_images, "seed": seed}
+            request |= {"negative_prompt": negative_prompt} if negative_prompt else {}
             images = _request(url, api_key, {**request, "num_steps": num_steps, "guidance_scale": guidance_scale})
         else:
-            images = _generate(_find_model(model), prompt, num_images, seed, num_steps, guidance_scale)
+            images = _generate(_find_model(model), prompt, num_images, seed, num_steps, guidance_scale, negative_prompt)
         _grid(images, scale).save(out)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
@@ -93,14 +96,14 @@ def _find_model(model: str | None) -> ModelVersion:
         raise engine_failure(error) from error
 
 
-def _find_label(version: ModelVersion, prompt: str) -> int:
+def _find_label(version: ModelVersion, prompt: str, option: str = "--prompt") -> int:
     from msf_server.class_names import allowed_classes, find_class
 
     labels = tuple(version.labels)
     label = find_class(prompt, labels)
     if label is None:
         allowed = allowed_classes(prompt, labels)
-        raise ValueError(f"Unknown class --prompt {prompt!r} for model {version.name}. {allowed}")
+        raise ValueError(f"Unknown class {option} {prompt!r} for model {version.name}. {allowed}")
     return label
 
 
@@ -111,6 +114,7 @@ def _generate(
     seed: int,
     num_steps: int | None,
     guidance_scale: float | None,
+    negative_prompt: str | None,
 ) -> list[Image]:
     from PIL import Image
 
@@ -120,6 +124,9 @@ def _generate(
     from msf_engine.generate import generate
 
     label, config, sampling = _find_label(version, prompt), version.config, version.config.sampling
+    negative_label = _find_label(version, negative_prompt, "--negative-prompt") if negative_prompt else None
+    if negative_label is not None and config.is_flow_map:
+        raise ValueError(f"Invalid --negative-prompt. Allowed: none, as {version.name} was distilled without.")
     if num_steps is not None and not len(config.stages) <= num_steps <= sampling.max_num_steps:
         allowed = f"{len(config.stages)} to {sampling.max_num_steps}"
         raise ValueError(f"Invalid --num-steps {num_steps}. Allowed: {allowed}.")
@@ -131,7 +138,8 @@ def _generate(
     try:
         _, plans = load_model(read_settings(), version)
         loaded_at = time.monotonic()
-        images = generate(plans, [SampleRequest(label, seed, index, steps, scale) for index in range(num_images)])
+        samples = (SampleRequest(label, seed, index, steps, scale, negative_label) for index in range(num_images))
+        images = generate(plans, list(samples))
     except EngineError as error:
         raise engine_failure(error) from error
     finished_at = time.monotonic()

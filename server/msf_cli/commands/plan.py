@@ -21,7 +21,7 @@ TRANSITION_S = 0.0004  # measured: Valkey runs about 2,500 scripts/s on one core
 @click.option("--images-per-s", type=click.FloatRange(0, min_open=True), required=True, help="Throughput to reach.")
 @click.option("--p99-s", type=click.FloatRange(0, min_open=True), required=True, help="Target 99th percentile latency.")
 @click.option("--base-steps", type=click.IntRange(1), default=16, show_default=True)
-@click.option("--residual-steps", type=click.IntRange(1), default=4, show_default=True)
+@click.option("--residual-steps", type=click.IntRange(0), default=4, show_default=True, help="0: there is one stage.")
 @click.option("--n", "num_samples", type=click.IntRange(1), default=1, show_default=True, help="Images per request.")
 @click.option("--unguided", is_flag=True, help="Requests with guidance scale 1.")
 @click.option("--costs", "costs_file", type=UserPath(dir_okay=False), help="Step costs to use.")
@@ -45,7 +45,8 @@ def command(
     if save_costs:
         save_costs.write_text(json.dumps(costs.dump(), indent=1))
     rows = 1 if unguided else 2
-    pattern = StepPattern.of([rows] * base_steps, [rows] * residual_steps, [1])
+    steps = filter(None, (base_steps, residual_steps))
+    pattern = StepPattern.of(*([rows] * count for count in steps), [1])
     hardware = Hardware(costs, transition_s=TRANSITION_S)
     estimate = estimate_workers(Demand(images_per_s, pattern, num_samples), p99_s, hardware)
     if estimate.latencies:
