@@ -116,7 +116,7 @@ class DenoiserConfig(FrozenConfig):
 
 
 class GuidanceConfig(FrozenConfig):
-    """Where classifier-free guidance acts: at times inside `interval` (1 is noise), on the first `channels`.
+    """Limits of classifier-free guidance: it acts at times inside `interval` (1 is noise), on the first `channels`.
 
     If the interval is null, nowhere; if the channels are, on all of them.
     """

@@ -44,6 +44,7 @@ async def test_timings_are_in_the_body_and_in_server_timing(client: httpx.AsyncC
         "queue_ms": 4.0,
         "base_ms": 30.0,
         "residual_ms": 22.5,
+        "denoise_ms": 0.0,
         "decode_ms": 12.0,
         "encode_ms": 2.0,
         "total_ms": 80.0,
@@ -237,3 +238,16 @@ async def test_strict_results_are_shared_even_where_workers_differ(
     answers = [(await client.post(PATH, json=fields)).json() for _ in range(2)]
     assert [answer["cached"] for answer in answers] == [False, True]
     assert {answer["fingerprint"] for answer in answers} == {"drawing"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "negative_label"),
+    [({}, 9), ({"guidance_scale": 1.0}, None), ({"negative_prompt": ""}, None), ({"negative_prompt": 8}, 8)],
+    ids=str,
+)
+async def test_a_negative_prompt_is_a_class_to_steer_away_from(
+    client: httpx.AsyncClient, worker: FakeWorker, fields: dict[str, object], negative_label: int | None
+) -> None:
+    """It is part of what determines the bytes; without guidance it has no effect."""
+    response = await client.post("/v1/jobs", json={"prompt": "bag", "negative_prompt": "ankle boot", **fields})
+    assert response.json()["spec"]["negative_label"] == negative_label

@@ -46,12 +46,14 @@ async def test_models_describe_their_limits(client: httpx.AsyncClient) -> None:
         "image_size": 32,
         "image_channels": 1,
         "default_num_steps": 12,
+        "min_num_steps": 2,
         "max_num_steps": 100,
         "num_steps_by_quality": {
             **{"auto": 12, "standard": 12, "low": 6, "medium": 12, "high": 24, "hd": 24, "xhigh": 36, "max": 48}
         },
         "default_guidance_scale": 2.0,
         "max_guidance_scale": 10.0,
+        "takes_negative": True,
         "max_n": 64,
         "fingerprint": "drawing",
         "strict_cost": 0.0,
