@@ -253,3 +253,15 @@ def test_shipped_models_are_what_their_recipes_describe(name: str) -> None:
     config, recipe = version.config, read_recipe(name)
     statistics = [stage.statistics for stage in config.stages]
     assert recipe.complete(recipe.autoencoder_config(), statistics, len(version.labels)) == config
+
+
+def test_a_recipe_of_one_stage_trains_a_dit(tmp_path: Path) -> None:
+    write_data(tmp_path)
+    head, base = RECIPE.split("[residual]")[0].split("[base]")
+    (tmp_path / "recipe.toml").write_text(f"{head}[denoise]\npatch_size = 2{base}")
+    train(tmp_path)
+    version = read_version(tmp_path / "repo", "shapes")
+    [stage] = version.config.stages
+    assert (stage.name, stage.denoiser.size, stage.denoiser.patch_size) == (Stage.DENOISE, 4, 2)
+    assert version.load().denoiser(Stage.DENOISE).out.weight.any()
+    assert list((tmp_path / "out/samples").glob("denoise-*.png"))
