@@ -61,6 +61,7 @@ def command(flags: dict[str, str]) -> None:
                 listeners.append(stack.enter_context(listen(settings.host, settings.metrics_port, "MSF_METRICS_PORT")))
             if settings.grpc_port:
                 listen(settings.host, settings.grpc_port, "MSF_GRPC_PORT").close()  # gRPC binds it itself
+                os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # workers are started, never forked
                 for package in ("grpc", "tritonclient"):
                     require_package("serve with MSF_GRPC_PORT", package, extra="grpc")
             redis_url = settings.redis_url or _start_valkey(settings.data_dir, stack)
