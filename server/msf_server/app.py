@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from http import HTTPStatus
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -31,11 +32,10 @@ from msf_server.middleware.request_id import RequestId
 from msf_server.oip import aliases, model_control, statistics
 from msf_server.oip import routes as oip
 from msf_server.oip.tensors import HEADER_LENGTH
+from msf_server.openapi import DESCRIPTION, LICENSE, SERVERS, TAGS, complete
 from msf_server.request_log import log_of
 from msf_server.routes import files, health, images, jobs, models, pages, stats, usage
 from msf_server.settings import ServerSettings
-
-DESCRIPTION = "Images by class from two-stage latent diffusion models, in the shapes of OpenAI's image API."
 
 
 def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> FastAPI:
@@ -63,12 +63,16 @@ def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> Fast
     app = _App(
         title="msf-serve",
         description=DESCRIPTION,
+        license_info=LICENSE,
+        openapi_tags=TAGS,
+        servers=SERVERS,
         version=version("msf-serve"),
         lifespan=lifespan,
         docs_url=None,  # pages.py serves it, with a content security policy
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.requires_keys = keys is not None
     app.state.drain = drain
     for module in (images, files, jobs, models, usage, statistics, oip, model_control, aliases, health, stats, pages):
         app.router.routes.extend(module.router.routes)  # `include_router` would match and wrap every request twice
@@ -109,10 +113,18 @@ def prepare(app: FastAPI) -> None:
 
 
 class _App(FastAPI):
-    """FastAPI without its own telemetry, which looks for its configuration at every request."""
+    """FastAPI with our OpenAPI document, and without its own telemetry, which looks for its configuration each time."""
+
+    requires_keys = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await Starlette.__call__(self, scope, receive, send)
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            complete(super().openapi(), requires_keys=self.requires_keys)
+        assert self.openapi_schema is not None
+        return self.openapi_schema
 
 
 async def _answer(request: Request, error: Exception) -> Response:

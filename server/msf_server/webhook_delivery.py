@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import httpx
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from standardwebhooks import Webhook
 
 from msf_scheduler.errors import QueueUnavailable
-from msf_scheduler.jobs import Delivery, JobRecord
+from msf_scheduler.jobs import Delivery, JobRecord, JobState
 from msf_scheduler.queue import JobQueue
 from msf_scheduler.tunables import MAX_WEBHOOKS_TAKEN
 from msf_scheduler.webhook_queue import DueWebhook, Lane, WebhookQueue
@@ -61,8 +61,8 @@ class Failure:
 class WebhookEvent(BaseModel):
     """Body of a webhook; `type` is `job.` and the job's final state. Images are at `/v1/jobs/{id}` while kept."""
 
-    type: str
-    timestamp: str
+    type: str = Field(json_schema_extra={"enum": [f"job.{state}" for state in JobState if state.is_terminal]})
+    timestamp: str = Field(description="Time of the end.", json_schema_extra={"format": "date-time"})
     data: JobObject
 
     @classmethod

@@ -63,6 +63,7 @@ class Client:
 OLD_TRITON = ("tritonclient==2.10.0", "geventhttpclient<2", "numpy<2", "python-rapidjson<2")
 NODE = ("openai@7.59.0", "openai-first@npm:openai@4.0.0")
 VERCEL = ("ai@7.0.173", "@ai-sdk/openai@4.0.118", "@ai-sdk/openai-compatible@2.0.92")
+TYPESCRIPT = ("openapi-typescript@7.13.0", "openapi-fetch@0.17.0", "typescript@5.9.3", "@types/node@22.20.5")
 CLIENTS = (
     Client("openai 1.0.0", "openai_sdk.py", ("openai==1.0.0", "httpx<0.28")),
     Client("openai 3.57.0", "openai_sdk.py", ("openai==3.57.0",)),
@@ -72,6 +73,9 @@ CLIENTS = (
     Client("tritonclient 2.73.0", "triton_http.py", ("tritonclient[http]==2.73.0",)),
     Client("openai for Node.js, 7.59.0 and 4.0.0", "openai_node.mjs", NODE),
     Client("Vercel's AI SDK 7.0.173", "vercel_ai.mjs", VERCEL),
+    Client("a generated Python client", "generated_python.py", ("openapi-python-client==0.29.1",)),
+    Client("a generated TypeScript client", "generated_typescript.mjs", TYPESCRIPT),
+    Client("Redocly and Spectral", "openapi_linters.mjs", ("@redocly/cli@2.77.0", "@stoplight/spectral-cli@6.16.3")),
 )
 
 

@@ -22,7 +22,11 @@ Alias = Annotated[str, Path(description='A model, such as "emoji", or model and 
 
 
 @router.put(
-    "/{alias}", summary="Set an alias", response_class=Response, openapi_extra=body_of(AliasRequest, required=True)
+    "/{alias}",
+    operation_id="setAlias",
+    summary="Set an alias",
+    response_class=Response,
+    openapi_extra=body_of(AliasRequest, required=True),
 )
 async def put(alias: Alias, request: Request, aliases: AliasesDep, catalog: CatalogDep) -> Response:
     """Give each version its share of the requests to `alias`; all servers follow within about a second.
@@ -38,7 +42,7 @@ async def put(alias: Alias, request: Request, aliases: AliasesDep, catalog: Cata
     return Response()
 
 
-@router.delete("/{alias}", summary="Delete an alias", response_class=Response)
+@router.delete("/{alias}", operation_id="deleteAlias", summary="Delete an alias", response_class=Response)
 async def delete(alias: Alias, aliases: AliasesDep, catalog: CatalogDep) -> Response:
     """Stop serving under `alias`; a model's own name stands for its newest version again."""
     try:

@@ -16,7 +16,7 @@ from msf_server.errors import InvalidRequest, quoted
 from msf_server.oip.schemas import InferRequest, Parameters
 from msf_server.oip.tensors import BYTES, FLOATS, INTEGERS
 from msf_server.orders import Order, make_order
-from msf_server.schemas.images import ImageRequest
+from msf_server.schemas.images import MAX_PREVIEWS, MAX_TIMEOUT_S, ImageRequest
 from msf_server.settings import ServerSettings
 
 LABEL = "label"
@@ -32,7 +32,15 @@ INPUTS: dict[str, tuple[str, ...]] = {  # datatypes of each input; metadata list
 }
 OUTPUT = "images"
 _IMAGE_FIELDS = ("cache", "partial_images", "reproducibility", "user")  # parameters that are fields of an image request
-_PARAMETERS = ("binary_data_output", "priority", "timeout", *_IMAGE_FIELDS)
+PARAMETERS: dict[str, dict[str, Any]] = {  # of a request, with their schemas
+    "binary_data_output": {"type": ["boolean", "string", "number"]},
+    "priority": {"type": "integer", "minimum": 0, "description": "1 is the highest, 3 the lowest, 0 the default."},
+    "timeout": {"type": "integer", "minimum": 0, "maximum": int(MAX_TIMEOUT_S * 1e6), "description": "Microseconds."},
+    "cache": {"type": "boolean"},
+    "partial_images": {"type": "integer", "minimum": 0, "maximum": MAX_PREVIEWS},
+    "reproducibility": {"enum": ["strict", "fast"]},
+    "user": {"type": "string", "maxLength": 256},
+}
 
 
 @dataclass(frozen=True)
@@ -109,9 +117,9 @@ def _check_names(call: InferRequest) -> None:
                 f"Allowed: {OUTPUT}, with binary_data as its only parameter.",
                 param="outputs",
             )
-    if unknown := [name for name in call.parameters if name not in _PARAMETERS]:
+    if unknown := [name for name in call.parameters if name not in PARAMETERS]:
         raise InvalidRequest(
-            f"Unknown parameter {quoted(unknown[0])}. Allowed: {', '.join(_PARAMETERS)}.", param="parameters"
+            f"Unknown parameter {quoted(unknown[0])}. Allowed: {', '.join(PARAMETERS)}.", param="parameters"
         )
 
 

@@ -103,6 +103,7 @@ WorkerReportsDep = Annotated[WorkerReports, Depends(_worker_reports)]
 
 @router.post(
     "/index",
+    operation_id="listRepository",
     summary="List every version that could be served",
     openapi_extra=body_of(IndexRequest, required=False),
 )
@@ -123,6 +124,7 @@ async def index(body: BodyDep, catalog: CatalogDep) -> list[IndexEntry]:
 
 @router.post(
     "/models/{model}/load",
+    operation_id="loadModel",
     summary="Load a model",
     response_class=Response,
     openapi_extra=body_of(LoadRequest, required=False),
@@ -173,6 +175,7 @@ async def load(
 
 @router.post(
     "/models/{model}/unload",
+    operation_id="unloadModel",
     summary="Unload a model",
     response_class=Response,
     openapi_extra=body_of(UnloadRequest, required=False),

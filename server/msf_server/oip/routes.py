@@ -23,12 +23,11 @@ from msf_server.dependencies import CatalogDep, Services, SettingsDep, Submissio
 from msf_server.errors import ApiError, InvalidRequest
 from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
-from msf_server.oip.inference import INPUTS, LABEL, OUTPUT, make_orders, wants_binary
+from msf_server.oip.inference import INPUTS, LABEL, OUTPUT, PARAMETERS, make_orders, wants_binary
 from msf_server.oip.models import find_default, find_version, follow_operators
 from msf_server.oip.schemas import (
     OIP_ERRORS,
     ConfigTensor,
-    InferRequest,
     InferResponse,
     ModelConfiguration,
     ModelMetadata,
@@ -37,7 +36,7 @@ from msf_server.oip.schemas import (
     ServerMetadata,
     StringValue,
     TensorMetadata,
-    body_of,
+    infer_body,
 )
 from msf_server.oip.tensors import BYTES, check_output, read_request, write_response
 from msf_server.orders import Order
@@ -56,10 +55,11 @@ DATA_TYPES = {BYTES: "TYPE_STRING", "FP32": "TYPE_FP32", "INT32": "TYPE_INT32", 
 LIMITS = ("default_num_steps", "max_num_steps", "default_guidance_scale", "max_guidance_scale")
 
 _BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-_INFER_BODY = body_of(
-    InferRequest,
+_INFER_BODY = infer_body(
     _BINARY,
-    required=True,
+    inputs=INPUTS,
+    required_input=LABEL,
+    parameters={name: schema for name, schema in PARAMETERS.items() if name != "partial_images"},  # gRPC's
     example={
         "inputs": [
             {"name": "label", "shape": [3], "datatype": "BYTES", "data": ["sneaker", "bag", "7"]},
@@ -75,7 +75,7 @@ _about: dict[str, Any] = {"tags": ["open inference protocol"], "responses": OIP_
 router = APIRouter(**_about)
 
 
-@router.get("/v2", summary="Server metadata")
+@router.get("/v2", operation_id="getServerMetadata", summary="Server metadata")
 async def server_metadata() -> ServerMetadata:
     """Name the server, its version and the protocol extensions that it implements."""
     return ServerMetadata(name="msf-serve", version=version_of("msf-serve"), extensions=EXTENSIONS)
@@ -88,12 +88,13 @@ async def _body(request: Request) -> bytes:
     return await request.body()
 
 
-def _routes_of(find: Any, path: str) -> list[BaseRoute]:
-    """Return the routes of a model, which `find` looks up from `path`."""
+def _routes_of(find: Any, path: str, kind: str) -> list[BaseRoute]:
+    """Return the routes of a model, which `find` looks up from `path`; `kind` is part of their operation ids."""
     routes = APIRouter(prefix=path, dependencies=[Depends(follow_operators)], **_about)
 
-    @routes.get("", summary="Model metadata: inputs and outputs")
+    @routes.get("", operation_id=f"get{kind}Metadata", summary="Model metadata: inputs and outputs")
     async def metadata(catalog: CatalogDep, model: ModelInfo = Depends(find)) -> ModelMetadata:  # noqa: B008
+        """Name the inputs and output, their types and shapes, and the versions that are served now."""
         size = model.image_size
         return ModelMetadata(
             name=model.name,
@@ -107,7 +108,7 @@ def _routes_of(find: Any, path: str) -> list[BaseRoute]:
             outputs=[TensorMetadata(name=OUTPUT, datatype="UINT8", shape=[-1, size, size, 3])],
         )
 
-    @routes.get("/config", summary="Model configuration in Triton's format")
+    @routes.get("/config", operation_id=f"get{kind}Config", summary="Model configuration in Triton's format")
     async def configuration(
         settings: SettingsDep,
         catalog: CatalogDep,
@@ -137,12 +138,13 @@ def _routes_of(find: Any, path: str) -> list[BaseRoute]:
             parameters={name: StringValue(string_value=value) for name, value in parameters.items()},
         )
 
-    @routes.get("/ready", summary="Check that a model can be used now")
+    @routes.get("/ready", operation_id=f"check{kind}Ready", summary="Check that a model can be used now")
     async def ready(
         submission: SubmissionDep,
         catalog: CatalogDep,
         model: ModelInfo = Depends(find),  # noqa: B008
     ) -> ModelReady:
+        """Answer 200 if a worker serves the model and this server is not draining; else 503."""
         if submission.drain.has_begun:
             raise ServerStopping
         if not catalog.is_served(model):
@@ -157,6 +159,7 @@ def _routes_of(find: Any, path: str) -> list[BaseRoute]:
 
     @measured.post(
         "/infer",
+        operation_id=f"infer{kind}",
         summary="Generate images",
         dependencies=[bearer_auth],
         response_model=InferResponse,
@@ -258,5 +261,5 @@ def _common_parameters(jobs: Sequence[JobRecord]) -> Parameters:
     }
 
 
-for _path, _find in (("/v2/models/{model}", find_default), ("/v2/models/{model}/versions/{version}", find_version)):
-    router.routes.extend(_routes_of(_find, _path))
+router.routes.extend(_routes_of(find_default, "/v2/models/{model}", "Model"))
+router.routes.extend(_routes_of(find_version, "/v2/models/{model}/versions/{version}", "Version"))

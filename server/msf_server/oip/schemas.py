@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
@@ -26,8 +27,12 @@ class InputTensor(RequestBody):
 class RequestedOutput(RequestBody):
     """An output that the caller asks for."""
 
-    name: str = Field(description='"images".')
-    parameters: Parameters = Field(default={}, description="an object with binary_data at most.")
+    name: str = Field(description='"images".', json_schema_extra={"enum": ["images"]})
+    parameters: Parameters = Field(
+        default={},
+        description="an object with binary_data at most.",
+        json_schema_extra={"propertyNames": {"enum": ["binary_data"]}},
+    )
 
 
 class InferRequest(RequestBody):
@@ -269,6 +274,58 @@ def body_of(model: type[RequestBody], *media_types: dict[str, Any], required: bo
     for media_type in media_types:
         content |= media_type
     return {"requestBody": {"required": required, "content": content}}
+
+
+def infer_body(
+    *media_types: dict[str, Any],
+    inputs: Mapping[str, Sequence[str]],
+    required_input: str,
+    parameters: Mapping[str, Any],
+    **example: Any,
+) -> dict[str, Any]:
+    """Return the description of an `InferRequest`: the datatypes of its inputs, the schemas of its parameters."""
+    body = body_of(InferRequest, *media_types, required=True, **example)
+    fields = body["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    fields["parameters"] = {"type": "object", "properties": dict(parameters), "additionalProperties": False}
+    tensors = fields["inputs"]
+    elements = {
+        "string": [(name, [kind for kind in kinds if kind == "BYTES"]) for name, kinds in inputs.items()],
+        "integer": [(name, [kind for kind in kinds if "INT" in kind]) for name, kinds in inputs.items()],
+        "number": [(name, [kind for kind in kinds if kind.startswith("FP")]) for name, kinds in inputs.items()],
+    }
+    tensors["items"] = {
+        "anyOf": [
+            _tensor_schema(name, kinds, element)
+            for element, columns in elements.items()
+            for name, kinds in columns
+            if kinds
+        ]
+    }
+    tensors["contains"] = {"properties": {"name": {"const": required_input}}, "required": ["name"]}
+    return body
+
+
+def _tensor_schema(name: str, datatypes: Sequence[str], element: str) -> dict[str, Any]:
+    """Describe an input whose elements are in the JSON."""
+    item = {"type": element}
+    return {
+        "type": "object",
+        "properties": {
+            "name": {"const": name},
+            "shape": {
+                "description": "[n], [n, 1] or, for one value for all images, [1].",
+                "type": "array",
+                "items": {"type": "integer", "minimum": 1},
+                "minItems": 1,
+                "maxItems": 2,
+            },
+            "datatype": {"enum": list(dict.fromkeys(datatypes))},
+            "parameters": {"type": "object", "propertyNames": {"not": {"const": "binary_data_size"}}},
+            "data": {"type": "array", "items": {"anyOf": [item, {"type": "array", "items": item}]}, "minItems": 1},
+        },
+        "required": ["name", "shape", "datatype", "data"],
+        "additionalProperties": False,
+    }
 
 
 _ERRORS: dict[int | str, str] = {

@@ -14,13 +14,13 @@ from msf_server.oip.schemas import OIP_ERRORS, Duration, InferenceStats, ModelSt
 router = APIRouter(tags=["open inference protocol"], responses=OIP_ERRORS, dependencies=[bearer_auth])
 
 
-@router.get("/v2/models/stats", summary="Statistics of all models")
+@router.get("/v2/models/stats", operation_id="getAllStatistics", summary="Statistics of all models")
 async def all_statistics(catalog: CatalogDep, metrics: MetricsDep) -> Statistics:
     """Every registered version, since the start of this server process."""
     return Statistics(model_stats=[_statistics(model, metrics) for model in await catalog.models()])
 
 
-@router.get("/v2/models/{model}/stats", summary="Statistics of a model's versions")
+@router.get("/v2/models/{model}/stats", operation_id="getModelStatistics", summary="Statistics of a model's versions")
 async def model_statistics(name: ModelName, catalog: CatalogDep, metrics: MetricsDep) -> Statistics:
     """Report the statistics of every served version of a model."""
     await catalog.find(name)
@@ -28,7 +28,11 @@ async def model_statistics(name: ModelName, catalog: CatalogDep, metrics: Metric
     return Statistics(model_stats=[_statistics(model, metrics) for model in versions])
 
 
-@router.get("/v2/models/{model}/versions/{version}/stats", summary="Statistics of a version")
+@router.get(
+    "/v2/models/{model}/versions/{version}/stats",
+    operation_id="getVersionStatistics",
+    summary="Statistics of a version",
+)
 async def version_statistics(metrics: MetricsDep, model: ModelInfo = Depends(find_version)) -> Statistics:  # noqa: B008
     """Report the statistics of one version."""
     return Statistics(model_stats=[_statistics(model, metrics)])

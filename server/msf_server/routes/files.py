@@ -16,6 +16,7 @@ router = APIRouter(prefix=FILES, tags=["images"])
 
 @router.get(
     "/{job_id}/{name}",
+    operation_id="getImageFile",
     summary="Get an image of a job",
     response_class=Response,
     responses={
@@ -24,6 +25,7 @@ router = APIRouter(prefix=FILES, tags=["images"])
         403: {"model": ErrorResponse, "description": "The URL has expired, or its signature is invalid."},
         404: {"model": ErrorResponse, "description": "The result is no longer kept."},
         503: {"model": ErrorResponse, "description": "Redis is unreachable."},
+        "default": {"model": ErrorResponse, "description": "Another error."},
     },
 )
 async def read(

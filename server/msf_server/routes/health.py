@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client.exposition import choose_encoder
 
 from msf_scheduler.connection import RedisClient
@@ -22,7 +22,7 @@ from msf_server.metrics import SharedState
 router = APIRouter(tags=["health"])
 
 
-@router.get("/v2/health/live", summary="Check that this process is alive")
+@router.get("/v2/health/live", operation_id="checkServerLive", summary="Check that this process is alive")
 async def live() -> dict[str, bool]:
     """Report that the process answers."""
     return {"live": True}
@@ -30,6 +30,7 @@ async def live() -> dict[str, bool]:
 
 @router.get(
     "/v2/health/ready",
+    operation_id="checkServerReady",
     summary="Check that a request can be served now",
     responses={503: {"description": "Not ready; the body gives the reason."}},
 )
@@ -45,7 +46,12 @@ async def ready(submission: SubmissionDep, registry: RegistryDep, catalog: Catal
     return JSONResponse({"ready": False, "error": reason}, 503, headers={"Retry-After": "5"})
 
 
-@router.get("/metrics", summary="Metrics in Prometheus's text format", response_class=Response)
+@router.get(
+    "/metrics",
+    operation_id="getMetrics",
+    summary="Metrics in Prometheus's text format",
+    response_class=PlainTextResponse,
+)
 async def metrics(
     request: Request, metrics: MetricsDep, catalog: CatalogDep, queue: QueueDep, registry: RegistryDep, redis: RedisDep
 ) -> Response:

@@ -17,6 +17,7 @@ from msf_server.large_results import write_answer
 from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
 from msf_server.middleware.caller_limits import open_stream
+from msf_server.openapi import stream_of
 from msf_server.orders import make_order
 from msf_server.request_log import log_of
 from msf_server.schemas.images import ImageRequest, ImagesResponse
@@ -38,10 +39,14 @@ _WAIT = re.compile(r"wait=(\d{1,6})", re.ASCII)
 
 @router.post(
     "/v1/images/generations",
+    operation_id="createImage",
     response_model=ImagesResponse,
     responses={
         **REFUSALS,
-        200: {"content": {"text/event-stream": {}}, "description": "The images; with `stream`, as server-sent events."},
+        200: {
+            "content": stream_of("ImageStreamEvent"),
+            "description": "The images; with `stream`, as server-sent events.",
+        },
         202: {"model": JobObject, "description": "With `Prefer`: the job continues; `Location` is its URL."},
     },
     openapi_extra={"parameters": [_PREFER]},

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from pydantic import WithJsonSchema
 
 from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import SchedulerError
@@ -25,6 +26,7 @@ from msf_server.large_results import off_loop_if_large, write_answer
 from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
 from msf_server.middleware.caller_limits import open_stream
+from msf_server.openapi import stream_of
 from msf_server.orders import make_order
 from msf_server.request_log import log_of
 from msf_server.schemas.images import ImageRequest
@@ -36,6 +38,8 @@ router = APIRouter(
 )
 
 MAX_LISTED = 100
+_LAST = "end"  # in place of a sequence number: sorts after all previews
+_EVENT_ID = rf"^([0-9]{{1,15}})-([0-9]{{1,15}}|{_LAST})$"
 JobId = Annotated[str, Path(description="From the answer to `POST /v1/jobs`.")]
 
 
@@ -83,7 +87,9 @@ async def _job_reader(request: Request) -> JobReader:
 JobReaderDep = Annotated[JobReader, Depends(_job_reader)]
 
 
-@router.post("", status_code=HTTPStatus.ACCEPTED, response_model=JobObject, summary="Queue a job")
+@router.post(
+    "", operation_id="createJob", status_code=HTTPStatus.ACCEPTED, response_model=JobObject, summary="Queue a job"
+)
 async def create(body: ImageRequest, request: Request) -> Response:
     """Answer at once; `Location` is the URL of the job's state and, after its success, its images."""
     if body.stream:
@@ -108,7 +114,7 @@ async def create(body: ImageRequest, request: Request) -> Response:
     return Response(await jobs.describe(job, files), HTTPStatus.ACCEPTED, headers, "application/json")
 
 
-@router.get("", summary="List your jobs, newest first")
+@router.get("", operation_id="listJobs", summary="List your jobs, newest first")
 async def list_jobs(
     caller: CallerDep,
     queue: QueueDep,
@@ -125,13 +131,13 @@ async def list_jobs(
     return JobList(data=[JobObject.of(job, models) for job in jobs[:limit]], has_more=len(jobs) > limit)
 
 
-@router.get("/{job_id}", response_model=JobObject, summary="Get a job")
+@router.get("/{job_id}", operation_id="getJob", response_model=JobObject, summary="Get a job")
 async def read(job_id: JobId, jobs: JobReaderDep) -> Response:
     """Report a job's state, progress and result. Ended jobs are kept for ten minutes, failed ones for a week."""
     return Response(await jobs.describe(*await jobs.read(job_id)), media_type="application/json")
 
 
-@router.delete("/{job_id}", response_model=JobObject, summary="Cancel a job")
+@router.delete("/{job_id}", operation_id="cancelJob", response_model=JobObject, summary="Cancel a job")
 async def cancel(job_id: JobId, jobs: JobReaderDep, queue: QueueDep) -> Response:
     """Its samples leave the device before the next step; a job that has ended stays unchanged."""
     await jobs.find(job_id)
@@ -141,9 +147,10 @@ async def cancel(job_id: JobId, jobs: JobReaderDep, queue: QueueDep) -> Response
 
 @router.get(
     "/{job_id}/events",
+    operation_id="streamJobEvents",
     summary="Follow a job",
     responses={
-        200: {"content": {"text/event-stream": {}}, "description": "Server-sent events."},
+        200: {"content": stream_of("JobEvent"), "description": "Server-sent events."},
         204: {"description": "The last event was received before; an EventSource then stops reconnecting."},
     },
     response_class=Response,
@@ -155,7 +162,9 @@ async def events(
     watcher: WatcherDep,
     drain: DrainDep,
     last_event_id: Annotated[
-        str | None, Header(description="Id of the last event received; the stream resumes after it.")
+        str | None,
+        WithJsonSchema({"type": "string", "pattern": _EVENT_ID}),
+        Header(description="Id of the last event received; the stream resumes after it."),
     ] = None,
 ) -> Response:
     """Stream the events of a job until its end.
@@ -174,14 +183,11 @@ async def events(
     return event_stream(_events(job.id, after, jobs, watcher, drain))
 
 
-_LAST = "end"  # in place of a sequence number: sorts after all previews
-
-
 def _event_id(text: str | None) -> EventId | None:
     """Parse `Last-Event-ID`; None means that the end of the job was received."""
     if text is None:
         return 0, 0
-    match = re.fullmatch(rf"(\d{{1,15}})-(\d{{1,15}}|{_LAST})", text, re.ASCII)
+    match = re.fullmatch(_EVENT_ID, text, re.ASCII)
     if match is None:
         raise InvalidRequest(
             f"Invalid Last-Event-ID: {quoted(text)}. Allowed: the id of an event, such as 1-2.", param="Last-Event-ID"

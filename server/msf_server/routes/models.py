@@ -65,7 +65,12 @@ class ModelList(BaseModel):
     refused: list[RefusedVersion] = Field(description="Damaged and foreign folders of the workers' model repositories.")
 
 
-@router.get("/v1/models", summary="List the models", responses={503: {"model": ErrorResponse}})
+@router.get(
+    "/v1/models",
+    operation_id="listModels",
+    summary="List the models",
+    responses={status: {"model": ErrorResponse} for status in ("default", 429, 503)},
+)
 async def list_models(catalog: CatalogDep, settings: SettingsDep) -> ModelList:
     """Every version that a worker has registered, including those that no worker serves now."""
     await catalog.refresh()
@@ -81,8 +86,9 @@ async def list_models(catalog: CatalogDep, settings: SettingsDep) -> ModelList:
 
 @router.get(
     "/v1/models/{model}",
+    operation_id="getModel",
     summary="Get a model",
-    responses={status: {"model": ErrorResponse} for status in ("default", 404, 503)},
+    responses={status: {"model": ErrorResponse} for status in ("default", 404, 429, 503)},
 )
 async def get_model(
     model: Annotated[str, Path(description='"name", "name:version" or an alias.')],

@@ -29,7 +29,12 @@ class Stats(BaseModel):
     batch_fill: float | None = Field(description="Samples per row in the latest step batches; null: there were none.")
 
 
-@router.get("/v1/stats", summary="Load of the service", responses={503: REFUSALS[503], "default": REFUSALS["default"]})
+@router.get(
+    "/v1/stats",
+    operation_id="getStats",
+    summary="Load of the service",
+    responses={status: REFUSALS[status] for status in ("default", 429, 503)},
+)
 async def stats(catalog: CatalogDep, queue: QueueDep, registry: RegistryDep) -> Stats:
     """Report throughput, latency and queue depth over all workers."""
     models = [(model.name, model.version) for model in await catalog.models()]

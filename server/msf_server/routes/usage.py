@@ -13,7 +13,9 @@ from msf_server.dependencies import CallerDep, KeyRingDep, MeterDep
 from msf_server.errors import REFUSALS
 from msf_server.middleware.auth import bearer_auth
 
-router = APIRouter(tags=["usage"], dependencies=[bearer_auth], responses={"default": REFUSALS["default"]})
+router = APIRouter(
+    tags=["usage"], dependencies=[bearer_auth], responses={status: REFUSALS[status] for status in ("default", 401, 429)}
+)
 
 
 class KeyUsage(BaseModel):
@@ -36,7 +38,7 @@ class UsageList(BaseModel):
     data: list[KeyUsage]
 
 
-@router.get("/v1/usage", summary="Use of your API key")
+@router.get("/v1/usage", operation_id="getUsage", summary="Use of your API key")
 async def usage(caller: CallerDep, keys: KeyRingDep, meter: MeterDep) -> UsageList:
     """Report the caller's key, or every key to one with the scope admin; empty where the service uses no keys."""
     if caller.key is None or keys is None:

@@ -12,8 +12,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
 )
 
 from msf_scheduler.jobs import (
@@ -37,6 +35,11 @@ _IGNORED = "a string; accepted for OpenAI's clients and ignored."
 
 def _optional(description: str, **constraints: Any) -> Any:
     return Field(default=None, description=description, **constraints)
+
+
+def _within(lowest: int, highest: int | None = None) -> dict[str, Any]:
+    """Return bounds for the schema alone: an order is checked against those of its model."""
+    return {"json_schema_extra": {"minimum": lowest} | ({} if highest is None else {"maximum": highest})}
 
 
 Quality = Literal["auto", "standard", "low", "medium", "high", "hd", "xhigh", "max"]
@@ -69,7 +72,9 @@ class ImageRequest(RequestBody):
         'a model of GET /v1/models as "name" (its newest version) or "name:version"; default: the first.',
         max_length=200,
     )
-    n: WholeNumber | None = _optional("number of images, an integer from 1 to the model's max_n; default: 1.")
+    n: WholeNumber | None = _optional(
+        "number of images, an integer from 1 to the model's max_n; default: 1.", **_within(1)
+    )
     response_format: Literal["b64_json", "url"] | None = _optional(
         '"b64_json": images inside the answer, or "url": signed URLs that work without a key for as long as the result '
         "is kept; default: both, or in a stream the images alone."
@@ -80,10 +85,13 @@ class ImageRequest(RequestBody):
         "model has two stages; default: 0."
     )
     output_format: OutputFormat | None = _optional('"png", "webp" or "jpeg": the file type; default: "png".')
-    seed: WholeNumber | None = _optional(f"an integer from 0 to {MAX_SEED} that fixes the noise; default: random.")
+    seed: WholeNumber | None = _optional(
+        f"an integer from 0 to {MAX_SEED} that fixes the noise; default: random.", **_within(0, MAX_SEED)
+    )
     first_index: WholeNumber | None = _optional(
         f"an integer from 0 to {MAX_INDEX}: the index of the first image, so that n = 1 regenerates a single image of "
-        "a larger request with the same seed; default: 0."
+        "a larger request with the same seed; default: 0.",
+        **_within(0, MAX_INDEX),
     )
     reproducibility: Reproducibility | None = _optional(
         '"strict": the same request gives the same bytes whatever else is in the batch, for as long as a worker with '
@@ -92,19 +100,23 @@ class ImageRequest(RequestBody):
     )
     num_steps: WholeNumber | None = _optional(
         "denoising steps of all stages together, an integer from the model's min_num_steps to its max_num_steps; "
-        "default: the model's for the requested quality."
+        "default: the model's for the requested quality.",
+        **_within(1),
     )
     guidance_scale: float | None = _optional(
         "strength of the class, a number from 0 to the model's max_guidance_scale, where 1 means no guidance; "
         "default: the model's.",
         allow_inf_nan=False,
+        **_within(0),
     )
-    num_inference_steps: WholeNumber | None = _optional("the same as num_steps; if both are sent, they must be equal.")
+    num_inference_steps: WholeNumber | None = _optional(
+        "the same as num_steps; if both are sent, they must be equal.", **_within(1)
+    )
     true_cfg_scale: float | None = _optional(
-        "the same as guidance_scale; if both are sent, they must be equal.", allow_inf_nan=False
+        "the same as guidance_scale; if both are sent, they must be equal.", allow_inf_nan=False, **_within(0)
     )
     cfg_scale: float | None = _optional(
-        "the same as guidance_scale; if both are sent, they must be equal.", allow_inf_nan=False
+        "the same as guidance_scale; if both are sent, they must be equal.", allow_inf_nan=False, **_within(0)
     )
     priority: Annotated[Priority, Field(strict=False)] | None = _optional(
         '"high", "normal" or "low": the order of claiming; default: "normal".'
@@ -156,17 +168,17 @@ class ImageRequest(RequestBody):
     )
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class Image(BaseModel):
     """One image, inside the answer or at a URL."""
 
-    b64_json: str | None = Field(default=None, description="The encoded file in base64.")
-    url: str | None = Field(default=None, description="Signed URL of the file; it expires.")
+    # The absent form is left out: OpenAI's clients take a field that is present for the one they requested.
+    b64_json: str | None = Field(default=None, description="The encoded file in base64.", exclude_if=_is_none)
+    url: str | None = Field(default=None, description="Signed URL of the file; it expires.", exclude_if=_is_none)
     index: int = Field(description="Index of the sample: with the seed, it fixes this image.")
-
-    @model_serializer(mode="wrap")
-    def _without_nulls(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit the absent form: OpenAI's clients take a field that is present for the one they requested."""
-        return {name: value for name, value in serialize(self).items() if value is not None}
 
 
 def size_of(model: ModelInfo) -> str:
