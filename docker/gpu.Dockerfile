@@ -12,7 +12,7 @@ RUN python3 -m venv --system-site-packages /opt/venv \
 COPY pyproject.toml README.md LICENSE ./
 COPY server server
 COPY engine engine
-RUN /opt/venv/bin/pip install --quiet '.[worker,tracing]' 'onnx>=1.17,<2' 'onnxscript>=0.5,<1' && rm -rf /src
+RUN /opt/venv/bin/pip install --quiet '.[worker,tracing]' 'onnx>=1.17,<2' 'onnxscript>=0.5,<1' 'nvidia-ml-py>=12.560,<14' && rm -rf /src
 COPY model_repo /srv/model_repo
 RUN groupadd --system --gid 10001 msf && useradd --system --uid 10001 --gid 10001 --home-dir /var/lib/msf --create-home msf \
  && mkdir -p /var/cache/msf && chown msf:msf /var/cache/msf

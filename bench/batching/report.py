@@ -91,7 +91,7 @@ class PolicyComparison:
     def attainment(self, policy: str, scale: float) -> list[tuple[float, float]]:
         """Return (rate, share of requests within `scale` × standalone latency) of the Poisson loads."""
         groups = [self.select(policy, "poisson", fraction) for fraction in self.fractions("poisson")]
-        return [(loads[0].rate_per_s, self.pool(loads).overall.attainment[scale]) for loads in groups]
+        return [(loads[0].rate_per_s, self.pool(loads).overall.slo_attainment[scale]) for loads in groups]
 
     def rate_within_objective(self, policy: str) -> Range:
         return rate_meeting(self.attainment(policy, HEADLINE_SCALE), HEADLINE_SHARE)
@@ -208,7 +208,7 @@ def _loads_table(comparison: PolicyComparison, arrivals: str) -> str:
             group = comparison.pool(loads).overall
             images_per_s = mean(comparison.pool([load]).images_per_s for load in loads)
             latencies = ["-" if value is None else f"{value:.2f}" for value in (group.p50_s, group.p95_s, group.p99_s)]
-            shares = [f"{share:.1%}" for share in group.attainment.values()]
+            shares = [f"{share:.1%}" for share in group.slo_attainment.values()]
             num_missing = group.num_requests - group.outcomes.get("succeeded", 0)
             row = [arrivals, f"{fraction:g}", f"{loads[0].rate_per_s:.1f}", policy, group.num_requests, num_missing]
             rows.append([*row, f"{images_per_s:.1f}", *latencies, *shares])

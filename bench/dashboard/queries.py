@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,12 @@ BOARD = DOCKER / "grafana" / "dashboards" / "msf-overview.json"
 
 @dataclass(frozen=True)
 class PanelQuery:
-    """One query of one panel; `legend` is the template of its series' names."""
+    """One query of one panel; `legend` is the template of its series' names. An optional one may be empty."""
 
     panel: str
     legend: str
     promql: str
+    is_optional: bool = False
 
     def over(self, window_s: float) -> str:
         """Return the query as Grafana sends it, for all models, with rates over `window_s`."""
@@ -37,20 +37,22 @@ class PanelQuery:
 
 
 def read_board(file: Path = BOARD) -> list[PanelQuery]:
-    """Return every query of the dashboard in its order."""
+    """Return every query of the dashboard in its order; those in a collapsed row are optional."""
     panels = json.loads(file.read_text())["panels"]
+    inside = [(panel, True) for row in panels for panel in row.get("panels") or ()]
     return [
-        PanelQuery(panel["title"], target["legendFormat"], target["expr"])
-        for panel in _flatten(panels)
-        for target in panel.get("targets", ())
+        query
+        for panel, is_optional in [*((each, False) for each in panels), *inside]
+        for query in queries_of(panel, is_optional)
     ]
 
 
-def _flatten(panels: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-    """Yield panels and those inside rows."""
-    for panel in panels:
-        yield panel
-        yield from _flatten(panel.get("panels") or ())
+def queries_of(panel: dict[str, Any], is_optional: bool = False) -> list[PanelQuery]:
+    """Return the queries of one panel."""
+    return [
+        PanelQuery(panel["title"], target["legendFormat"], target["expr"], is_optional)
+        for target in panel.get("targets", ())
+    ]
 
 
 @dataclass(frozen=True)

@@ -29,19 +29,36 @@ def test_a_sweep_prints_a_table_for_each_rate_and_writes_all_as_json(tmp_path: P
         fields = ("--priority", "high", "--user", "ann", "--timeout-s", "9", "--body", '{"output_format": "webp"}')
         result = run("--url", fake.url, *arguments, *fields)
     assert result.exit_code == 0, result.output
-    assert "40 requests/s: " in result.stdout
+    assert "goodput/s 3x" in result.stdout.splitlines()[0]
+    assert "requests/s offered: " in result.stdout
     assert "20 steps, n=4" in result.stdout
-    assert result.stdout.splitlines()[-1].startswith("80 ")
     assert "measuring each kind alone" in result.stderr
 
     written = json.loads(file.read_text())
     assert set(written["alone_s"]) == {"4 steps, n=1", "4 steps, n=4", "20 steps, n=1", "20 steps, n=4"}
-    assert [one["rate_per_s"] for one in written["runs"]] == [40, 80]
+    assert [one["asked_per_s"] for one in written["runs"]] == [40, 80]
     sent = [one["overall"]["outcomes"]["succeeded"] for one in written["runs"]]
     assert sum(sent) + 2 * 4 == len(fake.bodies)
-    assert set(written["runs"][0]["overall"]["attainment"]) == {"2.0", "3.0", "5.0", "10.0"}
+    assert [one["offered_per_s"] for one in written["runs"]] == [number / 0.5 for number in sent]
+    assert set(written["runs"][0]["overall"]["slo_attainment"]) == {"3.0", "5.0"}
     fields_sent = {"output_format": "webp", "priority": "high", "user": "ann", "timeout_s": 9.0, "cache": False}
     assert all(fields_sent.items() <= body.items() for body in fake.bodies)
+
+
+def test_a_trace_is_replayed_at_its_own_times(tmp_path: Path) -> None:
+    file = tmp_path / "trace.txt"
+    file.write_text(
+        "Request(request_id='1', prompt='a fox', num_inference_steps=20, timestamp=10.0, seed=7, slo_ms=5000)\n"
+        "Request(request_id='2', prompt='a lake', num_inference_steps=4, timestamp=10.2, slo_ms=0.001)\n"
+    )
+    report = tmp_path / "load.json"
+    with serving(Fake()) as fake:
+        result = run("--url", fake.url, "--trace", str(file), "--alone-runs", "0", "--json", str(report))
+    assert result.exit_code == 0, result.output
+    assert sorted((body["num_steps"], body["seed"] == 7) for body in fake.bodies) == [(4, False), (20, True)]
+    (only,) = json.loads(report.read_text())["runs"]
+    assert only["asked_per_s"] is None
+    assert only["overall"]["slo_attainment"]["3.0"] == 0.5
 
 
 def test_ctrl_c_reports_the_results_so_far(tmp_path: Path) -> None:
@@ -94,7 +111,8 @@ def test_an_unreachable_server_is_named() -> None:
         (("--rate", "5", "--steps", "4:x"), ("--steps", "'4:x'", "4:3,20:5")),
         (("--rate", "5", "--steps", "4.5"), ("--steps", "'4.5'")),
         (("--rate", "5", "--guidance", "nan"), ("--guidance", "'nan'")),
-        (("--rate", "5", "--slo", "2,,3"), ("--slo", "'2,,3'")),
+        (("--rate", "5", "--slo-scale", "2,,3"), ("--slo-scale", "'2,,3'")),
+        (("--trace", "no/such/file"), ("--trace", "no/such/file")),
         (("--rate", "5", "--arrivals", "even"), ("--arrivals", "'even'", "'poisson'")),
         (("--rate", "5", "--burstiness", "2"), ("--burstiness", "--arrivals bursty")),
         (("--rate", "5", "--arrivals", "bursty", "--burstiness", "6"), ("--burstiness", "1<=x<=5")),

@@ -20,6 +20,8 @@ from msf_cli.load.mix import Mix, Weighted, parse_weighted
 from msf_cli.load.page import page
 from msf_cli.load.sweep import Sweep
 from msf_cli.load.text import report_text, sweep_text
+from msf_cli.load.trace import Trace, read_trace
+from msf_cli.load.workload import TraceWorkload, Workload
 from msf_cli.path_type import UserPath
 from msf_cli.setup_checks import EXIT_INTERRUPTED
 
@@ -73,6 +75,13 @@ def _read_weights(context: click.Context, param: click.Parameter, text: str | No
         raise click.BadParameter(str(error)) from error
 
 
+def _read_trace(context: click.Context, param: click.Parameter, file: Path | None) -> Trace | None:
+    try:
+        return None if file is None else read_trace(file)
+    except (ValueError, OSError) as error:
+        raise click.BadParameter(str(error)) from error
+
+
 def _read_file(context: click.Context, param: click.Parameter, file: Path | None) -> Path | None:
     if file is not None and not file.parent.is_dir():
         raise click.BadParameter(f"{file}: {file.parent} is not a folder.")  # before the load, not after it
@@ -83,6 +92,7 @@ _SECONDS: dict[str, Any] = {"callback": _parsed(_positive, "a number above 0"), 
 _NUMBERS = _parsed(_positives, "numbers above 0 between commas, such as 5,10,20")
 _OBJECT = _parsed(_json_object, 'a JSON object, such as {"output_format": "webp"}')
 _MIX: dict[str, Any] = {"callback": _read_weights, "metavar": "VALUE:WEIGHT,..."}
+_INPUT: dict[str, Any] = {"metavar": "FILE", "type": UserPath(dir_okay=False, exists=True)}
 _FILE: dict[str, Any] = {"callback": _read_file, "type": UserPath(dir_okay=False)}
 
 
@@ -92,15 +102,17 @@ def _read_arrivals(name: str, burstiness: float | None) -> Arrivals:
     return poisson if name == "poisson" else bursty if burstiness is None else partial(bursty, burstiness=burstiness)
 
 
-_RATES_HELP = "Requests per second; several rates make a sweep."
+_RATES_HELP = "Requests per second; several rates make a sweep. A trace has its own, and is stretched to others."
+_TRACE_HELP = "Recorded requests to replay: vLLM-Omni's Request(...) lines, or CSV of Azure's LLM or functions traces."
 _BURSTINESS_HELP = "Rate of a burst relative to the mean, with --arrivals bursty.  [default: 3]"
 _ALONE_HELP = "Runs of each kind on the idle server, for the objectives; 0: no objectives."
-_SLO_HELP = "Objectives, as multiples of the latency of the same request on an idle server."
+_SLO_HELP = "Objectives (SLO) as multiples of the latency of the same request on an idle server."
 
 
 @click.command()
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Server to load.")
-@click.option("--rate", "--rates", "rates", callback=_NUMBERS, required=True, metavar="RATE,...", help=_RATES_HELP)
+@click.option("--rate", "--rates", "rates", callback=_NUMBERS, metavar="RATE,...", help=_RATES_HELP)
+@click.option("--trace", callback=_read_trace, help=_TRACE_HELP, **_INPUT)
 @click.option("--duration-s", default="30", show_default=True, help="Duration of each rate.", **_SECONDS)
 @click.option("--arrivals", type=click.Choice(["poisson", "bursty"]), default="poisson", show_default=True)
 @click.option("--burstiness", type=click.FloatRange(1, 5), help=_BURSTINESS_HELP)
@@ -115,13 +127,14 @@ _SLO_HELP = "Objectives, as multiples of the latency of the same request on an i
 @click.option("--body", callback=_OBJECT, default="{}", metavar="JSON", help="Further fields of each request.")
 @click.option("--max-connections", type=click.IntRange(1), help="[default: one per request in flight]")
 @click.option("--alone-runs", type=click.IntRange(0), default=5, show_default=True, help=_ALONE_HELP)
-@click.option("--slo", callback=_NUMBERS, default="2,3,5,10", show_default=True, metavar="SCALE,...", help=_SLO_HELP)
+@click.option("--slo-scale", callback=_NUMBERS, default="3,5", show_default=True, metavar="SCALE,...", help=_SLO_HELP)
 @click.option("--api-key", envvar="MSF_API_KEY", help="[default: MSF_API_KEY]")
 @click.option("--html", "html_file", help="HTML report to write, with the latency distribution.", **_FILE)
 @click.option("--json", "json_file", help="JSON report to write.", **_FILE)
 def command(
     url: str,
-    rates: tuple[float, ...],
+    rates: tuple[float, ...] | None,
+    trace: Trace | None,
     duration_s: float,
     arrivals: str,
     burstiness: float | None,
@@ -132,7 +145,7 @@ def command(
     body: dict[str, Any],
     max_connections: int | None,
     alone_runs: int,
-    slo: tuple[float, ...],
+    slo_scale: tuple[float, ...],
     api_key: str | None,
     html_file: Path | None,
     json_file: Path | None,
@@ -145,7 +158,11 @@ def command(
     """
     body |= {name: value for name, value in fields.items() if value is not None}
     mix = Mix(steps or Mix.num_steps, n or Mix.num_samples, guidance or Mix.guidance_scale)
-    sweep = Sweep(_read_arrivals(arrivals, burstiness), rates, duration_s, mix, seed, alone_runs)
+    process = _read_arrivals(arrivals, burstiness)
+    if rates is None and (trace is None or not trace.is_timed):
+        raise click.UsageError("Missing option '--rate'. Only a trace with times has a rate of its own.")
+    workload = TraceWorkload(process, mix, trace) if trace else Workload(process, mix)
+    sweep = Sweep(workload, rates or (None,), duration_s, seed, alone_runs)
     interrupted = False
     try:
         asyncio.run(_run(sweep, url, body, max_connections, api_key))
@@ -153,12 +170,13 @@ def command(
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
         interrupted = True
-    _show(sweep, slo)
+    _show(sweep, slo_scale)
     if html_file is not None:
-        html_file.write_text(page(sweep, slo, url=url, arrivals=arrivals))
+        source = "times of the trace" if trace and trace.is_timed else f"{arrivals} arrivals"
+        html_file.write_text(page(sweep, slo_scale, url=url, arrivals=source))
     if json_file is not None:
         settings = {"url": url, "arrivals": arrivals, "duration_s": duration_s, "seed": seed, "body": body}
-        json_file.write_text(json.dumps(settings | _as_json(sweep, slo), indent=1) + "\n")
+        json_file.write_text(json.dumps(settings | _as_json(sweep, slo_scale), indent=1) + "\n")
     if interrupted:
         sys.exit(EXIT_INTERRUPTED)
 
@@ -168,16 +186,19 @@ async def _run(sweep: Sweep, url: str, body: dict[str, Any], max_connections: in
         await sweep.run(client, sys.stderr)
 
 
-def _show(sweep: Sweep, slo: tuple[float, ...]) -> None:
-    reports = sweep.reports(slo)
-    for rate_per_s, report in reports:
-        click.echo(f"{rate_per_s:g} requests/s: {report_text(report, sweep.standalone)}\n")
-    if len(reports) > 1:
+def _show(sweep: Sweep, slo_scales: tuple[float, ...]) -> None:
+    reports = sweep.reports(slo_scales)
+    if reports:
         click.echo(sweep_text(reports))
+    for offered_per_s, report in reports:
+        click.echo(f"\n{offered_per_s:.3g} requests/s offered: {report_text(report, sweep.standalone)}")
 
 
-def _as_json(sweep: Sweep, slo: tuple[float, ...]) -> dict[str, Any]:
+def _as_json(sweep: Sweep, slo_scales: tuple[float, ...]) -> dict[str, Any]:
     return {
         "alone_s": {kind.name: latency_s for kind, latency_s in sweep.standalone.items()},
-        "runs": [{"rate_per_s": rate_per_s, **asdict(report)} for rate_per_s, report in sweep.reports(slo)],
+        "runs": [
+            {"asked_per_s": asked_per_s, "offered_per_s": offered_per_s, **asdict(report)}
+            for asked_per_s, (offered_per_s, report) in zip(sweep.rates_per_s, sweep.reports(slo_scales), strict=False)
+        ],
     }

@@ -81,6 +81,7 @@ class LoadClient:
 
         def record(outcome: RequestOutcome, **fields: Any) -> None:
             ended_s = clock() - started_at
+            fields["slo_s"] = request.slo_s
             tally.results.append(RequestResult(request.kind, request.due_s, sent_s, ended_s, outcome, **fields))
 
         try:

@@ -102,6 +102,7 @@ class PlannedRequest:
     kind: Kind
     label: int
     seed: int
+    slo_s: float | None = None  # objective for its latency that a trace gives
 
 
 def plan_requests(times: Times, mix: Mix, num_labels: int, rng: np.random.Generator) -> list[PlannedRequest]:

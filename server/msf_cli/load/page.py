@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from html import escape
 
 from msf_cli.load.chart import Panel, Points, chart
+from msf_cli.load.report import Report
 from msf_cli.load.results import RequestOutcome, RequestResult
 from msf_cli.load.sweep import Sweep
-from msf_cli.load.text import report_text
+from msf_cli.load.text import report_text, sweep_text
 
 NUM_POINTS = 60  # of a curve
 _PAGE = """<!doctype html>
@@ -20,21 +21,51 @@ pre {{ overflow-x: auto; padding: 1rem; border: 1px solid #8884; border-radius: 
 svg {{ max-width: 100%; height: auto }}
 </style>
 <h1>Load on {url}</h1>
-<p>Open loop ({arrivals} arrivals): latency counts from the time that a request was due.</p>
+<p>Open loop ({arrivals}): latency counts from the time that a request was due. SLO attainment is the share of all
+requests that succeed within k times the latency of the same request on an idle server (or within the trace's
+objective), goodput their number per second. Rates are offered rates, as they were drawn.</p>
+{overview}
+<pre>{table}</pre>
 {sections}
 </html>
 """
 
 
 def page(sweep: Sweep, slo_scales: Sequence[float], *, url: str, arrivals: str) -> str:
-    """Render one section per rate: the latency curve and the text report."""
+    """Render p50, p99 and goodput over the rate first, then one section per rate: latency curve and text report."""
     reports = sweep.reports(slo_scales)
     sections = [
-        f"<h2>{rate_per_s:g} requests/s</h2>\n{_curve(tally.results)}"
+        f"<h2>{offered_per_s:.3g} requests/s offered</h2>\n{_curve(tally.results)}"
         f"<pre>{escape(report_text(report, sweep.standalone))}</pre>"
-        for (rate_per_s, report), tally in zip(reports, sweep.tallies, strict=True)
+        for (offered_per_s, report), tally in zip(reports, sweep.tallies, strict=True)
     ]
-    return _PAGE.format(url=escape(url), arrivals=escape(arrivals), sections="\n".join(sections))
+    return _PAGE.format(
+        url=escape(url),
+        arrivals=escape(arrivals),
+        overview=overview(reports),
+        table=escape(sweep_text(reports)) if reports else "",
+        sections="\n".join(sections),
+    )
+
+
+def overview(reports: Sequence[tuple[float, Report]]) -> str:
+    """Draw p50, p99 and goodput over the offered rate; nothing if no request of any load succeeded."""
+    reports = sorted(reports, key=lambda pair: pair[0])
+    answered = [(rate, report.overall) for rate, report in reports if report.overall.p50_s is not None]
+    if not answered:
+        return ""
+    latency = {
+        "p50": [(rate, group.p50_s or 0.0) for rate, group in answered],
+        "p99": [(rate, group.p99_s or 0.0) for rate, group in answered],
+    }
+    goodput: dict[str, Points] = {"offered": [(rate, rate) for rate, _ in reports]}
+    for scale in reports[0][1].overall.goodput_per_s:
+        goodput[f"SLO {scale:g}x"] = [(rate, report.overall.goodput_per_s[scale]) for rate, report in reports]
+    label = "requests/s offered"
+    panels = [Panel("Latency in seconds", label, latency, "{:g}".format, log_y=True)]
+    if len(goodput) > 1:
+        panels.append(Panel("Goodput in requests/s", label, goodput, "{:g}".format))
+    return chart(panels)
 
 
 def _curve(results: Sequence[RequestResult]) -> str:

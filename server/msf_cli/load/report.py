@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ Standalone = Mapping[Kind, float]  # seconds that a request of each kind takes o
 class Group:
     """Statistics of a group of requests. Percentiles are of those that succeeded, None without any.
 
-    `attainment`: for each scale k, the share of *all* requests that succeeded within k times their kind's standalone
-    latency; empty when that was not measured.
+    `slo_attainment`: for each scale k, the share of *all* requests that succeeded within their objective, which is k
+    times the standalone latency of their kind unless a trace gives another; empty without any. `goodput_per_s`: those
+    requests per second.
     """
 
     num_requests: int
@@ -29,7 +31,8 @@ class Group:
     p95_s: float | None
     p99_s: float | None
     queue_p50_s: float | None
-    attainment: dict[float, float]
+    slo_attainment: dict[float, float]
+    goodput_per_s: dict[float, float]
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,11 @@ def summarize(results: Sequence[RequestResult], standalone: Standalone, slo_scal
         requests_per_s=len(succeeded) / elapsed_s if elapsed_s else 0.0,
         images_per_s=num_images / elapsed_s if elapsed_s else 0.0,
         late_share=_share(sum(result.late_s > LATE_S for result in results), len(results)),
-        overall=_group(results, standalone, slo_scales),
-        kinds={kind.name: _group(by_kind[kind], standalone, slo_scales) for kind in sorted(by_kind, key=_by_cost)},
+        overall=_group(results, standalone, slo_scales, elapsed_s),
+        kinds={
+            kind.name: _group(by_kind[kind], standalone, slo_scales, elapsed_s)
+            for kind in sorted(by_kind, key=_by_cost)
+        },
         errors=dict(Counter(result.error for result in results if result.error).most_common()),
     )
 
@@ -72,13 +78,16 @@ def standalone_latencies(alone: Sequence[RequestResult]) -> dict[Kind, float]:
     return {kind: median(values) for kind, values in latencies.items()}
 
 
-def _group(results: Sequence[RequestResult], standalone: Standalone, slo_scales: Sequence[float]) -> Group:
+def _group(
+    results: Sequence[RequestResult], standalone: Standalone, slo_scales: Sequence[float], elapsed_s: float
+) -> Group:
     succeeded = [result for result in results if result.outcome is RequestOutcome.SUCCEEDED]
     latencies = [result.latency_s for result in succeeded]
     queued = [result.timings_ms["queue"] / 1000 for result in succeeded if "queue" in result.timings_ms]
-    attainment = {
-        scale: _share(sum(r.latency_s <= scale * standalone[r.kind] for r in succeeded), len(results))
-        for scale in (slo_scales if standalone else ())
+    has_objectives = bool(standalone) or any(result.slo_s is not None for result in results)
+    num_good = {
+        scale: sum(result.latency_s <= _objective_s(result, standalone, scale) for result in succeeded)
+        for scale in (slo_scales if has_objectives else ())
     }
     return Group(
         num_requests=len(results),
@@ -87,8 +96,15 @@ def _group(results: Sequence[RequestResult], standalone: Standalone, slo_scales:
         p95_s=percentile(latencies, 0.95),
         p99_s=percentile(latencies, 0.99),
         queue_p50_s=percentile(queued, 0.50),
-        attainment=attainment,
+        slo_attainment={scale: _share(number, len(results)) for scale, number in num_good.items()},
+        goodput_per_s={scale: number / elapsed_s for scale, number in num_good.items() if elapsed_s},
     )
+
+
+def _objective_s(result: RequestResult, standalone: Standalone, scale: float) -> float:
+    if result.slo_s is not None:
+        return result.slo_s
+    return scale * standalone[result.kind] if standalone else math.inf
 
 
 def _share(part: int, whole: int) -> float:

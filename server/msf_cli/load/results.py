@@ -33,6 +33,7 @@ class RequestResult:
     status: int | None = None
     error: str | None = None
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    slo_s: float | None = None  # of its request
 
     @property
     def latency_s(self) -> float:

@@ -33,13 +33,22 @@ def report_text(report: Report, standalone: Standalone) -> str:
 
 
 def sweep_text(reports: Sequence[tuple[float, Report]]) -> str:
-    """Format one line per rate."""
-    head = ["rate/s", "requests", "succeeded", "images/s", "p50 ms", "p95 ms", "p99 ms"]
-    rows = [
-        [f"{rate_per_s:g}", *_counts(report.overall), f"{report.images_per_s:.2f}", *_latencies(report.overall)]
-        for rate_per_s, report in reports
-    ]
-    return _table([*head, *_objectives(reports[0][1])], rows)
+    """Format one line per offered rate: latencies, goodput and SLO attainment."""
+    head = ["offered/s", "requests", "succeeded", "p50 ms", "p99 ms", "images/s"]
+    rows = []
+    for offered_per_s, report in reports:
+        group = report.overall
+        goodput = [f"{value:.2f}" for value in group.goodput_per_s.values()]
+        shares = [f"{share:.1%}" for share in group.slo_attainment.values()]
+        rows.append(
+            [
+                *(f"{offered_per_s:.2f}", *_counts(group), _ms(group.p50_s), _ms(group.p99_s)),
+                *(f"{report.images_per_s:.2f}", *goodput, *shares),
+            ]
+        )
+    scales = list(reports[0][1].overall.slo_attainment)
+    objectives = [f"goodput/s {scale:g}x" for scale in scales] + [f"SLO {scale:g}x" for scale in scales]
+    return _table([*head, *objectives], rows)
 
 
 def progress_line(tally: LoadTally, elapsed_s: float) -> str:
@@ -83,7 +92,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _objectives(report: Report) -> list[str]:
-    return [f"<={scale:g}x" for scale in report.overall.attainment]
+    return [f"SLO {scale:g}x" for scale in report.overall.slo_attainment]
 
 
 def _counts(group: Group) -> list[str]:
@@ -91,7 +100,7 @@ def _counts(group: Group) -> list[str]:
 
 
 def _latencies(group: Group) -> list[str]:
-    shares = [f"{share:.1%}" for share in group.attainment.values()]
+    shares = [f"{share:.1%}" for share in group.slo_attainment.values()]
     return [_ms(group.p50_s), _ms(group.p95_s), _ms(group.p99_s), *shares]
 
 

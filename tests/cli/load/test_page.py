@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from msf_cli.load.arrivals import poisson
-from msf_cli.load.mix import Kind, Mix
+from msf_cli.load.mix import Kind, Mix, PlannedRequest
 from msf_cli.load.page import NUM_POINTS, cumulative, page
 from msf_cli.load.results import LoadTally, RequestOutcome, RequestResult
 from msf_cli.load.sweep import Sweep
+from msf_cli.load.workload import LoadPlan, Workload
 
 KIND = next(iter(Mix().kinds))
 
@@ -26,11 +27,11 @@ def test_the_curve_of_many_requests_is_thinned_out() -> None:
 
 
 def test_the_page_shows_each_rate_and_escapes_its_arguments() -> None:
-    sweep = Sweep(poisson, (5.0, 10.0), 1.0, Mix(), 0, 0)
+    sweep = Sweep(Workload(poisson, Mix()), (5.0, 10.0), 1.0, seed=0, num_alone_runs=0, standalone={KIND: 0.1})
+    sweep.plans = [LoadPlan([PlannedRequest(0.0, KIND, 0, 0)] * count, 1.0) for count in (6, 9)]
     sweep.tallies = [LoadTally([result(0.2)], 1), LoadTally([result(0.1, RequestOutcome.REFUSED)], 1)]
-    html = page(sweep, (2.0,), url="http://<here>", arrivals="poisson")
-    assert "5 requests/s" in html
-    assert "10 requests/s" in html
+    html = page(sweep, (2.0,), url="http://<here>", arrivals="poisson arrivals")
+    assert html.index("Goodput in requests/s") < html.index("6 requests/s offered") < html.index("9 requests/s offered")
     assert "No request succeeded" in html
     assert "http://&lt;here&gt;" in html
-    assert html.count("<svg") == 1
+    assert html.count("<svg") == 2

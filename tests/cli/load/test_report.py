@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from msf_cli.load.mix import Kind
@@ -37,10 +39,19 @@ def test_objectives_are_multiples_of_standalone_latency_and_failures_miss_them()
         result(LONG, 3.0, 0.01, RequestOutcome.REFUSED),
     ]
     report = summarize(results, {SHORT: 0.1, LONG: 2.0}, (2.0, 3.0, 5.0))
-    assert report.overall.attainment == {2.0: 0.25, 3.0: 0.5, 5.0: 0.75}
-    assert report.kinds[SHORT.name].attainment == {2.0: 0.5, 3.0: 0.5, 5.0: 1.0}
-    assert report.kinds[LONG.name].attainment == {2.0: 0.0, 3.0: 0.5, 5.0: 0.5}
-    assert summarize(results, {}, (2.0,)).overall.attainment == {}
+    assert report.overall.slo_attainment == {2.0: 0.25, 3.0: 0.5, 5.0: 0.75}
+    assert report.kinds[SHORT.name].slo_attainment == {2.0: 0.5, 3.0: 0.5, 5.0: 1.0}
+    assert report.kinds[LONG.name].slo_attainment == {2.0: 0.0, 3.0: 0.5, 5.0: 0.5}
+    assert report.overall.goodput_per_s == {2.0: 1 / 7.9, 3.0: 2 / 7.9, 5.0: 3 / 7.9}
+    assert summarize(results, {}, (2.0,)).overall.slo_attainment == {}
+
+
+def test_an_objective_of_the_trace_replaces_the_multiple() -> None:
+    results = [replace(result(SHORT, 0.0, 0.2), slo_s=0.3), replace(result(SHORT, 1.0, 0.2), slo_s=0.1)]
+    for standalone in ({}, {SHORT: 0.001}):
+        overall = summarize(results, standalone, (3.0,)).overall
+        assert overall.slo_attainment == {3.0: 0.5}
+        assert overall.goodput_per_s == {3.0: 1 / 1.2}
 
 
 def test_throughput_and_percentiles_count_successes_only() -> None:
@@ -78,4 +89,4 @@ def test_the_table_is_aligned_and_a_late_generator_is_reported() -> None:
     assert {len(row) for row in rows} == {len(head)}
     assert " ".join(rows[1].split()) == "4 steps, n=1 1 1 123.0 123.0 123.0 100.0% 100.0% 30.8 100.0"
     assert "100% of the requests were sent more than 5 ms late" in late
-    assert sweep_text([(5.0, report)]).splitlines()[2].split()[:3] == ["5", "1", "1"]
+    assert sweep_text([(5.0, report)]).splitlines()[2].split()[:3] == ["5.00", "1", "1"]
