@@ -59,6 +59,8 @@ def check(version: ModelVersion, recipe: Recipe, data: ClassFolders, test: Class
     for setting in options.settings:
         if setting.guidance_scale > max_scale:
             raise ValueError(f"--settings {setting}: the guidance scale is at most {max_scale:g}")
+        if len(setting.num_steps) != len(version.config.stages):
+            raise ValueError(f"--settings {setting}: the model has {len(version.config.stages)} denoising stages")
     for name in options.grid_classes:
         if name not in data.labels:
             raise ValueError(f"--classes {name!r}: allowed are {', '.join(data.labels)}")

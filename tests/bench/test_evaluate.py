@@ -113,7 +113,7 @@ def test_errors_name_what_does_not_fit(folder: Path, capsys: pytest.CaptureFixtu
 
     assert "--classes 'moon': allowed are circle, square, star" in problem("--classes", "moon,star")
     assert "--settings 4+2@11: the guidance scale is at most 10" in problem("--settings", "4+2@11")
-    assert "invalid setting '4@1'" in problem("--settings", "4@1")
+    assert "--settings 4@1: the model has 2 denoising stages" in problem("--settings", "4@1")
     assert "0 must be at least 1" in problem("--rounds", "0")
     assert "model 'none' is not in" in problem("--model", "none")
     recipe = folder / "recipe.toml"
