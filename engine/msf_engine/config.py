@@ -172,7 +172,8 @@ class ModelConfig(FrozenConfig):
          "process": {"kind": "variance_preserving", "prediction": "epsilon", ...},
          "sampling": {"solver": "ddim", "default_guidance_scale": 4.0}}
 
-    Files of version 1, which have `base` and `residual` in the place of `stages`, are read as well.
+    Files of version 1, which have `base` and `residual` in the place of `stages`, are read as well. `teacher` is the
+    version of the same model that this one was distilled from.
     """
 
     format_version: Literal[2] = 2
@@ -182,6 +183,7 @@ class ModelConfig(FrozenConfig):
     stages: Annotated[tuple[StageConfig, ...], Field(min_length=1, max_length=2)]
     process: DiffusionProcess = FlowProcess()
     sampling: SamplingConfig
+    teacher: Annotated[str | None, Field(exclude_if=lambda teacher: teacher is None)] = None
 
     @property
     def latent_size(self) -> int:

@@ -48,7 +48,8 @@ def distill(
         flow_maps = {stage: run.train(stage) for stage in run.config.denoising_stages}
         if not is_first_process():
             return None
-        model = MsfModel(run.config)
+        is_kept = (repository / name / teacher.version).resolve() == teacher.folder.resolve()
+        model = MsfModel(run.config.model_copy(update={"teacher": teacher.version if is_kept else None}))
         model.autoencoder.load_state_dict(run.teacher.autoencoder.state_dict())
         for stage, flow_map in flow_maps.items():
             model.denoiser(stage).load_state_dict(flow_map.state_dict())

@@ -72,7 +72,7 @@ class DistillationRecipe(_Part):
             **teacher.sampling.model_dump(),
             "solver": "flow_map",
             "max_guidance_scale": self.max_guidance_scale,
-            "max_num_steps": 2 * self.teacher_num_steps,
+            "max_num_steps": 2 * sum(stage.num_steps for stage in self.stages.values()),
             "default_guidance_scale": min(teacher.sampling.default_guidance_scale, self.max_guidance_scale),
         }
         if self.guidance_scale is not None:

@@ -26,6 +26,7 @@ def model_info(model: ModelVersion, costs: StepCosts, fingerprint: str, strict_c
         default_guidance_scale=config.sampling.default_guidance_scale,
         max_guidance_scale=config.sampling.max_guidance_scale,
         takes_negative=not config.is_flow_map,
+        teacher=config.teacher,
         description=config.description,
         created=model.created,
         least=FastestTimes(

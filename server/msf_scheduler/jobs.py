@@ -211,6 +211,7 @@ class ModelInfo(Record):
     default_guidance_scale: float
     max_guidance_scale: float
     takes_negative: bool = True  # whether guidance can steer away from another class
+    teacher: str | None = None  # version that this one was distilled from
     description: str = ""
     created: int = 0  # Unix seconds, for OpenAI's `created`
     least: FastestTimes = FastestTimes()

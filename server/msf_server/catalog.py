@@ -110,6 +110,11 @@ class Catalog:
             return _routed([model for model in loaded if model in served] or loaded, weights, routing_key)
         return max(loaded, key=lambda model: (model in served, *_version_order(model)))
 
+    def teacher_of(self, model: ModelInfo) -> ModelInfo | None:
+        """Return the version that `model` was distilled from; None if it was not, or if that version is not served."""
+        teachers = (each for each in self._models if _key(each) == (model.name, model.teacher))
+        return next(filter(self.is_served, teachers), None)
+
     def aliases(self) -> dict[str, Weights]:
         """Return the weights of each alias's versions."""
         return self._weights

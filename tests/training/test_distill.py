@@ -56,6 +56,7 @@ def test_the_new_version_makes_images_and_the_teacher_is_kept(finished: Path, tm
     teacher, version = (read_version(finished / "repo", "tiny", number) for number in "12")
     assert version.config.is_flow_map
     assert not teacher.config.is_flow_map
+    assert version.config.teacher == "1"
     assert (version.config.default_num_steps, version.config.sampling.max_guidance_scale) == (3, 2.0)
     assert version.labels == teacher.labels
     plans = load_plans(version, get_backend("eager", "fp32", 1), PlanCache(tmp_path), (1,))

@@ -17,6 +17,7 @@ from msf_server.large_results import write_answer
 from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
 from msf_server.middleware.caller_limits import open_stream
+from msf_server.model_choice import choose_model
 from msf_server.openapi import stream_of
 from msf_server.orders import make_order
 from msf_server.request_log import log_of
@@ -65,7 +66,7 @@ async def generate(body: ImageRequest, request: Request) -> Response:
         )
     services, log = services_of(request), log_of(request.scope)
     patience_s = _patience_s(request)
-    log.model = model = await services.catalog.find(body.model, routing_key_of(request))
+    log.model = model = await choose_model(body, services.catalog, routing_key_of(request))
     order = make_order(
         body,
         model,

@@ -26,6 +26,7 @@ from msf_server.large_results import off_loop_if_large, write_answer
 from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
 from msf_server.middleware.caller_limits import open_stream
+from msf_server.model_choice import choose_model
 from msf_server.openapi import stream_of
 from msf_server.orders import make_order
 from msf_server.request_log import log_of
@@ -96,7 +97,7 @@ async def create(body: ImageRequest, request: Request) -> Response:
         message = "Invalid stream: true. Allowed: false; /v1/jobs/{id}/events streams the events of a job."
         raise InvalidRequest(message, param="stream")
     services, log = services_of(request), log_of(request.scope)
-    log.model = model = await services.catalog.find(body.model, routing_key_of(request))
+    log.model = model = await choose_model(body, services.catalog, routing_key_of(request))
     order = make_order(
         body,
         model,

@@ -40,6 +40,10 @@ class ModelObject(BaseModel):
     default_guidance_scale: float = Field(description="1 means no guidance.")
     max_guidance_scale: float = Field(description="Largest value that a request may set.")
     takes_negative: bool = Field(description="Whether a request may set negative_prompt.")
+    teacher: str | None = Field(
+        description="Version that this one was distilled from. Where it is served, it answers requests to the name "
+        "alone that exceed these limits, set negative_prompt, or ask for a quality above the default."
+    )
     max_n: int = Field(description="Most images of one request.")
     fingerprint: str = Field(description="Of the worker that registered last; image bytes depend on it.")
     strict_cost: float | None = Field(
