@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from msf_engine.config import ModelConfig
 from msf_engine.errors import ModelRepositoryError
+from msf_engine.int8_weights import from_int8, to_int8
 from msf_engine.regular_files import open_regular, read_small
 from msf_engine.repository_scan import NAME, VERSION, list_versions, scan
 from msf_scheduler.stage import Stage
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from msf_engine.model import MsfModel
 
 __all__ = ["NAME", "ModelVersion", "find_models", "list_versions", "read_version", "save_version", "weight_parts"]
+
+_DTYPES = {"F16": np.float16, "F32": np.float32, "I8": np.int8}  # of weights, besides bfloat16
 
 
 @dataclass(frozen=True)
@@ -150,10 +153,28 @@ def read_version(repository: Path, name: str, version: str | None = None) -> Mod
     return ModelVersion(name, chosen, folder, config, labels, digest, int(sums.stat().st_mtime))
 
 
+def next_version(repository: Path, name: str, labels: Sequence[str]) -> str:
+    """Return the number of a model's next version. Raises ModelRepositoryError if its labels are others."""
+    if not repository.is_dir() or not any(repository.iterdir()):
+        return "1"
+    versions = [int(version) for model, version in list_versions(repository) if model == name]
+    if not versions:
+        return "1"
+    if read_version(repository, name).labels != tuple(labels):
+        raise ModelRepositoryError(f"model {name!r} in {repository} has other labels; choose another --name")
+    return str(max(versions) + 1)
+
+
 def save_version(
-    repository: Path, name: str, version: str, model: MsfModel, labels: Sequence[str], *, keep_precision: bool = False
+    repository: Path,
+    name: str,
+    version: str,
+    model: MsfModel,
+    labels: Sequence[str],
+    *,
+    precision: Literal["float32", "bfloat16", "int8"] = "bfloat16",
 ) -> Path:
-    """Write a model as a new version, weights as bfloat16 unless they keep theirs. Return the version's folder."""
+    """Write a model as a new version with weights of this precision. Return the version's folder."""
     from safetensors.torch import save_file
 
     if not NAME.fullmatch(name) or not VERSION.fullmatch(version):
@@ -170,7 +191,7 @@ def save_version(
     parts = weight_parts(model.config.denoising_stages)
     weights = [folder / f"{part}.safetensors" for part in parts]
     for part, file in zip(parts, weights, strict=True):
-        save_file(_weights(model.get_submodule(part), keep_precision=keep_precision), file)
+        save_file(_weights(model.get_submodule(part), precision), file)
     covered = [config_file, labels_file, *weights]
     lines = (f"{_sha256(file)}  {os.path.relpath(file, folder)}\n" for file in covered)
     (folder / "SHA256SUMS").write_text("".join(lines))
@@ -188,11 +209,11 @@ def _read_arrays(content: bytes, prefix: str, file: Path) -> dict[str, NDArray[n
                 if tensor["dtype"] == "BF16":
                     values = (np.frombuffer(tensor["data"], np.uint16).astype(np.uint32) << 16).view(np.float32)
                 else:
-                    values = np.frombuffer(tensor["data"], {"F16": np.float16, "F32": np.float32}[tensor["dtype"]])
+                    values = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]])
                 arrays[name] = values.astype(np.float32).reshape(tensor["shape"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise ModelRepositoryError(f"{file} does not hold this model's weights: {error}") from error
-    return arrays
+    return from_int8(arrays)
 
 
 def _load_part(module: nn.Module, content: bytes, file: Path) -> None:
@@ -200,7 +221,7 @@ def _load_part(module: nn.Module, content: bytes, file: Path) -> None:
     from safetensors.torch import load
 
     try:
-        weights = {name: tensor.float() for name, tensor in load(content).items()}
+        weights = {name: tensor.float() for name, tensor in from_int8(load(content)).items()}
         module.load_state_dict(weights)
     except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise ModelRepositoryError(f"{file} does not hold this model's weights: {error}") from error
@@ -209,12 +230,16 @@ def _load_part(module: nn.Module, content: bytes, file: Path) -> None:
             raise ModelRepositoryError(f"{file}: weight {name} is not finite")
 
 
-def _weights(module: nn.Module, *, keep_precision: bool) -> dict[str, Tensor]:
+def _weights(module: nn.Module, precision: str) -> dict[str, Tensor]:
     import torch
 
+    weights = module.state_dict()
+    if precision == "float32":
+        return {name: weight.contiguous() for name, weight in weights.items()}
+    stored = to_int8(weights) if precision == "int8" else weights
     return {
-        name: (tensor if keep_precision else tensor.to(torch.bfloat16)).contiguous()
-        for name, tensor in module.state_dict().items()
+        name: (tensor.to(torch.bfloat16) if name in weights and tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in stored.items()
     }
 
 

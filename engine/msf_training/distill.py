@@ -17,7 +17,7 @@ from msf_engine.denoiser import Denoiser
 from msf_engine.eager_network import eager_network, host_time_embedding
 from msf_engine.factorization import compose, up
 from msf_engine.model import MsfModel, Normalizer
-from msf_engine.repository import ModelVersion, save_version
+from msf_engine.repository import ModelVersion, next_version, save_version
 from msf_engine.sampling import sample, stage_trajectory
 from msf_scheduler.stage import Stage
 from msf_training.dataset import to_uint8
@@ -25,7 +25,6 @@ from msf_training.distillation_recipe import DistillationRecipe
 from msf_training.flow_map import FlowMapObjective, flow_map_loss, make_flow_map
 from msf_training.sample_grids import COLUMNS, NUM_IMAGES, save_grid
 from msf_training.torchrun import first_process_first, is_first_process, joined_processes
-from msf_training.train import next_version
 from msf_training.trainer import Trainer
 from msf_training.trajectories import Trajectories, TrajectoryMaker
 

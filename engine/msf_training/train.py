@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 
-from msf_engine.errors import ModelRepositoryError
 from msf_engine.model import MsfModel
-from msf_engine.repository import ModelVersion, list_versions, read_version, save_version
+from msf_engine.repository import ModelVersion, next_version, save_version
 from msf_training.class_folders import MAX_UNREADABLE_PERCENT, load_class_folders
 from msf_training.recipe import Recipe
 from msf_training.stages import TrainingRun
@@ -72,18 +71,6 @@ def train(
         for stage, denoiser in denoisers.items():
             model.denoiser(stage).load_state_dict(denoiser.state_dict())
         return save_version(repository, name, version, model, run.labels)
-
-
-def next_version(repository: Path, name: str, labels: tuple[str, ...]) -> str:
-    """Return the number of a model's next version. Raises ModelRepositoryError if its labels are others."""
-    if not repository.is_dir() or not any(repository.iterdir()):
-        return "1"
-    versions = [int(version) for model, version in list_versions(repository) if model == name]
-    if not versions:
-        return "1"
-    if read_version(repository, name).labels != labels:
-        raise ModelRepositoryError(f"model {name!r} in {repository} has other labels; choose another --name")
-    return str(max(versions) + 1)
 
 
 def _check_labels(run: TrainingRun) -> None:

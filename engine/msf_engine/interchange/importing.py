@@ -165,7 +165,7 @@ def _publish(repository: Path, name: str, model: MsfModel, labels: Sequence[str]
     repository.mkdir(parents=True, exist_ok=True)
     hidden = Path(mkdtemp(prefix=f".import-{name}-", dir=repository))
     try:
-        save_version(hidden, name, "1", model, labels, keep_precision=True)
+        save_version(hidden, name, "1", model, labels, precision="float32")
         (hidden / name / "README.md").write_text(card)
         read_version(hidden, name, "1")
         (hidden / name).rename(repository / name)

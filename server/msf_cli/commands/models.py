@@ -77,6 +77,31 @@ def pull(source: str, repo: Path | None, name: str | None) -> None:
 
 
 @command.command()
+@click.argument("model")
+@click.option("--repo", type=UserPath(file_okay=False), help="[default: MSF_MODEL_REPO]")
+@click.option("--out", type=UserPath(file_okay=False), help="Repository of the new version.  [default: the same]")
+def quantize(model: str, repo: Path | None, out: Path | None) -> None:
+    """Write MODEL[:VERSION] as its next version with weights of 8 bits, in half of the bytes.
+
+    Only the files are smaller: plans compute as precisely as those of the version itself.
+    """
+    from msf_engine.errors import EngineError
+    from msf_engine.repository import next_version, read_version, save_version
+
+    repository = repo or read_settings().model_repo
+    name, _, number = model.partition(":")
+    try:
+        version = read_version(repository, name, number or None)
+        target = out or repository
+        folder = save_version(
+            target, name, next_version(target, name, version.labels), version.load(), version.labels, precision="int8"
+        )
+    except EngineError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(str(folder))
+
+
+@command.command()
 @click.argument("name", required=False)
 @click.argument("versions", nargs=-1, metavar="[VERSION[=WEIGHT]]...")
 @click.option("--delete", "is_deletion", is_flag=True, help="Delete the alias NAME.")
