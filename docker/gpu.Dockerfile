@@ -23,6 +23,6 @@ USER 10001:10001
 EXPOSE 9100
 VOLUME /var/cache/msf
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=5s --timeout=3s --start-period=900s --retries=6 CMD ["msf", "health", "http://127.0.0.1:9100/ready"]
+HEALTHCHECK --interval=5s --timeout=10s --start-period=900s --retries=6 CMD ["msf", "health", "http://127.0.0.1:9100/ready"]
 ENTRYPOINT ["msf"]
 CMD ["worker"]

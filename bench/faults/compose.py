@@ -28,7 +28,8 @@ URL = "http://127.0.0.1:8000"
 PROMETHEUS = "http://127.0.0.1:9090"
 SERVICES = ("redis", "server", "worker", "prometheus")
 IMAGES = ("server", "worker")
-JOB = {"model": MODEL, "n": 2, "num_steps": 12}
+MODELS = (MODEL, "emoji")
+JOB = {"n": 2, "num_steps": 12}
 NUM_RECOVERED = 5  # jobs that succeed after a disturbance before the next one
 
 
@@ -41,9 +42,10 @@ def start_stack(services: list[str]) -> list[tuple[str, str]]:
         size = docker("image", "inspect", "--format", "{{.Size}}", f"msf-serve/{image}")
         rows.append((f"image {image}", f"{int(size) / 1e6:.0f} MB"))
     until(lambda: httpx.get(f"{URL}/v2/health/ready").is_success)
-    body = {"model": MODEL, "prompt": "sneaker"}
-    httpx.post(f"{URL}/v1/images/generations", json=body, timeout=TIMEOUT_S).raise_for_status()
-    return [*rows, ("first image", f"{time.monotonic() - started_at:.0f} s")]
+    for model in MODELS:
+        body = {"model": model, "prompt": "0"}
+        httpx.post(f"{URL}/v1/images/generations", json=body, timeout=TIMEOUT_S).raise_for_status()
+    return [*rows, ("first image of each model", f"{time.monotonic() - started_at:.0f} s")]
 
 
 async def disturb_under_load(load: JobLoad, rate_per_s: float) -> list[tuple[str, str]]:
@@ -51,7 +53,9 @@ async def disturb_under_load(load: JobLoad, rate_per_s: float) -> list[tuple[str
     rows = []
     is_over = asyncio.Event()
     numbers = itertools.takewhile(lambda _: not is_over.is_set(), itertools.count())
-    bodies = ({"prompt": str(number % 10), "seed": number, **JOB} for number in numbers)
+    bodies = (
+        {"model": MODELS[number % len(MODELS)], "prompt": str(number % 10), "seed": number, **JOB} for number in numbers
+    )
     sender = asyncio.create_task(load.send(bodies, 1 / rate_per_s))
     follower = asyncio.create_task(load.follow(sender))
     for name, disturb in DISTURBANCES.items():
