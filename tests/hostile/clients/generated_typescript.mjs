@@ -22,7 +22,7 @@ const models = await client.GET("/v1/models");
 check(models.data!.data[0].labels.includes("Sneaker"), models);
 const images = await client.POST("/v1/images/generations", { body: { prompt: "sneaker", n: 2, seed: 7, num_steps: 4 } });
 const made = images.data!;
-check("seed" in made && made.data.length === 2 && made.seed === 7, images);
+check("created" in made && made.data.length === 2 && made.seed === 7, images);
 const refused = await client.POST("/v1/images/generations", { body: { prompt: "sneaker", num_steps: 1e6 } });
 check(refused.error?.error.param === "num_steps", refused);
 const created = await client.POST("/v1/jobs", { body: { prompt: 7, num_steps: 4 } });
