@@ -41,7 +41,7 @@ from msf_scheduler.webhook_queue import WebhookQueue
 
 LIMIT_MS = 5.0
 NUM_ROUNDS = 3
-NUM_AT_ONCE = 200  # calls under way
+NUM_AT_ONCE = 16  # calls under way
 NUM_REPEATED = 200  # by one call, during which Redis answers nobody
 NUM_TIMED = 20  # calls of those that are repeated
 EACH = "eacheach"  # in a command that is repeated: its number, in eight digits
