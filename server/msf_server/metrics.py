@@ -190,6 +190,15 @@ class Metrics(ProcessMetrics):
             for source in ("made", "cached"):
                 self.images.labels(*model, source)
 
+    def show_keys(self, keys: Iterable[ApiKey]) -> None:
+        """Start the counters of these API keys at 0."""
+        for key in keys:
+            name = self._keys.of(key.name)
+            self.key_samples.labels(name)
+            self.key_steps.labels(name)
+            for outcome in OUTCOMES:
+                self.key_requests.labels(name, outcome)
+
     def _show_requests(self, *model: str) -> None:
         for route in ROUTES:
             for outcome in OUTCOMES:

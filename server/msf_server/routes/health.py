@@ -15,7 +15,7 @@ from msf_scheduler.queue import JobQueue
 from msf_scheduler.redis_info import read_storage
 from msf_scheduler.registry import Registry
 from msf_server.catalog import Catalog
-from msf_server.dependencies import CatalogDep, MetricsDep, QueueDep, RedisDep, RegistryDep, SubmissionDep
+from msf_server.dependencies import CatalogDep, KeyRingDep, MetricsDep, QueueDep, RedisDep, RegistryDep, SubmissionDep
 from msf_server.errors import translate
 from msf_server.metrics import SharedState
 
@@ -53,12 +53,20 @@ async def ready(submission: SubmissionDep, registry: RegistryDep, catalog: Catal
     response_class=PlainTextResponse,
 )
 async def metrics(
-    request: Request, metrics: MetricsDep, catalog: CatalogDep, queue: QueueDep, registry: RegistryDep, redis: RedisDep
+    request: Request,
+    metrics: MetricsDep,
+    keys: KeyRingDep,
+    catalog: CatalogDep,
+    queue: QueueDep,
+    registry: RegistryDep,
+    redis: RedisDep,
 ) -> Response:
     """Jobs, workers and storage are read from Redis; without it they are absent or NaN, and msf_redis_up is 0.
 
     Scrapers that accept OpenMetrics get it, with the ids of traces as exemplars.
     """
+    if keys is not None:
+        metrics.show_keys(keys.keys())
     try:
         metrics.set_shared(await _shared_state(catalog, queue, registry, redis))
     except SchedulerError:
