@@ -175,7 +175,11 @@ class Statistics(BaseModel):
 class IndexRequest(RequestBody):
     """Body of `POST /v2/repository/index`."""
 
-    ready: bool = Field(default=False, description="true or false: whether to list ready versions only.")
+    ready: bool = Field(
+        default=False,
+        description="true or false: whether to list ready versions only.",
+        json_schema_extra={"type": ["boolean", "null"]},
+    )
 
 
 class IndexEntry(BaseModel):
