@@ -87,7 +87,7 @@ def test_generate_repeats_images_of_equal_arguments_only(settings: dict[str, str
     [
         (("--prompt", "dog"), ("--prompt", "'dog'", *LABELS, "0 to 2")),
         (("--prompt", "3"), ("--prompt", "'3'", *LABELS, "0 to 2")),
-        (("--num-steps", "1"), ("--num-steps", "1 is not in the range x>=2")),
+        (("--num-steps", "1"), ("--num-steps 1", "2 to 50")),
         (("--num-steps", "51"), ("--num-steps 51", "2 to 50")),
         (("--guidance-scale", "-1"), ("--guidance-scale -1.0", "0 to 10.0")),
         (("--guidance-scale", "nan"), ("--guidance-scale nan", "0 to 10.0")),

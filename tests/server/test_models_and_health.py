@@ -54,6 +54,7 @@ async def test_models_describe_their_limits(client: httpx.AsyncClient) -> None:
         "default_guidance_scale": 2.0,
         "max_guidance_scale": 10.0,
         "takes_negative": True,
+        "teacher": None,
         "max_n": 64,
         "fingerprint": "drawing",
         "strict_cost": 0.0,

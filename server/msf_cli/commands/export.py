@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from msf_cli.path_type import UserPath
 from msf_cli.settings import read_settings
 from msf_cli.setup_checks import engine_failure, require_models
 from msf_engine.options import EXPORT_FORMATS, ExportFormat
@@ -14,7 +15,7 @@ from msf_engine.options import EXPORT_FORMATS, ExportFormat
 @click.command()
 @click.argument("model", metavar="MODEL[:VERSION]")
 @click.option("--format", "target", type=click.Choice(EXPORT_FORMATS), required=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to create.")
+@click.option("--out", type=UserPath(), required=True, help="Folder to create.")
 def command(model: str, target: ExportFormat, out: Path) -> None:
     """Write a model of MSF_MODEL_REPO for other software.
 

@@ -6,18 +6,19 @@ from pathlib import Path
 
 import click
 
+from msf_cli.path_type import UserPath
 from msf_cli.settings import read_settings
 from msf_cli.setup_checks import engine_failure
 from msf_engine.options import LAYOUTS, Layout
 
-_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
-_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+_FOLDER = UserPath(exists=True, file_okay=False)
+_FILE = UserPath(exists=True, dir_okay=False)
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path, exists=True))
+@click.argument("source", type=UserPath(exists=True))
 @click.option("--name", required=True, help="Name of the model in the repository.")
-@click.option("--model-repo", type=click.Path(path_type=Path, file_okay=False), help="[default: MSF_MODEL_REPO]")
+@click.option("--model-repo", type=UserPath(file_okay=False), help="[default: MSF_MODEL_REPO]")
 @click.option("--vae", type=_FOLDER, help="Folder of an AutoencoderKL.  [default: vae of a pipeline's folder]")
 @click.option("--layout", type=click.Choice(LAYOUTS), help="Project that a single file is from.")
 @click.option("--labels", type=_FILE, help="Class names: a JSON list, or text with a name on each line.")
