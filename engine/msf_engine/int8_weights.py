@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -36,8 +38,20 @@ def to_int8(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_int8(stored: Mapping[str, Weight]) -> dict[str, Weight]:
-    """Return the weights of `to_int8`, as tensors or as numpy's arrays. Those of other files are left as they are."""
+    """Return the weights of `to_int8`, as tensors or as numpy's arrays. Those of other files are left as they are.
+
+    They are rounded to bfloat16, whose steps are no larger, so that plans hold them in two bytes.
+    """
     weights = {name: value for name, value in stored.items() if not name.endswith(SCALE)}
     return {
-        name: weight * stored[name + SCALE] if name + SCALE in stored else weight for name, weight in weights.items()
+        name: _to_bfloat16(weight * stored[name + SCALE]) if name + SCALE in stored else weight
+        for name, weight in weights.items()
     }
+
+
+def _to_bfloat16(weight: Any) -> Any:
+    """Round a tensor or an array to the nearest values of bfloat16, ties to even, in float32."""
+    if not isinstance(weight, np.ndarray):
+        return weight.bfloat16().float()
+    bits = weight.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)

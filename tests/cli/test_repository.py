@@ -32,7 +32,7 @@ def settings(settings: dict[str, str]) -> dict[str, str]:
 
 
 NUM_CALLERS = 4
-PAUSE_S = 0.05  # of a caller: without one, they would take the processor from what is loaded
+PAUSE_S = 0.25  # of a caller: without one, they would take the processor from what is loaded
 INFER = {"inputs": [{"name": "label", "shape": [3], "datatype": "INT32", "data": [0, 0, 1]}]}
 
 
