@@ -82,7 +82,7 @@ def draw(client: PrometheusClient, record: LoadRecord) -> str:
         panel for panel in json.loads(BOARD.read_text())["panels"] if not panel.get("collapsed")
     ]
     rows = [(panel["title"], panel["gridPos"]["y"]) for panel in panels if panel["type"] == "row"]
-    shown = []
+    pictures = []
     for panel in panels:
         series = [
             Series(
@@ -94,8 +94,8 @@ def draw(client: PrometheusClient, record: LoadRecord) -> str:
             if any(value for _, value in one.points) or panel["type"] == "stat"
         ]
         if panel["type"] != "row":
-            shown.append(PanelPicture(panel, series))
-    return picture(rows, shown, record.ended_at - record.started_at)
+            pictures.append(PanelPicture(panel, series))
+    return picture(rows, pictures, record.ended_at - record.started_at)
 
 
 def main() -> None:

@@ -99,7 +99,7 @@ class Autoscaler:
         self._arrivals = deque(job.arrived_at for job in arrivals)
         self._recent: deque[float] = deque()
         self._ends_at = arrivals[-1].arrived_at
-        self._wanted: deque[tuple[float, int]] = deque()
+        self._recent_targets: deque[tuple[float, int]] = deque()
         self._num_ready = self.num_workers = MIN_WORKERS
         self.worker_s = 0.0
         self.num_changes = 0
@@ -118,23 +118,23 @@ class Autoscaler:
     def _sync(self) -> None:
         now = self._cluster.now
         ratio = self._trigger(self._read()) / self.num_workers
-        wanted = self.num_workers if abs(ratio - 1) <= TOLERANCE else math.ceil(ratio * self.num_workers)
-        wanted = min(max(wanted, MIN_WORKERS), MAX_WORKERS, max(2 * self.num_workers, self.num_workers + 4))
-        self._wanted.append((now, wanted))
-        while self._wanted[0][0] < now - STABILIZATION_S:
-            self._wanted.popleft()
-        if wanted < self.num_workers:
-            wanted = min(max(number for _, number in self._wanted), self.num_workers)
-        self._scale(wanted)
+        target = self.num_workers if abs(ratio - 1) <= TOLERANCE else math.ceil(ratio * self.num_workers)
+        target = min(max(target, MIN_WORKERS), MAX_WORKERS, max(2 * self.num_workers, self.num_workers + 4))
+        self._recent_targets.append((now, target))
+        while self._recent_targets[0][0] < now - STABILIZATION_S:
+            self._recent_targets.popleft()
+        if target < self.num_workers:
+            target = min(max(number for _, number in self._recent_targets), self.num_workers)
+        self._scale(target)
         if now < self._ends_at:
             self.worker_s += self.num_workers * SYNC_S
             self._cluster.at(now + SYNC_S, self._sync)
 
-    def _scale(self, wanted: int) -> None:
-        self.num_changes += wanted != self.num_workers
-        for _ in range(wanted - self.num_workers):
+    def _scale(self, target: int) -> None:
+        self.num_changes += target != self.num_workers
+        for _ in range(target - self.num_workers):
             self._cluster.at(self._cluster.now + self._ready_s, self._start)
-        self.num_workers = wanted
+        self.num_workers = target
         while self._num_ready > self.num_workers:
             self._num_ready -= 1
             self._cluster.drain_worker()

@@ -27,13 +27,13 @@ def test_steady_traffic_gets_the_workers_that_its_demand_asks_for() -> None:
 
 def test_workers_are_removed_after_five_minutes_without_need() -> None:
     jobs = steady_jobs(700)
-    wanted = iter([4.0, *[1.0] * 1000])
+    targets = iter([4.0, *[1.0] * 1000])
     numbers: list[int] = []
     cluster = SimulatedCluster(HARDWARE, 1)
 
     def trigger(_: Reading) -> float:
         numbers.append(scaler.num_workers)
-        return next(wanted)
+        return next(targets)
 
     scaler = Autoscaler(cluster, jobs, trigger, ready_s=30)
     cluster.run(jobs)

@@ -43,7 +43,7 @@ _SAMPLING: Mapping[Layout, tuple[dict[str, Any], str, float, dict[str, Any]]] = 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What a source does not say of itself; a file needs a layout and an autoencoder."""
+    """Facts that a source does not hold; a file needs a layout and an autoencoder."""
 
     autoencoder: Path | None = None
     layout: Layout | None = None
@@ -102,10 +102,10 @@ def _read_source(source: Path, options: ImportOptions) -> tuple[ImportedDenoiser
         raise CheckpointError(f"{source} does not exist; wanted: a DiTPipeline folder, or a file of weights")
     if not (source / "model_index.json").is_file():
         if (source / "config.json").is_file():
-            found = read_json(source / "config.json").get("_class_name")
+            class_name = read_json(source / "config.json").get("_class_name")
             raise CheckpointError(
-                f"{source} holds {found}; wanted: a DiTPipeline folder (an AutoencoderKL alone goes to --vae, or to "
-                "--autoencoder of msf train)"
+                f"{source} holds {class_name}; wanted: a DiTPipeline folder (an AutoencoderKL alone goes to --vae, or "
+                "to --autoencoder of msf train)"
             )
         raise CheckpointError(f"{source} has no model_index.json; wanted: a DiTPipeline folder, or a file of weights")
     return _read_pipeline(source), options.autoencoder or source / "vae"
@@ -114,8 +114,8 @@ def _read_source(source: Path, options: ImportOptions) -> tuple[ImportedDenoiser
 def _read_pipeline(folder: Path) -> ImportedDenoiser:
     index = read_json(folder / "model_index.json")
     if index.get("_class_name") != "DiTPipeline":
-        found = index.get("_class_name")
-        raise CheckpointError(f"{folder / 'model_index.json'}: _class_name is {found!r}; wanted: DiTPipeline")
+        class_name = index.get("_class_name")
+        raise CheckpointError(f"{folder / 'model_index.json'}: _class_name is {class_name!r}; wanted: DiTPipeline")
     scheduler = read_config(SchedulerConfig, folder / "scheduler" / "scheduler_config.json")
     config, state = read_transformer(folder / "transformer")
     return ImportedDenoiser(
