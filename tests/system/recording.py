@@ -70,8 +70,11 @@ REQUESTS = [
 
 @contextlib.contextmanager
 def service(folder: Path, **settings: str) -> Iterator[str]:
-    """Yield the URL of `msf serve` with the shipped models, in eager float32 with one thread."""
-    defaults = service_settings(MODEL_REPO, folder / "cache", folder / "data")
+    """Yield the URL of `msf serve` with the shipped models, in eager float32 with one thread and batches of one size.
+
+    Of several sizes, kernels may round an image in different ways: what is recorded must not depend on which was used.
+    """
+    defaults = service_settings(MODEL_REPO, folder / "cache", folder / "data") | {"MSF_BUCKETS": "4"}
     with msf("serve", settings=defaults | settings, log=folder / "log") as running:
         yield running.url()
 
