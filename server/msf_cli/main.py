@@ -19,7 +19,7 @@ _COMMANDS = {
     "distill": "Turn a model into one that needs few steps",
     "import": "Turn a public DiT or SiT checkpoint into a model of the repository",
     "export": "Write a model in the layout of diffusers, or as ONNX",
-    "models": "List the models of the repository, or pull one into it",
+    "models": "List, pull, quantize or alias the models of the repository",
     "data": "Repair the embedded Valkey's data",
     "jobs": "List, show, cancel or requeue jobs",
     "keys": "Create API keys, or check the file of them",
