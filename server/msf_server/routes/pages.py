@@ -15,7 +15,11 @@ from starlette.staticfiles import StaticFiles
 from msf_server.middleware.auth import DOCS_ASSETS
 from msf_server.page_files import PageFiles
 
-_POLICY = "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+# The page's images are blobs of its own. On a busy machine, Chromium 156 checks some of them as connections too.
+_POLICY = (
+    "default-src 'self'; connect-src 'self' blob:; img-src 'self' data: blob:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 router = APIRouter(include_in_schema=False)
 page_files = PageFiles(Path(__file__).parents[1] / "page")
