@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _RECORD, _FILES = "plan.json", "plan"
 _PARTIAL = ".partial-"
+_FULL_BYTES = 2**20  # with less free space, it is the disk that made a compiler fail, whatever the compiler says
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class PlanCache:
     def building(self, spec: PlanSpec, fingerprint: str) -> Iterator[Path]:
         """Exclude other processes while one builds the plan, in an empty folder; they can then read it.
 
-        Raises PlanError when the cache is not writable.
+        Raises PlanError when the cache is not writable, or its disk is full by the time that the build fails.
         """
         entry = self._entry(spec, fingerprint)
         try:
@@ -128,7 +130,12 @@ class PlanCache:
         except OSError as error:
             raise self._not_writable(error) from error
         with lock, partial as folder:
-            yield Path(folder)
+            try:
+                yield Path(folder)
+            except Exception as error:
+                if shutil.disk_usage(self.folder).free > _FULL_BYTES:
+                    raise
+                raise self._not_writable(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
 
     def remove_abandoned(self) -> None:
         """Remove the folders in which processes made entries that were killed meanwhile."""

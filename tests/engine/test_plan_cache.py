@@ -3,9 +3,11 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -131,6 +133,21 @@ def _build(folder: Path) -> None:
             with (folder / "built").open("a") as built:
                 built.write(f"{os.getpid()}\n")
             _put(cache, b"plan", SPEC, partial)
+
+
+def test_a_build_that_fails_on_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = PlanCache(tmp_path)
+
+    def build(free_bytes: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free_bytes))
+        with cache.building(SPEC, HERE):
+            raise RuntimeError("basic_ios::clear: iostream error")  # as OpenVINO's compiler reports it
+
+    with pytest.raises(PlanError, match=f"{tmp_path} cannot be written: No space left on device"):
+        build(4096)
+    with pytest.raises(RuntimeError):
+        build(2**30)
+    put(cache, b"plan")  # the next build succeeds
 
 
 def test_one_of_several_processes_builds_a_plan(tmp_path: Path) -> None:

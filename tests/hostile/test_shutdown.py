@@ -26,6 +26,10 @@ def nothing(server: Msf) -> None:
     """Leave the service as it is."""
 
 
+def kill_valkey(server: Msf) -> None:
+    server.processes()["valkey"].kill()
+
+
 def stop_worker(server: Msf) -> None:
     os.kill(server.processes()["worker"].pid, signal.SIGSTOP)
 
@@ -37,7 +41,10 @@ def settings(plan_cache_dir: Path, tmp_path: Path) -> dict[str, str]:
 
 
 def shut_down(
-    settings: Mapping[str, str], folder: Path, harm: Callable[[Msf], None], signals: tuple[signal.Signals, ...]
+    settings: Mapping[str, str],
+    folder: Path,
+    harm: Callable[[Msf], None] = nothing,
+    signals: tuple[signal.Signals, ...] = (INTERRUPT,),
 ) -> int:
     """Send the signals while requests are under way; check the answers and return the exit status."""
     folder.mkdir()
@@ -80,3 +87,25 @@ def test_shutdown(attempts: Attempts, settings: dict[str, str], tmp_path: Path) 
         assert shut_down(settings, tmp_path / "twice", nothing, (INTERRUPT, INTERRUPT)) == 130
     with attempts.attempt("a stopped worker, SIGINT twice"):
         assert shut_down(settings, tmp_path / "stopped_twice", stop_worker, (INTERRUPT, INTERRUPT)) == 130
+
+
+def test_shutdown_of_odd_services(attempts: Attempts, settings: dict[str, str], tmp_path: Path) -> None:
+    """Signals to services of three workers, whose Valkey was killed, whose terminal closes."""
+    settings = settings | {"MSF_BACKEND": "noop", "MSF_SLOTS": "8"}
+    with attempts.attempt("three workers"):
+        assert shut_down(settings | {"MSF_WORKERS": "3"}, tmp_path / "three") == 0
+    with attempts.attempt("Valkey was killed"):
+        assert shut_down(settings, tmp_path / "valkey", kill_valkey) in (0, 130)
+    with attempts.attempt("SIGHUP"):
+        assert shut_down(settings, tmp_path / "hangup", signals=(signal.SIGHUP,)) == 0
+    with attempts.attempt("SIGHUP under nohup"):
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # children inherit it, as from nohup
+        try:
+            with msf("serve", settings=settings, log=tmp_path / "log") as server:
+                url = server.url()
+                os.killpg(server.process.pid, signal.SIGHUP)
+                assert httpx.post(f"{url}/v1/images/generations", json={"prompt": "star"}).status_code == 200
+                server.process.terminate()
+                assert server.process.wait(TIMEOUT_S) == 0
+        finally:
+            signal.signal(signal.SIGHUP, before)
