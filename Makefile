@@ -19,8 +19,9 @@ install = $(if $(and $(LOCKED),$(wildcard requirements/$(1).lock)),$(PIP) instal
   $(PIP) install --no-deps --editable .,$(PIP) install --editable '.[$(2)]')
 # Source of the CPU build of torch for `make lock`: an index, or --find-links FOLDER.
 LOCK_TORCH ?= --extra-index-url $(TORCH_INDEX) --index-strategy unsafe-best-match
-COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --generate-hashes --no-annotate --upgrade --custom-compile-command "make lock" $(LOCK_TORCH) \
-  --python-version 3.11 --python-platform x86_64-unknown-linux-gnu --constraint requirements/constraints.in --no-emit-package torch
+COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --generate-hashes --no-annotate --upgrade --custom-compile-command "make lock" \
+  --python-platform x86_64-unknown-linux-gnu --constraint requirements/constraints.in
+COMPILE_CPU = $(COMPILE) $(LOCK_TORCH) --python-version 3.11 --no-emit-package torch
 # One process per core and one thread per process: more threads would only compete.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 # Tests that wait half of the time, and take long: each goes to the next free process, unless its group shares a fixture.
@@ -143,8 +144,8 @@ audit: $(VENV)/.dev $(VENV)/audit/.done ## check the distributed packages for kn
 
 sbom: $(VENV)/audit/.done ## write a CycloneDX bill of materials of each image's packages to build/
 	@mkdir -p build
-	@for image in server worker; do \
-	  { cat requirements/$$image.lock; [ $$image = server ] || echo "$(TORCH)"; } > build/$$image.txt && \
+	@for image in server worker gpu; do \
+	  { cat requirements/$$image.lock; [ $$image != worker ] || echo "$(TORCH)"; } > build/$$image.txt && \
 	  $(VENV)/audit/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
 	    --output-file build/sbom-$$image.cdx.json build/$$image.txt && rm build/$$image.txt && echo build/sbom-$$image.cdx.json; \
 	done
@@ -153,9 +154,11 @@ licences: $(VENV)/.dev ## write the licences of the distributed packages to docs
 	$(BIN)/python -m bench.licences licences > docs/licences.md
 
 lock: $(VENV)/lock/.done ## pin the dependencies of the images and of the checks, with hashes
-	$(COMPILE) --extra tracing --output-file requirements/server.lock pyproject.toml
-	$(COMPILE) --extra worker --extra load --extra s3 --extra tracing --output-file requirements/worker.lock pyproject.toml
-	$(COMPILE) --extra dev --output-file requirements/dev.lock pyproject.toml
+	$(COMPILE_CPU) --extra tracing --output-file requirements/server.lock pyproject.toml
+	$(COMPILE_CPU) --extra worker --extra load --extra s3 --extra tracing --output-file requirements/worker.lock pyproject.toml
+	$(COMPILE_CPU) --extra dev --output-file requirements/dev.lock pyproject.toml
+	$(COMPILE) --constraint requirements/worker.lock --python-version 3.12 --extra worker --extra tracing \
+	  --output-file requirements/gpu.lock pyproject.toml requirements/gpu.in
 
 # $(call render,FILE,ARGUMENTS): one file of docker/kubernetes, from the chart
 render = $(HELM) template msf docker/helm/msf-serve --namespace msf --values docker/kubernetes/values.yaml $(2) > docker/kubernetes/$(1)

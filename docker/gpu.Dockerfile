@@ -2,17 +2,17 @@
 ARG GPU_IMAGE=nvcr.io/nvidia/tensorrt:25.10-py3
 
 FROM ${GPU_IMAGE}
-ARG TORCH=torch==2.13.0
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cu130
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
-# TensorRT's Python package is the image's own, so the virtual environment sees the system's packages.
-RUN python3 -m venv --system-site-packages /opt/venv \
- && { /opt/venv/bin/pip install --quiet --index-url ${TORCH_INDEX} ${TORCH} || /opt/venv/bin/pip install --quiet ${TORCH}; }
+# TensorRT's Python package is the image's own, so the virtual environment sees the system's packages. All others, torch for
+# CUDA and its libraries included, come by their hashes: the lock is for the image's Python 3.12.
+RUN python3 -m venv --system-site-packages /opt/venv
+COPY requirements/gpu.lock ./
+RUN /opt/venv/bin/pip install --quiet --require-hashes --no-deps --requirement gpu.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY server server
 COPY engine engine
-RUN /opt/venv/bin/pip install --quiet '.[worker,tracing]' 'onnx>=1.17,<2' 'onnxscript>=0.5,<1' 'nvidia-ml-py>=12.560,<14' && rm -rf /src
+RUN /opt/venv/bin/pip install --quiet --no-deps . && rm -rf /src
 COPY model_repo /srv/model_repo
 RUN groupadd --system --gid 10001 msf && useradd --system --uid 10001 --gid 10001 --home-dir /var/lib/msf --create-home msf \
  && mkdir -p /var/cache/msf && chown msf:msf /var/cache/msf
