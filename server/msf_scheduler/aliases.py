@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from msf_scheduler import keys
 from msf_scheduler.connection import RedisClient, call
+from msf_scheduler.errors import listed
 from msf_scheduler.model_control import ModelControl
 from msf_scheduler.registry import Registry
 
@@ -23,7 +24,9 @@ logger = logging.getLogger(__name__)
 
 Weights = Mapping[str, float]  # share of the requests, by version; in all 1
 
+MAX_ALIASES = 1000  # of all models: every server reads them all after a change
 WEIGHT_TOLERANCE = 1e-6  # of the sum
+_MAX_QUOTED = 80  # characters of a name in a message
 _TAG = re.compile(r"[a-z][a-z0-9._-]{0,63}")  # begins with a letter: a version is a number
 _STORED = TypeAdapter(dict[str, float])
 
@@ -64,15 +67,22 @@ class Aliases:
         model = _model_of(alias)
         _check_versions(alias, weights, await self._loaded_versions(model))
         _check_weights(alias, weights)
+        await self._check_room(alias)
         await call(self._redis, "HSET", keys.ALIASES, alias, json.dumps(dict(weights)))
         await self._model_control.next_revision()  # servers that follow revisions read the aliases again
 
     async def delete(self, alias: str) -> None:
         """Remove an alias. Raises UnknownAlias."""
         if not await call(self._redis, "HDEL", keys.ALIASES, alias):
-            allowed = ", ".join(await self.read()) or "none, as no alias is set"
-            raise UnknownAlias(f"Unknown alias {json.dumps(alias)}. Allowed: {allowed}.", "alias")
+            allowed = listed([*await self.read()]) or "none, as no alias is set"
+            raise UnknownAlias(f"Unknown alias {_quoted(alias)}. Allowed: {allowed}.", "alias")
         await self._model_control.next_revision()
+
+    async def _check_room(self, alias: str) -> None:
+        """Raise InvalidAlias for one alias too many; a few that are set at the same moment may pass."""
+        num_aliases = await call(self._redis, "HLEN", keys.ALIASES)
+        if num_aliases >= MAX_ALIASES and not await call(self._redis, "HEXISTS", keys.ALIASES, alias):
+            raise InvalidAlias(f"Too many aliases: {num_aliases}. Allowed: {MAX_ALIASES}; delete some first.", "alias")
 
     async def _loaded_versions(self, model: str) -> list[str]:
         """Return the versions of a model that are registered and not unloaded. Raises UnknownAlias."""
@@ -81,7 +91,7 @@ class Aliases:
         versions = [each.version for each in models if each.name == model]
         if not versions:
             allowed = ", ".join(sorted({each.name for each in models})) or "none, as no worker has registered one"
-            raise UnknownAlias(f"Unknown model {json.dumps(model)}. Allowed: {allowed}.", "alias")
+            raise UnknownAlias(f"Unknown model {_quoted(model)}. Allowed: {allowed}.", "alias")
         if model in desired:
             versions = [version for version in versions if version in desired[model].versions]
         return sorted(versions, key=_order)
@@ -103,7 +113,7 @@ def _model_of(alias: str) -> str:
     model, separator, tag = alias.partition(":")
     if separator and not _TAG.fullmatch(tag):
         raise InvalidAlias(
-            f"Invalid alias {json.dumps(alias)}. Allowed: a model, or model:tag with a tag of 1 to 64 of a-z 0-9 . _ - "
+            f"Invalid alias {_quoted(alias)}. Allowed: a model, or model:tag with a tag of 1 to 64 of a-z 0-9 . _ - "
             "that begins with a letter.",
             "alias",
         )
@@ -114,9 +124,7 @@ def _check_versions(alias: str, weights: Weights, loaded: list[str]) -> None:
     for version in weights:
         if version not in loaded:
             allowed = ", ".join(loaded) or "none, as the model is unloaded"
-            raise UnknownAlias(
-                f"Unknown version {json.dumps(version)} of alias {alias}. Allowed: {allowed}.", "versions"
-            )
+            raise UnknownAlias(f"Unknown version {_quoted(version)} of alias {alias}. Allowed: {allowed}.", "versions")
 
 
 def _check_weights(alias: str, weights: Weights) -> None:
@@ -128,6 +136,10 @@ def _check_weights(alias: str, weights: Weights) -> None:
     total = sum(weights.values())
     if not math.isclose(total, 1, abs_tol=WEIGHT_TOLERANCE):
         raise InvalidAlias(f"The weights of alias {alias} sum to {total:g}. Allowed: a sum of 1.", "versions")
+
+
+def _quoted(name: str) -> str:
+    return json.dumps(name if len(name) <= _MAX_QUOTED else f"{name[: _MAX_QUOTED - 3]}...")
 
 
 def _order(version: str) -> tuple[int, str]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+MAX_LISTED = 50  # names in a message
+
 
 class SchedulerError(Exception):
     """Base of this package's exceptions."""
@@ -66,3 +70,9 @@ class LimitExceeded(SchedulerError):
         self.name = name
         self.limit = limit
         self.retry_after_s = retry_after_s
+
+
+def listed(names: Sequence[str]) -> str:
+    """Join what is allowed for a message, which callers must not make longer by adding names."""
+    others = f" and {len(names) - MAX_LISTED} others" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + others

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from msf_scheduler.aliases import Aliases, Weights, choose_version
 from msf_scheduler.error_codes import ErrorCode
-from msf_scheduler.errors import QueueUnavailable
+from msf_scheduler.errors import QueueUnavailable, listed
 from msf_scheduler.jobs import ModelInfo, ModelKey
 from msf_scheduler.model_control import DesiredVersions, ModelControl, VersionReport, VersionState, best_reports
 from msf_scheduler.registry import Registry
@@ -180,7 +180,7 @@ class Catalog:
         if any(report.state is VersionState.LOADING for report in reports):
             return ApiError(f"Model {quoted(name)} is still being loaded.", code=ErrorCode.NO_WORKER)
         reasons = "".join(f" Version {report.version} cannot be served: {report.reason}." for report in reports)
-        allowed = ", ".join((*(":".join(_key(model)) for model in self._models), *self._weights))
+        allowed = listed([*(":".join(_key(model)) for model in self._models), *self._weights])
         return InvalidRequest(
             f"Unknown model {quoted(name)}. Allowed: {allowed}.{reasons}", param="model", code=ErrorCode.MODEL_NOT_FOUND
         )

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from msf_cli.main import main
+from msf_scheduler import aliases, errors
 from msf_server.settings import ServerSettings
 from tests.server.conftest import client_of, serving, until
 from tests.server.fake_worker import FASHION, FakeWorker
@@ -149,6 +150,8 @@ async def test_a_version_that_is_gone_leaves_its_share_to_the_others(
         ("fashion", {"versions": {}}, 400, "Invalid versions"),
         ("fashion", {"version": {"1": 1}}, 400, "versions is missing"),
         ("fashion:7", {"versions": {"1": 1}}, 400, 'Invalid alias "fashion:7"'),
+        ("x" * 5000, {"versions": {"1": 1}}, 404, f'Unknown model "{"x" * 77}...".'),
+        ("fashion", {"versions": {"1" * 5000: 1}}, 404, f'Unknown version "{"1" * 77}..." of alias fashion.'),
     ],
 )
 async def test_a_bad_alias_is_refused_and_harms_nothing(
@@ -169,6 +172,23 @@ async def test_an_unknown_alias_is_refused_with_the_names_that_exist(client: htt
     assert answer.status_code == 404
     assert "Allowed: fashion:1, fashion:2, fashion:stable." in answer.json()["error"]["message"]
     assert (await client.delete(f"{ALIASES}/fashion")).status_code == 404
+
+
+async def test_aliases_are_limited_and_a_message_lists_some_of_them(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aliases, "MAX_ALIASES", 3)
+    monkeypatch.setattr(errors, "MAX_LISTED", 2)
+    for tag in ("a", "b", "c"):
+        await set_alias(client, f"fashion:{tag}", {"1": 1})
+    answer = await client.put(f"{ALIASES}/fashion:d", json={"versions": {"1": 1}})
+    assert (answer.status_code, answer.json()["error"]) == (400, "Too many aliases: 3. Allowed: 3; delete some first.")
+    await set_alias(client, "fashion:c", {"2": 1})
+    answer = await client.delete(f"{ALIASES}/{'x' * 5000}")
+    allowed = "fashion:a, fashion:b and 1 others"
+    assert answer.json()["error"] == f'Unknown alias "{"x" * 77}...". Allowed: {allowed}.'
+    answer = await client.post(IMAGES, json={"prompt": "bag", "model": "hats"})
+    assert "Allowed: fashion:1, fashion:2 and 3 others." in answer.json()["error"]["message"]
 
 
 async def test_pages_of_other_origins_set_no_alias(client: httpx.AsyncClient) -> None:

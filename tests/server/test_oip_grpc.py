@@ -25,7 +25,7 @@ from bench.local_stack import free_port
 from msf_scheduler.jobs import Preview, Priority
 from msf_scheduler.model_control import ModelControl
 from msf_server.api_keys import digest, new_key
-from msf_server.oip_grpc import service
+from msf_server.oip_grpc import call_limits, service
 from msf_server.settings import ServerSettings
 from tests.server.conftest import client_of, serving, until
 from tests.server.fake_worker import FASHION, LABELS, FakeWorker, draw
@@ -194,6 +194,121 @@ async def test_errors_have_the_status_codes_of_grpc(
 ) -> None:
     status, text = await raised_by(ask("infer", "fashion", inputs, **options))
     assert (status, message in text) == (f"StatusCode.{code}", True), text
+
+
+async def raw_unary(channel: Any, method: str, *messages: bytes, is_over: bool = True) -> Any:
+    """Make a call of any number of messages, of any bytes, which the caller may leave open."""
+    call = channel.stream_unary(f"/{service.SERVICE.full_name}/{method}")()
+    for message in messages:
+        await call.write(message)
+    if is_over:
+        await call.done_writing()
+    return await call
+
+
+@pytest.mark.parametrize(
+    ("messages", "is_over", "code"),
+    [
+        ((b"\xff" * 100,), True, "INVALID_ARGUMENT"),
+        ((b"\x0a\xff\xff\xff\xff\x0f",), True, "INVALID_ARGUMENT"),
+        ((), True, "INVALID_ARGUMENT"),
+        ((), False, "DEADLINE_EXCEEDED"),
+    ],
+)
+async def test_a_message_that_is_none_or_never_comes_is_refused(
+    client: httpx.AsyncClient,
+    grpc_settings: ServerSettings,
+    caplog: pytest.LogCaptureFixture,
+    messages: tuple[bytes, ...],
+    is_over: bool,
+    code: str,
+) -> None:
+    async with channel_to(grpc_settings) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await raw_unary(channel, "ModelInfer", *messages, is_over=is_over)
+    assert raised.value.code().name == code
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_a_malformed_message_harms_no_other_of_its_stream(
+    client: httpx.AsyncClient, grpc_settings: ServerSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = service_pb2.ModelInferRequest(model_name="fashion", id="mine")
+    request.inputs.add(name="label", datatype="INT32", shape=[1]).contents.int_contents[:] = [1]
+    async with channel_to(grpc_settings) as channel:
+        call = channel.stream_stream(
+            f"/{service.SERVICE.full_name}/ModelStreamInfer",
+            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
+        )()
+        await call.write(b"\xff" * 100)
+        await call.write(request.SerializeToString())
+        await call.done_writing()
+        responses = {response.infer_response.id: response.error_message async for response in call}
+    assert responses == {"": "The message is no ModelInferRequest.", "mine": ""}
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_a_model_of_the_name_of_another_path_is_refused(ask: Ask) -> None:
+    assert (await raised_by(ask("get_model_metadata", "stats")))[0] == "StatusCode.INVALID_ARGUMENT"
+
+
+async def test_the_calls_of_one_address_are_limited(
+    client: httpx.AsyncClient, grpc_settings: ServerSettings, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call_limits, "MAX_CALLS_OF_ADDRESS", 2)
+    async with channel_to(grpc_settings) as channel:
+        calls = [stream(channel) for _ in range(2)]
+        for call in calls:
+            await call.write(service_pb2.ModelInferRequest(model_name="hats"))
+            assert "hats" in (await call.read()).error_message
+        assert (await raised_by(ask("is_server_live")))[0] == "StatusCode.RESOURCE_EXHAUSTED"
+        extra = stream(channel)
+        assert await extra.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        calls[0].cancel()
+
+        async def is_live() -> bool:
+            return bool(await ask("is_server_live"))
+
+        await until(is_live)
+
+
+async def test_answers_that_are_not_read_are_limited(
+    client: httpx.AsyncClient,
+    grpc_settings: ServerSettings,
+    ask: Ask,
+    worker: FakeWorker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stream whose caller reads nothing is not read either, and no other answer of its address is made."""
+    monkeypatch.setattr(service, "MAX_STREAM_REQUESTS", 4)
+    options = [("grpc.http2.bdp_probe", 0)]  # the window stays at 64 KiB, less than an answer has
+    address, num_requests = f"127.0.0.1:{grpc_settings.grpc_port}", 20
+    one = [tensor("label", "INT32", [1])]
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
+        call = stream(channel)
+
+        async def send() -> None:
+            for seed in range(num_requests):
+                request = service_pb2.ModelInferRequest(model_name="fashion")
+                request.inputs.add(name="label", datatype="INT32", shape=[32]).contents.int_contents[:] = [1] * 32
+                request.inputs.add(name="seed", datatype="INT32", shape=[1]).contents.int_contents[:] = [seed]
+                await call.write(request)
+            await call.done_writing()
+
+        sending = asyncio.create_task(send())
+        await until(lambda: len(worker.claimed) >= 4)
+        for _ in range(10):
+            await ask("infer", "fashion", one)
+        assert len(worker.claimed) < 10 + num_requests // 2
+        monkeypatch.setattr(call_limits, "MAX_UNREAD_BYTES_OF_CALLER", 1)
+        assert (await raised_by(ask("infer", "fashion", one)))[0] == "StatusCode.RESOURCE_EXHAUSTED"
+        monkeypatch.undo()
+        answers = [await call.read() for _ in range(num_requests)]
+        assert not any(answer.error_message for answer in answers)
+        assert await call.read() is grpc.aio.EOF
+        await sending
+    monkeypatch.setattr(call_limits, "MAX_UNREAD_BYTES_OF_CALLER", 1)
+    await ask("infer", "fashion", one)  # nothing is held any more
 
 
 async def test_a_call_that_is_cancelled_cancels_its_job(

@@ -16,12 +16,16 @@ from urllib.parse import unquote
 import grpc
 from fastapi import FastAPI
 from google.protobuf.json_format import ParseDict
+from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from tritonclient.grpc import service_pb2
 
-from msf_server.errors import InvalidRequest, quoted, translate
+from msf_scheduler.error_codes import ErrorCode
+from msf_server.callers import network_of
+from msf_server.errors import ApiError, InvalidRequest, quoted, translate
 from msf_server.oip.routes import PREVIEWS, OnPreview
 from msf_server.oip_grpc.asgi_call import Answer, Header, Peer, call_app
+from msf_server.oip_grpc.call_limits import Call, CallLimits
 from msf_server.oip_grpc.conversion import (
     FINAL_RESPONSE,
     infer_body,
@@ -41,6 +45,7 @@ _CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
     409: grpc.StatusCode.ABORTED,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -74,18 +79,25 @@ class _Refusal:
             case _Refused(answer=answer):
                 metadata = tuple((name, answer.headers[name]) for name in _RETURNED if name in answer.headers)
                 return cls(_code_of(answer.status), str(error), metadata)
-            case InvalidRequest():
-                return cls(grpc.StatusCode.INVALID_ARGUMENT, str(error.detail))
+            case ApiError():
+                headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+                metadata = tuple((name, headers[name]) for name in _RETURNED if name in headers)
+                return cls(_code_of(error.status_code), str(error.detail), metadata)
         logger.exception("a gRPC call failed", exc_info=error)
         return cls(grpc.StatusCode.INTERNAL, str(translate(error).detail))
 
 
 class InferenceService:
-    """Handlers of the protocol's calls, by their names; those of other extensions are unimplemented."""
+    """Handlers of the protocol's calls, by their names; those of other extensions are unimplemented.
 
-    def __init__(self, app: FastAPI, port: int) -> None:
+    A message must arrive within `message_timeout_s` of the start of its call.
+    """
+
+    def __init__(self, app: FastAPI, port: int, message_timeout_s: float) -> None:
         self._app = app
         self._port = port
+        self._message_timeout_s = message_timeout_s
+        self._limits = CallLimits()
         self._calls: set[asyncio.Task[Answer]] = set()
 
     def handler(self) -> Any:
@@ -93,7 +105,7 @@ class InferenceService:
         return grpc.method_handlers_generic_handler(
             SERVICE.full_name,
             {
-                name: _rpc(name, method)
+                name: self._rpc(name, method)
                 for name in SERVICE.methods_by_name
                 if (method := getattr(self, name, None)) is not None
             },
@@ -148,39 +160,61 @@ class InferenceService:
         extensions = {PREVIEWS: on_preview} if on_preview else {}
         return infer_response(_checked(await self._call(context, "POST", path, headers, body, extensions)))
 
-    async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+    async def ModelStreamInfer(self, messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
         """Answer each request of a stream with its previews, and its images once done; a failure harms no other."""
+        try:
+            call = self._open(context)
+        except ApiError as error:
+            await _abort(context, error)
+            return
         responses: asyncio.Queue[Any] = asyncio.Queue()
-        capacity = asyncio.Semaphore(MAX_STREAM_REQUESTS)
+        capacity = asyncio.Semaphore(MAX_STREAM_REQUESTS)  # until the last response is read
 
-        async def answer(request: Any) -> None:
+        def send(request: Any, response: Any, *, is_last: bool = False) -> None:
+            try:
+                call.hold(response.ByteSize())
+            except ApiError as error:
+                if not is_last:  # a preview
+                    return
+                response = _failure(request, error)
+                call.hold(response.ByteSize())
+            responses.put_nowait((response, is_last))
+
+        async def answer(message: bytes) -> None:
+            request = service_pb2.ModelInferRequest()
+
             def show(row: int, number: int, file: bytes) -> None:
                 preview = preview_response(request, row, number, file)
-                responses.put_nowait(service_pb2.ModelStreamInferResponse(infer_response=preview))
+                send(request, service_pb2.ModelStreamInferResponse(infer_response=preview))
 
             try:
+                _parse(request, message)
                 response = await self.ModelInfer(request, context, show)
                 result = service_pb2.ModelStreamInferResponse(infer_response=response)
+                set_parameter(result.infer_response, FINAL_RESPONSE, True)
             except Exception as error:
-                result = service_pb2.ModelStreamInferResponse(error_message=_Refusal.of(error).message)
-                result.infer_response.id, result.infer_response.model_name = request.id, request.model_name
-            set_parameter(result.infer_response, FINAL_RESPONSE, True)
-            responses.put_nowait(result)
-            capacity.release()
+                result = _failure(request, error)
+            send(request, result, is_last=True)
 
         async def read() -> None:
             try:
                 async with asyncio.TaskGroup() as group:
-                    async for request in requests:
+                    async for message in messages:
                         await capacity.acquire()
-                        group.create_task(answer(request))
+                        group.create_task(answer(message))
             finally:
-                responses.put_nowait(None)
+                responses.put_nowait((None, True))
 
         reading = asyncio.create_task(read())
         try:
-            while (response := await responses.get()) is not None:
+            while True:
+                response, is_last = await responses.get()
+                if response is None:
+                    return
                 yield response
+                call.release(response.ByteSize())
+                if is_last:
+                    capacity.release()
         finally:
             reading.cancel()  # which cancels what it reads for
 
@@ -209,33 +243,76 @@ class InferenceService:
         call.add_done_callback(self._calls.discard)
         return await call
 
+    def _open(self, context: Context) -> Call:
+        """Count a call until it ends. Raises ApiError."""
+        peer = _peer(context.peer(), self._port)
+        call = self._limits.open(network_of({"client": (peer.host, peer.port)}))
+        context.add_done_callback(lambda _: call.end())
+        return call
+
+    def _rpc(self, name: str, method: Callable[..., Any]) -> Any:
+        """Return the handler of a call, with the message types of the protocol."""
+        descriptor = SERVICE.methods_by_name[name]
+        serialize = GetMessageClass(descriptor.output_type).SerializeToString
+        if descriptor.client_streaming:
+            return grpc.stream_stream_rpc_method_handler(method, response_serializer=serialize)
+        answer = self._unary(method, GetMessageClass(descriptor.input_type))
+        return grpc.stream_unary_rpc_method_handler(answer, response_serializer=serialize)
+
+    def _unary(self, method: Callable[..., Awaitable[Any]], request_type: Callable[[], Any]) -> Callable[..., Any]:
+        """Return the handler of a call with one message, which reads it itself: gRPC would wait for it indefinitely."""
+
+        async def answer(messages: AsyncIterator[bytes], context: Context) -> Any:
+            try:
+                call = self._open(context)
+                request = request_type()
+                _parse(request, await self._first(messages))
+                response = await method(request, context)
+                call.hold(response.ByteSize())
+            except Exception as error:
+                await _abort(context, error)
+                return None
+            return response
+
+        return answer
+
+    async def _first(self, messages: AsyncIterator[bytes]) -> bytes:
+        try:
+            async with asyncio.timeout(self._message_timeout_s):
+                async for message in messages:
+                    return message
+        except TimeoutError as error:
+            allowed = f"{self._message_timeout_s:g} seconds"
+            raise InvalidRequest(
+                f"The message did not arrive in time. Allowed: {allowed}.", code=ErrorCode.BODY_TOO_SLOW
+            ) from error
+        raise InvalidRequest("The call has no message. Allowed: one.")
+
     async def finish(self, timeout_s: float) -> None:
         """Wait for the calls that are being answered."""
         if self._calls:
             await asyncio.wait(self._calls, timeout=timeout_s)
 
 
-def _rpc(name: str, method: Callable[..., Any]) -> Any:
-    """Return the handler of a call, with the message types of the protocol."""
-    descriptor = SERVICE.methods_by_name[name]
-    codecs = {
-        "request_deserializer": GetMessageClass(descriptor.input_type).FromString,
-        "response_serializer": GetMessageClass(descriptor.output_type).SerializeToString,
-    }
-    if descriptor.client_streaming:
-        return grpc.stream_stream_rpc_method_handler(method, **codecs)
-    return grpc.unary_unary_rpc_method_handler(_with_status(method), **codecs)
+def _parse(request: Any, message: bytes) -> None:
+    """Fill a request from the bytes of its message. Raises InvalidRequest."""
+    try:
+        request.ParseFromString(message)
+    except DecodeError as error:
+        raise InvalidRequest(f"The message is no {type(request).DESCRIPTOR.name}.") from error
 
 
-def _with_status(method: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
-    async def answer(request: Any, context: Context) -> Any:
-        try:
-            return await method(request, context)
-        except Exception as error:
-            refusal = _Refusal.of(error)
-        return await context.abort(refusal.code, refusal.message, refusal.metadata)
+def _failure(request: Any, error: Exception) -> Any:
+    """Return the last response of a stream to a request that has failed."""
+    result = service_pb2.ModelStreamInferResponse(error_message=_Refusal.of(error).message)
+    result.infer_response.id, result.infer_response.model_name = request.id, request.model_name
+    set_parameter(result.infer_response, FINAL_RESPONSE, True)
+    return result
 
-    return answer
+
+async def _abort(context: Context, error: Exception) -> None:
+    refusal = _Refusal.of(error)
+    await context.abort(refusal.code, refusal.message, refusal.metadata)
 
 
 def _code_of(status: int) -> Any:
@@ -256,8 +333,9 @@ def _model_path(name: str, version: str) -> str:
 def _checked_path(*parts: str) -> str:
     """Join a path's parts. Raises InvalidRequest if a model's name or version would lead elsewhere."""
     for part in parts[1:]:
-        if not part or "/" in part:
-            raise InvalidRequest(f"Invalid model name or version: {quoted(part)}. Allowed: one without slashes.")
+        if part in ("", "stats") or "/" in part:  # /v2/models/stats has the statistics of all models
+            allowed = "one without slashes, other than stats"
+            raise InvalidRequest(f"Invalid model name or version: {quoted(part)}. Allowed: {allowed}.")
     return "/".join(parts)
 
 
