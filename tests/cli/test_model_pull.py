@@ -28,7 +28,7 @@ WEIGHTS = "residual.safetensors"
 
 
 def pull(source: object, repository: Path, *options: str) -> Result:
-    return CliRunner().invoke(main, ["models", "pull", str(source), "--repo", str(repository), *options])
+    return CliRunner().invoke(main, ["models", "pull", str(source), "--model-repo", str(repository), *options])
 
 
 @pytest.fixture

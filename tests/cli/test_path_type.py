@@ -34,5 +34,5 @@ def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "keys.toml").write_text(f'[[keys]]\nname = "ada"\nsha256 = "{"0" * 64}"\n')
     result = CliRunner().invoke(main, ("keys", "check", "~/keys.toml"))
     assert result.exit_code == 0, result.output
-    result = CliRunner().invoke(main, ("models", "pull", "~/nothing", "--repo", "~/models"))
+    result = CliRunner().invoke(main, ("models", "pull", "~/nothing", "--model-repo", "~/models"))
     assert str(tmp_path / "nothing") in result.output

@@ -33,7 +33,7 @@ def test_small_tensors_and_vectors_stay_as_they_are() -> None:
 
 def test_a_quantized_model_is_smaller_and_computes_almost_the_same(tmp_path: Path) -> None:
     tiny_repository(tmp_path)
-    result = CliRunner().invoke(main, ["models", "quantize", "tiny:1", "--repo", str(tmp_path)])
+    result = CliRunner().invoke(main, ["models", "quantize", "tiny:1", "--model-repo", str(tmp_path)])
     assert (result.exit_code, result.output) == (0, f"{tmp_path / 'tiny' / '2'}\n")
     first, second = (read_version(tmp_path, "tiny", number) for number in "12")
     sizes = [(version.folder / "base.safetensors").stat().st_size for version in (first, second)]

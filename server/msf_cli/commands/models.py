@@ -48,9 +48,9 @@ def command(context: click.Context) -> None:
 
 @command.command()
 @click.argument("source")
-@click.option("--repo", type=UserPath(file_okay=False), help="[default: MSF_MODEL_REPO]")
+@click.option("--model-repo", type=UserPath(file_okay=False), help="[default: MSF_MODEL_REPO]")
 @click.option("--name", help="Name of the model in the repository.  [default: its name at the source]")
-def pull(source: str, repo: Path | None, name: str | None) -> None:
+def pull(source: str, model_repo: Path | None, name: str | None) -> None:
     """Copy models from SOURCE into the repository.
 
     SOURCE is a path, or a URL with https://, s3://, gs://, hf:// or another scheme of fsspec: the folder of a version,
@@ -60,7 +60,7 @@ def pull(source: str, repo: Path | None, name: str | None) -> None:
     """
     from msf_cli import model_pull
 
-    repository, problems = repo or read_settings().model_repo, []
+    repository, problems = model_repo or read_settings().model_repo, []
     try:
         versions = model_pull.open_sources(source)
     except model_pull.PullError as error:
@@ -78,9 +78,9 @@ def pull(source: str, repo: Path | None, name: str | None) -> None:
 
 @command.command()
 @click.argument("model")
-@click.option("--repo", type=UserPath(file_okay=False), help="[default: MSF_MODEL_REPO]")
+@click.option("--model-repo", type=UserPath(file_okay=False), help="[default: MSF_MODEL_REPO]")
 @click.option("--out", type=UserPath(file_okay=False), help="Repository of the new version.  [default: the same]")
-def quantize(model: str, repo: Path | None, out: Path | None) -> None:
+def quantize(model: str, model_repo: Path | None, out: Path | None) -> None:
     """Write MODEL[:VERSION] as its next version with weights of 8 bits, in half of the bytes.
 
     Only the files are smaller: plans compute as precisely as those of the version itself.
@@ -88,7 +88,7 @@ def quantize(model: str, repo: Path | None, out: Path | None) -> None:
     from msf_engine.errors import EngineError
     from msf_engine.repository import next_version, read_version, save_version
 
-    repository = repo or read_settings().model_repo
+    repository = model_repo or read_settings().model_repo
     name, _, number = model.partition(":")
     try:
         version = read_version(repository, name, number or None)
