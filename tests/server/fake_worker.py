@@ -121,7 +121,7 @@ def draw(spec: JobSpec) -> list[bytes]:
 
 
 def _draw_one(spec: JobSpec, index: int) -> bytes:
-    generator = random.Random(f"{spec.seed} {index} {spec.label}")
+    generator = random.Random(f"{spec.seed} {index} {spec.label} {spec.negative_label}")
     image = Image.new("L", (32, 32), 12)
     pen = ImageDraw.Draw(image)
     for ring in range(9, 1, -1):

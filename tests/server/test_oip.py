@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import zlib
@@ -175,6 +176,32 @@ async def test_inference_and_image_requests_share_results(ask: Ask, live_url: st
         answer = (await client.post("/v1/images/generations", json={"prompt": "bag", "n": 2, "seed": 5})).json()
     assert answer["cached"]
     assert answer["seed"] == result.get_response()["parameters"]["seed"]
+
+
+@pytest.mark.parametrize(
+    ("negative", "prompt"),
+    [
+        (tensor("negative_label", "BYTES", ["COAT"]), "coat"),
+        (tensor("negative_label", "INT32", [[4]]), "coat"),
+        (tensor("negative_label", "INT32", [-1]), None),
+        (tensor("negative_label", "BYTES", [""]), None),
+    ],
+)
+async def test_a_negative_label_is_the_negative_prompt_of_an_image_request(
+    ask: Ask, live_url: str, negative: triton.InferInput, prompt: str | None
+) -> None:
+    inputs = [tensor("label", "INT32", [8, 8]), tensor("seed", "INT64", [5]), negative]
+    result = await ask("infer", "fashion", inputs, parameters={"cache": False})
+    np.testing.assert_array_equal(result.as_numpy("images"), await image_request(live_url, negative_prompt=prompt))
+
+
+async def image_request(url: str, **fields: object) -> list[NDArray[np.uint8]]:
+    """Return the images of two bags with seed 5, requested under /v1, in three equal channels."""
+    body = {"prompt": "bag", "n": 2, "seed": 5, "cache": False, **fields}
+    async with httpx.AsyncClient(base_url=url) as client:
+        answer = (await client.post("/v1/images/generations", json=body)).raise_for_status().json()
+    files = [base64.b64decode(image["b64_json"]) for image in answer["data"]]
+    return [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
 
 
 async def test_priority_and_timeout_follow_triton(ask: Ask, worker: FakeWorker) -> None:

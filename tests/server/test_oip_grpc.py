@@ -30,7 +30,7 @@ from msf_server.settings import ServerSettings
 from tests.server.conftest import client_of, serving, until
 from tests.server.fake_worker import FASHION, LABELS, FakeWorker, draw
 from tests.server.test_model_control import Reports
-from tests.server.test_oip import DTYPES, drawn
+from tests.server.test_oip import DTYPES, drawn, image_request
 
 Ask = Callable[..., Any]
 
@@ -131,6 +131,17 @@ async def test_rows_become_the_images_of_an_http_request(ask: Ask, worker: FakeW
     assert answer.parameters["guidance_scale"].double_param == 2.2
     terms = worker.claimed[-1].job.terms
     assert (terms.priority, terms.user, terms.timeout_s) == (Priority.HIGH, "me", 7.0)
+
+
+@pytest.mark.parametrize(
+    "negative", [tensor("negative_label", "BYTES", ["coat"]), tensor("negative_label", "INT64", [4])]
+)
+async def test_a_negative_label_is_the_negative_prompt_of_an_image_request(
+    ask: Ask, live_url: str, negative: triton.InferInput
+) -> None:
+    inputs = [tensor("label", "INT32", [8, 8]), tensor("seed", "INT64", [5])]
+    result = await ask("infer", "fashion", [*inputs, negative], parameters={"cache": False})
+    np.testing.assert_array_equal(result.as_numpy("images"), await image_request(live_url, negative_prompt="coat"))
 
 
 async def test_elements_may_be_typed_contents(client: httpx.AsyncClient, grpc_settings: ServerSettings) -> None:

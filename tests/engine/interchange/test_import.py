@@ -54,7 +54,13 @@ def dit(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Mode
 
 @pytest.fixture(
     scope="module",
-    params=["eager", *(pytest.param(name, marks=pytest.mark.slow) for name in ("openvino", "inductor"))],
+    params=[
+        "eager",
+        pytest.param("openvino", marks=pytest.mark.slow),
+        pytest.param(
+            "inductor", marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+        ),  # inside torch
+    ],
 )
 def plans(request: pytest.FixtureRequest, dit: ModelVersion, tmp_path_factory: pytest.TempPathFactory) -> ModelPlans:
     cache = PlanCache(tmp_path_factory.mktemp("plans"))
