@@ -154,7 +154,7 @@ licences: $(VENV)/.dev ## write the licences of the distributed packages to docs
 	$(BIN)/python -m bench.licences licences > docs/licences.md
 
 lock: $(VENV)/lock/.done ## pin the dependencies of the images and of the checks, with hashes
-	$(COMPILE_CPU) --extra tracing --output-file requirements/server.lock pyproject.toml
+	$(COMPILE_CPU) --extra tracing --extra grpc --output-file requirements/server.lock pyproject.toml
 	$(COMPILE_CPU) --extra worker --extra load --extra s3 --extra tracing --output-file requirements/worker.lock pyproject.toml
 	$(COMPILE_CPU) --extra dev --output-file requirements/dev.lock pyproject.toml
 	$(COMPILE) --constraint requirements/worker.lock --python-version 3.12 --extra worker --extra tracing \
