@@ -31,7 +31,7 @@ HEAVY = tests/bench tests/engine/interchange tests/engine/test_inductor.py tests
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
 .PHONY: help serve check check-all lint types contracts test test-slow test-heavy data train-fashion data-emoji train-emoji evaluate evaluate-emoji reproduce ablate bench-serve \
-  bench-overhead bench-engine bench-scripts bench-batching bench-choosing bench-peers bench-autoscaling bench-simulation bench-gpu gpu-check page-audit dashboard-test chaos hostile soak compose-test sweep audit sbom licences lock manifests import-xl tensorrt-build clean
+  bench-overhead bench-engine bench-scripts bench-batching bench-choosing bench-peers bench-autoscaling bench-simulation bench-msf-dit bench-gpu gpu-check page-audit dashboard-test chaos hostile soak compose-test sweep audit sbom licences lock manifests import-xl tensorrt-build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -115,6 +115,12 @@ reproduce: $(VENV)/.dev $(DATA)/.fashion-mnist ## MSF/2 against DiT/2 by PROTOCO
 
 ablate: $(VENV)/.dev $(DATA)/.fashion-mnist ## effect of each of MSF's choices on held-out images (ABLATE=--candidates: only those that PROTOCOL.md chooses from)
 	$(BIN)/python -m bench.reproduction.ablation --data $(DATA)/fashion-mnist --out runs/reproduction --seeds $(SEEDS) $(ABLATE)
+
+# Sizes S and B, 256x256, take seconds for an image: fewer requests, plans of two sizes.
+bench-msf-dit: $(VENV)/.dev ## serve MSF and DiTs of equal parameters in turns: small ones, then sizes S and B at 256x256
+	$(BIN)/python -m bench.reproduction.served --size seeds $(BENCH_MSF_DIT)
+	MSF_BUCKETS=2,8 $(BIN)/python -m bench.reproduction.served --size S --requests 8 --clients 4 --alone 5 --mixed-seconds 0 $(BENCH_MSF_DIT)
+	MSF_BUCKETS=2,8 $(BIN)/python -m bench.reproduction.served --size B --requests 4 --clients 4 --alone 2 --mixed-seconds 0 $(BENCH_MSF_DIT)
 
 bench-gpu: ## measure the engine on an NVIDIA GPU; needs torch, diffusers and pydantic (BENCH_GPU=--minutes 20)
 	PYTHONPATH=engine:server $(PYTHON) -m bench.gpu $(BENCH_GPU)

@@ -24,7 +24,7 @@ PARTS = {
     "worker": "Worker, in addition to the server's",
     "load": "Load generator, in addition",
     "tracing": "Tracing, optional",
-    "grpc": "gRPC, optional",
+    "grpc": "gRPC, in the server's image",
     "s3": "Models from S3, in addition to the worker's",
     "gs": "Models from Google Cloud Storage, optional",
     "tensorrt-rtx": "Worker with TensorRT for RTX, in addition",

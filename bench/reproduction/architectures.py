@@ -109,10 +109,10 @@ def denoiser_config(
     )
 
 
-def architectures(scale: Scale) -> list[Architecture]:
-    """Return MSF/2, then the DiTs."""
+def architectures(scale: Scale, size: int = LATENT_SIZE) -> list[Architecture]:
+    """Return MSF/2, then the DiTs, for latents of `size` x `size`."""
     denoiser = partial(denoiser_config, scale)
-    channels, size = LATENT_CHANNELS, LATENT_SIZE
+    channels = LATENT_CHANNELS
     base_depth = round(scale.depth * 0.6)
     base = denoiser(channels, 0, size // 2, 2, base_depth)
     residual = denoiser(3 * channels, channels, size // 2, 2, scale.depth - base_depth)

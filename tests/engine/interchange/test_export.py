@@ -11,16 +11,16 @@ import pytest
 from diffusers import DiffusionPipeline
 
 from msf_engine.backends import get_backend
+from msf_engine.config import ModelConfig
 from msf_engine.errors import EngineError
 from msf_engine.executor import SampleRequest
 from msf_engine.generate import generate
 from msf_engine.interchange.exporting import export_model
-from msf_engine.model_plans import ModelPlans
 from msf_engine.plan import stage_inputs
 from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import load_plans
 from msf_engine.repository import ModelVersion, read_version, save_version
-from tests.models import LABELS, flow_map_config, tiny_model
+from tests.models import LABELS, ddpm_config, flow_map_config, tiny_config, tiny_model, tiny_repository
 
 CLASSES = [2, 0, 2]
 
@@ -58,9 +58,10 @@ def test_the_exported_folder_needs_nothing_of_msf_serve(version: ModelVersion, t
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_onnx_networks_compute_what_the_plans_compute(
-    version: ModelVersion, eager_plans: ModelPlans, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("config", [tiny_config(), ddpm_config()], ids=["MSF", "DiT"])
+def test_onnx_networks_compute_what_the_plans_compute(config: ModelConfig, tmp_path: Path) -> None:
+    version = tiny_repository(tmp_path / "repo", config=config)
+    eager_plans = load_plans(version, get_backend("eager", "fp32", 1), PlanCache(tmp_path / "plans"), (8,))
     folder = export_model(version, "onnx", tmp_path / "exported")
     generator = np.random.default_rng(0)
     for stage in version.config.all_stages:
@@ -73,6 +74,13 @@ def test_onnx_networks_compute_what_the_plans_compute(
         (output,) = session.run(None, dict(zip(names, inputs, strict=True)))
         expected = eager_plans.run(stage, inputs)
         np.testing.assert_allclose(output.astype(np.float32), expected.astype(np.float32), rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_that_predicts_noise_is_not_a_pipeline_of_flow(tmp_path: Path) -> None:
+    version = tiny_repository(tmp_path / "repo", config=ddpm_config())
+    with pytest.raises(EngineError, match=r"tiny:1 has a variance_preserving process; the format needs: flow"):
+        export_model(version, "diffusers", tmp_path / "exported")
+    assert [file.name for file in tmp_path.iterdir()] == ["repo"]
 
 
 def test_an_existing_folder_is_not_touched(version: ModelVersion, tmp_path: Path) -> None:
