@@ -19,7 +19,6 @@ from msf_engine.plan_cache import PlanCache
 from msf_engine.plan_loader import load_plans
 from msf_engine.repository import ModelVersion
 from msf_engine.sampling import SampleNoise, blank_latents, latent_shape
-from msf_scheduler.stage import Stage
 from msf_training.dataset import to_unit_range
 
 BUCKET = 32  # rows: 16 guided samples
@@ -81,7 +80,7 @@ class ServedModel:
         if len(arrays) < len(self.config.stages):
             shape = len(arrays[0]), *latent_shape(self.config, self.config.denoising_stages[-1])
             arrays.append(np.broadcast_to(blank_latents(self.config), shape))
-        return torch.from_numpy(self.plans.run(Stage.DECODE, arrays)).movedim(-1, 1)
+        return torch.from_numpy(self.plans.decode(arrays)).movedim(-1, 1)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench.engine.random_models import GUIDANCE_SCALE, NUM_STEPS
 from msf_engine.arenas import DecodeRows, StepRows
+from msf_engine.arenas.device import to_pixels
 from msf_engine.executor import Executor, SampleRequest
 from msf_engine.model_plans import ModelPlans
 from msf_engine.sampling import SampleNoise, latent_shape, stage_trajectory
@@ -108,7 +109,7 @@ def plain_images(plans: ModelPlans, network: Callable[[Stage], Network], device:
             latents[stage] = x
         bucket = plans.buckets[Stage.DECODE][-1]
         pairs = zip(torch.split(latents[Stage.BASE], bucket), torch.split(latents[Stage.RESIDUAL], bucket), strict=True)
-        pixels = [network(Stage.DECODE)(base, residual).cpu().numpy() for base, residual in pairs]
+        pixels = [to_pixels(network(Stage.DECODE)(base, residual)).cpu().numpy() for base, residual in pairs]
     return len(np.concatenate(pixels))
 
 

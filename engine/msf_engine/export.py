@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from msf_engine.plan import PlanSpec
@@ -53,15 +53,3 @@ def export_onnx(spec: PlanSpec, module: nn.Module, file: Path) -> None:
         )
         assert program is not None
         program.save(str(file), external_data=True)
-
-
-class Levels(nn.Module):
-    """A `DecodeModule` without its last cast, for compilers without uint8."""
-
-    def __init__(self, decode: nn.Module) -> None:
-        super().__init__()
-        self.decode = decode
-
-    def forward(self, base: Tensor, residual: Tensor | None = None) -> Tensor:
-        levels: Tensor = self.decode.levels(base, residual)  # type: ignore[operator]
-        return levels

@@ -30,7 +30,7 @@ def generate(plans: ModelPlans, requests: Sequence[SampleRequest], *, strict: bo
         finite = np.all([np.isfinite(stage).all(axis=(1, 2, 3)) for stage in latents], axis=0).tolist()
         if not all(finite):
             raise ValueError(f"image {positions[finite.index(False)]} is not finite; lower its guidance scale")
-        images |= zip(positions, plans.run(Stage.DECODE, latents, strict=strict), strict=True)
+        images |= zip(positions, plans.decode(latents, strict=strict), strict=True)
     return [images[position] for position in range(len(requests))]
 
 

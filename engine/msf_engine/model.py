@@ -48,9 +48,10 @@ class Normalizer(nn.Module):
 
 
 class DecodeModule(nn.Module):
-    """Normalised base (B, C, h, w) and residual (B, 3C, h, w) to pixels (B, H, W, channels) uint8.
+    """Normalised base (B, C, h, w) and residual (B, 3C, h, w) to grey levels (B, H, W, channels) in float32.
 
-    The latents of a one-stage model are in the place of the base, and there is no residual.
+    The latents of a one-stage model are in the place of the base, and there is no residual. Black is 0 and white 255;
+    levels are neither rounded nor clipped, so that validation sees differences which rounding hides.
     """
 
     def __init__(self, model: MsfModel) -> None:
@@ -60,13 +61,13 @@ class DecodeModule(nn.Module):
         self.residual = rest[0] if rest else None
 
     def forward(self, base: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self.levels(base, residual).to(torch.uint8)
+        images: Tensor = self.autoencoder.decode(self.restore(base, residual)).float()
+        return ((images + 1) * 127.5).permute(0, 2, 3, 1)
 
-    def levels(self, base: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Return the same as whole numbers in float32, for compilers without uint8."""
-        images = self.autoencoder.decode(self.restore(base, residual)).float()
-        levels: Tensor = ((images + 1) * 127.5).round().clamp(0, 255)
-        return levels.permute(0, 2, 3, 1)
+    def pixels(self, base: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return the image (B, H, W, channels) as uint8."""
+        levels: Tensor = self(base, residual)
+        return levels.round().clamp(0, 255).to(torch.uint8)
 
     def restore(self, base: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return the autoencoder's latents (B, C, H, W)."""

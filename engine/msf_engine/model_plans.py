@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from msf_engine.config import ModelConfig
 from msf_engine.errors import PlanError
 from msf_engine.plan import Array, Plan, run
+from msf_engine.sampling import Latents, to_pixels
 from msf_engine.time_embedding import HostTimeEmbedding
 from msf_scheduler.stage import Stage
 
@@ -35,6 +37,10 @@ class ModelPlans:
     needs_warm_up: bool = False
     num_loaded: int = 0
     num_built: int = 0
+
+    def decode(self, latents: Sequence[Latents], *, strict: bool = False) -> NDArray[np.uint8]:
+        """Return the images (B, H, W, channels) of all stages' latents (B, C, h, w). Raises PlanError as `run` does."""
+        return to_pixels(self.run(Stage.DECODE, latents, strict=strict))
 
     def run(self, stage: Stage, inputs: Sequence[Array], *, strict: bool = False) -> Array:
         """Run any number of rows. Raises PlanError when `strict` and the stage has no strict bucket."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,7 +36,7 @@ FULL: tuple[Neighbours, ...] = (*SHORT, "infinity", "zero", "huge")
 FULL_REPEATS = 50
 _FILL_VALUES: Mapping[Neighbours, float] = {"nan": np.nan, "infinity": np.inf, "zero": 0.0, "huge": 1e4}
 
-# Largest error of the worst sample: relative RMS of the velocity; grey levels of 255 for the decoder's pixels.
+# Largest error of the worst sample: relative RMS of the velocity; grey levels of 255 for the decoder.
 STEP_TOLERANCE = {"fp32": 2e-3, "fp16": 2e-2, "bf16": 6e-2}
 DECODE_TOLERANCE = {"fp32": 1.0, "fp16": 3.0, "bf16": 8.0}
 
@@ -112,7 +112,7 @@ class EagerReference:
     """Output of a network itself for the validation inputs, in eager float32."""
 
     stage: Stage
-    output: Array  # the decoder's: whole numbers in float32
+    output: Array
 
     @property
     def is_finite(self) -> bool:
@@ -124,13 +124,12 @@ class EagerReference:
         import torch
 
         device = next(network.parameters()).device
-        compute: Callable[..., Tensor] = getattr(network, "levels", network)  # as a decoder's bytes, NaN looks black
         with torch.inference_mode(), _without_tf32() if device.type == "cuda" else nullcontext():
-            output = compute(*(torch.from_numpy(array).to(device) for array in inputs.arrays))
+            output: Tensor = network(*(torch.from_numpy(array).to(device) for array in inputs.arrays))
         return cls(stage, output.cpu().numpy())
 
     def error(self, output: Array, samples: Sequence[int]) -> float:
-        """Return the worst row's error: relative RMS of the velocity, or the largest difference between pixels."""
+        """Return the worst row's error: relative RMS of the velocity, or the largest difference between levels."""
         expected = self.output[list(samples)].astype(np.float64).reshape(len(samples), -1)
         difference = output.astype(np.float64).reshape(len(samples), -1) - expected
         if self.stage is Stage.DECODE:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-NETWORK_REVISION = 2
+NETWORK_REVISION = 3
 """Everything that plans are compiled from: denoiser, autoencoder, low precision, export."""
 
 NUMERICS_REVISION = 2

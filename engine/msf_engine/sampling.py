@@ -122,6 +122,13 @@ def advance(
     return np.asarray(a * x + b * d + c * d_prev)
 
 
+def to_pixels(levels: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Round grey levels as a decoder returns them, of any shape. NaN is black."""
+    rounded = np.rint(levels)
+    np.clip(np.nan_to_num(rounded, copy=False), 0, 255, out=rounded)
+    return rounded.astype(np.uint8)
+
+
 def latent_shape(config: ModelConfig, stage: Stage) -> tuple[int, int, int]:
     """Return (C, h, w) of a stage's latents."""
     denoiser = config.stage(stage).denoiser

@@ -46,7 +46,7 @@ def fixed_model() -> MsfModel:
 
 @torch.no_grad()
 def network_outputs() -> Outputs:
-    """Return the outputs of what plans are compiled from: the velocity of both stages, and the decoder's pixels."""
+    """Return the outputs of what plans are compiled from: the velocity of both stages, and the decoder's levels."""
     model = fixed_model()
     decode = DecodeModule(model)
     outputs: Outputs = {}
@@ -58,7 +58,7 @@ def network_outputs() -> Outputs:
         outputs[f"{stage} velocity"] = velocity.numpy()
     base, residual = _values((2, 2, 2, 2), 5), _values((2, 6, 2, 2), 6)
     outputs["autoencoder"] = model.autoencoder.decode(decode.restore(base, residual)).numpy()
-    outputs["decode"] = decode.levels(base, residual).numpy()
+    outputs["decode"] = decode(base, residual).numpy()
     return outputs
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msf_engine.arenas import StepRows
+from msf_engine.arenas.device import to_pixels as device_to_pixels
 from msf_engine.config import GuidanceConfig
 from msf_engine.executor import Executor, SampleRequest
 from msf_engine.factorization import up
@@ -18,7 +19,7 @@ from msf_engine.model_plans import ModelPlans
 from msf_engine.noise import NoiseStream, gaussian_noise
 from msf_engine.plan import Array, FunctionPlan, Plan, PlanSpec, run, stage_inputs
 from msf_engine.repository import ModelVersion
-from msf_engine.sampling import SampleNoise, guide
+from msf_engine.sampling import SampleNoise, guide, to_pixels
 from msf_engine.schedule import flow_schedule, flow_times
 from msf_scheduler.stage import Stage
 from msf_training.dataset import to_uint8
@@ -59,7 +60,7 @@ def test_an_image_is_the_decoded_integral_of_both_stages(eager_plans: ModelPlans
     base = stage(Stage.BASE, _noise((2, 2, 2), request, NoiseStream.BASE), 4, None)
     cond = torch.lerp(base, _noise((2, 2, 2), request, NoiseStream.CONDITION), 0.1)
     residual = stage(Stage.RESIDUAL, _noise((6, 2, 2), request, NoiseStream.RESIDUAL), 2, cond)
-    pixels = DecodeModule(model)(base, residual)
+    pixels = DecodeModule(model).pixels(base, residual)
     executor = Executor(eager_plans, 1)
     [slot] = executor.join([request])
     image = run_to_end(executor, {slot: request})[slot]
@@ -256,8 +257,16 @@ def test_a_preview_of_one_stage_is_the_estimate_of_the_data(any_plans: ModelPlan
         x, d_prev = a * x + b * outputs[-1] + c * d_prev, outputs[-1]
     s, u = schedule.s_end[num_started - 1], schedule.u_end[num_started - 1]
     data = x / s - (u - schedule.u_data) * d_prev
-    [expected] = any_plans.run(Stage.DECODE, [data.astype(np.float32)])
+    [expected] = any_plans.decode([data.astype(np.float32)])
     assert np.abs(executor.preview(slots)[slots[0]].astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_levels_are_rounded_to_even_and_clipped_to_the_range_of_pixels() -> None:
+    levels = np.array([[-3, 0.5, 1.5, 254.6, 255.4], [np.inf, -np.inf, np.nan, 300, 127.5]], np.float32)
+    before = levels.copy()
+    assert to_pixels(levels).tolist() == [[0, 0, 2, 255, 255], [255, 0, 0, 255, 128]]
+    assert np.array_equal(levels, before, equal_nan=True)
+    assert device_to_pixels(torch.from_numpy(levels)).tolist() == to_pixels(levels).tolist()
 
 
 def test_guidance_leaves_channels_after_the_first_alone() -> None:

@@ -217,7 +217,7 @@ class NeighbourBackend(EagerBackend):
         def compute(*inputs: Array) -> Array:
             output = run(plan, inputs)
             leak = 1e-6 * np.nan_to_num(output[:1])
-            return output if spec.stage is Stage.DECODE else np.asarray(output + leak.astype(np.float32))
+            return np.asarray(output + leak.astype(np.float32))
 
         return FunctionPlan(spec, compute)
 
@@ -226,7 +226,7 @@ def test_a_stage_whose_rows_depend_on_their_neighbours_has_no_strict_bucket(
     version: ModelVersion, tmp_path: Path
 ) -> None:
     plans = load_plans(version, NeighbourBackend("fp32", 1), PlanCache(tmp_path), (2, 4))
-    assert (plans.strict[Stage.BASE], plans.strict[Stage.RESIDUAL]) == ((), ())
+    assert set(plans.strict.values()) == {()}  # also the decoder's, though its pixels round to the same bytes
     assert len(generate(plans, REQUESTS)) == 3
     with pytest.raises(PlanError, match="no strict images"):
         generate(plans, REQUESTS, strict=True)

@@ -20,7 +20,7 @@ from torch import nn
 from msf_engine.backends import Precision, get_backend, tensorrt
 from msf_engine.backends.tensorrt import TensorRtBackend, load_package
 from msf_engine.errors import BackendUnavailable, PlanError
-from msf_engine.export import Levels, export_onnx, input_names, output_name
+from msf_engine.export import export_onnx, input_names, output_name
 from msf_engine.model import MsfModel
 from msf_engine.plan import PlanSpec
 from msf_engine.plan_cache import PlanCache
@@ -53,7 +53,7 @@ def test_onnx_agrees_with_eager_for_any_batch(
 ) -> None:
     network, spec = network_of(model, stage), spec_of(model, stage, 1, 3)
     exported = network if dtype is None else lowered(network, dtype)
-    export_onnx(spec, Levels(exported) if stage is Stage.DECODE else exported, tmp_path / "network.onnx")
+    export_onnx(spec, exported, tmp_path / "network.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
     inputs = inputs_of(version, stage)
     reference = EagerReference.of(stage, network, inputs)

@@ -261,7 +261,7 @@ class DeviceArenas:
         *before, last = (x.index_select(0, slots) for x in self._x.values())
         estimate = _floats(p_bits) * last - _floats(q_bits) * self._d_prev[self._last].index_select(0, slots)
         estimate = torch.where(is_blank.bool()[:, None, None, None], self._blank, estimate)
-        return self._networks[Stage.DECODE](*before, estimate)
+        return to_pixels(self._networks[Stage.DECODE](*before, estimate))
 
     def _step_fields(self, rows: StepRows) -> Tensor:
         tensor = self._host((len(StepField), rows.bucket), torch.int64)
@@ -322,6 +322,11 @@ class DeviceArenas:
         """Copy an array to the device, without waiting."""
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         return (tensor if self.stream is None else tensor.pin_memory()).to(self.device, non_blocking=True)
+
+
+def to_pixels(levels: Tensor) -> Tensor:
+    """Round grey levels to uint8, as `sampling.to_pixels` does."""
+    return levels.nan_to_num().round().clamp(0, 255).to(torch.uint8)
 
 
 def _floats(bits: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from msf_engine.arenas import DecodeRows, Indices, StepRows
 from msf_engine.model_plans import ModelPlans, padded
 from msf_engine.plan import Array
-from msf_engine.sampling import SampleNoise, advance, blank_latents, guide, latent_shape, noisy_condition
+from msf_engine.sampling import SampleNoise, advance, blank_latents, guide, latent_shape, noisy_condition, to_pixels
 from msf_scheduler.stage import Stage
 
 
@@ -70,7 +70,7 @@ class HostArenas:
         if isinstance(rows, StepRows):
             self._scatter(rows, output)
         else:
-            rows.pixels = output[: len(rows.slots)].copy()
+            rows.pixels = to_pixels(output[: len(rows.slots)])
 
     def preview(
         self, slots: Indices, estimates: NDArray[np.float32], is_blank: NDArray[np.bool_], bucket: int
@@ -87,7 +87,7 @@ class HostArenas:
         for array, values in zip(plan.inputs(bucket), latents.values(), strict=True):
             array[...] = padded(values, bucket)
         plan.start(bucket)
-        return plan.wait()[: len(slots)].copy()
+        return to_pixels(plan.wait()[: len(slots)])
 
     def _gather(self, rows: StepRows, inputs: tuple[Array, ...]) -> None:
         """Fill a plan's inputs: a row for each sample, the second rows of guided ones, copies of the first row."""

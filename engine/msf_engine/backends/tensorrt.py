@@ -27,7 +27,7 @@ from msf_engine.backends import BackendName, Precision, check_precision, describ
 from msf_engine.device import gpu_fingerprint
 from msf_engine.device_plan import DevicePlan
 from msf_engine.errors import BackendUnavailable, PlanError
-from msf_engine.export import Levels, export_onnx, export_program
+from msf_engine.export import export_onnx, export_program
 from msf_engine.options import DEFAULT_BUCKETS
 from msf_engine.plan import Plan, PlanSpec
 from msf_engine.precision import DTYPES, lowered
@@ -103,8 +103,6 @@ class TensorRtBackend:
         """Write one engine for all buckets, or one for each."""
         precision = self.precision_of(spec.stage)
         typed = network if precision == "fp32" else lowered(network, DTYPES[precision])
-        if spec.stage is Stage.DECODE:
-            typed = Levels(typed)  # the runtime casts
         started_at = time.monotonic()
         if self.route == "onnx":
             (folder / ENGINE).write_bytes(self._parse(spec, typed))

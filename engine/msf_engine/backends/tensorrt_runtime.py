@@ -12,7 +12,6 @@ from torch import Tensor
 from msf_engine.errors import PlanError
 from msf_engine.export import input_names
 from msf_engine.plan import PlanSpec
-from msf_scheduler.stage import Stage
 
 
 class EngineNetwork:
@@ -69,7 +68,6 @@ class _Execution:
             self._context.set_tensor_address(name, tensors[name].data_ptr())
         self._inputs = [tensors.get(name) for name in shapes]  # TensorRT removes those that the network does not use
         (self._output,) = (tensor for name, tensor in tensors.items() if name not in shapes)
-        self._output_dtype = torch.uint8 if spec.stage is Stage.DECODE else torch.float32
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         for buffer, tensor in zip(self._inputs, inputs, strict=True):
@@ -77,7 +75,7 @@ class _Execution:
                 buffer.copy_(tensor)
         if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
             raise PlanError("TensorRT failed to run a plan; its log has the reason")
-        return self._output.to(self._output_dtype)
+        return self._output.to(torch.float32)
 
 
 def _create_context(trt: ModuleType, engine: Any) -> Any:

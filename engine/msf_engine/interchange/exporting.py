@@ -130,11 +130,22 @@ class _NamedTimes(nn.Module):
         return out
 
 
+class _Pixels(nn.Module):
+    """Decoder of latents to pixels, as uint8."""
+
+    def __init__(self, decode: DecodeModule) -> None:
+        super().__init__()
+        self.decode = decode
+
+    def forward(self, base: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.decode.pixels(base, residual)
+
+
 def _write_onnx(version: ModelVersion, folder: Path) -> None:
     """Write each network, for any batch, and the time embedding of each denoiser."""
     model, config = version.load(), version.config
     networks: dict[Stage, nn.Module] = {stage: model.denoiser(stage) for stage in config.denoising_stages}
-    for stage, network in {**networks, Stage.DECODE: DecodeModule(model).eval()}.items():
+    for stage, network in {**networks, Stage.DECODE: _Pixels(DecodeModule(model)).eval()}.items():
         spec = PlanSpec(str(version), version.network_digest(stage), stage, (1,), stage_inputs(config, stage))
         export_onnx(spec, network, folder / f"{stage}.onnx")
 
