@@ -15,9 +15,10 @@ from timeit import repeat
 import numpy as np
 from tabulate import tabulate
 
-from msf_scheduler.active_set import ActiveSet, ActiveWork
+from msf_scheduler.active_set import ActiveSet
 from msf_scheduler.step_batching import StepLevelPolicy
 from msf_scheduler.step_costs import StepCosts, StepPattern
+from msf_scheduler.tenant_shares import ActiveWork
 
 NUM_SAMPLES = (1, 16, 64, 256)
 NUM_RUNS, STEPS_PER_RUN = 300, 10

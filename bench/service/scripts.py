@@ -25,12 +25,13 @@ from typing import Any, cast
 import click
 from tabulate import tabulate
 
+from msf_scheduler.claims import Claim, ClaimRequest
 from msf_scheduler.connection import RedisClient, call, connect
 from msf_scheduler.embedded_valkey import EmbeddedValkey
 from msf_scheduler.job_events import JobWatcher
 from msf_scheduler.jobs import Delivery, JobSpec, Priority, Progress, Terms, Timings, WorkerInfo
 from msf_scheduler.keys import IDEMPOTENCY
-from msf_scheduler.leases import Claim, ClaimRequest, Leases
+from msf_scheduler.leases import Leases
 from msf_scheduler.queue import Idempotency, JobQueue
 from msf_scheduler.registry import Registry
 from msf_scheduler.reply_reader import ReplyReader

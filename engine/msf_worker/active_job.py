@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from msf_engine.config import ModelConfig
 from msf_engine.executor import SampleRequest
 from msf_engine.sampling import SampleNoise
-from msf_scheduler.active_set import ActiveWork
+from msf_scheduler.claims import Claim
 from msf_scheduler.jobs import JobSpec, Progress, Provenance, Timings
-from msf_scheduler.leases import Claim
 from msf_scheduler.stage import Stage
 from msf_scheduler.step_costs import StepPattern
+from msf_scheduler.tenant_shares import ActiveWork
 
 
 def pattern_of(config: ModelConfig, num_steps: int, guidance_scale: float) -> StepPattern:

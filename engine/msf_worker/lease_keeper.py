@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from msf_scheduler.claims import Claim
 from msf_scheduler.connection import RedisClient
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import JobRecord, ModelKey, Priority, Terms
-from msf_scheduler.leases import Claim, Leases
+from msf_scheduler.leases import Leases
 from msf_scheduler.notices import notices
 from msf_worker.device_loop import DeviceLoop
 from msf_worker.errors import StepTimeout

@@ -7,8 +7,8 @@ from functools import lru_cache
 
 from msf_engine.executor import Executor, SampleRequest
 from msf_engine.repository import ModelVersion
+from msf_scheduler.claims import Claim
 from msf_scheduler.jobs import JobSpec, ModelInfo, ModelKey, Provenance
-from msf_scheduler.leases import Claim
 from msf_scheduler.stage import Stage
 from msf_scheduler.step_costs import StepCost, StepCosts, StepPattern
 from msf_worker.active_job import ActiveJob, pattern_of

@@ -7,9 +7,10 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from msf_engine.device import release_memory
+from msf_scheduler.claims import Claim
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import ModelInfo, ModelKey, WorkerInfo, WorkerLoad
-from msf_scheduler.leases import Claim, Leases
+from msf_scheduler.leases import Leases
 from msf_scheduler.registry import Registry
 from msf_worker.device_loop import DeviceLoop
 from msf_worker.metrics import WorkerMetrics

@@ -9,21 +9,23 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+from msf_scheduler.claims import ClaimRequest
 from msf_scheduler.connection import RedisClient
 from msf_scheduler.dynamic_batching import RequestLevelPolicy
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import ModelKey, WorkerInfo
-from msf_scheduler.leases import ClaimRequest, Leases
+from msf_scheduler.leases import Leases
 from msf_scheduler.registry import Registry
 from msf_scheduler.step_batching import BatchingPolicy, StepLevelPolicy
 from msf_scheduler.tracing import Tracing
 from msf_scheduler.tunables import HELD_S
 from msf_worker.active_job import ActiveJob
-from msf_worker.device_loop import DeviceLoop, Outcome
+from msf_worker.device_loop import DeviceLoop
 from msf_worker.job_finisher import JobFinisher
 from msf_worker.lease_keeper import LeaseKeeper
 from msf_worker.metrics import WorkerMetrics
 from msf_worker.model_runner import ModelRunner
+from msf_worker.outcome import Outcome
 from msf_worker.perfetto import PerfettoTrace
 from msf_worker.progress_publisher import ProgressPublisher
 from msf_worker.served_models import ServedModels

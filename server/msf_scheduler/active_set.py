@@ -1,42 +1,25 @@
-"""Jobs and samples that a worker holds, as arrays: what the batching policy chooses from."""
+"""Jobs and samples that a worker holds, as arrays: what the batching policy chooses from.
+
+All that changes the arrays is in this file, long as it is, since they must agree.
+"""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from msf_scheduler.array_table import ArrayTable, Floats, Int32s
+from msf_scheduler.active_tables import NO_DEADLINE_S, JobTable, Numbers, SampleTable
+from msf_scheduler.array_table import Floats, Int32s
 from msf_scheduler.jobs import ModelKey, Priority
 from msf_scheduler.pattern_table import END, PatternTable
 from msf_scheduler.stage import MAX_STAGES, Stage
 from msf_scheduler.step_costs import MOMENT_S, StepCosts, StepPattern
+from msf_scheduler.tenant_shares import ActiveWork, TenantShares, Terms
 
-PRIORITY_WEIGHT = {Priority.HIGH: 8.0, Priority.NORMAL: 1.0, Priority.LOW: 0.125}
-NO_DEADLINE_S = 1e12  # after arrival
 ALARM_AFTER = 0.05  # of the time allowed, less the job's own length: until then its deadline does not matter
-NO_GROUP = -1  # of a free number
-
-Numbers = NDArray[np.intp]  # indices
-Terms = tuple[Priority, str]  # priority, tenant
-
-
-@dataclass(frozen=True)
-class ActiveWork:
-    """A job in a worker, as the policy sees it. Times are seconds on the clock of `now`."""
-
-    id: str
-    arrived_at: float
-    num_samples: int = 1
-    priority: Priority = Priority.NORMAL
-    tenant: str = ""
-    weight: float = 1.0  # of the tenant
-    deadline: float | None = None
-    is_strict: bool = False  # takes only the buckets in which its bytes do not depend on the batch
 
 
 class JobProgress(NamedTuple):
@@ -52,58 +35,6 @@ class ActiveModel(NamedTuple):
 
     key: ModelKey
     costs: StepCosts
-
-
-class SampleTable(ArrayTable):
-    """Active samples. `group` is the model's number times the number of stages, plus the stage."""
-
-    job: Numbers
-    index: Int32s  # among the job's samples
-    slot: Int32s
-    position: Numbers  # of the next step, in the table of patterns
-    group: NDArray[np.int16]
-    rows: Floats  # of the next step
-
-    def __init__(self) -> None:
-        super().__init__(
-            job=(np.intp, -1, ()),
-            index=(np.int32, 0, ()),
-            slot=(np.int32, 0, ()),
-            position=(np.intp, 0, ()),
-            group=(np.int16, NO_GROUP, ()),
-            rows=(np.float64, 0, ()),
-        )
-
-
-class JobTable(ArrayTable):
-    """Jobs of the active samples, and of those that have not joined yet."""
-
-    model: Int32s
-    start: Int32s  # of its pattern
-    arrived_at: Floats
-    deadline: Floats
-    allowed_s: Floats  # from arrival to deadline
-    weight: Floats  # of its priority and tenant
-    importance: Floats  # its share of that
-    stepped_at: Floats  # when a sample last took a step, or joined after all others; inf without active samples
-    is_strict: NDArray[np.bool_]
-    alarm_at: Floats  # its deadline may matter from then on
-    rows: Floats  # (left or in all, stage, job), of all its samples
-
-    def __init__(self, num_stages: int) -> None:
-        super().__init__(
-            model=(np.int32, 0, ()),
-            start=(np.int32, 0, ()),
-            arrived_at=(np.float64, 0, ()),
-            deadline=(np.float64, NO_DEADLINE_S, ()),
-            allowed_s=(np.float64, NO_DEADLINE_S, ()),
-            weight=(np.float64, 0, ()),
-            importance=(np.float64, 0, ()),
-            stepped_at=(np.float64, np.inf, ()),
-            is_strict=(np.bool_, False, ()),
-            alarm_at=(np.float64, np.inf, ()),
-            rows=(np.float64, 0, (2, num_stages)),
-        )
 
 
 @dataclass
@@ -136,8 +67,7 @@ class ActiveSet:
         self.group_sizes: list[int] = []  # active samples by group
         self.group_rows: list[int] = []  # of their next steps, by group
         self._jobs: dict[int, _Job] = {}
-        self._tenants: dict[str, set[int]] = defaultdict(set)  # jobs by tenant
-        self._terms: Counter[Terms] = Counter()  # jobs by priority and tenant
+        self._tenants = TenantShares(self.jobs)
         self._versions: list[int] = []  # of each model's costs, when they were last read
         self._shares_s: Floats = np.zeros((num_stages, 0))  # (stage, model)
         self._shortest_s: Floats = np.zeros((num_stages, 0))  # (stage, model)
@@ -204,15 +134,15 @@ class ActiveSet:
             _, total_s = self.seconds_of(number)
             jobs.alarm_at[number] = work.arrived_at + ALARM_AFTER * jobs.allowed_s[number] - total_s
             self.next_alarm_at = min(self.next_alarm_at, float(jobs.alarm_at[number]))
-        self._enter_tenant(number, work)
+        self._tenants.enter(number, work)
         return number
 
     def raise_terms(self, job: int, priority: Priority, tenant: str, weight: float) -> None:
         """Replace what a job's importance comes from."""
         entry = self._jobs[job]
-        self._leave_tenant(job, entry.work)
+        self._tenants.leave(job, entry.work)
         entry.work = replace(entry.work, priority=priority, tenant=tenant, weight=weight)
-        self._enter_tenant(job, entry.work)
+        self._tenants.enter(job, entry.work)
 
     def drop_job(self, job: int) -> None:
         """Forget a job and its samples."""
@@ -221,7 +151,7 @@ class ActiveSet:
         work = self._jobs.pop(job).work
         self.jobs.release(job)
         self.next_alarm_at = float(self.jobs.alarm_at[: self.jobs.end].min(initial=np.inf))
-        self._leave_tenant(job, work)
+        self._tenants.leave(job, work)
 
     def work(self, job: int) -> ActiveWork:
         """Return a job's terms."""
@@ -237,32 +167,6 @@ class ActiveSet:
             if not buckets or rows > buckets[-1]:
                 kind = "strict " if work.is_strict else ""
                 raise ValueError(f"A {kind}{costs.stages[stage]} step takes {rows} rows. Buckets: {buckets}.")
-
-    def _enter_tenant(self, job: int, work: ActiveWork) -> None:
-        self._tenants[work.tenant].add(job)
-        self._terms[work.priority, work.tenant] += 1
-        self.jobs.weight[job] = PRIORITY_WEIGHT[work.priority] * work.weight
-        self._share_weight(work.tenant)
-
-    def _leave_tenant(self, job: int, work: ActiveWork) -> None:
-        terms = work.priority, work.tenant
-        self._terms[terms] -= 1
-        if not self._terms[terms]:
-            del self._terms[terms]
-        self._tenants[work.tenant].remove(job)
-        if self._tenants[work.tenant]:
-            self._share_weight(work.tenant)
-        else:
-            del self._tenants[work.tenant]
-
-    def _share_weight(self, tenant: str) -> None:
-        """Divide a tenant's weight among its jobs.
-
-        A weight grows with the square root of a job's slowdown. N jobs slow each other down by N, and that gives them
-        no claim on other tenants' time: hence the additional root.
-        """
-        jobs = list(self._tenants[tenant])
-        self.jobs.importance[jobs] = self.jobs.weight[jobs] / len(jobs) ** 1.5
 
     # Samples
 
@@ -365,7 +269,7 @@ class ActiveSet:
 
     def held_terms(self) -> set[Terms]:
         """Return the priority and tenant of every job."""
-        return set(self._terms)
+        return self._tenants.terms
 
     def late_jobs(self, now: float) -> list[int]:
         """Return the jobs whose deadline cannot be met even if each step takes the least time ever measured."""

@@ -20,7 +20,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from msf_scheduler.active_set import ActiveSet, Numbers
+from msf_scheduler.active_set import ActiveSet
+from msf_scheduler.active_tables import Numbers
 from msf_scheduler.array_table import Floats, Int32s
 from msf_scheduler.jobs import ModelKey
 from msf_scheduler.stage import Stage

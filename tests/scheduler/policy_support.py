@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from hypothesis import strategies as st
 
-from msf_scheduler.active_set import ActiveSet, ActiveWork
+from msf_scheduler.active_set import ActiveSet
 from msf_scheduler.jobs import Priority
 from msf_scheduler.stage import TWO_STAGES, Stage
 from msf_scheduler.step_batching import StepBatch
 from msf_scheduler.step_costs import StepCosts, StepPattern
+from msf_scheduler.tenant_shares import ActiveWork
 
 BUCKETS = (1, 2, 4)
 MODELS = (("shapes", "1"), ("letters", "1"))

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from itertools import product
 
 from msf_scheduler import keys
+from msf_scheduler.claims import Claim, ClaimResult
 from msf_scheduler.connection import RedisClient, call, server_info
 from msf_scheduler.jobs import JobRecord, JobSpec, Priority, Terms, Timings
 from msf_scheduler.keys import QueueKeys
-from msf_scheduler.leases import Claim, ClaimResult, Leases
+from msf_scheduler.leases import Leases
 from msf_scheduler.queue import JobQueue, new_job_id
 from tests.polling import eventually
 

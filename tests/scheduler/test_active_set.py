@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msf_scheduler.active_set import ActiveSet, ActiveWork
+from msf_scheduler.active_set import ActiveSet
 from msf_scheduler.jobs import Priority
 from msf_scheduler.stage import Stage
 from msf_scheduler.step_costs import StepCosts, StepPattern
+from msf_scheduler.tenant_shares import ActiveWork
 from tests.scheduler.policy_support import MODELS, active_set, costs, job, uniform_costs
 
 PATTERNS = (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from redis.asyncio import Redis
 
+from msf_scheduler.claims import ClaimRequest, JobEnd
 from msf_scheduler.jobs import JobError, JobState, Priority
-from msf_scheduler.leases import ClaimRequest, JobEnd, Leases
+from msf_scheduler.leases import Leases
 from msf_scheduler.queue import EXPIRED, JobQueue
 from tests.scheduler.support import (
     MODEL,

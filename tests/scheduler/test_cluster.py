@@ -17,12 +17,13 @@ from redis.asyncio import RedisCluster
 from redis.exceptions import NoPermissionError, RedisError
 
 from msf_scheduler import keys
+from msf_scheduler.claims import SweepResult
 from msf_scheduler.connection import RedisClient, address, call, check, connect
 from msf_scheduler.embedded_valkey import find_server
 from msf_scheduler.errors import IdempotencyConflict, QueueFull, QueueUnavailable
 from msf_scheduler.job_events import JobWatcher
 from msf_scheduler.jobs import Delivery, JobState, Preview, Progress, Terms
-from msf_scheduler.leases import Leases, SweepResult
+from msf_scheduler.leases import Leases
 from msf_scheduler.model_control import ModelControl
 from msf_scheduler.notices import notices
 from msf_scheduler.queue import Idempotency, JobQueue, QueueDepth, new_job_id

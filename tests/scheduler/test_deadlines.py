@@ -5,9 +5,10 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
+from msf_scheduler.claims import SweepResult
 from msf_scheduler.errors import DeadlineTooShort
 from msf_scheduler.jobs import JobState
-from msf_scheduler.leases import Leases, SweepResult
+from msf_scheduler.leases import Leases
 from msf_scheduler.notices import notices
 from msf_scheduler.queue import JobQueue, QueueDepth
 from tests.polling import eventually

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from msf_scheduler.active_set import ActiveSet, ActiveWork
+from msf_scheduler.active_set import ActiveSet
 from msf_scheduler.dynamic_batching import RequestLevelPolicy
 from msf_scheduler.stage import Stage
 from msf_scheduler.step_batching import Hold, StepBatch
+from msf_scheduler.tenant_shares import ActiveWork
 from tests.scheduler.policy_support import Entry, active_set, add, uniform_costs
 
 

@@ -7,9 +7,10 @@ from collections import Counter
 import pytest
 from redis.asyncio import Redis
 
+from msf_scheduler.claims import Claim
 from msf_scheduler.jobs import Priority
 from msf_scheduler.keys import QueueKeys
-from msf_scheduler.leases import Claim, Leases
+from msf_scheduler.leases import Leases
 from msf_scheduler.queue import JobQueue
 from tests.scheduler.support import MODEL, VERSION, admit, claim, ids, queue_keys
 

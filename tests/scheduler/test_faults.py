@@ -6,9 +6,10 @@ import asyncio
 
 from redis.asyncio import Redis
 
+from msf_scheduler.claims import Claim, ClaimResult, JobEnd, SweepResult
 from msf_scheduler.jobs import JobError, JobState
 from msf_scheduler.keys import CLOCK, RESERVED, QueueKeys
-from msf_scheduler.leases import Claim, ClaimResult, JobEnd, Leases, SweepResult
+from msf_scheduler.leases import Leases
 from msf_scheduler.queue import JobQueue, QueueDepth
 from msf_scheduler.scripts import call_all
 from tests.scheduler.support import (

@@ -13,11 +13,12 @@ import pytest
 from redis.asyncio import Redis
 
 from msf_scheduler import keys
+from msf_scheduler.claims import Claim
 from msf_scheduler.connection import call
 from msf_scheduler.errors import DeadlineTooShort, IdempotencyConflict, QueueFull
 from msf_scheduler.jobs import JobError, JobState, Priority, Provenance, Terms
 from msf_scheduler.keys import RESERVED, QueueKeys, job
-from msf_scheduler.leases import Claim, Leases
+from msf_scheduler.leases import Leases
 from msf_scheduler.queue import Idempotency, JobQueue, QueueDepth
 from tests.scheduler.support import MODEL, NUM_STEPS, REPLIES, TIMINGS, VERSION, queue_keys, replies, spec, try_claim
 

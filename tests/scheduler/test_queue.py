@@ -4,9 +4,10 @@ import asyncio
 
 from redis.asyncio import Redis
 
+from msf_scheduler.claims import SweepResult
 from msf_scheduler.connection import call
 from msf_scheduler.jobs import JobError, JobState
-from msf_scheduler.leases import Leases, SweepResult
+from msf_scheduler.leases import Leases
 from msf_scheduler.queue import JobQueue, QueueDepth
 from tests.polling import eventually
 from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, ids, images_of, stored

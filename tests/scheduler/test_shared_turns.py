@@ -9,9 +9,10 @@ import pytest
 from redis.asyncio import Redis
 
 from msf_scheduler import keys
+from msf_scheduler.claims import Claim, SweepResult
 from msf_scheduler.errors import MemoryFull, QueueFull
 from msf_scheduler.jobs import JobRecord, JobState, Priority, Provenance, Terms
-from msf_scheduler.leases import Claim, Leases, SweepResult
+from msf_scheduler.leases import Leases
 from msf_scheduler.notices import notices
 from msf_scheduler.queue import Idempotency, JobQueue, QueueDepth, new_job_id
 from msf_scheduler.scripts import Script

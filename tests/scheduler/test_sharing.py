@@ -7,10 +7,11 @@ from collections import Counter
 import pytest
 from redis.asyncio import Redis
 
+from msf_scheduler.claims import SweepResult
 from msf_scheduler.errors import DeadlineTooShort, IdempotencyConflict
 from msf_scheduler.jobs import JobError, JobRecord, JobState, Priority, Provenance, Terms
 from msf_scheduler.keys import RESERVED
-from msf_scheduler.leases import Leases, SweepResult
+from msf_scheduler.leases import Leases
 from msf_scheduler.queue import Idempotency, JobQueue, QueueDepth, new_job_id
 from tests.scheduler.support import MODEL, REPLIES, TIMINGS, VERSION, claim, ids, images_of, replies, spec, stored
 

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msf_scheduler.active_set import ActiveSet, ActiveWork
+from msf_scheduler.active_set import ActiveSet
 from msf_scheduler.jobs import Priority
 from msf_scheduler.step_batching import MAX_PATIENCE_S, MAX_WASTE, PATIENCE_S, REASONS, StepBatch, StepLevelPolicy
 from msf_scheduler.step_costs import StepCosts
+from msf_scheduler.tenant_shares import ActiveWork
 from tests.scheduler.policy_support import (
     BUCKETS,
     MODELS,

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msf_scheduler.active_set import ActiveWork
 from msf_scheduler.dynamic_batching import RequestLevelPolicy
 from msf_scheduler.stage import TWO_STAGES, Stage
 from msf_scheduler.step_batching import BatchingPolicy, StepBatch, StepLevelPolicy
+from msf_scheduler.tenant_shares import ActiveWork
 from tests.scheduler.policy_support import BUCKETS, Entry, active_set, costs, entries, job, times
 
 strict_sets = st.lists(st.sampled_from(BUCKETS), unique=True).map(lambda buckets: (2, *buckets))

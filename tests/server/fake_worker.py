@@ -14,9 +14,10 @@ from contextlib import suppress
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
+from msf_scheduler.claims import Claim
 from msf_scheduler.connection import connect
 from msf_scheduler.jobs import JobError, JobSpec, ModelInfo, Provenance, Timings, WorkerInfo
-from msf_scheduler.leases import Claim, Leases
+from msf_scheduler.leases import Leases
 from msf_scheduler.queue import JobQueue
 from msf_scheduler.registry import Registry
 

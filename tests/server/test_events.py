@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from msf_scheduler.claims import Claim
 from msf_scheduler.jobs import JobError, Preview, Progress
-from msf_scheduler.leases import Claim
 from msf_server import sse as server_events
 from msf_server.settings import ServerSettings
 from tests.server.conftest import listening, until

@@ -15,15 +15,16 @@ from msf_engine.model_plans import ModelPlans
 from msf_engine.plan import Plan
 from msf_engine.repository import ModelVersion
 from msf_scheduler.active_set import ActiveSet
+from msf_scheduler.claims import Claim
 from msf_scheduler.jobs import JobRecord, JobSpec, JobState, Priority, Terms
-from msf_scheduler.leases import Claim
 from msf_scheduler.queue import new_job_id
 from msf_scheduler.stage import TWO_STAGES, Stage
 from msf_scheduler.step_batching import BatchingPolicy, StepBatch, first_fitting, make_batch
 from msf_worker.active_job import ActiveJob
-from msf_worker.device_loop import DeviceLoop, Outcome
+from msf_worker.device_loop import DeviceLoop
 from msf_worker.metrics import WorkerMetrics
 from msf_worker.model_runner import ModelRunner
+from msf_worker.outcome import Outcome
 from tests.polling import until
 from tests.worker.faulty_plans import FAILING, NonFinitePlan, RaisingLaterPlan, RaisingPlan
 from tests.worker.support import SPEC, TIMEOUT_S, Gate, assert_same, generated_alone, with_plans

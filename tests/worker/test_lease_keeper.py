@@ -10,8 +10,8 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from msf_scheduler import keys
+from msf_scheduler.claims import Claim
 from msf_scheduler.jobs import JobRecord, JobState, Priority, Terms
-from msf_scheduler.leases import Claim
 from msf_worker.lease_keeper import LeaseKeeper
 from tests.polling import eventually
 from tests.worker.support import SPEC

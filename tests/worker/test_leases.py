@@ -17,12 +17,13 @@ from redis.asyncio import Redis
 from msf_engine.model_plans import ModelPlans
 from msf_engine.repository import ModelVersion
 from msf_scheduler import keys
+from msf_scheduler.claims import Claim, ClaimRequest, ClaimResult
 from msf_scheduler.connection import call, connect
 from msf_scheduler.embedded_valkey import EmbeddedValkey
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.jobs import JobSpec, JobState, Provenance
 from msf_scheduler.keys import QueueKeys
-from msf_scheduler.leases import Claim, ClaimRequest, ClaimResult, Leases
+from msf_scheduler.leases import Leases
 from msf_scheduler.queue import JobQueue
 from msf_scheduler.stage import Stage
 from msf_worker import job_finisher

@@ -15,9 +15,10 @@ from functools import partial
 from itertools import count
 
 from msf_cli.simulation.queue import SimulatedJob, SimulatedQueue
-from msf_scheduler.active_set import ActiveSet, ActiveWork
+from msf_scheduler.active_set import ActiveSet
 from msf_scheduler.step_batching import BatchingPolicy, Hold, StepLevelPolicy
 from msf_scheduler.step_costs import StepCosts
+from msf_scheduler.tenant_shares import ActiveWork
 from msf_scheduler.tunables import HELD_S
 
 MODEL = ("simulated", "1")

@@ -6,9 +6,9 @@ from collections import defaultdict, deque
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from msf_scheduler.active_set import Terms
 from msf_scheduler.jobs import Priority
 from msf_scheduler.step_costs import StepPattern
+from msf_scheduler.tenant_shares import Terms
 
 
 @dataclass(frozen=True)
