@@ -9,7 +9,6 @@ import torch
 
 from msf_engine.config import (
     AutoencoderConfig,
-    DenoiserConfig,
     GuidanceConfig,
     ImageConfig,
     LatentStatistics,
@@ -17,6 +16,7 @@ from msf_engine.config import (
     SamplingConfig,
     StageConfig,
 )
+from msf_engine.denoiser_config import DenoiserConfig
 from msf_engine.diffusion_process import DiffusionProcess, VariancePreservingProcess
 from msf_engine.model import MsfModel
 from msf_engine.repository import ModelVersion, read_version, save_version

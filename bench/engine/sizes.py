@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from msf_engine.config import DenoiserVariant, TimeConfig
 from msf_engine.denoiser import SIZES as WIDTH_DEPTH_HEADS
 from msf_engine.denoiser import Denoiser
+from msf_engine.denoiser_config import DenoiserVariant, TimeConfig
 from msf_scheduler.stage import Stage
 
 LATENT_CHANNELS = 4

@@ -36,8 +36,8 @@ from bench.reproduction.latent_trainer import LatentTrainer
 from bench.reproduction.report import mean_fids, mean_log_fid
 from bench.reproduction.results_cache import ResultsCache
 from bench.reproduction.sampling import Sampling, Speed, measure_speeds
-from msf_engine.config import DenoiserConfig
 from msf_engine.denoiser import Denoiser
+from msf_engine.denoiser_config import DenoiserConfig
 from msf_engine.model import MsfModel
 from msf_engine.repository import read_version
 from msf_training.autoencoder_loss import residual_share

@@ -11,8 +11,8 @@ from torch import nn
 
 from bench.engine.flops import row_flops
 from bench.reproduction.sampling import Sampling
-from msf_engine.config import DenoiserConfig
 from msf_engine.denoiser import Denoiser
+from msf_engine.denoiser_config import DenoiserConfig
 from msf_training.class_folders import ClassFolders, load_class_folders
 from msf_training.dataset import Split
 from msf_training.recipe import Recipe, read_recipe

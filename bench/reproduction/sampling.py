@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from msf_engine.backends import get_backend
-from msf_engine.config import DenoiserConfig
 from msf_engine.denoiser import Denoiser
+from msf_engine.denoiser_config import DenoiserConfig
 from msf_engine.eager_network import host_time_embedding
 from msf_engine.factorization import up
 from msf_engine.model import DecodeModule, MsfModel

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from msf_engine.config import (
     AutoencoderConfig,
-    DenoiserConfig,
     GuidanceConfig,
     ImageConfig,
     LatentStatistics,
@@ -22,6 +21,7 @@ from msf_engine.config import (
     StageConfig,
 )
 from msf_engine.denoiser import SIZES
+from msf_engine.denoiser_config import DenoiserConfig
 from msf_scheduler.stage import Stage
 from msf_training.image_files import ImageFormat
 from msf_training.trainer import TrainerConfig

@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass, field
 
+from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.jobs import JobError, JobRecord, JobState, ModelKey, Priority, Provenance, Timings
 from msf_scheduler.keys import QueueKeys
+
+EXPIRED = JobError(code=ErrorCode.DEADLINE, message="the job could not end within its timeout_s")
+GONE = JobError(
+    code=ErrorCode.FINGERPRINT_GONE,
+    message="no worker can produce the promised bytes any more; repeat the request for another fingerprint",
+)
+POISONED = JobError(code=ErrorCode.POISONED, message="every worker that ran this job died; it will not be run again")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import logging
 import os
@@ -24,6 +23,7 @@ from urllib.parse import quote
 from msf_scheduler import aof
 from msf_scheduler import valkey_supervisor as supervisor
 from msf_scheduler.errors import QueueUnavailable
+from msf_scheduler.private_folder import make_private
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,6 @@ OWNER_TIMEOUT_S = 1.0  # for the end of a service that is ending
 OWNER = "owner"  # file that the owner locks, with the server's URL and the owner's pid
 SERVER_LOCK = "server"
 OWN_NAMES = (OWNER, SERVER_LOCK, "valkey.", "temp-", aof.FOLDER, "damaged-")
-OTHERS_CAN_WRITE = 0o022
 MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 108 on Linux and 104 on macOS
 MAX_MEMORY = "1gb"
 
@@ -64,7 +63,7 @@ class EmbeddedValkey:
 
     def start(self) -> str:
         """Start the server. Raises OSError for an unusable folder, and QueueUnavailable."""
-        make_private(self._data_dir)
+        make_private(self._data_dir, OWN_NAMES)
         try:
             self._take_ownership()
             try:
@@ -203,38 +202,6 @@ class EmbeddedValkey:
 
 class _NotStarted(Exception):
     """The server has ended, or does not answer; the message has what its log says."""
-
-
-def make_private(folder: Path) -> None:
-    """Create the folder, and make what it holds unreadable for other users.
-
-    Raises OSError if it cannot be used, PermissionError too if other users could replace what is in it.
-    """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.stat()
-    names = {entry.name for entry in folder.iterdir()}
-    if status.st_uid != os.geteuid():
-        reason = f"belongs to another user ({status.st_uid}). Allowed: a folder of your own, such as one in it"
-        raise PermissionError(errno.EPERM, reason)
-    if status.st_mode & OTHERS_CAN_WRITE:
-        if any(not name.startswith(OWN_NAMES) for name in names):
-            reason = "can be written by other users, and holds more than this service's data. Allowed: a folder in it"
-            raise PermissionError(errno.EPERM, reason)
-        folder.chmod(0o700)
-    for name in names:
-        if name.startswith(OWN_NAMES):
-            _make_private(folder / name)
-
-
-def _make_private(path: Path) -> None:
-    if path.is_symlink():
-        return
-    if path.is_dir():
-        path.chmod(0o700)
-        for entry in path.iterdir():
-            _make_private(entry)
-    elif not path.is_socket():
-        path.chmod(0o600)
 
 
 def backup_folder(data_dir: Path) -> Path:

@@ -12,9 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from msf_scheduler import keys
-from msf_scheduler.claims import Claim, ClaimRequest, ClaimResult, JobEnd, SweepResult
+from msf_scheduler.claims import EXPIRED, GONE, POISONED, Claim, ClaimRequest, ClaimResult, JobEnd, SweepResult
 from msf_scheduler.connection import MAX_BLOCK_S, RedisClient, call, call_blocking
-from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import QueueUnavailable
 from msf_scheduler.job_codec import decode_job
 from msf_scheduler.jobs import (
@@ -30,15 +29,8 @@ from msf_scheduler.jobs import (
     Timings,
 )
 from msf_scheduler.keys import QueueKeys
-from msf_scheduler.queue import EXPIRED
 from msf_scheduler.scripts import Invocation, Script, by_name, call_all
 from msf_scheduler.tunables import DEAD_LETTER_TTL_S, LEASE_S, MAX_LEASES_RENEWED, MAX_STORED_BYTES, RESULT_TTL_S
-
-GONE = JobError(
-    code=ErrorCode.FINGERPRINT_GONE,
-    message="no worker can produce the promised bytes any more; repeat the request for another fingerprint",
-)
-POISONED = JobError(code=ErrorCode.POISONED, message="every worker that ran this job died; it will not be run again")
 
 
 class Leases:

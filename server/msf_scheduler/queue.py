@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from msf_scheduler import keys
+from msf_scheduler.claims import EXPIRED
 from msf_scheduler.connection import RedisClient, call, call_all
-from msf_scheduler.error_codes import ErrorCode
 from msf_scheduler.errors import DeadlineTooShort, IdempotencyConflict, LimitExceeded, MemoryFull, QueueFull
 from msf_scheduler.job_codec import decode_job
 from msf_scheduler.jobs import SCHEMA_VERSION, JobError, JobRecord, JobSpec, JobState, Terms
@@ -34,7 +34,6 @@ from msf_scheduler.tunables import (
 from msf_scheduler.webhook_queue import receiver
 
 _JOB_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
-EXPIRED = JobError(code=ErrorCode.DEADLINE, message="the job could not end within its timeout_s")
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from msf_engine.config import DenoiserConfig, DenoiserVariant
 from msf_engine.denoiser import Denoiser, rotary_embedding, rotate
+from msf_engine.denoiser_config import DenoiserConfig, DenoiserVariant
 from msf_scheduler.stage import Stage
 from tests.models import tiny_config, tiny_model
 

@@ -12,7 +12,8 @@ import torch
 from pydantic import ValidationError
 
 from msf_engine.backends import get_backend
-from msf_engine.config import GuidanceConfig, ModelConfig, TimeConfig
+from msf_engine.config import GuidanceConfig, ModelConfig
+from msf_engine.denoiser_config import TimeConfig
 from msf_engine.eager_network import host_time_embedding
 from msf_engine.executor import Executor, SampleRequest
 from msf_engine.generate import generate

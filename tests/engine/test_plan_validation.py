@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from msf_engine.config import TimeConfig
+from msf_engine.denoiser_config import TimeConfig
 from msf_engine.plan import Array, FunctionPlan, Plan, PlanSpec, stage_inputs
 from msf_engine.plan_validation import (
     FULL,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from msf_engine.config import TimeConfig
 from msf_engine.denoiser import TimeEmbedding
+from msf_engine.denoiser_config import TimeConfig
 from msf_engine.eager_network import host_time_embedding
 from msf_engine.repository import ModelVersion
 from msf_engine.time_embedding import TIME_FEATURES, HostTimeEmbedding

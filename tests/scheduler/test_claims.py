@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from redis.asyncio import Redis
 
-from msf_scheduler.claims import ClaimRequest, JobEnd
+from msf_scheduler.claims import EXPIRED, ClaimRequest, JobEnd
 from msf_scheduler.jobs import JobError, JobState, Priority
 from msf_scheduler.leases import Leases
-from msf_scheduler.queue import EXPIRED, JobQueue
+from msf_scheduler.queue import JobQueue
 from tests.scheduler.support import (
     MODEL,
     TIMINGS,

@@ -2,7 +2,8 @@
 
 A batch is a few integers and floats per row, written into one pinned host tensor and copied at once. On a GPU the rest
 of a step is one CUDA graph: gather, network, guidance and update, scatter. Only pixels and finite flags come back, by
-copies that the host awaits when it wants the result, so that it reads batch k while batch k + 1 is computed.
+copies that the host awaits when it wants the result, so that it reads batch k while batch k + 1 is computed. What must
+happen in this order is in this one file, long as it is.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import partial
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msf_engine.arenas import DecodeRows, Indices, StepRows
+from msf_engine.arenas.device_fields import DecodeField, StepField, floats
 from msf_engine.cuda_graph import capture
 from msf_engine.device_plan import DevicePlan
 from msf_engine.errors import PlanError
@@ -31,27 +32,6 @@ from msf_engine.step_table import StepTable
 from msf_scheduler.stage import Stage
 
 MIN_TABLE_ROWS = 1024
-
-
-class StepField(IntEnum):
-    """Rows of a step batch's (7, R) int64 tensor. A step writes a sample where TARGETS says, other rows nowhere."""
-
-    SLOTS = 0
-    STEPS = 1
-    LABELS = 2
-    PARTNERS = 3  # the row with the null label; an unguided row is its own
-    TARGETS = 4
-    COMPLETES = 5  # slots whose stage ends with this step
-    SCALES = 6  # float32
-
-
-class DecodeField(IntEnum):
-    """Rows of a decode batch's (4, R) int64 tensor. The last stage is decoded as p x - q d: complete, p = 1, q = 0."""
-
-    SLOTS = 0
-    IS_BLANK = 1  # whether the last stage has had no step
-    P = 2  # float32
-    Q = 3  # float32
 
 
 @dataclass(frozen=True)
@@ -243,7 +223,7 @@ class DeviceArenas:
         # As in `sampling.guide` and `sampling.advance`: separate products and sums, so that the bytes are the same.
         channels = stage_config.guidance.channels
         positive, negative = output[:, :channels], output.index_select(0, partners)[:, :channels]
-        d = negative + _floats(scale_bits) * (positive - negative)
+        d = negative + floats(scale_bits) * (positive - negative)
         if channels is not None:
             d = torch.cat((d, output[:, channels:]), dim=1)
         a, b, c = updates.index_select(0, steps)[:, :, None, None, None].unbind(1)
@@ -259,7 +239,7 @@ class DeviceArenas:
         """Decode samples in or after the last denoising stage (R,) to pixels (R, H, W, channels)."""
         slots, is_blank, p_bits, q_bits = fields.unbind()
         *before, last = (x.index_select(0, slots) for x in self._x.values())
-        estimate = _floats(p_bits) * last - _floats(q_bits) * self._d_prev[self._last].index_select(0, slots)
+        estimate = floats(p_bits) * last - floats(q_bits) * self._d_prev[self._last].index_select(0, slots)
         estimate = torch.where(is_blank.bool()[:, None, None, None], self._blank, estimate)
         return to_pixels(self._networks[Stage.DECODE](*before, estimate))
 
@@ -327,8 +307,3 @@ class DeviceArenas:
 def to_pixels(levels: Tensor) -> Tensor:
     """Round grey levels to uint8, as `sampling.to_pixels` does."""
     return levels.nan_to_num().round().clamp(0, 255).to(torch.uint8)
-
-
-def _floats(bits: Tensor) -> Tensor:
-    """Read float32 (R, 1, 1, 1) from the first half of int64 (R,)."""
-    return bits.view(torch.float32)[: len(bits), None, None, None]

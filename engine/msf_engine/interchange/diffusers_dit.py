@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from msf_engine.config import DenoiserConfig, DenoiserVariant, TimeConfig
+from msf_engine.denoiser_config import DenoiserConfig, DenoiserVariant, TimeConfig
 from msf_engine.errors import CheckpointError
 from msf_engine.interchange.checkpoint import WEIGHTS_NAME, Checkpoint, read_checkpoint, read_config
 from msf_engine.time_embedding import TIME_FEATURES

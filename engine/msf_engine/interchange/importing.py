@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from msf_engine.config import DenoiserConfig, ModelConfig
+from msf_engine.config import ModelConfig
+from msf_engine.denoiser_config import DenoiserConfig
 from msf_engine.errors import CheckpointError, ModelRepositoryError
 from msf_engine.interchange.autoencoder_kl import ImportedAutoencoder, read_autoencoder_kl
 from msf_engine.interchange.checkpoint import WEIGHTS_NAME, read_checkpoint, read_config, read_json

@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from msf_engine.config import DenoiserConfig, DenoiserVariant, TimeConfig
 from msf_engine.denoiser import SIZES, rotary_embedding
+from msf_engine.denoiser_config import DenoiserConfig, DenoiserVariant, TimeConfig
 from msf_engine.errors import CheckpointError
 from msf_engine.interchange.checkpoint import Checkpoint
 from msf_engine.interchange.diffusers_dit import State, output_rows

@@ -11,7 +11,8 @@ from msf_scheduler.error_codes import ErrorCode
 from msf_server.dependencies import AliasesDep, CatalogDep
 from msf_server.errors import InvalidRequest
 from msf_server.middleware.auth import bearer_auth
-from msf_server.oip.schemas import OIP_ERRORS, AliasRequest, body_of
+from msf_server.oip.body_schemas import body_of
+from msf_server.oip.schemas import OIP_ERRORS, AliasRequest
 from msf_server.schemas.body import parse_json
 
 router = APIRouter(

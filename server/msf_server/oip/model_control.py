@@ -19,6 +19,7 @@ from msf_scheduler.registry import Registry
 from msf_server.dependencies import CatalogDep, ModelControlDep, RegistryDep, SettingsDep
 from msf_server.errors import ApiError, InvalidRequest, quoted
 from msf_server.middleware.auth import bearer_auth
+from msf_server.oip.body_schemas import body_of
 from msf_server.oip.models import ModelName
 from msf_server.oip.schemas import (
     OIP_ERRORS,
@@ -29,7 +30,6 @@ from msf_server.oip.schemas import (
     OipError,
     UnloadRequest,
     VersionPolicy,
-    body_of,
 )
 from msf_server.schemas.body import RequestBody, parse_json
 

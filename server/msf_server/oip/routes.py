@@ -23,6 +23,7 @@ from msf_server.dependencies import CatalogDep, Services, SettingsDep, Submissio
 from msf_server.errors import ApiError, InvalidRequest
 from msf_server.measured_route import MeasuredRoute
 from msf_server.middleware.auth import bearer_auth
+from msf_server.oip.body_schemas import infer_body
 from msf_server.oip.inference import INPUTS, LABEL, OUTPUT, PARAMETERS, make_orders, wants_binary
 from msf_server.oip.models import find_default, find_version, follow_operators
 from msf_server.oip.schemas import (
@@ -36,7 +37,6 @@ from msf_server.oip.schemas import (
     ServerMetadata,
     StringValue,
     TensorMetadata,
-    infer_body,
 )
 from msf_server.oip.tensors import BYTES, check_output, read_request, write_response
 from msf_server.orders import Order

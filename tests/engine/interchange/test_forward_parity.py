@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from msf_engine.config import DenoiserConfig
 from msf_engine.denoiser import Denoiser
+from msf_engine.denoiser_config import DenoiserConfig
 from msf_engine.interchange.checkpoint import read_checkpoint
 from msf_engine.interchange.diffusers_dit import read_transformer
 from msf_engine.interchange.timm_dit import read_denoiser
