@@ -233,8 +233,8 @@ def main() -> None:
     load = Load(arguments.requests, arguments.clients, arguments.alone, arguments.mixed_share, arguments.mixed_seconds)
     with tempfile.TemporaryDirectory(prefix="msf-") as name:
         folder = Path(name)
-        names = write_models(folder / "models", every, template)
-        settings = {"MSF_MODEL_REPO": str(folder / "models")}
+        names = write_models(folder / "contenders", every, template)
+        settings = {"MSF_MODEL_REPO": str(folder / "contenders")}
         subprocess.run([sys.executable, "-m", "msf_cli.main", "compile"], env=os.environ | settings, check=True)
         with local_service(folder, **settings) as service:
             baseline = next(name for entry, name in zip(every, names, strict=True) if entry.name == BASELINE)
