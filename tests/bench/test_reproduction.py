@@ -11,6 +11,7 @@ import torch
 from bench.evaluation.comparison import Quality
 from bench.evaluation.feature_networks import FeatureNetworks
 from bench.evaluation.networks import Classifier, SelfSupervised
+from bench.mixed_load import MIX
 from bench.reproduction.ablation import Ablation, report, variants
 from bench.reproduction.architectures import BASELINE, OURS, SCALES, Architecture, Scale, architectures, marks
 from bench.reproduction.compare import Reproduction
@@ -18,7 +19,8 @@ from bench.reproduction.latent_trainer import LatentTrainer
 from bench.reproduction.report import Difference, write_report
 from bench.reproduction.results_cache import ResultsCache
 from bench.reproduction.sampling import Speed
-from bench.reproduction.served import servable_model
+from bench.reproduction.served import contenders, mixed_rate, servable_model, with_patches_of_one
+from msf_cli.load.mix import plan_typical
 from msf_engine.backends.eager import EagerBackend
 from msf_engine.repository import read_version, save_version
 from msf_training.class_folders import ClassFolders
@@ -83,6 +85,21 @@ def test_contenders_are_served_as_models_of_one_stage_and_of_two(tmp_path: Path)
         stages[architecture.name] = [(stage.name, stage.default_num_steps) for stage in config.stages]
     assert stages[OURS] == [("base", 16), ("residual", 4)]
     assert stages[BASELINE] == [("denoise", 20)]
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_contenders_with_patches_of_one_have_four_times_the_tokens(size: int) -> None:
+    every = with_patches_of_one(contenders(SCALES["full"], size))
+    assert [entry.name for entry in every] == [OURS, BASELINE, "MSF/1", BASELINE.replace("/2", "/1")]
+    msf, dit, *fine = [[(stage.size // stage.patch_size) ** 2 for stage in entry.stages] for entry in every]
+    assert (msf, dit) == ([(size // 4) ** 2] * 2, [(size // 2) ** 2])
+    assert fine == [[4 * count for count in counts] for counts in (msf, dit)]
+
+
+def test_the_mixed_load_offers_its_share_of_what_a_contender_completes() -> None:
+    requests = plan_typical(9_000, MIX, num_labels=10, seed=0)
+    steps = [(request.kind.num_steps or 0) * request.kind.num_samples for request in requests]
+    assert mixed_rate(images_per_s=50.0, share=0.6) * sum(steps) / len(steps) == pytest.approx(0.6 * 50 * 20, rel=0.01)
 
 
 def test_runs_of_equal_operations_see_as_many_images_as_they_can_afford() -> None:

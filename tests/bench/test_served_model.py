@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bench.evaluation.guidance import NEGATIVE, NONE, PLAIN, generate, most_confused, variants
 from bench.evaluation.served_model import SamplingSetting, ServedModel
 from msf_engine.backends import get_backend
 from msf_engine.config import LatentStatistics
@@ -80,3 +81,19 @@ def test_settings_are_read_and_written() -> None:
 def test_a_malformed_setting_is_refused_by_name(text: str) -> None:
     with pytest.raises(ValueError, match="invalid setting "):
         SamplingSetting.parse(text)
+
+
+def test_guidance_changes_the_images_where_it_acts(model: ServedModel) -> None:
+    labels, every = torch.arange(6) % len(LABELS), variants(model.config)
+    images = {name: generate(model, guidance, labels, None, seed=7) for name, guidance in every.items()}
+    assert torch.equal(images[PLAIN], model.generate(labels, model.default_setting, seed=7))
+    assert torch.equal(images[PLAIN], images[NEGATIVE])
+    changed = {name for name in images if not torch.equal(images[name], images[PLAIN])}
+    assert changed >= {NONE, "first 1 of 2 channels", "times 0.3 to 1"}
+    steered = generate(model, every[NEGATIVE], labels, (labels + 1) % len(LABELS), seed=7)
+    assert not torch.equal(steered, images[PLAIN])
+
+
+def test_the_most_confused_class_is_another_one() -> None:
+    labels, seen = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 0, 2, 0, 1, 2])
+    assert most_confused(labels, seen, 3).tolist()[:2] == [2, 0]
