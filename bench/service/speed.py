@@ -50,7 +50,7 @@ async def single_latencies(url: str, num_requests: int) -> list[dict[str, float]
     return latencies[NUM_WARMUP:]
 
 
-async def saturated_rate(url: str, num_requests: int, num_clients: int, model: str = MODEL) -> float:
+async def saturated_rate(url: str, num_requests: int, num_clients: int) -> float:
     """Return images per second with `num_clients` requests of one image always in flight."""
     seeds = iter(range(num_requests))
     limits = httpx.Limits(max_connections=num_clients)
@@ -58,15 +58,15 @@ async def saturated_rate(url: str, num_requests: int, num_clients: int, model: s
 
         async def send_requests() -> None:
             for seed in seeds:
-                await _request_image(client, seed, model)
+                await _request_image(client, seed)
 
         started_at = time.perf_counter()
         await asyncio.gather(*(send_requests() for _ in range(num_clients)))
         return num_requests / (time.perf_counter() - started_at)
 
 
-async def _request_image(client: httpx.AsyncClient, seed: int, model: str = MODEL) -> httpx.Response:
-    body = {"model": model, "prompt": str(seed % 10), "seed": seed, "cache": False}
+async def _request_image(client: httpx.AsyncClient, seed: int) -> httpx.Response:
+    body = {"model": MODEL, "prompt": str(seed % 10), "seed": seed, "cache": False}
     return (await client.post("/v1/images/generations", json=body)).raise_for_status()
 
 
