@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import contextlib
 import io
@@ -163,6 +164,7 @@ def pixels_file(number: int, index: int) -> Path:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     (RECORDS / "images").mkdir(parents=True, exist_ok=True)
     save("openapi", openapi())
     save("commands", commands())
