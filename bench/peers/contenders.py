@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
-class Peer:
+class PeerServer:
     """A peer's command line after its Python, its variables at `{port}`, and a request's body around the plain one."""
 
     command: tuple[str, ...]
@@ -38,7 +38,7 @@ class Peer:
 
 
 PEERS = {
-    "mosec": Peer(
+    "mosec": PeerServer(
         ("-m", "bench.peers.adapters.mosec_server"),
         {
             "MOSEC_ADDRESS": "127.0.0.1",
@@ -48,13 +48,13 @@ PEERS = {
             "MOSEC_LOG_LEVEL": "warning",
         },
     ),
-    "litserve": Peer(("-m", "bench.peers.adapters.litserve_server"), {"BENCH_PEERS_PORT": "{port}"}),
-    "bentoml": Peer(
+    "litserve": PeerServer(("-m", "bench.peers.adapters.litserve_server"), {"BENCH_PEERS_PORT": "{port}"}),
+    "bentoml": PeerServer(
         ("-m", "bentoml", "serve", "bench.peers.adapters.bentoml_server:BentoImages"),
         {"BENTOML_HOST": "127.0.0.1", "BENTOML_PORT": "{port}", "BENTOML_DO_NOT_TRACK": "1"},
         template='{"requests": [%s]}',
     ),
-    "ray": Peer(
+    "ray": PeerServer(
         ("-m", "bench.peers.adapters.ray_server"), {"BENCH_PEERS_PORT": "{port}", "RAY_USAGE_STATS_ENABLED": "0"}
     ),
 }

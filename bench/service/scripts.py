@@ -245,8 +245,8 @@ async def _users(store: Store, number: int) -> None:
 async def _webhooks(store: Store, number: int) -> None:
     await store.admit(number, tenant=f"tenant-{EACH_OF_1000}", webhook_url=f"https://{EACH}.example")
     [claim, *_] = await store.claim_all(number)
-    each = Claim(claim.job.model_copy(update={"id": job_id_of(EACH)}), claim.worker_id)
-    await store.repeat(number, lambda redis: Leases(redis).succeed(each, [b"image"], TIMINGS))
+    pattern = Claim(claim.job.model_copy(update={"id": job_id_of(EACH)}), claim.worker_id)
+    await store.repeat(number, lambda redis: Leases(redis).succeed(pattern, [b"image"], TIMINGS))
     webhooks = WebhookQueue(store.redis)
     for _ in range(20):
         for webhook in await webhooks.take(MAX_WEBHOOKS_TAKEN, {}):

@@ -15,7 +15,7 @@ from msf_worker.model_runner import ModelRunner
 RESERVED_SHARE = 0.25  # of the slots, for the first samples of jobs
 
 
-class ActiveModel(NamedTuple):
+class HostedModel(NamedTuple):
     """A model version that is served."""
 
     runner: ModelRunner
@@ -35,7 +35,7 @@ class ActiveJobs:
 
     def __init__(self) -> None:
         self.active = ActiveSet()  # what the policy chooses from
-        self.models: dict[ModelKey, ActiveModel] = {}  # replaced, never changed
+        self.models: dict[ModelKey, HostedModel] = {}  # replaced, never changed
         self._by_id: dict[str, ActiveJob] = {}
         self._by_number: dict[int, ActiveJob] = {}
         self._unjoined: dict[str, ActiveJob] = {}  # jobs with samples that wait for slots
@@ -47,7 +47,7 @@ class ActiveJobs:
 
     def add_model(self, runner: ModelRunner) -> None:
         """Serve one more model version."""
-        model = ActiveModel(runner, self.active.add_model(runner.key, runner.costs), {})
+        model = HostedModel(runner, self.active.add_model(runner.key, runner.costs), {})
         self.models = {**self.models, runner.key: model}
 
     def remove_model(self, key: ModelKey) -> None:
@@ -118,7 +118,7 @@ class ActiveJobs:
             if not job.waiting:
                 del self._unjoined[job.id]
 
-    def _join(self, job: ActiveJob, model: ActiveModel, positions: Sequence[int], now: float) -> None:
+    def _join(self, job: ActiveJob, model: HostedModel, positions: Sequence[int], now: float) -> None:
         slots = model.runner.executor.join([job.sample_request(p) for p in positions], job.noise.rows(positions))
         for slot, position in zip(slots, positions, strict=True):
             index = job.spec.indices[position]
@@ -126,7 +126,7 @@ class ActiveJobs:
             job.slots[slot] = index
             self.active.join(job.number, index, slot, now)
 
-    def take_results(self, model: ActiveModel, result: StepResult) -> EndedJobs:
+    def take_results(self, model: HostedModel, result: StepResult) -> EndedJobs:
         """Give images to their jobs, and drop the jobs that end."""
         ended = EndedJobs([], [])
         for slot, image in result.images.items():

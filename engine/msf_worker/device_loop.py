@@ -20,7 +20,7 @@ from msf_scheduler.jobs import JobError, ModelKey, Terms
 from msf_scheduler.stage import Stage
 from msf_scheduler.step_batching import BatchingPolicy, Hold, StepBatch
 from msf_worker.active_job import ActiveJob
-from msf_worker.active_jobs import ActiveJobs, ActiveModel
+from msf_worker.active_jobs import ActiveJobs, HostedModel
 from msf_worker.metrics import WorkerMetrics
 from msf_worker.model_runner import ModelRunner
 from msf_worker.outcome import Outcome, due_previews, due_progress, preview_outcome
@@ -36,7 +36,7 @@ NON_FINITE = JobError(code=ErrorCode.NON_FINITE, message="the model computed a n
 
 class _Launch(NamedTuple):
     batch: StepBatch
-    model: ActiveModel
+    model: HostedModel
     rows: StepRows | DecodeRows
     jobs: list[ActiveJob]
     started_at: float
@@ -253,8 +253,8 @@ class DeviceLoop:
             outcome.failed = [(job, NON_FINITE) for job in ended.failed]
         if self.watched:
             watched = [job for job in launch.jobs if job.id in self.watched]
-            due = ((job, due_progress(self._jobs, job, ended_at)) for job in watched)
-            outcome.progress = [(job, progress) for job, progress in due if progress is not None]
+            reports = ((job, due_progress(self._jobs, job, ended_at)) for job in watched)
+            outcome.progress = [(job, progress) for job, progress in reports if progress is not None]
         self._hand_over(outcome)
         self._metrics.add_host_seconds("finish", time.monotonic() - ended_at)
 

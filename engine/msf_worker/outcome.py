@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from msf_scheduler.jobs import JobError, Preview, Progress
 from msf_scheduler.stage import Stage
 from msf_worker.active_job import ActiveJob
-from msf_worker.active_jobs import ActiveJobs, ActiveModel
+from msf_worker.active_jobs import ActiveJobs, HostedModel
 
 PROGRESS_INTERVAL_S = 0.1
 
 
 @dataclass
 class Outcome:
-    """What the event loop has to do for some jobs, and whether the worker should claim more work."""
+    """Work of the event loop for some jobs, and whether the worker should claim more work."""
 
     completed: list[ActiveJob] = field(default_factory=list)
     failed: list[tuple[ActiveJob, JobError]] = field(default_factory=list)
@@ -46,7 +46,7 @@ def due_progress(jobs: ActiveJobs, job: ActiveJob, now: float) -> Progress | Non
     return job.progress(stage, steps_done, num_steps)
 
 
-def due_previews(model: ActiveModel, slots: Sequence[int]) -> dict[int, int]:
+def due_previews(model: HostedModel, slots: Sequence[int]) -> dict[int, int]:
     """Return the number of the preview that is due of a sample, by slot; few have one."""
     numbers = {}
     for slot in slots:
@@ -58,7 +58,7 @@ def due_previews(model: ActiveModel, slots: Sequence[int]) -> dict[int, int]:
     return numbers
 
 
-def preview_outcome(model: ActiveModel, numbers: dict[int, int]) -> Outcome:
+def preview_outcome(model: HostedModel, numbers: dict[int, int]) -> Outcome:
     """Decode previews, of which `numbers` are by slot. Raises what the executor does."""
     images = model.runner.executor.preview(tuple(numbers))
     outcome = Outcome()

@@ -56,7 +56,7 @@ def spec(version: str, num_samples: int = 1, seed: int = 7) -> JobSpec:
 
 
 @dataclass
-class Lane:
+class CrashLane:
     """A Valkey, and what one attempt at a time does with it."""
 
     folder: Path
@@ -183,8 +183,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> WorkerSettings:
 
 
 @pytest.fixture
-async def lanes(settings: WorkerSettings, tmp_path: Path) -> AsyncIterator[list[Lane]]:
-    lanes = [Lane(tmp_path / str(number), settings) for number in range(NUM_LANES)]
+async def lanes(settings: WorkerSettings, tmp_path: Path) -> AsyncIterator[list[CrashLane]]:
+    lanes = [CrashLane(tmp_path / str(number), settings) for number in range(NUM_LANES)]
     yield lanes
     for lane in lanes:
         lane.stop_worker()
@@ -193,7 +193,7 @@ async def lanes(settings: WorkerSettings, tmp_path: Path) -> AsyncIterator[list[
         lane.valkey.wait()
 
 
-async def load_and_unload(lane: Lane, point: CrashPoint) -> bool:
+async def load_and_unload(lane: CrashLane, point: CrashPoint) -> bool:
     """Load a version, serve jobs, load another, unload the first; return whether the crash point was reached."""
     await lane.clear()
     lane.start_worker(point)
@@ -211,11 +211,11 @@ async def load_and_unload(lane: Lane, point: CrashPoint) -> bool:
 
 
 async def try_every_point(
-    lanes: list[Lane], attempts: Attempts, moments: Sequence[Moment], victim: Callable[[Lane], int]
+    lanes: list[CrashLane], attempts: Attempts, moments: Sequence[Moment], victim: Callable[[CrashLane], int]
 ) -> None:
     """Try each write at each moment, until a run is not hit any more."""
 
-    async def run(lane: Lane, moment: Moment, numbers: Iterator[int]) -> None:
+    async def run(lane: CrashLane, moment: Moment, numbers: Iterator[int]) -> None:
         for number in numbers:
             is_reached = True
             with attempts.attempt(f"{moment} write {number}"):
@@ -230,19 +230,19 @@ async def try_every_point(
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
-async def test_a_worker_is_killed_at_every_write(lanes: list[Lane], attempts: Attempts) -> None:
+async def test_a_worker_is_killed_at_every_write(lanes: list[CrashLane], attempts: Attempts) -> None:
     """Worker killed at each write to Redis of load, claim, finish and unload."""
     await try_every_point(lanes, attempts, MOMENTS, lambda lane: 0)
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
-async def test_valkey_is_killed_at_every_write(lanes: list[Lane], attempts: Attempts) -> None:
+async def test_valkey_is_killed_at_every_write(lanes: list[CrashLane], attempts: Attempts) -> None:
     """Valkey killed at each write of a worker."""
     await try_every_point(lanes, attempts, ("before", "after"), lambda lane: lane.valkey.pid)
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
-async def test_a_server_is_killed_at_every_write_of_an_admission(lanes: list[Lane], attempts: Attempts) -> None:
+async def test_a_server_is_killed_at_every_write_of_an_admission(lanes: list[CrashLane], attempts: Attempts) -> None:
     """Server killed at each write to Redis of an admission."""
     [lane, *_] = lanes
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tests.hostile.conftest import Attempts
-from tests.system.test_documents import README, ROOT, Service, check_examples, service  # noqa: F401
+from tests.system.test_documents import README, ROOT, DocumentedService, check_examples, service  # noqa: F401
 
 API, OIP = ROOT / "docs/api.md", ROOT / "docs/oip.md"
 
 
 @pytest.mark.timeout(900)
 def test_examples_run_after_any_other_and_twice(
-    service: Service,  # noqa: F811
+    service: DocumentedService,  # noqa: F811
     attempts: Attempts,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

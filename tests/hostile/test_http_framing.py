@@ -75,7 +75,7 @@ BAD = (
 
 
 @dataclass(frozen=True)
-class Answer:
+class RawAnswer:
     """One response, without what differs each time."""
 
     status: int
@@ -129,7 +129,7 @@ def exchange(
     return bytes(received)
 
 
-def answers_in(received: bytes) -> list[Answer]:
+def answers_in(received: bytes) -> list[RawAnswer]:
     """Parse responses strictly; an answer to HEAD announces the length of a body that it lacks."""
     answers = []
     while received:
@@ -141,7 +141,7 @@ def answers_in(received: bytes) -> list[Answer]:
         assert b"content-length" in headers, match[0]
         length = 0 if received.startswith(b"HTTP/1.1 ") or not received else int(headers[b"content-length"])
         assert len(received) >= length, "a truncated body"
-        answers.append(Answer(int(match[1]), received[:length]))
+        answers.append(RawAnswer(int(match[1]), received[:length]))
         received = received[length:]
     return answers
 

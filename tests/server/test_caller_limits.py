@@ -1,4 +1,4 @@
-"""What one caller may hold at a time: requests, event streams, and answers that it does not read."""
+"""Limits of what one caller holds at a time: requests, event streams, and answers that it does not read."""
 
 from __future__ import annotations
 

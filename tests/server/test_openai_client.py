@@ -31,9 +31,9 @@ async def test_images(ai: AsyncOpenAI) -> None:
     assert images.data is not None
     assert [b64decode(image.b64_json or "")[1:4] for image in images.data] == [b"PNG", b"PNG"]
 
-    named = await ai.images.generate(prompt="bag", response_format="b64_json")
-    assert named.data is not None
-    assert named.data[0].url is None
+    encoded = await ai.images.generate(prompt="bag", response_format="b64_json")
+    assert encoded.data is not None
+    assert encoded.data[0].url is None
 
 
 async def test_an_answer_serves_clients_that_expect_urls_and_those_that_expect_files(ai: AsyncOpenAI) -> None:

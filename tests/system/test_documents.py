@@ -47,7 +47,7 @@ VARYING = re.compile(r"created|cached|url|job_id|reproducibility|fingerprint|\w+
 
 
 @dataclass(frozen=True)
-class Service:
+class DocumentedService:
     """The shipped models served by an `msf serve` that runs in `folder`."""
 
     folder: Path
@@ -56,25 +56,25 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, plan_cache_dir: Path) -> Iterator[Service]:
+def service(tmp_path_factory: pytest.TempPathFactory, plan_cache_dir: Path) -> Iterator[DocumentedService]:
     folder = tmp_path_factory.mktemp("documents")
     shutil.copytree(ROOT / "model_repo", folder / "model_repo")
     settings = service_settings(folder / "model_repo", plan_cache_dir, folder / "data")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where `msf` is
     with msf("serve", settings=settings, log=folder / "log") as server:
-        yield Service(folder, server.url().removeprefix("http://"), {**os.environ, **settings, "PATH": path})
+        yield DocumentedService(folder, server.url().removeprefix("http://"), {**os.environ, **settings, "PATH": path})
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_examples_of_the_readme(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_of_the_readme(service: DocumentedService, monkeypatch: pytest.MonkeyPatch) -> None:
     check_examples(README, service, monkeypatch)
     assert (service.folder / "grid.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_examples_of_the_client_guide(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_of_the_client_guide(service: DocumentedService, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = f"whsec_{base64.b64encode(b'secret of a tenant').decode()}"
     monkeypatch.setenv("WEBHOOK_SECRET", secret)
     variables = check_examples(ROOT / "docs/api.md", service, monkeypatch)
@@ -88,13 +88,13 @@ def test_examples_of_the_client_guide(service: Service, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_examples_of_the_open_inference_protocol(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_of_the_open_inference_protocol(service: DocumentedService, monkeypatch: pytest.MonkeyPatch) -> None:
     check_examples(ROOT / "docs/oip.md", service, monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_examples_of_the_guide_to_dit(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_of_the_guide_to_dit(service: DocumentedService, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small networks with random weights take the place of the published ones, which cannot be had here."""
     write_pipeline(
         service.folder / "DiT-XL-2-256",
@@ -112,7 +112,7 @@ def test_examples_of_the_guide_to_dit(service: Service, monkeypatch: pytest.Monk
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_examples_of_the_guide_from_pictures_to_an_api(
-    service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    service: DocumentedService, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The training is one of a few iterations on bars of 16x16 pixels."""
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -154,7 +154,7 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def check_examples(document: Path, service: Service, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def check_examples(document: Path, service: DocumentedService, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Execute every example in order; return the variables of the Python examples."""
     monkeypatch.chdir(service.folder)
     variables: dict[str, Any] = {}

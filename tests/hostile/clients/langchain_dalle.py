@@ -1,4 +1,4 @@
-"""What LangChain's image wrapper and tool send, which read addresses: URL as the only argument."""
+"""Requests of LangChain's image wrapper and tool, which read addresses: URL as the only argument."""
 
 import sys
 import urllib.request

@@ -1,4 +1,4 @@
-"""What LiteLLM sends: URL as the only argument."""
+"""Requests of LiteLLM: URL as the only argument."""
 
 import asyncio
 import base64

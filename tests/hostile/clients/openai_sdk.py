@@ -1,4 +1,4 @@
-"""What OpenAI's Python client sends, from its first version with this interface on: URL as the only argument."""
+"""Requests of OpenAI's Python client, from its first version with this interface on: URL as the only argument."""
 
 import base64
 import sys

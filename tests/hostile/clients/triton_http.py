@@ -1,4 +1,4 @@
-"""What Triton's HTTP client sends, in all its forms: URL as the only argument."""
+"""Requests of Triton's HTTP client, in all its forms: URL as the only argument."""
 
 import itertools
 import sys
@@ -14,9 +14,9 @@ client = triton.InferenceServerClient(sys.argv[1].removeprefix("http://"), netwo
 
 def tensor(name: str, values: Any, datatype: str, binary: bool = True) -> Any:
     array = np.array(values, dtype={"BYTES": object, "INT32": np.int32}[datatype])
-    made = triton.InferInput(name, list(array.shape), datatype)
-    made.set_data_from_numpy(array, binary_data=binary)
-    return made
+    column = triton.InferInput(name, list(array.shape), datatype)
+    column.set_data_from_numpy(array, binary_data=binary)
+    return column
 
 
 assert client.is_server_live()
