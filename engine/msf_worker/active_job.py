@@ -56,6 +56,7 @@ class ActiveJob:
     claim: Claim
     config: ModelConfig
     provenance: Provenance
+    noise: SampleNoise
     claimed_at: float = field(default_factory=time.monotonic)
     number: int = -1  # in the active set
     waiting: deque[int] = field(default_factory=deque)  # positions of samples without a slot
@@ -76,8 +77,6 @@ class ActiveJob:
             self.deadline = self.arrived_at + record.deadline_at - record.admitted_at
         self.waiting.extend(range(self.spec.num_samples))
         self.num_steps = self.config.split_steps(self.spec.num_steps)
-        indices = self.spec.indices
-        self.noise = SampleNoise.of(self.config, [self.spec.seed] * len(indices), indices)
 
     @property
     def is_strict(self) -> bool:

@@ -123,8 +123,8 @@ class Worker:
         results = await self._leases.claim_many(self.models.info.id, requests, idle=not self._keeper.claims)
         self._claims_alone = any(result.alone for result in results)
         for (key, runner), result in zip(runners.items(), results, strict=True):
-            for claim in self._keeper.hold(result.claims):
-                self.device.add(*runner.make_job(claim))
+            for job, work_s in runner.make_jobs(self._keeper.hold(result.claims)):
+                self.device.add(job, work_s)
             self._metrics.claims.labels(*key).inc(len(result.claims))
             self._metrics.expired.inc(result.num_expired)
         self._keeper.overtaking_terms.clear()  # every job that was claimed is known by now

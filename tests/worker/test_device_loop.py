@@ -77,7 +77,7 @@ class Device:
         record = JobRecord(
             id=new_job_id(), spec=spec, terms=terms or Terms(), state=JobState.RUNNING, admitted_at=0.0, claimed_at=0.0
         )
-        job, _ = self.runners[model].make_job(Claim(record, "worker"))
+        [(job, _)] = self.runners[model].make_jobs([Claim(record, "worker")])
         self.loop.add(job, work_s)
         return job
 
