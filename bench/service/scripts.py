@@ -117,9 +117,10 @@ class Store:
         version: str = "1",
         is_shared: bool = False,
         bound_to: str | None = None,
+        number_of: str = EACH,
         **terms: object,
     ) -> None:
-        """Queue jobs; without `bound_to` they may be run by any worker."""
+        """Queue jobs, with ids of `number_of`; without `bound_to` they may be run by any worker."""
         spec = JobSpec(model="bench", version=version, label=0, num_samples=1, seed=0, num_steps=2, guidance_scale=1.0)
 
         async def admit_one(redis: RedisClient) -> None:
@@ -130,7 +131,7 @@ class Store:
             await queue.admit(
                 spec,
                 Terms.model_validate(terms),
-                job_id=job_id_of(EACH),
+                job_id=job_id_of(number_of),
                 reply_to="bench",
                 idempotency=Idempotency("one of them", b""),
                 fingerprint="bench" if is_shared else None,
@@ -231,6 +232,14 @@ async def _tenants(store: Store, number: int) -> None:
         await store.end(await store.claim(store.leases, 64))
 
 
+async def _served_tenants(store: Store, number: int) -> None:
+    """Serve every tenant once, and then one of them again, which all others are level with from then on."""
+    await store.admit(number, tenant=f"tenant-{EACH}")
+    await store.admit(number, tenant="tenant-00000000", number_of=f"9{EACH}")
+    await store.claim_all(number)
+    await store.claim(store.leases, 1)
+
+
 async def _lanes_held(store: Store, number: int) -> None:
     number = min(number, 4096)  # a worker holds no more samples
     await store.admit(number + 100, tenant=f"held-{EACH}")
@@ -314,6 +323,7 @@ KINDS: dict[str, tuple[Callable[[Store, int], Awaitable[None]], int]] = {
     "running jobs": (_running_jobs, 100_000),
     "leases that ran out": (_lapsed_leases, 100_000),
     "tenants": (_tenants, 100_000),
+    "tenants served before": (_served_tenants, 100_000),
     "lanes held by a worker": (_lanes_held, 4096),
     "users": (_users, 100_000),
     "webhooks": (_webhooks, 100_000),

@@ -58,7 +58,8 @@ class ClaimRequest:
 
     Jobs are leased whole and in turn, while they cost less than `budget_steps` sample steps; the last may exceed it.
     Then, whatever the budget, one job of each priority class and tenant of which the worker holds nothing: `held` are
-    those of its jobs. All have at most `max_samples` samples, except that an idle worker gets a first job of any size.
+    those of its jobs; a class of which there are more than MAX_HELD_LANES gets none. All have at most `max_samples`
+    samples, except that an idle worker gets a first job of any size.
     """
 
     model: ModelKey

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +30,14 @@ from msf_scheduler.jobs import (
 )
 from msf_scheduler.keys import QueueKeys
 from msf_scheduler.scripts import Invocation, Script, by_name, call_all
-from msf_scheduler.tunables import DEAD_LETTER_TTL_S, LEASE_S, MAX_LEASES_RENEWED, MAX_STORED_BYTES, RESULT_TTL_S
+from msf_scheduler.tunables import (
+    DEAD_LETTER_TTL_S,
+    LEASE_S,
+    MAX_HELD_LANES,
+    MAX_LEASES_RENEWED,
+    MAX_STORED_BYTES,
+    RESULT_TTL_S,
+)
 
 
 class Leases:
@@ -119,11 +126,15 @@ class Leases:
 
     def _claim_command(self, worker_id: str, request: ClaimRequest, idle: bool) -> Invocation:
         queue = QueueKeys.of(*request.model)
+        lanes = set(request.held)
+        num_lanes = Counter(priority for priority, _ in lanes)
+        full = {priority for priority, count in num_lanes.items() if count > MAX_HELD_LANES}
         arguments = {
             "worker": worker_id,
             "waiter": self._waiter,
             "budget_steps": request.budget_steps,
-            "held": [(priority.rank, tenant) for priority, tenant in set(request.held)],
+            "held": [(priority.rank, tenant) for priority, tenant in lanes if priority not in full],
+            "full_classes": [priority.rank for priority in full],
             "max_samples": request.max_samples,
             "lease_s": self._lease_s,
             "idle": idle,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from redis.asyncio import Redis
 
 from msf_scheduler.claims import EXPIRED, ClaimRequest, JobEnd
 from msf_scheduler.jobs import JobError, JobState, Priority
+from msf_scheduler.keys import QueueKeys
 from msf_scheduler.leases import Leases
 from msf_scheduler.queue import JobQueue
 from tests.scheduler.support import (
@@ -52,6 +54,38 @@ async def test_a_backlog_does_not_keep_newcomers_out_of_a_full_worker(queue: Job
     assert await claimed(leases, 0, [*lanes, (HIGH, "a"), (NORMAL, "b")]) == [again.id]
 
 
+async def test_a_worker_that_holds_jobs_of_many_tenants_gets_newcomers_of_other_classes_alone(
+    queue: JobQueue, leases: Leases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msf_scheduler.leases.MAX_HELD_LANES", 2)
+    await admit(queue, tenant="c")
+    low = await admit(queue, tenant="c", priority=LOW)
+    lanes = [(NORMAL, "a"), (NORMAL, "b")]
+    assert await claimed(leases, 0, [*lanes, (NORMAL, "d")]) == [low.id]
+    assert len(await claimed(leases, 0, lanes)) == 1
+
+
+async def test_what_many_tenants_have_used_is_forgotten_in_pieces(
+    queue: JobQueue, leases: Leases, redis: Redis
+) -> None:
+    passes = f"{QueueKeys.of(MODEL, VERSION).prefix}passes"
+    for number in range(100, 200):
+        await admit(queue, tenant=f"tenant-{number}")
+    for _ in range(6):
+        await admit(queue, 10, tenant="zero")
+    while await redis.zcard(passes) < 101:
+        await claim(leases, num_samples=1)
+    await claim(leases, num_samples=10)  # the virtual time passes what each of them has used
+    num_left = await redis.zcard(passes)
+    assert 1 < num_left < 101
+    assert await redis.zscore(passes, "tenant-199") is not None
+    for tenant in ("tenant-199", "new") * 2:
+        await admit(queue, 10, tenant=tenant)
+    order = [each.job.terms.tenant for _ in range(6) for each in await claim(leases, num_samples=1)]
+    assert [tenant for tenant in order if tenant != "zero"][:2] == ["new", "tenant-199"]
+    assert await redis.zcard(passes) < num_left
+
+
 async def test_newcomers_come_after_the_jobs_that_the_budget_covers(queue: JobQueue, leases: Leases) -> None:
     first = await admit(queue, 2, tenant="a", priority=HIGH)
     await admit(queue, tenant="a", priority=HIGH)
@@ -80,9 +114,9 @@ async def test_only_a_first_job_of_an_idle_worker_exceeds_its_memory(queue: JobQ
 
 async def test_one_claim_is_bounded_and_leaves_the_rest(queue: JobQueue, leases: Leases, redis: Redis) -> None:
     """However much work is queued, no script runs long."""
-    jobs = [await admit(queue) for _ in range(30)]
+    jobs = [await admit(queue) for _ in range(12)]
     first = await claimed(leases, 1000, [], max_samples=1000)
-    assert 0 < len(first) < 30
+    assert 0 < len(first) < 12
     await leases.wait_for_work([(MODEL, VERSION)], (), 60)
     assert [*first, *await claimed(leases, 1000, [], max_samples=1000)] == [job.id for job in jobs]
 

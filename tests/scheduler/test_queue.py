@@ -14,9 +14,9 @@ from tests.scheduler.support import MODEL, TIMINGS, VERSION, admit, claim, ids, 
 
 
 async def test_first_in_first_out(queue: JobQueue, leases: Leases) -> None:
-    admitted = [(await admit(queue)).id for _ in range(25)]
-    assert ids(await claim(leases, num_samples=10)) == admitted[:10]
-    assert ids(await claim(leases, "worker-2", num_samples=100)) == admitted[10:]
+    admitted = [(await admit(queue)).id for _ in range(10)]
+    assert ids(await claim(leases, num_samples=4)) == admitted[:4]
+    assert ids(await claim(leases, "worker-2", num_samples=100)) == admitted[4:]
     assert await claim(leases) == []
 
 

@@ -164,7 +164,7 @@ async def test_a_newcomer_goes_to_another_worker_if_the_one_it_woke_has_died(que
 async def test_more_newcomers_than_one_claim_takes_are_claimed_without_another_wake(
     queue: JobQueue, leases: Leases, redis: Redis
 ) -> None:
-    jobs = [await admit(queue, tenant=f"tenant {number}") for number in range(20)]
+    jobs = [await admit(queue, tenant=f"tenant {number}") for number in range(12)]
     first = await claim_full(leases)
     assert 0 < len(first) < len(jobs)
     await returns_at_once(leases)

@@ -1,9 +1,9 @@
 -- Lease jobs to a worker, whole and in turn: first the work that it wants, then one job of each lane (priority class
 -- and tenant) of which it holds nothing.
 -- KEYS: queue
--- ARGV: worker, waiter (that waits for newcomers), budget_steps, held (lanes, each class, tenant), max_samples,
---       lease_s, idle (the worker holds nothing), fingerprint (of the worker), expired (error of jobs that are too
---       late), ttl_s (of those)
+-- ARGV: worker, waiter (that waits for newcomers), budget_steps, held (lanes, each class, tenant), full_classes (that
+--       get no newcomers), max_samples, lease_s, idle (the worker holds nothing), fingerprint (of the worker), expired
+--       (error of jobs that are too late), ttl_s (of those)
 -- → alone (1: the worker must hold nothing but a suspect), limit ("budget" or "room": what kept it from more;
 --   "work"), num_expired, jobs (each name, value, …), terms (under which each is served)
 local clock = require 'clock'
@@ -269,6 +269,9 @@ local function serve_newcomers()
   for _, class in ipairs(priority_classes) do
     turns[class] = turns_of(class, tunables.MAX_NEWCOMERS + 1, held, num_held[class])
   end
+  for _, class in ipairs(args.full_classes) do
+    turns[class] = {}
+  end
   local class = next_class(turns)
   while class do
     if #claimed == max_claimed or is_exhausted() then
@@ -294,7 +297,7 @@ if args.max_samples > 0 then
     limit = 'work'
   end
 end
-redis.call('ZREMRANGEBYSCORE', queue.passes, '-inf', redis.call('HGET', queue.counters, 'virtual_time') or 0)
+lanes.forget_passes(queue)
 
 for _, fingerprint in ipairs(own_fingerprints) do
   if not waking.wake_if_work(queue, fingerprint, now) then

@@ -4,6 +4,7 @@
 local clock = require 'clock'
 local fingerprints = require 'fingerprints'
 local priority_classes = require 'priority_classes'
+local tunables = require 'tunables'
 
 local lanes = {}
 
@@ -99,13 +100,25 @@ function lanes.add_usage(queue, job, sign)
   if not tenant then
     return  -- ended and forgotten
   end
-  local virtual_time = redis.call('HGET', queue.counters, 'virtual_time') or 0
-  local pass = (redis.call('ZSCORE', queue.passes, tenant) or virtual_time) + sign * cost / weight
+  local virtual_time = tonumber(redis.call('HGET', queue.counters, 'virtual_time') or 0)
+  local pass = tonumber(redis.call('ZSCORE', queue.passes, tenant) or 0)
+  pass = math.max(pass, virtual_time) + sign * cost / weight
   redis.call('ZADD', queue.passes, pass, tenant)
   for _, fingerprint in ipairs(fingerprints.all(queue)) do
     for _, class in ipairs(priority_classes) do
       redis.call('ZADD', lanes.tenants(queue, fingerprints.qualify(class, fingerprint)), 'XX', pass, tenant)
     end
+  end
+end
+
+-- Forget what tenants have used up to the virtual time: all are equal there. At most as many as keeps the script short,
+-- and more than a claim adds.
+function lanes.forget_passes(queue)
+  local virtual_time = redis.call('HGET', queue.counters, 'virtual_time') or 0
+  local limit = {'BYSCORE', 'LIMIT', 0, tunables.MAX_FORGOTTEN}
+  local tenants = redis.call('ZRANGE', queue.passes, '-inf', virtual_time, unpack(limit))
+  if tenants[1] then
+    redis.call('ZREM', queue.passes, unpack(tenants))
   end
 end
 

@@ -62,7 +62,7 @@ function queueing.dequeue(queue, job, id)
     lanes.leave(queue, job, id)
   end
   if redis.call('EXISTS', queue.waiting) == 0 then
-    redis.call('DEL', queue.passes)  -- an empty queue owes nothing to any tenant
+    redis.call('UNLINK', queue.passes)  -- an empty queue owes nothing to any tenant
     redis.call('HDEL', queue.counters, 'queued_steps')  -- which an earlier release did not count
   end
 end
