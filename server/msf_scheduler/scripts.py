@@ -7,6 +7,7 @@ generated from Python constants.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
@@ -21,6 +22,9 @@ from redis.exceptions import ResponseError
 from msf_scheduler import keys, tunables
 from msf_scheduler.connection import RedisClient, call, guarded
 from msf_scheduler.jobs import JobState, Priority
+from msf_scheduler.pipelining import PipeliningRedis
+
+MAX_SHARED_BYTES = 1 << 18  # of blobs that are sent on the connection of all tasks
 
 _FOLDER = files("msf_scheduler") / "lua"
 _REQUIRE = re.compile(r"\brequire '(\w+)'")
@@ -148,6 +152,11 @@ async def call_all(redis: RedisClient, invocations: Sequence[Invocation]) -> lis
 
 
 async def _send_all(redis: RedisClient, invocations: Sequence[Invocation]) -> list[Any]:
+    """Send commands with those of other tasks, or with large blobs, which would hold these up, on their own."""
+    num_bytes = sum(len(blob) for invocation in invocations for blob in invocation.blobs)
+    if isinstance(redis, PipeliningRedis) and num_bytes <= MAX_SHARED_BYTES:
+        replies = (redis.enqueue(*invocation.words()) for invocation in invocations)
+        return await asyncio.gather(*replies, return_exceptions=True)
     async with redis.pipeline(transaction=False) as pipeline:
         for invocation in invocations:
             pipeline.execute_command(*invocation.words())
