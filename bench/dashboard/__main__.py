@@ -26,7 +26,7 @@ from tabulate import tabulate
 
 from bench.dashboard.expected import NUM_WORKERS, LoadRecord, SeriesCheck, check_series
 from bench.dashboard.load import num_unknown_keys, send_load, write_keys
-from bench.dashboard.picture import PanelPicture, Series, picture
+from bench.dashboard.picture import Curve, PanelPicture, picture
 from bench.dashboard.queries import BOARD, PrometheusClient, queries_of, read_board
 from bench.local_stack import SCRAPE_S, embedded_redis_url, free_port, local_service, prometheus, until_idle
 
@@ -85,7 +85,7 @@ def draw(client: PrometheusClient, record: LoadRecord) -> str:
     pictures = []
     for panel in panels:
         series = [
-            Series(
+            Curve(
                 query.series_name(one.labels) or panel["title"],
                 [(round(time_s - record.started_at, 1), value) for time_s, value in one.points],
             )

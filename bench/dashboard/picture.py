@@ -28,7 +28,7 @@ SCALES = {  # unit → (factor to the next, names); a value below 1 is shown in 
 
 
 @dataclass(frozen=True)
-class Series:
+class Curve:
     """Name in the legend, and values by seconds since the start of the picture."""
 
     name: str
@@ -40,7 +40,7 @@ class PanelPicture:
     """A panel of the dashboard's JSON with its series."""
 
     panel: Mapping[str, Any]
-    series: Sequence[Series]
+    series: Sequence[Curve]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def _time_series(shown: PanelPicture, width: float, height: float, duration_s: f
         yield f'<text x="{PADDING + x + 17:.1f}" y="{y:.1f}">{escape(name)}</text>'
 
 
-def stacked(series: Sequence[Series]) -> list[list[tuple[float, float]]]:
+def stacked(series: Sequence[Curve]) -> list[list[tuple[float, float]]]:
     """Return the running sums of the series, at the times of all; a series without a value then counts as 0."""
     times = sorted({time_s for each in series for time_s, _ in each.points})
     values = [[dict(each.points).get(time_s, 0.0) for time_s in times] for each in series]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import runpy
-
 import promql_parser
 import pytest
 
+from bench.dashboard.board.__main__ import encoded
 from bench.dashboard.queries import BOARD, PanelQuery, read_board
 from tests.system.dashboard_names import metric_names, names_in
 
@@ -14,8 +13,7 @@ QUERIES = read_board()
 
 
 def test_the_board_is_up_to_date() -> None:
-    code = runpy.run_path(str(BOARD.parents[1] / "dashboard.py"))
-    assert code["encoded"]() == BOARD.read_text(), "run: python docker/grafana/dashboard.py"
+    assert encoded() == BOARD.read_text(), "run: python -m bench.dashboard.board"
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: f"{query.panel} {query.legend}")
