@@ -92,6 +92,7 @@ async def test_generate_shows_images_and_timings(page: Page, worker: FakeWorker)
     await page.get_by_role("radio", name="Sneaker").check(force=True)
     await page.get_by_label("Images", exact=True).fill("3")
     await page.get_by_label("Seed", exact=True).fill("7")
+    await page.get_by_label("Away from").fill("Coat")
     await page.get_by_role("button", name="Generate").click()
     await expect(page.get_by_role("button", name="Generating…")).to_be_disabled()
     worker.holding = False
@@ -102,15 +103,16 @@ async def test_generate_shows_images_and_timings(page: Page, worker: FakeWorker)
         await images.first.locator("img").last.evaluate("image => image.decode().then(() => image.naturalWidth)") == 32
     )
     await expect(page.get_by_role("img", name="queue 4.0 ms, base 30 ms, residual 23 ms")).to_be_visible()
-    await expect(page.get_by_text("3 images, seed 7, 12 steps, guidance 2")).to_be_visible()
+    await expect(page.get_by_text("3 images, seed 7, 12 steps, guidance 2, away from Coat")).to_be_visible()
     await expect(page.get_by_role("button", name="Generate")).to_be_enabled()
-    assert worker.claimed[0].job.spec.seed == 7
+    spec = worker.claimed[0].job.spec
+    assert (spec.seed, spec.negative_label) == (7, LABELS.index("Coat"))
 
     async with page.expect_download() as download:
         await page.get_by_role("button", name="Download all").click()
     with zipfile.ZipFile(await (await download.value).path()) as archive:
         assert archive.testzip() is None
-        assert [archive.read(name) for name in archive.namelist()[:3]] == draw(worker.claimed[0].job.spec)
+        assert [archive.read(name) for name in archive.namelist()[:3]] == draw(spec)
         assert json.loads(archive.read("parameters.json"))["fields"]["seed"] == 7
 
 

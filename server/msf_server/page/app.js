@@ -84,7 +84,8 @@ function rememberInUrl({ query }) {
 
 function showFailure(error) {
   showError(error, (label) => {
-    writeFields({ prompt: label }, { keepSeed: false });
+    const [prompt, negative_prompt] = ["prompt", "negative_prompt"].map((id) => byId(id).value);
+    writeFields({ prompt, negative_prompt, [error.param]: label }, { keepSeed: false });
     showError(null);
     showForm();
   });
@@ -127,6 +128,9 @@ function listen() {
     showForm();
   });
   listenForClasses(showForm);
+  byId("negative_prompt").addEventListener("focus", () => {
+    byId("negative-classes").replaceChildren(...(selectedModel()?.labels ?? []).map((label) => new Option(label)));
+  });
   byId("form").addEventListener("submit", (event) => {
     event.preventDefault();
     submit();

@@ -4,7 +4,7 @@ import { byId, element } from "./dom.js";
 
 const FIELD_NAMES = {
   prompt: "Class", model: "Model", n: "Number of images", seed: "Seed", first_index: "First image", num_steps: "Steps",
-  guidance_scale: "Guidance",
+  guidance_scale: "Guidance", negative_prompt: "Away from",
 };
 
 const SENTENCES = {

@@ -38,6 +38,7 @@ export function applyDefaults(model, label) {
   limit("guidance_scale", model.max_guidance_scale, model.default_guidance_scale);
   if (!touched.has("prompt")) setClass(label);
   else markClass();
+  byId("negative-field").hidden = !model.takes_negative;
 }
 
 // Take over those of a comparison's second model: half the steps, if it is the first model.
@@ -50,7 +51,11 @@ export function applyComparedDefaults(model, isSame) {
 export function readFields() {
   const numbers = NUMBERS.filter((id) => byId(id).value !== "").map((id) => [id, Number(byId(id).value)])
     .filter(([id, value]) => id !== "first_index" || value !== 0);
-  return { ...(byId("model").value ? { model: byId("model").value } : {}), prompt: byId("prompt").value.trim(), ...Object.fromEntries(numbers) };
+  const negative = byId("negative-field").hidden ? "" : byId("negative_prompt").value.trim();
+  return {
+    ...(byId("model").value ? { model: byId("model").value } : {}), prompt: byId("prompt").value.trim(), ...Object.fromEntries(numbers),
+    ...(negative ? { negative_prompt: negative } : {}),
+  };
 }
 
 // Return the fields of the second setting, or null.
@@ -60,9 +65,10 @@ export function readCompared() {
 }
 
 // Fill in a request of the selected model. With `keepSeed`, its seed stays for the next requests.
-export function writeFields({ prompt, ...numbers }, { compared = null, keepSeed = true } = {}) {
+export function writeFields({ prompt, negative_prompt, ...numbers }, { compared = null, keepSeed = true } = {}) {
   touched.add("prompt");
   setClass(prompt);
+  byId("negative_prompt").value = negative_prompt ?? "";
   for (const id of NUMBERS.filter((name) => numbers[name] !== undefined)) {
     touched.add(id);
     setNumber(id, numbers[id]);

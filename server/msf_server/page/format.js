@@ -6,4 +6,5 @@ export const bytes = (count) => (count >= 1e6 ? `${(count / 1e6).toFixed(1)} MB`
 
 export const counted = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 
-export const settingsText = ({ num_steps, guidance_scale }) => `${num_steps} steps, guidance ${guidance_scale}`;
+export const settingsText = ({ num_steps, guidance_scale, negative_prompt }) =>
+  `${num_steps} steps, guidance ${guidance_scale}${negative_prompt ? `, away from ${negative_prompt}` : ""}`;

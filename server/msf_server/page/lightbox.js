@@ -32,6 +32,7 @@ function show() {
   byId("lightbox-title").textContent = fields.prompt;
   const facts = {
     Seed: `${fields.seed}, image ${fields.first_index}`, Steps: fields.num_steps, Guidance: fields.guidance_scale,
+    ...(fields.negative_prompt ? { "Away from": fields.negative_prompt } : {}),
     File: tile.isFinal ? bytes(frames.at(-1).size) : "unfinished: a preview",
   };
   byId("facts").replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [

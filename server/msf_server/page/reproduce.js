@@ -24,10 +24,11 @@ async function open(file) {
   byId("reproduce").focus();
 }
 
-function describe({ model, version, label, seed, index, num_steps, guidance_scale, reproducibility, fingerprint }) {
+function describe({ model, version, label, seed, index, num_steps, guidance_scale, reproducibility, fingerprint, negative_label }) {
   return {
     Model: `${model}:${version}`, Class: `${label}`, Seed: `${seed}, image ${index}`, Steps: `${num_steps}`,
-    Guidance: `${guidance_scale}`, Mode: reproducibility, Fingerprint: fingerprint.slice(0, 12),
+    Guidance: `${guidance_scale}`, ...(negative_label === undefined ? {} : { "Away from class": `${negative_label}` }),
+    Mode: reproducibility, Fingerprint: fingerprint.slice(0, 12),
   };
 }
 
@@ -41,7 +42,8 @@ async function reproduce(models) {
     if (!model) throw new ServiceError(`${p.model}:${p.version} is not served here.`);
     const { id } = await createJob({
       model: model.id, prompt: model.labels[p.label] ?? `${p.label}`, n: 1, seed: p.seed, first_index: p.index,
-      num_steps: p.num_steps, guidance_scale: p.guidance_scale, reproducibility: p.reproducibility, cache: false,
+      num_steps: p.num_steps, guidance_scale: p.guidance_scale, negative_prompt: model.labels[p.negative_label] ?? "",
+      reproducibility: p.reproducibility, cache: false,
     });
     const job = await lastEvent(jobEvents(id));
     if (job.type !== "succeeded") throw new ServiceError(job.error?.message ?? `The job was ${job.type}.`);
