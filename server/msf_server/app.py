@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from http import HTTPStatus
@@ -68,6 +69,7 @@ def create_app(settings: ServerSettings, tracing: Tracing | None = None) -> Fast
         servers=SERVERS,
         version=version("msf-serve"),
         lifespan=lifespan,
+        openapi_url=None,  # pages.py serves it: FastAPI would encode it again for each request
         docs_url=None,  # pages.py serves it, with a content security policy
         redoc_url=None,
         redirect_slashes=False,
@@ -116,6 +118,7 @@ class _App(FastAPI):
     """FastAPI with our OpenAPI document, and without its own telemetry, which looks for its configuration each time."""
 
     requires_keys = False
+    _openapi_json = b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await Starlette.__call__(self, scope, receive, send)
@@ -125,6 +128,11 @@ class _App(FastAPI):
             complete(super().openapi(), requires_keys=self.requires_keys)
         assert self.openapi_schema is not None
         return self.openapi_schema
+
+    def openapi_json(self) -> bytes:
+        """Return the document as it is served."""
+        self._openapi_json = self._openapi_json or json.dumps(self.openapi(), separators=(",", ":")).encode()
+        return self._openapi_json
 
 
 async def _answer(request: Request, error: Exception) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 import httpx
+import pytest
 from fastapi.routing import APIRoute
 
 from msf_server.app import create_app
@@ -173,3 +174,9 @@ def test_every_route_with_get_is_tried() -> None:
     tried_paths |= {"/v1/jobs/{job_id}", "/v1/jobs/{job_id}/events", "/v1/files/{job_id}/{name}"}
     alike = {f"/v2/models/{{model}}/versions/{{version}}/{part}" for part in ("config", "ready", "stats")}
     assert gettable - tried_paths - alike == set()
+
+
+async def test_the_description_is_encoded_once(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = (await client.get("/openapi.json")).content
+    monkeypatch.setattr("msf_server.app.json", None)
+    assert (await client.get("/openapi.json")).content == first

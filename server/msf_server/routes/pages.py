@@ -32,6 +32,12 @@ async def page(request: Request) -> Response:
     return page_files.index(request.headers, {"Content-Security-Policy": _POLICY})
 
 
+@router.get("/openapi.json")
+async def description(request: Request) -> Response:
+    """Serve the description of the API."""
+    return Response(request.app.openapi_json(), media_type="application/json")
+
+
 @router.get("/docs")
 async def docs(request: Request) -> HTMLResponse:
     """Serve Swagger UI under a policy that names its one inline script by hash and allows its inline styles."""
