@@ -7,7 +7,8 @@ many, deadlines, cancelled jobs, connections closed early, invalid requests), sa
 for each measure. Keys in Redis are counted by kind, per stored job that has ended, as their number follows the rate of
 requests.
 A measure has grown if its median in the last quarter exceeds that of the second quarter by more than its tolerance;
-then the test fails.
+then the test fails. It fails, too, if more than a few keys are left once the load has ended and the last result has
+expired: the number of keys under load follows the rate of requests, and cannot tell a leak from a faster minute.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ from msf_scheduler.keys import PREFIX, QueueKeys
 NUM_CALLERS = 12
 NUM_SAMPLES = 120
 MIN_PERIOD_S = 1.0
+RESULT_TTL_S = 60
+SETTLE_S = 30.0  # after the last result has expired
+MAX_KEYS_AT_REST = 24  # those of servers, workers and queues, whatever was requested
 TOLERANCE = {
     "MB": (0.05, 8.0),
     "files": (0.0, 6.0),
@@ -100,6 +104,13 @@ async def count_keys(redis: RedisClient) -> Counter[str]:
     return counts
 
 
+async def count_keys_at_rest(redis_url: str) -> Counter[str]:
+    """Return what `count_keys` does once all results have expired."""
+    await asyncio.sleep(RESULT_TTL_S + SETTLE_S)
+    async with connect(redis_url) as redis:
+        return await count_keys(redis)
+
+
 async def soak(service: LocalService, redis_url: str, worker_url: str, minutes: float) -> Samples:
     samples: Samples = defaultdict(list)
     outcomes: Counter[str] = Counter()
@@ -148,13 +159,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     arguments = parser.parse_args()
     port = free_port()
-    settings = {"MSF_WORKER_METRICS_PORT": str(port), "MSF_RESULT_TTL_S": "60"}
+    settings = {"MSF_WORKER_METRICS_PORT": str(port), "MSF_RESULT_TTL_S": str(RESULT_TTL_S)}
     with tempfile.TemporaryDirectory(prefix="msf-") as folder, local_service(Path(folder), **settings) as service:
         redis_url = embedded_redis_url(Path(folder))
         rows = assess(asyncio.run(soak(service, redis_url, f"http://127.0.0.1:{port}", arguments.minutes)))
+        at_rest = asyncio.run(count_keys_at_rest(redis_url))
     head = ["process", "measure", "second quarter", "last quarter", "maximum", "verdict"]
     print(tabulate(rows, head, tablefmt="github", floatfmt=".3g"))
-    sys.exit(any(row[-1] == "GROWN" for row in rows))
+    print(f"{at_rest.total()} keys at rest (at most {MAX_KEYS_AT_REST}): {dict(sorted(at_rest.items()))}")
+    sys.exit(any(row[-1] == "GROWN" for row in rows) or at_rest.total() > MAX_KEYS_AT_REST)
 
 
 if __name__ == "__main__":

@@ -47,4 +47,4 @@ MAX_LEASES_READ = 256  # by one call that looks for a worker's
 MAX_LEASES_RENEWED = 64  # by one call
 MAX_ANNOUNCED = 64  # full workers that one script wakes
 MAX_SUBSCRIBERS = 64  # servers that one job notifies; further ones see its changes when they look themselves
-MAX_STORED_BYTES = 2 * 2**20  # of images that one script stores, unless a single one is larger
+MAX_STORED_BYTES = 2**20  # of images that one script stores, unless a single one is larger
