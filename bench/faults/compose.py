@@ -43,7 +43,8 @@ def start_stack(services: list[str]) -> list[tuple[str, str]]:
     for image in IMAGES:
         size = docker("image", "inspect", "--format", "{{.Size}}", f"msf-serve/{image}")
         rows.append(event(f"image {image}", f"{int(size) / 1e6:.0f} MB"))
-    until(lambda: httpx.get(f"{URL}/v2/health/ready").is_success)
+    # A worker is healthy with its first model.
+    until(lambda: all(httpx.get(f"{URL}/v2/models/{model}/ready").is_success for model in MODELS))
     for model in MODELS:
         body = {"model": model, "prompt": "0"}
         httpx.post(f"{URL}/v1/images/generations", json=body, timeout=TIMEOUT_S).raise_for_status()

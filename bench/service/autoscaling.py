@@ -31,7 +31,7 @@ STABILIZATION_S = 300.0
 RATE_WINDOW_S = 120.0
 TOLERANCE = 0.1
 MIN_WORKERS, MAX_WORKERS = 1, 20
-PATTERN = StepPattern.of([2] * 4, [2], [1])
+PATTERN = StepPattern.of([2], [2], [1])  # few and long steps: they take the simulator the most time
 NUM_SAMPLES = 4
 BURSTS_AT = (3.0, 9.5, 14.0, 20.5)  # hours
 BURST_S = 300.0
@@ -44,7 +44,7 @@ def step_costs() -> StepCosts:
     costs = StepCosts((1, 2, 4, 8, 16))
     for stage in Stage:
         for bucket in (1, 2, 4, 8, 16):
-            costs.observe(stage, bucket, 0.1 + 0.05 * bucket)
+            costs.observe(stage, bucket, 0.2 + 0.1 * bucket)
     return costs
 
 
