@@ -56,7 +56,9 @@ function columnView(column, onOpen) {
     const item = element("li");
     items.set(tile, item);
     list.append(item);
-    const button = element("button", { type: "button", className: "tile", disabled: true, onclick: () => onOpen(tile) });
+    const button = element("button", {
+      type: "button", className: "tile", disabled: true, "aria-label": nameOf(tile), onclick: () => onOpen(tile),
+    });
     item.append(button, element("span", { className: "caption", textContent: tile.caption }));
   }
   const head = element("p", { className: "column-head" });
@@ -64,12 +66,15 @@ function columnView(column, onOpen) {
   return element("section", { className: "column", "aria-label": column.name ? `Setting ${column.name}` : "All images" }, head, list);
 }
 
+function nameOf({ fields, caption, frames, isFinal }) {
+  const state = isFinal ? "" : frames.length ? ", unfinished" : ", waiting";
+  return `${fields.prompt}, image ${fields.first_index}${state}${caption.startsWith("#") ? "" : `, ${caption}`}`;
+}
+
 export function updateTile(tile) {
   const button = items.get(tile)?.querySelector(".tile");
   if (!button) return;
-  const name = `${tile.fields.prompt}, image ${tile.fields.first_index}`;
-  const label = tile.isFinal ? name : tile.frames.length ? `${name}, unfinished` : `${name}, waiting`;
-  button.setAttribute("aria-label", `${label}${tile.caption.startsWith("#") ? "" : `, ${tile.caption}`}`);
+  button.setAttribute("aria-label", nameOf(tile));
   button.disabled = tile.frames.length === 0;
   button.classList.toggle("unfinished", !tile.isFinal);
   button.nextElementSibling?.classList.toggle("unfinished", !tile.isFinal && tile.frames.length > 0);
