@@ -21,7 +21,7 @@ from sdk.models import ErrorResponse, ImageRequest, ImagesResponse, JobList, Job
 client = Client(base_url=url, timeout=300)
 models = list_models.sync(client=client)
 assert isinstance(models, ModelList)
-assert "Sneaker" in models.data[0].labels
+assert "sneaker" in models.data[0].labels
 
 images = create_image.sync(client=client, body=ImageRequest(prompt="sneaker", n=2, seed=7, num_steps=4))
 assert isinstance(images, ImagesResponse)

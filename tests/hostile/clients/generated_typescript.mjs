@@ -19,7 +19,7 @@ const client = createClient<paths>({ baseUrl: process.argv[2] });
 const check = (holds: boolean, what: unknown) => { if (!holds) throw new Error(JSON.stringify(what)); };
 
 const models = await client.GET("/v1/models");
-check(models.data!.data[0].labels.includes("Sneaker"), models);
+check(models.data!.data[0].labels.includes("sneaker"), models);
 const images = await client.POST("/v1/images/generations", { body: { prompt: "sneaker", n: 2, seed: 7, num_steps: 4 } });
 const made = images.data!;
 check("created" in made && made.data.length === 2 && made.seed === 7, images);
