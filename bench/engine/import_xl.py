@@ -36,7 +36,10 @@ def main() -> None:
     arguments = parser.parse_args()
     with TemporaryDirectory(prefix="import-xl-") as scratch:
         folder = Path(scratch)
-        report("parameters", f"{write_pipeline(folder / 'pipeline', arguments.size) / 1e6:.0f} M")
+        report(
+            "parameters, with embeddings in each block",
+            f"{write_pipeline(folder / 'pipeline', arguments.size) / 1e6:.0f} M",
+        )
         started_at = time.monotonic()
         version_folder = import_model(folder / "pipeline", folder / "repo", "dit", ImportOptions())
         report("import", f"{time.monotonic() - started_at:.1f} s")

@@ -4,8 +4,8 @@
 
 writes a model version of each contender, with random denoisers (speed does not depend on the weights), serves all of
 them by one `msf serve` with the settings of the environment, and measures them in turns, through HTTP and the queue:
-images per second at saturation, the latency of one image alone, and latencies under the benchmarks' mixed load, whose
-rate is the same for all.
+images per second and CPU time per image at saturation, the latency of one image alone, and latencies under the
+benchmarks' mixed load, whose rate is the same for all.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from bench.engine.random_models import model_config, random_model
 from bench.engine.sizes import DOWNSAMPLING, fill_zeros, msf_size
 from bench.evaluation.report import markdown_table
-from bench.local_stack import local_service
+from bench.local_stack import LocalService, local_service
 from bench.mixed_load import MIX
 from bench.reproduction.architectures import (
     BASELINE,
@@ -72,9 +72,10 @@ class Load:
 
 @dataclass
 class Figures:
-    """Results of a contender: images per second by round, and all latencies in seconds."""
+    """Results of a contender: by round, images per second and the service's CPU time per image; all latencies."""
 
     images_per_s: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
     alone_s: list[float] = field(default_factory=list)
     mixed_s: list[float] = field(default_factory=list)
 
@@ -127,24 +128,34 @@ def servable_model(architecture: Architecture, template: MsfModel) -> MsfModel:
     return model
 
 
-async def saturate(url: str, name: str, load: Load, seed: int) -> float:
-    """Return images per second with a number of requests of one image always in flight."""
-    tally = LoadTally()
-    async with LoadClient(url, body={"model": name}) as client:
+async def saturate(service: LocalService, name: str, load: Load, seed: int) -> tuple[float, float]:
+    """Return images per second, and CPU seconds of the service per image, with several requests always in flight."""
+    tally, started_at_cpu_s = LoadTally(), cpu_seconds(service)
+    async with LoadClient(service.url, body={"model": name}) as client:
         requests = plan_typical(load.num_requests, Mix(), NUM_CLASSES, seed)
         await closed_loop(client, requests, load.num_clients, tally)
     check(tally)
-    return load.num_requests / max(result.ended_s for result in tally.results)
+    seconds = max(result.ended_s for result in tally.results)
+    return load.num_requests / seconds, (cpu_seconds(service) - started_at_cpu_s) / load.num_requests
 
 
-async def measure_one(url: str, name: str, load: Load, mixed_per_s: float, seed: int, figures: Figures) -> None:
+def cpu_seconds(service: LocalService) -> float:
+    """Return the CPU time of the service's processes so far."""
+    return sum(sum(process.cpu_times()[:2]) for process in service.msf.processes().values())
+
+
+async def measure_one(
+    service: LocalService, name: str, load: Load, mixed_per_s: float, seed: int, figures: Figures
+) -> None:
     """Add a contender's results of one round."""
-    async with LoadClient(url, body={"model": name}) as client:
+    async with LoadClient(service.url, body={"model": name}) as client:
         figures.alone_s += [result.latency_s for result in await measure_alone(client, [Kind()], load.num_alone)]
-    figures.images_per_s.append(await saturate(url, name, load, seed))
+    images_per_s, cpu_s = await saturate(service, name, load, seed)
+    figures.images_per_s.append(images_per_s)
+    figures.cpu_s.append(cpu_s)
     if load.mixed_s:
         tally = LoadTally()
-        async with LoadClient(url, body={"model": name}) as client:
+        async with LoadClient(service.url, body={"model": name}) as client:
             requests = plan_load(poisson, mixed_per_s, load.mixed_s, MIX, NUM_CLASSES, seed)
             await open_loop(client, requests, tally)
         check(tally)
@@ -166,14 +177,16 @@ def mixed_rate(images_per_s: float, share: float) -> float:
     return float(share * images_per_s * NUM_STEPS / sample_steps)
 
 
-async def measure(url: str, names: Sequence[str], baseline: str, num_rounds: int, load: Load) -> dict[str, Figures]:
+async def measure(
+    service: LocalService, names: Sequence[str], baseline: str, num_rounds: int, load: Load
+) -> dict[str, Figures]:
     """Measure all models in turns; a round before the first warms up, and decides the rate of the mixed load."""
-    warm_up = {name: await saturate(url, name, load, seed=0) for name in names}
+    warm_up = {name: (await saturate(service, name, load, seed=0))[0] for name in names}
     mixed_per_s = mixed_rate(warm_up[baseline], load.mixed_share)
     figures = {name: Figures() for name in names}
     for round_number in range(1, num_rounds + 1):
         for name in names:
-            await measure_one(url, name, load, mixed_per_s, round_number, figures[name])
+            await measure_one(service, name, load, mixed_per_s, round_number, figures[name])
             print(f"round {round_number}, {name}: {figures[name].images_per_s[-1]:.2f} images/s", file=sys.stderr)
     if load.mixed_s:
         print(f"mixed load: {mixed_per_s:.2f} requests/s, {load.mixed_share:.0%} of what {baseline} completes")
@@ -192,11 +205,21 @@ def report(every: Sequence[Architecture], figures: Sequence[Figures]) -> str:
                 f"{entry.num_parameters / 1e6:.2f}",
                 f"{median(each.images_per_s):.2f}",
                 f"{median(ratios):.2f} x ({min(ratios):.2f} to {max(ratios):.2f})",
+                f"{1000 * median(each.cpu_s):.0f}",
                 *(f"{1000 * value:.0f}" for value in np.percentile(each.alone_s, (50, 99))),
                 f"{1000 * np.percentile(each.mixed_s, 99):.0f}" if each.mixed_s else "",
             )
         )
-    header = ("", "M parameters", "images/s", f"ratio to {BASELINE}", "alone: p50, ms", "p99, ms", "mixed: p99, ms")
+    header = (
+        "",
+        "M parameters",
+        "images/s",
+        f"ratio to {BASELINE}",
+        "CPU, ms",
+        "alone: p50, ms",
+        "p99, ms",
+        "mixed: p99, ms",
+    )
     return markdown_table(header, rows)
 
 
@@ -238,7 +261,7 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "msf_cli.main", "compile"], env=os.environ | settings, check=True)
         with local_service(folder, **settings) as service:
             baseline = next(name for entry, name in zip(every, names, strict=True) if entry.name == BASELINE)
-            figures = asyncio.run(measure(service.url, names, baseline, arguments.rounds, load))
+            figures = asyncio.run(measure(service, names, baseline, arguments.rounds, load))
     print(f"{cpu_name()}, {os.cpu_count()} cores; size {arguments.size}, {NUM_STEPS} steps\n")
     print(report(every, [figures[name] for name in names]))
 
