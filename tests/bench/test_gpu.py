@@ -37,6 +37,7 @@ def bench() -> GpuBench:
     return GpuBench(torch.device("cpu"), 1e12, "this", Effort(seconds=0, loop_s=0))
 
 
+@pytest.mark.slow
 def test_a_run_writes_results_and_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, text = tmp_path / "results.jsonl", tmp_path / "summary.md"
     assert gpu.main(["--cpu", "--out", str(out), "--summary", str(text)]) == 0
@@ -111,6 +112,7 @@ class OutOfMemoryBackend(DeviceEager):
         return plan
 
 
+@pytest.mark.slow
 def test_a_failed_cell_is_recorded_and_the_run_continues(
     tmp_path: Path, bench: GpuBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +197,7 @@ def test_a_missing_gpu_is_an_error(
     assert not (tmp_path / "results.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_neither_the_service_nor_openvino_is_needed() -> None:
     script = f"""
 import sys
