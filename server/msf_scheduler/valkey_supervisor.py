@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 
-STOP_TIMEOUT_S = 5.0  # what Valkey has acknowledged is with the kernel: killing it loses nothing
+STOP_TIMEOUT_S = 5.0  # then it is killed: what Valkey has acknowledged is with the kernel, unless a sync takes so long
 MIN_RESTART_DELAY_S = 0.2
 MAX_RESTART_DELAY_S = 5.0
 STABLE_S = 30.0
