@@ -24,8 +24,8 @@ COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --generate-hashes --no-annotat
 COMPILE_CPU = $(COMPILE) $(LOCK_TORCH) --python-version 3.11 --no-emit-package torch
 # One process per core and one thread per process: more threads would only compete.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
-# Tests that wait half of the time, and take long: each goes to the next free process, unless its group shares a fixture.
-WAITING = -n 3 --dist loadgroup
+# Tests that wait half of the time.
+WAITING = -n 3
 HEAVY = tests/bench tests/engine/interchange tests/engine/test_inductor.py tests/engine/test_tensorrt.py
 # Ends the service when make is killed.
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)

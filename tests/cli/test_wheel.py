@@ -23,7 +23,7 @@ from msf_cli.main import main
 main()
 """
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]  # they share wheels
+pytestmark = pytest.mark.slow
 
 
 def build(folder: Path, packages: tuple[str, ...]) -> Path:

@@ -16,8 +16,6 @@ import pytest
 from tests.cli.support import msf, service_settings
 from tests.hostile.conftest import Attempts
 
-pytestmark = pytest.mark.xdist_group("clients")  # they share a service
-
 ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(__file__).parent / "clients"
 CACHE = ROOT / ".cache/clients"

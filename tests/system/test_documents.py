@@ -26,8 +26,6 @@ from tests.bench.shapes import RECIPE, write_shapes
 from tests.cli.support import msf, service_settings
 from tests.engine.interchange.peers import timm_state, write_pipeline
 
-pytestmark = pytest.mark.xdist_group("documents")  # they share a service
-
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("model_repo/*/README.md")])

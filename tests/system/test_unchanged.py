@@ -12,8 +12,6 @@ from PIL import Image
 from bench.local_stack import free_port
 from tests.system import recording
 
-pytestmark = pytest.mark.xdist_group("unchanged")  # they share a service
-
 OTHER_PROCESSORS_LEVELS = 2  # float32 kernels differ in their last bits
 
 
