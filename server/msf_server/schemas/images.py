@@ -66,7 +66,7 @@ class ImageRequest(RequestBody):
             description="a class name as a string (in any case and with any separators) or a class id; GET /v1/models "
             "lists the classes.",
         ),
-        BeforeValidator(_text_of_id, json_schema_input_type=str | int),
+        BeforeValidator(_text_of_id, json_schema_input_type=Annotated[str, Field(min_length=1, max_length=200)] | int),
     ]
     model: str | None = _optional(
         'a model of GET /v1/models as "name" (its newest version) or "name:version"; default: the first.',
@@ -137,7 +137,9 @@ class ImageRequest(RequestBody):
         "default: true."
     )
     negative_prompt: Annotated[
-        str | None, Field(max_length=200), BeforeValidator(_text_of_id, json_schema_input_type=str | int | None)
+        str | None,
+        Field(max_length=200),
+        BeforeValidator(_text_of_id, json_schema_input_type=Annotated[str, Field(max_length=200)] | int | None),
     ] = _optional(
         'a class name or id that guidance steers away from, or "" for none; no effect at a guidance_scale of 1.'
     )
