@@ -26,7 +26,8 @@ COMPILE_CPU = $(COMPILE) $(LOCK_TORCH) --python-version 3.11 --no-emit-package t
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 # Tests that wait half of the time.
 WAITING = -n 3
-HEAVY = tests/bench tests/engine/interchange tests/engine/test_inductor.py tests/engine/test_tensorrt.py
+HEAVY = tests/bench tests/training tests/engine/interchange tests/engine/test_inductor.py tests/engine/test_plan_loader.py tests/engine/test_tensorrt.py \
+  tests/system/test_imported_model.py
 # Ends the service when make is killed.
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 
@@ -62,7 +63,7 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(PYTEST) $(WAITING) -m slow $(addprefix --ignore ,$(HEAVY))
 
-test-heavy: $(VENV)/.dev ## the slow tests of the benchmarks, and of the compilers that the default on a CPU does not use
+test-heavy: $(VENV)/.dev ## the slow tests of benchmarks, training, imported models, and of compilers that the default on a CPU does not use
 	$(PYTEST) -m slow $(HEAVY)
 
 data: $(DATA)/.fashion-mnist ## download Fashion-MNIST from Debian's archive and write its class folders

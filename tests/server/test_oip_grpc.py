@@ -37,7 +37,7 @@ Ask = Callable[..., Any]
 
 @pytest.fixture
 def grpc_settings(settings: ServerSettings) -> ServerSettings:
-    return settings.model_copy(update={"grpc_port": free_port()})
+    return settings.model_copy(update={"grpc_port": free_port(), "body_timeout_s": 3.0})
 
 
 @pytest.fixture
