@@ -27,7 +27,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 # Tests that wait half of the time.
 WAITING = -n 3
 HEAVY = tests/bench tests/training tests/engine/interchange tests/engine/test_inductor.py tests/engine/test_plan_loader.py tests/engine/test_tensorrt.py \
-  tests/system/test_imported_model.py
+  tests/system/test_guides.py tests/system/test_imported_model.py
 # Ends the service when make is killed.
 TIED := $(if $(shell command -v setpriv),setpriv --pdeathsig TERM)
 

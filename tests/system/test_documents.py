@@ -19,12 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from standardwebhooks import Webhook
 
-from tests.bench.shapes import RECIPE, write_shapes
 from tests.cli.support import msf, service_settings
-from tests.engine.interchange.peers import timm_state, write_pipeline
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -88,37 +85,6 @@ def test_examples_of_the_client_guide(service: DocumentedService, monkeypatch: p
 @pytest.mark.timeout(600)
 def test_examples_of_the_open_inference_protocol(service: DocumentedService, monkeypatch: pytest.MonkeyPatch) -> None:
     check_examples(ROOT / "docs/oip.md", service, monkeypatch)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_examples_of_the_guide_to_dit(service: DocumentedService, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small networks with random weights take the place of the published ones, which cannot be had here."""
-    write_pipeline(
-        service.folder / "DiT-XL-2-256",
-        id2label=False,
-        num_attention_heads=6,
-        attention_head_dim=64,
-        num_layers=1,
-        num_embeds_ada_norm=1000,
-    )
-    torch.save(timm_state(width=384, num_classes=1000, depth=1), service.folder / "SiT-XL-2-256.pt")
-    check_examples(ROOT / "docs/serve-dit.md", service, monkeypatch)
-    assert (service.folder / "dog.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_examples_of_the_guide_from_pictures_to_an_api(
-    service: DocumentedService, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """The training is one of a few iterations on bars of 16x16 pixels."""
-    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    write_shapes(service.folder / "pictures")
-    (service.folder / "pictures.toml").write_text(RECIPE)
-    check_examples(ROOT / "docs/pictures-to-api.md", service, monkeypatch)
-    for name in ("stars.png", "star.png", "star-of-diffusers.png"):
-        assert (service.folder / name).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
