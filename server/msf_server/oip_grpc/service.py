@@ -1,6 +1,7 @@
 """The gRPC service of the Open Inference Protocol: each call is a request to the HTTP application.
 
 So limits, keys, admission, errors, logs and metrics are those of `/v2`. The messages come with Triton's client.
+A method for each call of the protocol makes the file long.
 """
 
 from __future__ import annotations
